@@ -1,0 +1,126 @@
+"""State that survives a kill: nested dictionaries of tensors and plain values in one safetensors file.
+
+- Optimiser states included: nothing is pickled, so nothing can execute when a file is read.
+- Written beside the target and renamed, so a reader finds the old file or the new one, never half of one.
+- `Resumable` is the loop of every training here. A step's randomness comes from (seed, step) alone, so a run
+  that was killed anywhere ends with the weights of an undisturbed one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class CorruptCheckpoint(ValueError):
+    pass
+
+
+def save(path: Path, tree: Mapping[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_strip(tree, tensors))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        save_file(tensors, draft, metadata={"tree": skeleton})
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error}); the previous checkpoint, if any, is kept") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            skeleton = json.loads((file.metadata() or {})["tree"])
+        return _fill(skeleton, tensors)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CorruptCheckpoint(f"{path} is damaged ({error}); delete it to start that training again") from error
+
+
+def _strip(node: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The tree with every tensor moved to `tensors` and named in its place."""
+    if isinstance(node, Tensor):
+        name = str(len(tensors))
+        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(node, Mapping):
+        return {"dict": [[key, _strip(value, tensors)] for key, value in node.items()]}
+    if isinstance(node, (list, tuple)):
+        return {type(node).__name__: [_strip(value, tensors) for value in node]}
+    return {"value": node}
+
+
+def _fill(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _fill(value, tensors) for key, value in content}
+    if kind in ("list", "tuple"):
+        items = [_fill(value, tensors) for value in content]
+        return tuple(items) if kind == "tuple" else items
+    return content
+
+
+def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The randomness of one step, whatever came before it.
+
+    Hashed, since torch's CPU generator keeps only the low 32 bits of what it is seeded with.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=4).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+
+
+class Resumable:
+    """Counts steps from the last checkpoint on; `parts` are all that a step changes (state_dict, load_state_dict).
+
+    `recipe` is every setting the result depends on: a checkpoint of another recipe is refused, not continued.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        parts: Mapping[str, Any],
+        steps: int,
+        recipe: Mapping[str, Any],
+        every: int = 200,
+        writes: bool = True,
+    ):
+        self.path, self.parts, self.steps, self.every = Path(path), parts, steps, every
+        self.recipe = json.loads(json.dumps(dict(recipe)))
+        self.writes = writes  # of several processes, all read and one writes
+        self.start = self._restore() if self.path.exists() else 0
+        self.saved = self.start  # the step of the newest checkpoint
+
+    def _restore(self) -> int:
+        state = load(self.path)
+        if state["recipe"] != self.recipe:
+            raise ValueError(
+                f"{self.path} was made by another recipe: {state['recipe']}, now {self.recipe}; "
+                "delete it, or use another scratch folder"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        return state["step"]
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self.start, self.steps):
+            yield step
+            done = step + 1
+            if done % self.every == 0 or done == self.steps:
+                self.save(done)
+
+    def save(self, step: int) -> None:
+        if self.writes:
+            parts = {name: part.state_dict() for name, part in self.parts.items()}
+            save(self.path, {"step": step, "recipe": self.recipe, "parts": parts})
+        self.saved = step

@@ -1,0 +1,33 @@
+"""What every test runs under: poisoned memory and few threads.
+
+- Fresh memory is NaN: an output that nobody wrote shows instead of passing by luck.
+- One thread: tests are tiny and share their machine, where the barrier of a second thread waits for the scheduler
+  (measured under load: 8 ms an operation that takes .1 ms). `threads` gives a test more.
+"""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """fill_uninitialized_memory acts in deterministic mode only; warn_only, since not all GPU operations have one."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """threads(2) for the rest of one test."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
