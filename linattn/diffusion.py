@@ -1,0 +1,111 @@
+"""The forward process and its learned variance: what training, sampling and the distillation losses share.
+
+- `variance` is DiT's: the model's second half interpolates, in log space, between the posterior's variance and beta.
+- Predictions convert into one another (velocity, noise, clean latents): a loss can be written in a paper's own terms.
+- Everything is a table over 1,000 time steps, gathered per picture: t is (batch,) and integer, 0 is nearly clean.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["v_prediction", "epsilon"]
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    alphas_cumprod: Tensor  # (steps,), from nearly 1 to nearly 0
+    prediction: Prediction = "v_prediction"
+
+    @classmethod
+    def of(cls, scheduler: Any) -> "Diffusion":
+        """The process a diffusers scheduler steps through backwards."""
+        prediction = scheduler.config.prediction_type
+        if prediction not in ("v_prediction", "epsilon"):
+            raise ValueError(f"prediction_type is {prediction!r}; only 'v_prediction' and 'epsilon' are supported")
+        return cls(scheduler.alphas_cumprod.double(), prediction)
+
+    @property
+    def steps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+        values = table.to(like.device)[t.long()].to(like.dtype)
+        return values.reshape(-1, *[1] * (like.ndim - 1))
+
+    def signal(self, t: Tensor, like: Tensor) -> Tensor:
+        return self._at(self.alphas_cumprod.sqrt(), t, like)
+
+    def noise(self, t: Tensor, like: Tensor) -> Tensor:
+        return self._at((1 - self.alphas_cumprod).sqrt(), t, like)
+
+    def noised(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return self.signal(t, clean) * clean + self.noise(t, clean) * eps
+
+    def target(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the model is asked to predict."""
+        if self.prediction == "epsilon":
+            return eps
+        return self.signal(t, clean) * eps - self.noise(t, clean) * clean
+
+    def eps(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "epsilon":
+            return prediction
+        return self.noise(t, noisy) * noisy + self.signal(t, noisy) * prediction
+
+    def clean(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "epsilon":
+            return (noisy - self.noise(t, noisy) * prediction) / self.signal(t, noisy)
+        return self.signal(t, noisy) * noisy - self.noise(t, noisy) * prediction
+
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Times whose noise share, sigma / (alpha + sigma), is logit-normal; one in ten is uniform.
+
+        The middle of the path is where a small model still has something to learn; the uniform tenth keeps both ends,
+        and the variance of every step, trained.
+        """
+        log_ratio = 0.5 * (1 / self.alphas_cumprod - 1).log()  # log(sigma / alpha), rising
+        density = (-0.5 * log_ratio**2).exp() * torch.gradient(log_ratio)[0]
+        weights = 0.9 * density / density.sum() + 0.1 / self.steps
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
+
+    def posterior(self, clean: Tensor, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(x_{t-1} | x_t, x_0)."""
+        now, before, beta, log_variance = self._steps_tables()
+        weight_clean = before.sqrt() * beta / (1 - now)
+        weight_noisy = (1 - beta).sqrt() * (1 - before) / (1 - now)
+        mean = self._at(weight_clean, t, noisy) * clean + self._at(weight_noisy, t, noisy) * noisy
+        return mean, self._at(log_variance, t, noisy)
+
+    def log_variance(self, raw: Tensor, t: Tensor) -> Tensor:
+        """The learned log-variance: raw in [-1, 1] runs from the posterior's to log beta."""
+        _, _, beta, smallest = self._steps_tables()
+        low, high = self._at(smallest, t, raw), self._at(beta.log(), t, raw)
+        return low + (raw + 1) / 2 * (high - low)
+
+    def _steps_tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        now = self.alphas_cumprod
+        before = torch.cat([now.new_ones(1), now[:-1]])
+        beta = 1 - now / before
+        variance = beta * (1 - before) / (1 - now)
+        variance[0] = variance[1]  # the first is zero: its logarithm is not wanted
+        return now, before, beta, variance.log()
+
+    def variational_bound(self, prediction: Tensor, raw: Tensor, clean: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """Bits a dimension of one step's bound, (batch,); trains the variance only: the mean is taken as given."""
+        mean, log_variance = self.posterior(clean, noisy, t)
+        guess, _ = self.posterior(self.clean(prediction.detach(), noisy, t), noisy, t)
+        learned = self.log_variance(raw, t)
+        squared = (mean - guess) ** 2
+        divergence = learned - log_variance - 1 + (log_variance - learned).exp() + squared * (-learned).exp()
+        likelihood = math.log(2 * math.pi) + learned + (clean - guess) ** 2 * (-learned).exp()
+        bound = torch.where((t == 0).reshape(-1, *[1] * (clean.ndim - 1)), likelihood, divergence)
+        return 0.5 * bound.flatten(1).mean(1) / math.log(2)
+
+
+def split(output: Tensor) -> tuple[Tensor, Tensor]:
+    """A learned-variance model's output, as (prediction, raw variance)."""
+    return output.chunk(2, dim=1)
