@@ -1,0 +1,36 @@
+"""linattn: replace the quadratic self-attention of a pre-trained diffusion model, distil it, and compare honestly.
+
+import linattn
+linattn.linearize(pipe, "clear", radius=8)   # in place, any supported diffusers pipeline or model
+linattn.save(pipe, "my-student")             # the replaced layers and linattn.json
+linattn.load(fresh_pipe, "my-student")       # a folder or a hub id
+linattn.restore(pipe)                        # the original, bit for bit
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from linattn.attention import OPERATORS
+    from linattn.grid import Grid
+    from linattn.surgery import attention_map, describe, linearize, load, restore, save
+
+# Found when first asked for: importing the package alone costs nothing, and neither torch nor diffusers is loaded.
+_HOMES = {
+    "OPERATORS": "linattn.attention",
+    "Grid": "linattn.grid",
+    **dict.fromkeys(("attention_map", "describe", "linearize", "load", "restore", "save"), "linattn.surgery"),
+}
+
+__all__ = ["OPERATORS", "Grid", "attention_map", "describe", "linearize", "load", "restore", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

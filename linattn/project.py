@@ -1,0 +1,210 @@
+"""Where every artifact lives, and the facts of a run.
+
+- `ROOT` is found from the package, else from the working directory, so notebooks run from anywhere.
+- Only the notebook runner of the pipeline writes to DVC's outs: it sets LINATTN_PIPELINE. The same notebook run by
+  hand in JupyterLab writes to `.scratch/lab/` and reads what the pipeline made.
+- Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of other settings is
+  never continued; nothing in `.scratch/` is needed to read a result.
+- `facts()` says what ran on what. It carries no date and no path: a result must not change because it was made again.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PIPELINE = "LINATTN_PIPELINE"  # set by notebooks.py and nobody else
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The folder with params.yaml and dvc.yaml: beside the package, else above the working directory."""
+    here = Path(__file__).resolve().parents[1]
+    place = (start or Path.cwd()).resolve()
+    candidates = (place, *place.parents) if start else (here, place, *place.parents)
+    for folder in candidates:
+        if (folder / "params.yaml").is_file() and (folder / "linattn").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no params.yaml beside linattn in {place} or above it; work inside a clone of the repository"
+    )
+
+
+def _root() -> Path:
+    try:
+        return find_root()
+    except FileNotFoundError:  # the library alone, installed somewhere: only what needs the repository will miss it
+        return Path.cwd()
+
+
+ROOT = _root()
+
+
+def in_pipeline() -> bool:
+    return os.environ.get(PIPELINE) == "1"
+
+
+def outputs() -> Path:
+    """The root that results are written under: the repository in a pipeline run, scratch when run by hand."""
+    return ROOT if in_pipeline() else ROOT / ".scratch" / "lab"
+
+
+def _place(relative: str, write: bool) -> Path:
+    """A path to write (its parents made), or to read (a hand-made result before the pipeline's)."""
+    path = outputs() / relative
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+    return path if path.exists() else ROOT / relative
+
+
+def samples(role: str = "class", write: bool = False) -> Path:
+    """Folder of what a teacher drew for distillation."""
+    return _place(f"data/samples/{role}", write)
+
+
+def reference(role: str = "class", write: bool = False) -> Path:
+    """The teacher's latents and pictures that every student is compared with (safetensors)."""
+    return _place(f"data/reference/{role}.safetensors", write)
+
+
+def pictures(student: str, write: bool = False) -> Path:
+    """A student's evaluation pictures (safetensors): what the report's grids show."""
+    return _place(f"data/pictures/{student}.safetensors", write)
+
+
+def student(name: str, seed: int | None = None, write: bool = False) -> Path:
+    """Folder of a student's replaced layers, as `linattn.load` reads it; other seeds than the first lie below."""
+    return _place(f"reports/students/{name}" + ("" if seed is None else f"/seed-{seed}"), write)
+
+
+def result(name: str, write: bool = False) -> Path:
+    """Quality, in Git: the same bytes whenever it is made again."""
+    return _place(f"reports/results/{name}.json", write)
+
+
+def run_result(name: str, write: bool = False) -> Path:
+    """Facts and seconds of the last run: not in Git, different every time."""
+    return _place(f"reports/results/{name}.run.json", write)
+
+
+def executed(notebook: str, write: bool = False) -> Path:
+    """An executed notebook, e.g. `04_distill/clear`."""
+    return _place(f"reports/notebooks/{notebook}.ipynb", write)
+
+
+def failed(notebook: str) -> Path:
+    return ROOT / "reports" / "failed" / f"{notebook}.ipynb"
+
+
+def report(write: bool = False) -> Path:
+    return _place("reports/index.html", write)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """The same content gives the same bytes; a reader never finds half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(draft, path)
+    return path
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def device() -> str:
+    """The same commands use a GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def scratch(name: str, **settings: Any) -> Path:
+    """A folder outside Git and DVC for checkpoints, one for each set of settings."""
+    key = f"{name}-{digest(settings)}" if settings else name
+    folder = ROOT / ".scratch" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def free_scratch(name: str, **settings: Any) -> None:
+    shutil.rmtree(ROOT / ".scratch" / f"{name}-{digest(settings)}", ignore_errors=True)
+
+
+def facts() -> dict[str, Any]:
+    """What this process runs on and with."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": commit(),
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": _cores(),
+            "memory_gb": _memory(),
+            "gpu": gpu,
+            "threads": torch.get_num_threads(),
+        },
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "diffusers", "triton", "torchmetrics", "dvc")},
+    }
+
+
+def commit() -> str | None:
+    """The short commit, with `+changes` when the working tree differs from it."""
+    if "LINATTN_COMMIT" in os.environ:  # a copy of the working tree (pipeline.py) has no history of its own
+        return os.environ["LINATTN_COMMIT"] or None
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return None
+    # Results are what a run writes: they do not make the code that wrote them another one.
+    changed = _git("status", "--porcelain", "--", ".", ":!reports", ":!dvc.lock", ":!README.md")
+    return f"{head}+changes" if changed else head
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@functools.cache
+def _cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
