@@ -1,0 +1,89 @@
+"""Teachers: real diffusers pipelines, loaded by name, with the card that says how they want to be sampled.
+
+- A pipeline folder stores no call-time argument; `card.json` beside model_index.json holds steps, guidance and side.
+- From `data/teachers/dit-nano` to a hub id is a change of name; without a card, diffusers' defaults stand in.
+- The small ones are trained from scratch by pretraining.py.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor, nn
+
+from linattn.diffusion import Diffusion
+
+
+@dataclass(frozen=True)
+class Teacher:
+    pipe: DiffusionPipeline
+    card: dict[str, Any]
+    folder: str
+
+    @property
+    def model(self) -> nn.Module:
+        return getattr(self.pipe, "transformer", None) or self.pipe.unet
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.pipe.vae
+
+    @property
+    def scheduler(self) -> Any:
+        return self.pipe.scheduler
+
+    @property
+    def diffusion(self) -> Diffusion:
+        return Diffusion.of(self.pipe.scheduler)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def classes(self) -> int:
+        return len(self.card["labels"])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
+        """Pictures (batch, 3, side, side) in [0, 1]."""
+        scaled = latents / self.vae.config.scaling_factor
+        parts = [self.vae.decode(part).sample for part in scaled.to(self.vae.dtype).split(batch)]
+        return torch.cat(parts).float().add(1).div(2).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
+        """Latents of pictures in [0, 1]: the posterior's mean."""
+        scaled = (pictures * 2 - 1).to(self.vae.device, self.vae.dtype)
+        parts = [self.vae.encode(part).latent_dist.mean for part in scaled.split(batch)]
+        return torch.cat(parts) * self.vae.config.scaling_factor
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:
+    """Any pipeline folder or hub id; without a card, diffusers' own defaults stand in."""
+    pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    path = Path(folder) / "card.json"
+    card = json.loads(path.read_text()) if path.exists() else default_card(pipe)
+    return Teacher(pipe, card, str(folder))
+
+
+def default_card(pipe: DiffusionPipeline) -> dict[str, Any]:
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    model = getattr(pipe, "transformer", None) or pipe.unet
+    return {"steps": 50, "guidance": 4.0, "side": model.config.sample_size * factor, "labels": labels(pipe)}
+
+
+def labels(pipe: DiffusionPipeline) -> list[str]:
+    """The classes' names in their order; of synonyms the first in the alphabet."""
+    names: dict[int, str] = {}
+    for name, number in getattr(pipe, "labels", {}).items():
+        names.setdefault(number, name)
+    return [names[number] for number in sorted(names)]

@@ -1,0 +1,47 @@
+import pytest
+import tiny
+import torch
+
+from linattn import teachers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("teacher")
+    tiny.pipeline().save_pretrained(place)
+    return place
+
+
+def test_without_a_card_diffusers_defaults_stand_in(folder):
+    card = teachers.load(folder).card
+    assert card == {"steps": 50, "guidance": 4.0, "side": 32, "labels": list(tiny.LABELS)}
+
+
+def test_the_card_beside_the_pipeline_is_read(folder):
+    (folder / "card.json").write_text('{"steps": 7, "guidance": 1.5, "side": 32, "labels": ["a"]}')
+    teacher = teachers.load(folder)
+    assert (teacher.card["steps"], teacher.classes, teacher.factor) == (7, 1, 4)
+    (folder / "card.json").unlink()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_decoding_does_not_depend_on_the_batch(folder, count):
+    teacher = teachers.load(folder)
+    latents = torch.randn(count, 4, 8, 8)
+    pictures = teacher.decode(latents, batch=2)
+    assert pictures.shape == (count, 3, 32, 32)
+    assert 0 <= pictures.min() <= pictures.max() <= 1
+    torch.testing.assert_close(pictures, teacher.decode(latents, batch=64), atol=1e-5, rtol=0)
+
+
+def test_encoding_scales_as_decoding_unscales(folder):
+    teacher = teachers.load(folder)
+    pictures = torch.rand(3, 3, 32, 32)
+    latents = teacher.encode(pictures, batch=2)
+    expected = teacher.vae.encode(pictures * 2 - 1).latent_dist.mean
+    torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_folder_that_is_none_says_so(tmp_path):
+    with pytest.raises((OSError, ValueError)):
+        teachers.load(tmp_path / "nothing")
