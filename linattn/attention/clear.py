@@ -1,0 +1,124 @@
+"""CLEAR (arXiv 2412.16112): the teacher's softmax over a disc on the picture.
+
+- A picture token reads the picture tokens strictly inside the radius (dy^2 + dx^2 < radius^2, clipped at the border)
+  and all text tokens; a text token reads everything. All heads alike.
+- pool=f appends a pooled key and value for each f x f cell, made with one learnable f x f kernel a layer, the same for
+  keys, values and heads, 1/f^2 at first. Picture tokens read all of them, text tokens none. Cells at the border of a
+  picture that f does not divide are partial: the kernel is clipped and the sum runs over the positions there are.
+  (The release refuses such sizes.) This part is quadratic, N^2 / f^2, as published.
+- proportional multiplies the scale by sqrt(log(tokens) / log(training tokens)), text included, and with pooled keys
+  sqrt(log(10 tokens) / ...), as released. Training tokens are option `trained`, else what the model's config says
+  (`LayerShape.trained`), else the paper's 4608 (FLUX, 1024 px).
+"""
+
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linattn.attention.base import LayerShape, Operator, attend, scores
+from linattn.attention.disc import disc_attention, inside
+from linattn.attention.options import flag, number, whole
+from linattn.grid import Grid
+
+PUBLISHED_LENGTH = 4608  # 512 text tokens + 64 x 64
+
+
+class Clear(Operator):
+    name = "clear"
+    table = {
+        "radius": number(8, above=0),
+        "pool": whole(1, least=1),
+        "proportional": flag(False, scheduled=True),
+        "trained": whole(None, least=2),
+    }
+
+    def __init__(self, shape: LayerShape, **options):
+        super().__init__(shape, **options)
+        # One kernel for each factor a schedule asks for.
+        factors = sorted({factor for factor in self.ever("pool") if factor > 1})
+        self.pooling = nn.ParameterDict({str(f): nn.Parameter(torch.full((f, f), 1 / f**2)) for f in factors})
+
+    def scale(self, grid: Grid, values: SimpleNamespace) -> float:
+        scale = self.shape.head_dim**-0.5
+        if not values.proportional:
+            return scale
+        trained = values.trained or self.shape.trained or PUBLISHED_LENGTH
+        tokens = grid.tokens * (10 if values.pool > 1 else 1)
+        return scale * math.sqrt(math.log(tokens) / math.log(trained))
+
+    def pooled(self, tokens: Tensor, grid: Grid, factor: int) -> Tensor:
+        """(batch, cells, heads, head_dim); what lies beyond the border is zero and adds nothing."""
+        rows = grid.rows(tokens)  # (batch, height, width, heads, head_dim)
+        rows = F.pad(rows, (0, 0, 0, 0, 0, -grid.width % factor, 0, -grid.height % factor))
+        cells = rows.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
+        kernel = self.pooling[str(factor)].to(tokens.dtype)
+        return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2)
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+        text, scale = grid.text, self.scale(grid, values)
+        extra_k, extra_v = k[:, :text], v[:, :text]
+        if values.pool > 1:
+            extra_k = torch.cat([extra_k, self.pooled(k, grid, values.pool)], 1)
+            extra_v = torch.cat([extra_v, self.pooled(v, grid, values.pool)], 1)
+        q_picture, k_picture, v_picture = (tensor[:, text:] for tensor in (q, k, v))
+        picture = disc_attention(
+            q_picture, k_picture, v_picture, extra_k, extra_v, grid.height, grid.width, values.radius, scale
+        )
+        return torch.cat([attend(q[:, :text], k, v, scale), picture], 1) if text else picture
+
+    def allowed(self, grid: Grid, radius: float, device: torch.device) -> Tensor:
+        """(tokens, tokens): whether the row reads the column."""
+        place = torch.arange(grid.picture, device=device)
+        y, x = place // grid.width, place % grid.width
+        near = inside(y[:, None] - y, x[:, None] - x, radius)
+        return F.pad(near, (grid.text, 0, grid.text, 0), value=True)
+
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+        text, scale = grid.text, self.scale(grid, values)
+        weight = scores(q, k, scale).masked_fill(~self.allowed(grid, values.radius, q.device), -math.inf)
+        if values.pool == 1:
+            return weight.softmax(-1)
+        # A pooled key is a sum of keys, so its score is that sum of scores and its weight goes to the same values.
+        spread = self.spread(grid, values.pool, q.dtype)  # (cells, tokens)
+        cells = torch.einsum("bhij,cj->bhic", scores(q, k, scale), spread)
+        cells = torch.cat([torch.full_like(cells[:, :, :text], -math.inf), cells[:, :, text:]], 2)
+        both = torch.cat([weight, cells], 3).softmax(-1)
+        return both[..., : grid.tokens] + both[..., grid.tokens :] @ spread
+
+    def spread(self, grid: Grid, factor: int, dtype: torch.dtype) -> Tensor:
+        """(cells, tokens): the kernel's weight of each token in each cell."""
+        kernel = self.pooling[str(factor)].to(dtype)
+        place = torch.arange(grid.picture, device=kernel.device)
+        y, x = place // grid.width, place % grid.width
+        cell = (y // factor) * math.ceil(grid.width / factor) + x // factor
+        cells = F.one_hot(cell, self.cells(grid, factor)).T.to(dtype)
+        return F.pad(cells * kernel[y % factor, x % factor], (grid.text, 0))
+
+    def cells(self, grid: Grid, factor: int) -> int:
+        return math.ceil(grid.height / factor) * math.ceil(grid.width / factor) if factor > 1 else 0
+
+    def pairs(self, grid: Grid, values: SimpleNamespace) -> int:
+        """Query-key pairs that are read: the ideal, which no tiling reaches (8 x 8 tiles at radius 8: 2.5 times)."""
+        far = math.ceil(values.radius) - 1
+        near = 0
+        for dy in range(-min(far, grid.height - 1), min(far, grid.height - 1) + 1):
+            width = _half_chord(dy, values.radius, grid.width)
+            # Pairs dx apart in a row of w tokens: w - |dx|; summed over |dx| <= width.
+            near += (grid.height - abs(dy)) * (grid.width * (2 * width + 1) - width * (width + 1))
+        pairs = near + grid.text * grid.tokens + grid.picture * grid.text
+        return pairs + grid.picture * self.cells(grid, values.pool)
+
+    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+        pooling = 2 * grid.picture * self.shape.channels if values.pool > 1 else 0
+        return 2 * self.pairs(grid, values) * self.shape.channels + pooling
+
+
+def _half_chord(dy: int, radius: float, width: int) -> int:
+    """The largest dx with dy^2 + dx^2 < radius^2, at most width - 1."""
+    dx = 0
+    while dx + 1 < width and dy * dy + (dx + 1) ** 2 < radius * radius:
+        dx += 1
+    return dx

@@ -1,0 +1,63 @@
+"""LiT (arXiv 2501.12976): ReLU linear attention with few heads and a depth-wise convolution on the values.
+
+- The teacher's channels are regrouped into fewer, wider heads: the weights stay loadable, what a head means does not.
+- phi(z) = ReLU(z) + 1e-6; eps is added to the mean-normalised denominator.
+- The convolution's head_dim x kernel x kernel weights serve all heads (shared_conv=False: each channel its own).
+  The paper draws them as any convolution; a conversion starts them at zero.
+- The state has channels^2 / heads numbers: below about head_dim + 12 tokens softmax is cheaper.
+- Text and picture tokens are read jointly, in one sum; the convolution sees the picture.
+"""
+
+from types import SimpleNamespace
+
+from torch import Tensor
+
+from linattn.attention.base import LayerShape, Operator
+from linattn.attention.convolution import DepthwiseConvolution
+from linattn.attention.features import FEATURE_MAPS, linear_attention, linear_map
+from linattn.attention.options import choice, flag, kernel, number, whole
+from linattn.grid import Grid
+
+PUBLISHED_HEADS = {384: 2, 768: 3, 1024: 4, 1152: 4}  # DiT-S, B, L, XL
+
+
+def few_heads(shape: LayerShape) -> int:
+    """The paper's number of heads for a DiT of that width, else at most a quarter of the teacher's."""
+    most = PUBLISHED_HEADS.get(shape.width) or max(1, shape.heads // 4)
+    return next(heads for heads in range(most, 0, -1) if shape.channels % heads == 0)
+
+
+class LiT(Operator):
+    name = "lit"
+    table = {
+        "heads": whole(None, least=1, scheduled=False),
+        "kernel": kernel(5),
+        "feature_map": choice("relu", FEATURE_MAPS),
+        "eps": number(1e-6, least=0),
+        "shared_conv": flag(True),
+    }
+
+    def __init__(self, shape: LayerShape, **options):
+        super().__init__(shape, **options)
+        self.heads = self.values.heads or few_heads(shape)
+        if shape.channels % self.heads:
+            raise ValueError(f"lit: heads={self.heads} does not divide the layer's {shape.channels} channels")
+        if side := max(self.ever("kernel")):
+            self.convolution = DepthwiseConvolution(shape.channels, side, self.heads if self.values.shared_conv else 1)
+        self.feature_map = FEATURE_MAPS[self.values.feature_map]
+
+    def regrouped(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(2).unflatten(2, (self.heads, -1))  # (batch, tokens, few heads, channels / heads)
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+        q, k = self.feature_map(self.regrouped(q)), self.feature_map(self.regrouped(k))
+        return linear_attention(q, k, self.regrouped(v), values.eps).reshape(v.shape)
+
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+        return linear_map(self.feature_map(self.regrouped(q)), self.feature_map(self.regrouped(k)), values.eps)
+
+    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+        return 2 * grid.tokens * self.shape.channels**2 // self.heads
+
+    def side(self, values: SimpleNamespace) -> int:
+        return values.kernel

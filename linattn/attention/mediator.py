@@ -1,0 +1,157 @@
+"""Attention Mediators (arXiv 2408.05710): a few mediators read the keys, every query reads the mediators.
+
+- Mediators are queries averaged over a rows x columns partition of the picture (source="query"), or learned tokens.
+  The same mediator is query of the first softmax and key of the second; both are scaled by 1 / sqrt(head_dim).
+- Without biases nothing depends on the count, so one checkpoint serves several: count can follow the noise
+  (few at the noisy end), which is what the paper's switching between three models comes down to.
+- With biases (factorised: rows + columns, full: and a 7 x 7 table) they are stored at one size and interpolated to the
+  count and the picture at hand: tables bilinearly, rows and columns linearly with aligned corners, as the paper does
+  between resolutions. Zero at first.
+- Text tokens (not in the paper): their keys are read by the mediators, their queries read the mediators; mediators are
+  made of the picture's queries alone, and biases know the picture only.
+- A depth-wise convolution of the values restores the detail that mediators average away.
+"""
+
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linattn.attention.base import LayerShape, Operator, attend, scores
+from linattn.attention.convolution import DepthwiseConvolution
+from linattn.attention.options import Option, choice, kernel
+from linattn.attention.resample import averages, interpolation
+from linattn.grid import Grid
+
+Count = int | tuple[int, int]
+TABLE = 7  # the paper's side of the tables
+SIDE = 16  # length of the stored row and column biases: 256 tokens, what the paper trains its 256 px models with
+
+
+def partition(count: Count, grid: Grid) -> tuple[int, int]:
+    """Rows and columns of mediators: as given, square where the count is, else nearest to the picture's ratio."""
+    if not isinstance(count, int):
+        return tuple(count)
+    root = math.isqrt(count)
+    if root * root == count:
+        return root, root
+    pairs = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    ratio = math.log(grid.height / grid.width)
+    return min(pairs, key=lambda pair: (round(abs(math.log(pair[0] / pair[1]) - ratio), 9), pair))
+
+
+def counts(default: Count) -> Option:
+    def checked(value: object) -> Count:
+        sides = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        wrong = any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides)
+        if wrong or (isinstance(value, (list, tuple)) and len(sides) != 2):
+            raise ValueError("a whole number from 1 on or (rows, columns)")
+        return sides if len(sides) == 2 else sides[0]
+
+    return Option(default, checked)
+
+
+class Bias(nn.Module):
+    """The bias of one softmax between mediators and places, (heads, mediators, places), made for any size."""
+
+    def __init__(self, heads: int, stored: tuple[int, int], kind: str):
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(heads, *stored, SIDE))
+        self.columns = nn.Parameter(torch.zeros(heads, *stored, SIDE))
+        self.cells = nn.Parameter(torch.zeros(heads, *stored, TABLE, TABLE)) if kind == "full" else None
+
+    def forward(self, rows: int, columns: int, grid: Grid, dtype: torch.dtype) -> Tensor:
+        # Stored mediators of all heads first; in the core's dtype, since half precision misplaces the samples.
+        down, across = (table.to(dtype).flatten(0, 2).unsqueeze(2) for table in (self.rows, self.columns))
+        down = _along(interpolation(SIDE, grid.height, down, corners=True), down)  # (mediators, height, 1)
+        across = _along(interpolation(SIDE, grid.width, across, corners=True), across)  # (mediators, width, 1)
+        bias = down.unsqueeze(2) + across.unsqueeze(1)  # (mediators, height, width, 1)
+        if self.cells is not None:
+            cells = self.cells.to(dtype).flatten(0, 2).unsqueeze(3)  # (mediators, TABLE, TABLE, 1)
+            bias = bias + resized(cells, grid.height, grid.width)
+        bias = bias.reshape(*self.rows.shape[:3], grid.picture)
+        return resized(bias, rows, columns).flatten(1, 2)
+
+
+def resized(table: Tensor, rows: int, columns: int) -> Tensor:
+    """(a, rows, columns, b) interpolated bilinearly to another number of rows and columns."""
+    if table.shape[1:3] == (rows, columns):
+        return table
+    down = interpolation(table.shape[1], rows, table)
+    across = interpolation(table.shape[2], columns, table)
+    table = _along(down, table.flatten(2)).unflatten(2, table.shape[2:])  # (a, new rows, columns, b)
+    return _along(across, table.flatten(0, 1)).unflatten(0, table.shape[:2])
+
+
+def _along(matrix: Tensor, table: Tensor) -> Tensor:
+    """(target, size) times (a, size, b)."""
+    return torch.bmm(matrix.expand(table.shape[0], -1, -1), table)
+
+
+class Mediator(Operator):
+    name = "mediator"
+    table = {
+        "count": counts(64),
+        "bias": choice("none", ("none", "factorised", "full")),
+        "conv": kernel(3),
+        "source": choice("query", ("query", "learned")),
+    }
+
+    def __init__(self, shape: LayerShape, **options):
+        super().__init__(shape, **options)
+        if side := max(self.ever("conv")):
+            self.convolution = DepthwiseConvolution(shape.channels, side)
+        # Stored at the largest count: others are interpolated from it, and nothing is lost at the largest.
+        stored = max((partition(count, Grid(1, 1)) for count in self.ever("count")), key=math.prod)
+        kind = self.values.bias
+        self.reading_bias = None if kind == "none" else Bias(shape.heads, stored, kind)  # stage 1, mediators on keys
+        self.query_bias = None if kind == "none" else Bias(shape.heads, stored, kind)  # stage 2, queries on mediators
+        self.tokens: nn.Parameter | None = None
+        if self.values.source == "learned":
+            # Of the size of projected queries; from zero all mediators would stay the same one for ever.
+            self.tokens = nn.Parameter(torch.randn(1, *stored, shape.channels))
+
+    def mediators(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
+        """(batch, mediators, heads, head_dim)."""
+        if self.tokens is not None:
+            tokens = resized(self.tokens.to(q.dtype), rows, columns).expand(q.shape[0], -1, -1, -1)
+            return tokens.flatten(1, 2).unflatten(2, q.shape[2:])
+        picture = grid.rows(q).flatten(3)  # (batch, height, width, channels)
+        bands = averages(grid.height, rows, q) @ picture.flatten(2)  # (batch, rows, width x channels)
+        cells = averages(grid.width, columns, q) @ bands.unflatten(2, (grid.width, -1))
+        return cells.flatten(1, 2).unflatten(2, q.shape[2:])
+
+    def biases(self, grid: Grid, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """(heads, mediators, tokens) and (heads, tokens, mediators); zero for text."""
+        if self.reading_bias is None:
+            return None, None
+        reading, query = (bias(rows, columns, grid, dtype) for bias in (self.reading_bias, self.query_bias))
+        # Transposed before it is padded: torch.compile mistakes the strides of a padded transposed gradient.
+        return F.pad(reading, (grid.text, 0)), F.pad(query.transpose(1, 2), (0, 0, grid.text, 0))
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+        rows, columns = partition(values.count, grid)
+        mediators, scale = self.mediators(q, grid, rows, columns), self.shape.head_dim**-0.5
+        reading, query = self.biases(grid, rows, columns, q.dtype)
+        return attend(q, mediators, attend(mediators, k, v, scale, reading), scale, query)
+
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+        rows, columns = partition(values.count, grid)
+        mediators, scale = self._cell_means(q, grid, rows, columns), self.shape.head_dim**-0.5
+        reading, query = (0 if bias is None else bias for bias in self.biases(grid, rows, columns, q.dtype))
+        first = (scores(mediators, k, scale) + reading).softmax(-1)  # (batch, heads, mediators, tokens)
+        second = (scores(q, mediators, scale) + query).softmax(-1)  # (batch, heads, tokens, mediators)
+        return second @ first
+
+    def _cell_means(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
+        """The mediators once more, cell by cell."""
+        if self.tokens is not None:
+            return self.mediators(q, grid, rows, columns)
+        channels_first = grid.rows(q).flatten(3).permute(0, 3, 1, 2)
+        cells = F.adaptive_avg_pool2d(channels_first, (rows, columns))  # (batch, channels, rows, columns)
+        return cells.flatten(2).transpose(1, 2).unflatten(2, q.shape[2:])
+
+    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+        return 4 * math.prod(partition(values.count, grid)) * grid.tokens * self.shape.channels

@@ -1,0 +1,33 @@
+"""The dense control: the teacher's own softmax attention, with or without a convolution on the values.
+
+- conv=0 is the teacher, exactly: what distillation does to a model that lost nothing.
+- conv=3 or 5 is the control that the papers lack: their gain over softmax mixes the operator with its convolution.
+"""
+
+from types import SimpleNamespace
+
+from torch import Tensor
+
+from linattn.attention.base import LayerShape, Operator, attend, scores
+from linattn.attention.convolution import DepthwiseConvolution
+from linattn.attention.options import kernel
+from linattn.grid import Grid
+
+
+class Softmax(Operator):
+    name = "softmax"
+    table = {"conv": kernel(0)}
+
+    def __init__(self, shape: LayerShape, **options):
+        super().__init__(shape, **options)
+        if side := max(self.ever("conv")):
+            self.convolution = DepthwiseConvolution(shape.channels, side)
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+        return attend(q, k, v, self.shape.head_dim**-0.5)
+
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+        return scores(q, k, self.shape.head_dim**-0.5).softmax(-1)
+
+    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+        return 2 * grid.tokens**2 * self.shape.channels

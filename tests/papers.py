@@ -1,0 +1,119 @@
+"""The papers' formulas once more, token by token, sharing no code with linattn: the judges of its definitions.
+
+q, k, v: (tokens, heads, head_dim) of one picture, float64; text first, then rows of the picture.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def places(height, width, text):
+    """(y, x) of every token; None for text."""
+    return [None] * text + [(y, x) for y in range(height) for x in range(width)]
+
+
+def softmax_read(query, keys, values, scale):
+    scores = [scale * torch.dot(query, key).item() for key in keys]
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    return sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
+
+
+def clear(q, k, v, height, width, text, radius, kernel=None, scale=None):
+    """`kernel`: the f x f pooling kernel, None without pooling."""
+    heads, dim = q.shape[1:]
+    scale = scale or dim**-0.5
+    where, out = places(height, width, text), torch.zeros_like(v)
+    for h in range(heads):
+        pooled = [] if kernel is None else _cells(k[text:, h], v[text:, h], height, width, kernel)
+        for i, here in enumerate(where):
+            seen = [j for j, there in enumerate(where) if here is None or there is None or _near(here, there, radius)]
+            keys, values = [k[j, h] for j in seen], [v[j, h] for j in seen]
+            if here is not None:
+                keys += [key for key, _ in pooled]
+                values += [value for _, value in pooled]
+            out[i, h] = softmax_read(q[i, h], keys, values, scale)
+    return out
+
+
+def _near(a, b, radius):
+    return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2
+
+
+def _cells(k, v, height, width, kernel):
+    f, cells = len(kernel), []
+    for top in range(0, height, f):
+        for left in range(0, width, f):
+            inside = [(y, x) for y in range(top, min(top + f, height)) for x in range(left, min(left + f, width))]
+            key = sum(kernel[y - top, x - left] * k[y * width + x] for y, x in inside)
+            value = sum(kernel[y - top, x - left] * v[y * width + x] for y, x in inside)
+            cells.append((key, value))
+    return cells
+
+
+def linear(q, k, v, heads, phi, eps):
+    """Normalised linear attention with its epsilon on the mean-normalised denominator (LinFusion, LiT)."""
+    tokens = len(q)
+    q, k, values = (tensor.reshape(tokens, heads, -1) for tensor in (q, k, v))
+    out = torch.zeros_like(values)
+    for h in range(heads):
+        queries, keys = phi(q[:, h]), phi(k[:, h])
+        mean = sum(keys) / tokens
+        for i in range(tokens):
+            read = sum(torch.dot(queries[i], keys[j]) * values[j, h] for j in range(tokens)) / tokens
+            out[i, h] = read / (torch.dot(queries[i], mean) + eps)
+    return out.reshape(v.shape)
+
+
+def elu1(x):
+    return torch.where(x > 0, x + 1, x.exp())
+
+
+def relu(x):
+    return x * (x > 0) + 1e-6
+
+
+def convolution(v, height, width, text, weight, bias):
+    """weight: (channels, side, side), one for each of the merged heads' channels."""
+    merged, out = v.flatten(1), torch.zeros_like(v.flatten(1))
+    half = weight.shape[-1] // 2
+    for y in range(height):
+        for x in range(width):
+            total = bias.clone()
+            for dy in range(-half, half + 1):
+                for dx in range(-half, half + 1):
+                    if 0 <= y + dy < height and 0 <= x + dx < width:
+                        total += weight[:, half + dy, half + dx] * merged[text + (y + dy) * width + x + dx]
+            out[text + y * width + x] = total
+    return out.reshape(v.shape)
+
+
+def mediator(q, k, v, height, width, text, rows, columns, tokens=None, reading=None, query=None):
+    """tokens: learned mediators (mediators, heads, head_dim) instead of pooled queries.
+    reading: (heads, mediators, picture), query: (heads, picture, mediators), added to the two softmaxes' scores."""
+    heads, dim = q.shape[1:]
+    number, everything, out = rows * columns, len(q), torch.zeros_like(v)
+    if tokens is None:
+        tokens = torch.stack([_cell_mean(q[text:], height, width, rows, columns, n) for n in range(number)])
+    for h in range(heads):
+        read = []
+        for n in range(number):
+            scores = torch.stack([torch.dot(tokens[n, h], k[j, h]) * dim**-0.5 for j in range(everything)])
+            if reading is not None:
+                scores[text:] += reading[h, n]
+            read.append(sum(w * v[j, h] for j, w in enumerate(F.softmax(scores, 0))))
+        for i in range(everything):
+            scores = torch.stack([torch.dot(q[i, h], tokens[n, h]) * dim**-0.5 for n in range(number)])
+            if query is not None and i >= text:
+                scores += query[h, i - text]
+            out[i, h] = sum(w * read[n] for n, w in enumerate(F.softmax(scores, 0)))
+    return out
+
+
+def _cell_mean(q, height, width, rows, columns, n):
+    r, c = divmod(n, columns)
+    ys = range(math.floor(r * height / rows), math.ceil((r + 1) * height / rows))
+    xs = range(math.floor(c * width / columns), math.ceil((c + 1) * width / columns))
+    return sum(q[y * width + x] for y in ys for x in xs) / (len(ys) * len(xs))

@@ -1,0 +1,114 @@
+"""LinFusion and LiT: one normalised linear attention, two sets of projections, heads and convolutions."""
+
+import papers
+import pytest
+import torch
+from layers import SHAPE, shaken, tensors
+from torch import nn
+
+from linattn.attention import LayerShape, create
+from linattn.grid import Grid
+
+sizes = pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2)], ids=str)
+
+
+@sizes
+@pytest.mark.parametrize("eps", [1e-4, 0.3])
+@pytest.mark.parametrize(("name", "phi"), [("elu1", papers.elu1), ("relu", papers.relu)])
+def test_linfusion_is_the_paper_s_formula(grid, eps, name, phi):
+    q, k, v = tensors(grid, batch=1)
+    out = create("linfusion", SHAPE, eps=eps, feature_map=name).mix(q, k, v, grid)
+    assert (out[0] - papers.linear(q[0], k[0], v[0], SHAPE.heads, phi, eps)).abs().max() < 1e-9
+
+
+@sizes
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("heads", [None, 2, 4, 8])
+def test_lit_is_the_paper_s_formula(grid, heads, shared):
+    operator = shaken(create("lit", SHAPE, heads=heads, kernel=3, shared_conv=shared, eps=0.2))
+    few = heads or 1
+    weight, bias = (p.detach() for p in operator.convolution.parameters())
+    assert weight.shape == (SHAPE.channels // few if shared else SHAPE.channels, 1, 3, 3)
+    # Channel c of the merged heads uses the weights of its place within its head.
+    channel = torch.arange(SHAPE.channels) % len(weight)
+    q, k, v = tensors(grid, batch=1)
+    judge = papers.linear(q[0].flatten(1), k[0].flatten(1), v[0].flatten(1), few, papers.relu, 0.2).view(v[0].shape)
+    judge = judge + papers.convolution(v[0], grid.height, grid.width, grid.text, weight[channel, 0], bias[channel])
+    assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "few"),
+    [
+        (384, 6, 2),
+        (768, 12, 3),
+        (1024, 16, 4),
+        (1152, 16, 4),
+        (512, 8, 2),
+        (128, 4, 1),
+        (64, 2, 1),
+        (220, 22, 5),
+        (230, 23, 5),
+        (69, 23, 3),
+    ],
+)
+def test_lit_takes_the_published_heads_or_a_quarter(width, heads, few):
+    assert create("lit", LayerShape(width, heads, width // heads)).heads == few
+
+
+@pytest.mark.parametrize("name", ["linfusion", "lit"])
+def test_rows_sum_to_one_up_to_the_epsilon(name):
+    grid = Grid(7, 6)
+    q, k, _ = tensors(grid)
+    for eps, far in ((0, 1e-12), (1e-4, 1e-3), (10, 1)):
+        rows = create(name, SHAPE, eps=eps).attention_map(q, k, grid).sum(-1)
+        assert (1 - rows).abs().max() <= far
+        assert eps == 0 or (rows < 1).all()
+
+
+@pytest.mark.parametrize(("name", "options"), [("linfusion", {}), ("lit", {"kernel": 0}), ("softmax", {})], ids=str)
+def test_tokens_may_be_permuted_without_convolution(name, options):
+    grid = Grid(6, 5, 2)
+    operator, inputs, order = create(name, SHAPE, **options), tensors(grid), torch.randperm(32)
+    moved = operator.mix(*(t[:, order] for t in inputs), grid)
+    assert torch.allclose(moved, operator.mix(*inputs, grid)[:, order], atol=1e-12)
+
+
+def test_lit_is_blind_to_the_size_of_keys():
+    grid = Grid(6, 5)
+    operator = create("lit", SHAPE, kernel=0)
+    q, k, v = tensors(grid)
+    assert (operator.mix(q, 3 * k, v, grid) - operator.mix(q, k, v, grid)).abs().max() < 1e-4
+
+
+def test_linfusion_moves_the_inputs_of_query_and_key():
+    shape = LayerShape(width=10, heads=2, head_dim=4)
+    operator = shaken(create("linfusion", shape, hidden=6))
+    x = torch.randn(2, 12, 10, dtype=torch.float64)
+    xq, xk, xv = operator.inputs(x, Grid(3, 4))
+    assert xv is x
+    for given, mlp in ((xq, operator.query), (xk, operator.key)):
+        first, norm, last = mlp[0], mlp[1], mlp[3]
+        hidden = nn.functional.layer_norm(x @ first.weight.T + first.bias, (6,), norm.weight, norm.bias)
+        hidden = torch.where(hidden > 0, hidden, 0.01 * hidden)
+        assert (given - (x + hidden @ last.weight.T + last.bias)).abs().max() < 1e-12
+    assert not torch.equal(xq, xk)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "parameters"), [(None, 2 * (2 * 16 * 16 + 4 * 16)), (4, 2 * (2 * 16 * 4 + 3 * 4 + 16)), (0, 0)]
+)
+def test_hidden_is_the_width_of_the_functions(hidden, parameters):
+    operator = create("linfusion", SHAPE, hidden=hidden)
+    assert sum(p.numel() for p in operator.parameters()) == parameters
+    x = torch.randn(1, 4, 16)
+    assert all(torch.equal(given, x) for given in operator.inputs(x, Grid(2, 2)))  # no doubling, and f = 0 at first
+    assert len(operator.new_parameters()) == (12 if parameters else 0)
+
+
+def test_half_precision_survives_long_sums():
+    grid, shape = Grid(64, 64), LayerShape(8, 2, 4)
+    inputs = [20 * t for t in tensors(grid, shape, 1, torch.float16)]
+    for name in ("linfusion", "lit"):
+        out = create(name, shape).half().mix(*inputs, grid)
+        assert out.isfinite().all()
