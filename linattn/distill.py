@@ -1,0 +1,272 @@
+"""Distil one student from its teacher: layer by layer, then end to end, from data the teacher drew itself.
+
+- Layerwise: one teacher forward tells every self-attention's input and output; each student layer is run on the
+  teacher's input alone and regressed onto its output, so that all layers learn at once without waiting for the others.
+- End to end: a weighted sum of loss terms (objectives.py) on the same noisy latents (lesson.py).
+- What learns is chosen by name: the replaced layers, only what they added, or everything. The rest stays bit for bit.
+- Either stage may have no steps. Killed at any step, the same call goes on and ends with the same weights.
+
+`python -m linattn.distill --student clear --profile nano`, or `accelerate launch -m linattn.distill ...`.
+"""
+
+import argparse
+import contextlib
+import copy
+import functools
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from linattn import families, objectives, surgery
+from linattn.lesson import DTYPES, Data, Lesson
+from linattn.objectives import Objective
+from linattn.teachers import Teacher
+from linattn.training import History, Named, Settings, Stage, fit
+
+Trains = Literal["attention", "new", "all"]
+UNSEEN = ("scratch", "log_every", "checkpoint_every")  # settings that no result depends on
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    operator: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    layers: Any = "all"
+    initialise: str = "all"
+    objective: str | Mapping[str, float | str] = "protocol"
+    trains: Trains = "attention"
+    layerwise_steps: int = 40
+    steps: int = 70
+    batch: int = 32
+    layerwise_learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = 5
+    weight_decay: float = 0.0
+    ema: float = 0.9
+    clip: float | None = 1.0
+    label_drop: float = 0.1
+    times: Literal["teacher", "uniform"] = "teacher"
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    scratch: str | None = None  # None: nothing is kept, a killed run begins again
+    log_every: int = 20
+    checkpoint_every: int = 50
+
+    def __post_init__(self):
+        objectives.create(self.objective)
+        choices_of = {"trains": get_args(Trains), "dtype": tuple(DTYPES), "times": ("teacher", "uniform")}
+        for name, choices in choices_of.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name in ("batch", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if min(self.steps, self.layerwise_steps) < 0:
+            raise ValueError(f"steps are {self.layerwise_steps} and {self.steps}; neither may be negative")
+
+    @functools.cached_property
+    def terms(self) -> Objective:
+        return objectives.create(self.objective)
+
+    def settings(self) -> Settings:
+        return Settings(**{each.name: getattr(self, each.name) for each in fields(Settings)})
+
+    def recipe(self, teacher: Teacher, samples: Data) -> dict[str, Any]:
+        """Everything the result depends on: a checkpoint of another recipe is refused."""
+        settings = {name: value for name, value in asdict(self).items() if name not in UNSEEN}
+        ends = torch.tensor([0, len(samples) - 1])
+        return settings | {
+            "objective": asdict(self.terms),
+            "teacher": fingerprint(teacher.model.state_dict().values()),
+            "samples": [len(samples), fingerprint(samples.batch(ends))],
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    model: nn.Module
+    history: list[dict[str, Any]]  # means between two log steps: stage, step, seconds, loss terms, gradient norm
+    seconds: float
+    samples_per_second: float
+    trained: int  # parameters
+    added: int
+    before: Any = None  # what `evaluate` said of the student at conversion, and
+    after: Any = None  # after training
+    folder: str | None = None  # the saved student
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Names a set of tensors by shapes and some of their values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, len(flat) // 64)].cpu().double()
+        digest.update(repr((tuple(tensor.shape), some.tolist())).encode())
+    return digest.hexdigest()[:16]
+
+
+def distill(
+    config: DistillConfig,
+    teacher: Teacher,
+    samples: Data,
+    *,
+    folder: str | Path | None = None,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    accelerator: Accelerator | None = None,
+) -> Result:
+    """Convert a copy of the teacher, train it, and save what was replaced into `folder`.
+
+    With `config.scratch`, the same call after a kill goes on from the last checkpoint.
+    """
+    accelerator = accelerator or Accelerator(cpu=teacher.device.type == "cpu")
+    if config.batch % accelerator.num_processes:
+        raise ValueError(f"batch {config.batch} does not divide among {accelerator.num_processes} processes")
+    original = frozen(teacher.model, accelerator.device)
+    student = convert(original, config)
+    before = evaluate(student) if evaluate else None
+
+    history = History(config.log_every, shown=accelerator.is_main_process)
+    lesson = Lesson(config, original, student, teacher.diffusion, samples, accelerator)
+    recipe = config.recipe(teacher, samples)
+    stages = (
+        Stage("layerwise", config.layerwise_steps, config.layerwise_learning_rate, lesson.layerwise),
+        Stage("end-to-end", config.steps, config.learning_rate, lesson.end_to_end),
+    )
+    chosen = select(student, config.trains)
+    with scratch_folder(config.scratch) as scratch, compiled(config.compile, original, student):
+        for stage in stages:
+            learning = inside_attention(student, chosen) if stage.name == "layerwise" else chosen
+            if stage.steps and learning:
+                require(student, learning)
+                fit(stage, learning, hidden(student), config.settings(), history, scratch, recipe, accelerator)
+    require(student, [])
+    student.eval()
+    after = evaluate(student) if evaluate else None
+    if folder and accelerator.is_main_process:
+        surgery.save(student, folder)
+    accelerator.wait_for_everyone()
+    return Result(
+        model=student,
+        history=history.rows,
+        seconds=round(history.seconds, 3),
+        samples_per_second=round(history.samples / max(history.seconds, 1e-9), 2),
+        trained=count(chosen),
+        added=count(surgery.new_parameters(student)),
+        before=before,
+        after=after,
+        folder=str(folder) if folder else None,
+    )
+
+
+# The student, and what of it learns ----------------------------------------------------------------------------------
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    # eval: DiT's own label dropout, drawn in every block apart, must not join ours.
+    return model.to(device).eval().requires_grad_(False)
+
+
+def convert(model: nn.Module, config: DistillConfig) -> nn.Module:
+    """A linearised copy in eval mode; fresh weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        student = surgery.linearize(
+            copy.deepcopy(model),
+            config.operator,
+            layers=config.layers,
+            initialise=config.initialise,
+            **config.options,
+        )
+    return student.to(next(model.parameters()).device).eval().requires_grad_(False)
+
+
+def select(student: nn.Module, trains: Trains) -> Named:
+    if trains == "all":
+        return [(name, p) for name, p in student.named_parameters() if p.is_floating_point()]
+    chosen = surgery.new_parameters(student) if trains == "new" else surgery.attention_parameters(student)
+    if not chosen:
+        raise ValueError(f"trains is {trains!r}, but the student has no such parameters; train 'attention' or 'all'")
+    return list(chosen)
+
+
+def inside_attention(student: nn.Module, chosen: Named) -> Named:
+    inside = {id(parameter) for _, parameter in surgery.attention_parameters(student)}
+    return [(name, parameter) for name, parameter in chosen if id(parameter) in inside]
+
+
+def require(student: nn.Module, learning: Named) -> None:
+    student.requires_grad_(False)
+    for _, parameter in learning:
+        parameter.requires_grad_(True)
+
+
+def hidden(student: nn.Module) -> set[str]:
+    """The weights of linear layers inside attentions and feed-forwards."""
+    places = (".attn", ".ff.")
+    linear = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
+    return {f"{name}.weight" for name in linear if any(place in f".{name}." for place in places)}
+
+
+def count(parameters: Named) -> int:
+    return sum(parameter.numel() for _, parameter in parameters)
+
+
+@contextlib.contextmanager
+def compiled(wanted: bool, *models: nn.Module) -> Iterator[None]:
+    """The models' blocks under torch.compile, one by one: a capture of the attentions inside breaks no graph.
+
+    Off by default: compiling takes longer than a short run on a CPU.
+    """
+    names = {layer.name.rpartition(".")[0] for model in models for layer in families.layers(model)}
+    blocks = [model.get_submodule(name) for model in models for name in names] if wanted else []
+    try:
+        for block in blocks:
+            block.compile()
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+
+
+@contextlib.contextmanager
+def scratch_folder(scratch: str | None) -> Iterator[Path]:
+    if scratch:
+        yield Path(scratch)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+# From params.yaml ----------------------------------------------------------------------------------------------------
+
+
+def of_params(student: Any, recipe: Any, seed: int) -> DistillConfig:
+    """A student of params.yaml and the settings of its profile (`params.Student`, `params.Distill`), name by name."""
+    told = {each.name: getattr(recipe, each.name) for each in fields(DistillConfig) if hasattr(recipe, each.name)}
+    told |= {name: getattr(student, name) for name in ("operator", "options", "layers", "initialise")}
+    return DistillConfig(**told, seed=seed)
+
+
+def main() -> None:
+    from linattn import students
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--student", required=True, help="a name of params.yaml")
+    parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")
+    arguments = parser.parse_args()
+    for result in students.make(arguments.student, arguments.profile):
+        print(f"{result.folder}: {result.trained:,} parameters trained in {result.seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

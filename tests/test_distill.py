@@ -1,0 +1,576 @@
+"""Distillation: what learns, what the two models are shown, and that a killed run ends like an undisturbed one."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import nn
+
+from linattn import checkpoint, distill as module, families, lesson, surgery, training
+from linattn.diffusion import Diffusion
+from linattn.distill import DistillConfig, convert, distill, select
+from linattn.lesson import NULL_CLASS, Lesson, draw
+
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass
+class TinyTeacher:
+    """The two things of a teacher that distillation looks at."""
+
+    model: nn.Module
+    diffusion: Diffusion
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+
+class TinyData:
+    """Sixteen random pictures of 6 x 6 latents."""
+
+    def __init__(self, count: int = 16):
+        dice = torch.Generator().manual_seed(3)
+        self.latents = torch.randn(count, 4, 6, 6, generator=dice)
+        self.labels = torch.randint(10, (count,), generator=dice)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices):
+        return self.latents[indices], self.labels[indices]
+
+
+def tiny_teacher(seed: int = 0) -> TinyTeacher:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            num_layers=2,
+            sample_size=6,
+            patch_size=1,
+            activation_fn="gelu-approximate",
+            num_embeds_ada_norm=NULL_CLASS,
+            norm_elementwise_affine=False,
+        )
+    return TinyTeacher(model, Diffusion((1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0)))
+
+
+TINY = DistillConfig(
+    "lit",
+    {"kernel": 3, "heads": 2},
+    layerwise_steps=4,
+    steps=5,
+    batch=4,
+    log_every=2,
+    checkpoint_every=2,
+    layerwise_learning_rate=2e-3,
+    learning_rate=1e-3,
+)
+
+
+@pytest.fixture
+def teacher() -> TinyTeacher:
+    return tiny_teacher()
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+    assert a.keys() == b.keys()
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+class Alone:
+    """An accelerator of one process that is none."""
+
+    num_processes, process_index, is_main_process, device = 1, 0, True, torch.device("cpu")
+
+    def __init__(self, index: int = 0, of: int = 1):
+        self.process_index, self.num_processes = index, of
+
+    def reduce(self, tensor, how):
+        return tensor
+
+
+def lesson_of(teacher: TinyTeacher, config: DistillConfig, accelerator=None) -> Lesson:
+    original = module.frozen(teacher.model, torch.device("cpu"))
+    student = convert(original, config)
+    return Lesson(config, original, student, teacher.diffusion, TinyData(), accelerator or Alone())
+
+
+# What learns ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trains", ["attention", "new", "all"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_what_does_not_train_stays_bit_for_bit(teacher, trains, optimizer):
+    config = dataclasses.replace(TINY, trains=trains, optimizer=optimizer, weight_decay=0.1)
+    start = weights(convert(module.frozen(teacher.model, torch.device("cpu")), config))
+    result = distill(config, teacher, TinyData())
+    changed = differing(start, weights(result.model))
+    chosen = {name for name, _ in select(result.model, trains)}
+    assert changed, "nothing learned"
+    assert changed <= chosen
+    inside = {name for name, _ in surgery.attention_parameters(result.model)}
+    if trains == "all":
+        assert changed - inside, "nothing outside the attentions learned"
+    else:
+        added = {name for name, _ in surgery.new_parameters(result.model)}
+        assert chosen == {"attention": inside, "new": added}[trains]
+    assert result.trained == sum(p.numel() for name, p in result.model.named_parameters() if name in chosen)
+
+
+def test_the_teacher_is_left_alone(teacher):
+    before = weights(teacher.model)
+    distill(dataclasses.replace(TINY, trains="all"), teacher, TinyData())
+    assert not differing(before, weights(teacher.model))
+    assert not any(layer.operator for layer in families.layers(teacher.model))
+
+
+def test_nothing_to_train_is_said(teacher):
+    config = dataclasses.replace(TINY, operator="softmax", options={}, trains="new")
+    with pytest.raises(ValueError, match="trains is 'new', but the student has no such parameters"):
+        distill(config, teacher, TinyData())
+
+
+def test_a_stage_may_have_no_steps(teacher):
+    none = distill(dataclasses.replace(TINY, layerwise_steps=0, steps=0), teacher, TinyData())
+    start = weights(convert(teacher.model, TINY))
+    assert not differing(start, weights(none.model))
+    assert none.history == []
+    only = distill(dataclasses.replace(TINY, steps=0), teacher, TinyData())
+    assert {row["stage"] for row in only.history} == {"layerwise"}
+    assert differing(start, weights(only.model))
+
+
+# What the models are shown -------------------------------------------------------------------------------------------
+
+
+def test_both_models_see_one_label_drop(teacher):
+    config = dataclasses.replace(TINY, label_drop=0.5, batch=16)
+    one = lesson_of(teacher, config)
+    shown = {"teacher": [], "student": []}
+    for name, model in (("teacher", one.teacher), ("student", one.student)):
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: shown[name].append(kwargs["class_labels"].clone()), with_kwargs=True
+        )
+    for step in range(4):
+        one.end_to_end(step)
+    labels = torch.stack(shown["teacher"])
+    assert torch.equal(labels, torch.stack(shown["student"]))
+    dropped = labels == NULL_CLASS
+    assert 0.2 < dropped.float().mean() < 0.8
+    assert not torch.equal(dropped[0], dropped[1])
+    # In training mode DiT's blocks would each drop 10 % more.
+    assert not any(part.training for model in (one.teacher, one.student) for part in model.modules())
+
+
+def test_a_step_depends_on_seed_and_number_alone(teacher):
+    first, again = (draw(TINY, teacher.diffusion, TinyData(), 7) for _ in range(2))
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("clean", "labels", "eps", "t"))
+    assert first.choice == again.choice
+    for config, step in ((TINY, 8), (dataclasses.replace(TINY, seed=1), 7)):
+        other = draw(config, teacher.diffusion, TinyData(), step)
+        assert not torch.equal(first.eps, other.eps)
+        assert first.choice != other.choice
+
+
+def test_stages_never_share_a_batch(teacher, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lesson, "draw", lambda *given: asked.append(given[-1]) or draw(*given))
+    distill(TINY, teacher, TinyData())
+    assert asked == list(range(9))
+
+
+def test_processes_take_slices_of_one_batch(teacher):
+    whole = lesson_of(teacher, TINY).batch(3)
+    parts = [lesson_of(teacher, TINY, Alone(index, 2)).batch(3) for index in range(2)]
+    for name in ("clean", "labels", "eps", "t"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+
+
+@pytest.mark.parametrize("objective", ["protocol", "clear", "lit", {"features": 1, "feature_norm": "l1"}], ids=str)
+def test_losses_of_slices_average_to_the_loss_of_the_batch(teacher, objective):
+    config = dataclasses.replace(TINY, objective=objective)
+    for stage in ("layerwise", "end_to_end"):
+        whole = getattr(lesson_of(teacher, config), stage)(2)
+        parts = [getattr(lesson_of(teacher, config, Alone(index, 2)), stage)(2) for index in range(2)]
+        for name, value in whole.items():
+            mean = sum(part[name].item() for part in parts) / 2
+            assert mean == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_an_indivisible_batch_is_refused(teacher):
+    with pytest.raises(ValueError, match="batch 4 does not divide among 3 processes"):
+        distill(TINY, teacher, TinyData(), accelerator=Alone(0, 3))
+
+
+# The stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_layerwise_feeds_every_layer_the_teachers_input(teacher):
+    one = lesson_of(teacher, TINY)
+    module.require(one.student, surgery.attention_parameters(one.student))
+    loss = one.layerwise(0)["loss"]
+    batch = one.batch(0)
+    noisy = teacher.diffusion.noised(batch.clean, batch.eps, batch.t)
+    with torch.no_grad(), families.capture(one.teacher) as seen:
+        one.teacher(noisy, timestep=batch.t, class_labels=batch.labels)
+    errors = []
+    for layer, at in zip(families.layers(one.student), seen, strict=True):
+        output = families.apply(layer, at["input"], at["grid"], at["noise"])
+        errors.append((output - at["output"]).abs().mean().item())
+    assert loss.item() == pytest.approx(sum(errors) / 2, rel=1e-6)
+    # Layers learn apart: with the first layer's weights spoilt, the second's gradient is the same.
+    loss.backward()
+    second = families.layers(one.student)[1].attn.to_q.weight
+    kept = second.grad.clone()
+    one.student.zero_grad()
+    with torch.no_grad():
+        families.layers(one.student)[0].attn.to_v.weight.mul_(3)
+    one.layerwise(0)["loss"].backward()
+    assert torch.equal(second.grad, kept)
+
+
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [("lit", {"kernel": 3}), ("linfusion", {}), ("mediator", {"count": 4})],
+    ids=["lit", "linfusion", "mediator"],
+)
+def test_layerwise_stage_brings_the_layers_closer(teacher, operator, options):
+    for layer in families.layers(teacher.model):
+        layer.attn.to_q.weight.data.mul_(4)  # a teacher that attends to something
+        layer.attn.to_v.weight.data.mul_(4)
+    config = dataclasses.replace(TINY, operator=operator, options=options, layerwise_steps=60, steps=0, batch=8)
+    config = dataclasses.replace(config, layerwise_learning_rate=1e-2)
+    unseen = 1000
+    before = lesson_of(teacher, config).layerwise(unseen)["loss"].item()
+    student = distill(config, teacher, TinyData()).model
+    asked = Lesson(config, teacher.model, student, teacher.diffusion, TinyData(), Alone())
+    after = asked.layerwise(unseen)["loss"].item()
+    assert after < 0.8 * before
+
+
+def test_end_to_end_brings_the_prediction_closer(teacher):
+    config = dataclasses.replace(TINY, layerwise_steps=0, steps=60, log_every=10, batch=8, learning_rate=3e-3)
+    nn.init.normal_(teacher.model.proj_out_2.weight, std=0.3)
+    rows = distill(config, teacher, TinyData()).history
+    assert rows[-1]["noise"] < 0.7 * rows[0]["noise"]
+
+
+def test_only_replaced_layers_are_regressed(teacher):
+    one = lesson_of(teacher, dataclasses.replace(TINY, layers=[1]))
+    module.require(one.student, select(one.student, "all"))
+    one.layerwise(0)["loss"].backward()
+    first, second = families.layers(one.student)
+    assert first.attn.to_q.weight.grad is None
+    assert second.attn.to_q.weight.grad.abs().max() > 0
+
+
+# A schedule ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        ([{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}, {"until": 0.0, "count": 9}], {1, 4, 9}),
+        ([{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}], {1, 4, 16}),  # below the last, the operator's own
+    ],
+    ids=["to the end", "own count at the end"],
+)
+def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, counts):
+    config = dataclasses.replace(TINY, operator="mediator", options={"count": 16, "schedule": schedule})
+    one = lesson_of(teacher, config)
+    used: list[set] = []
+    kind = type(families.layers(one.student)[0].operator)
+    core = kind.core
+
+    def watched(self, *args):
+        used[-1].add(args[-1].count if isinstance(args[-1].count, int) else args[-1].count[0] * args[-1].count[1])
+        return core(self, *args)
+
+    monkeypatch.setattr(kind, "core", watched)
+    for step in range(24):
+        used.append(set())
+        (one.layerwise if step % 2 else one.end_to_end)(step)
+    assert all(len(each) == 1 for each in used), "one count for the batch and for all layers"
+    assert set.union(*used) == counts
+    assert all(layer.operator.pinned is None for layer in families.layers(one.student))
+
+
+# The loop ------------------------------------------------------------------------------------------------------------
+
+
+def test_rate_warms_up_and_falls():
+    settings = training.Settings(warmup=4)
+    rates = [training.rate(step, 20, 1.0, settings) for step in range(20)]
+    assert rates[:2] == sorted(rates[:2])
+    assert rates[0] == pytest.approx(0.25)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+    constant = dataclasses.replace(settings, schedule="constant")
+    assert training.rate(19, 20, 1.0, constant) == 1.0
+
+
+def test_average_follows_and_is_what_is_kept():
+    parameter = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    trained = training.Trained([("p", parameter)])
+    expected = torch.zeros(3, dtype=torch.float64)
+    for step in range(30):
+        with torch.no_grad():
+            parameter.add_(1.0)
+        trained.update_average(step, 0.6)
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    trained.use_average()
+    torch.testing.assert_close(parameter.detach(), expected)
+    assert 26 < parameter[0] < 30
+
+
+def test_muon_takes_the_matrices_inside_the_blocks(teacher):
+    student = convert(teacher.model, TINY)
+    parameters = select(student, "all")
+    made = training.optimizers(parameters, module.hidden(student), training.Settings())
+    names = {id(parameter): name for name, parameter in parameters}
+    muon = {names[id(p)] for group in made["muon"].param_groups for p in group["params"]}
+    adamw = {names[id(p)] for group in made["adamw"].param_groups for p in group["params"]}
+    assert muon | adamw == {name for name, _ in parameters}
+    assert not muon & adamw
+    assert "transformer_blocks.0.attn1.to_q.weight" in muon
+    assert "transformer_blocks.1.ff.net.2.weight" in muon
+    assert not any("emb" in name or "proj_out" in name or name.endswith("bias") for name in muon)
+
+
+def test_clipping_bounds_the_gradient():
+    parameter = nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.full((4,), 3.0)
+    assert training.average_gradients([parameter], 1.5, Alone()) == pytest.approx(6.0)
+    assert parameter.grad.norm().item() == pytest.approx(1.5, rel=1e-4)
+    parameter.grad = torch.full((4,), 3.0)
+    training.average_gradients([parameter], None, Alone())
+    assert parameter.grad.norm().item() == 6.0
+
+
+def test_history_has_a_row_every_few_steps(teacher, capsys):
+    result = distill(TINY, teacher, TinyData())
+    assert [(row["stage"], row["step"]) for row in result.history] == [
+        ("layerwise", 2),
+        ("layerwise", 4),
+        ("end-to-end", 2),
+        ("end-to-end", 4),
+        ("end-to-end", 5),
+    ]
+    assert {"loss", "noise", "variance", "gradient", "learning_rate", "seconds"} <= result.history[-1].keys()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[-1].startswith("end-to-end 5/5 noise")
+    assert "samples/s, 0 s left" in lines[-1]
+    assert result.seconds > 0
+    assert result.samples_per_second == pytest.approx(9 * 4 / result.seconds, rel=0.01)
+
+
+def test_evaluation_before_and_after(teacher):
+    start = weights(convert(teacher.model, TINY))
+    result = distill(TINY, teacher, TinyData(), evaluate=weights)
+    assert not differing(result.before, start)
+    assert not differing(result.after, weights(result.model))
+    assert differing(result.before, result.after)
+
+
+def test_the_student_is_saved(teacher, tmp_path):
+    result = distill(TINY, teacher, TinyData(), folder=tmp_path / "student")
+    again = surgery.load(tiny_teacher().model, tmp_path / "student")
+    assert result.folder == str(tmp_path / "student")
+    assert not differing(weights(result.model), weights(again))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_half_precision_keeps_float32_weights(teacher, dtype):
+    result = distill(dataclasses.replace(TINY, dtype=dtype), teacher, TinyData())
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in result.model.parameters())
+
+
+def test_compiled_blocks_do_the_same_and_are_taken_back(teacher, monkeypatch):
+    compile_block, seen = nn.Module.compile, []
+
+    def eager(block):  # the graph without the code generator: a test machine needs no compiler
+        seen.append(block)
+        compile_block(block, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", eager)
+    config = dataclasses.replace(TINY, layerwise_steps=0, steps=2)
+    plain = distill(config, teacher, TinyData())
+    assert not seen
+    compiled = distill(dataclasses.replace(config, compile=True), teacher, TinyData())
+    assert len(seen) == 4, "two blocks of the teacher, two of the student"
+    assert all(block._compiled_call_impl is None for block in seen)
+    assert compiled.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-4)
+
+
+def test_settings_come_from_params_by_name():
+    student = SimpleNamespace(operator="clear", options={"radius": 3}, layers=(0, 1), initialise="all", name="small")
+    recipe = SimpleNamespace(steps=7, layerwise_steps=3, objective="lit", trains="new", seeds=(0, 1))
+    config = module.of_params(student, recipe, seed=1)
+    assert (config.operator, config.options, config.layers, config.seed) == ("clear", {"radius": 3}, (0, 1), 1)
+    assert (config.steps, config.layerwise_steps, config.objective, config.trains) == (7, 3, "lit", "new")
+    assert config.batch == DistillConfig("clear").batch
+
+
+# Trouble -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(teacher, tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, scratch=str(tmp_path))
+    path = tmp_path / "end-to-end.safetensors"
+    original = Lesson.end_to_end
+
+    def broken(self, step):
+        terms = original(self, step)
+        return {name: value * float("nan") if step == 3 else value for name, value in terms.items()}
+
+    monkeypatch.setattr(Lesson, "end_to_end", broken)
+    with pytest.raises(training.NotFinite, match=r"step 4 of 5 of stage end-to-end: .*loss is nan.*holds step 2"):
+        distill(config, teacher, TinyData())
+    assert checkpoint.load(path)["step"] == 2
+    monkeypatch.setattr(Lesson, "end_to_end", original)
+    resumed = distill(config, teacher, TinyData())
+    undisturbed = distill(dataclasses.replace(config, scratch=None), teacher, TinyData())
+    assert not differing(weights(resumed.model), weights(undisturbed.model))
+
+
+def test_a_full_disk_loses_nothing(teacher, tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, scratch=str(tmp_path), steps=0)
+    written = []
+    save_file = checkpoint.save_file
+
+    def full(tensors, path, **more):
+        written.append(path)
+        if len(written) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, **more)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        distill(config, teacher, TinyData())
+    assert checkpoint.load(tmp_path / "layerwise.safetensors")["step"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["layerwise.safetensors"]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(teacher, tmp_path):
+    config = dataclasses.replace(TINY, scratch=str(tmp_path))
+    distill(config, teacher, TinyData())
+    for other in (dataclasses.replace(config, learning_rate=2e-3), dataclasses.replace(config, options={"kernel": 5})):
+        with pytest.raises(ValueError, match="made by another recipe"):
+            distill(other, teacher, TinyData())
+    with pytest.raises(ValueError, match="made by another recipe"):
+        distill(config, tiny_teacher(seed=1), TinyData())
+    with pytest.raises(ValueError, match="made by another recipe"):
+        distill(config, teacher, TinyData(15))
+    distill(dataclasses.replace(config, log_every=1), teacher, TinyData())  # changes no result
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "clera"}, "did you mean 'clear'"),
+        ({"trains": "some"}, "trains is 'some'; choose one of attention, new, all"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"batch": 0}, "batch is 0"),
+        ({"steps": -1}, "neither may be negative"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_distill as tests
+from linattn import checkpoint
+from linattn.lesson import Lesson
+torch = tests.torch
+torch.set_num_threads({threads})
+def dies(self, step, original=getattr(Lesson, {stage!r})):
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, step)
+if {step} < 0:  # while a checkpoint is written
+    checkpoint.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+else:
+    setattr(Lesson, {stage!r}, dies)
+tests.distill(tests.dataclasses.replace(tests.TINY, scratch={scratch!r}), tests.tiny_teacher(), tests.TinyData())
+"""
+
+
+def python(*words: str) -> subprocess.CompletedProcess:
+    paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=180)
+
+
+def test_killed_twice_it_ends_like_an_undisturbed_run(teacher, tmp_path):
+    for stage, step in (("layerwise", 3), ("end_to_end", 3)):
+        code = KILLED.format(
+            tests=str(HERE), threads=torch.get_num_threads(), stage=stage, step=step, scratch=str(tmp_path)
+        )
+        done = python("-c", code)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoint.load(tmp_path / "end-to-end.safetensors")["step"] == 2
+    resumed = distill(dataclasses.replace(TINY, scratch=str(tmp_path)), teacher, TinyData())
+    undisturbed = distill(TINY, teacher, TinyData())
+    assert not differing(weights(resumed.model), weights(undisturbed.model))
+    rows = [[{**row, "seconds": 0} for row in result.history] for result in (resumed, undisturbed)]
+    assert rows[0] == rows[1]
+
+
+def test_killed_while_writing_a_checkpoint(teacher, tmp_path):
+    distill(dataclasses.replace(TINY, scratch=str(tmp_path / "a"), steps=0), teacher, TinyData())
+    code = KILLED.format(
+        tests=str(HERE), threads=torch.get_num_threads(), stage="layerwise", step=-1, scratch=str(tmp_path / "b")
+    )
+    done = python("-c", code)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = distill(dataclasses.replace(TINY, scratch=str(tmp_path / "b")), teacher, TinyData())
+    undisturbed = distill(TINY, teacher, TinyData())
+    assert not differing(weights(resumed.model), weights(undisturbed.model))
+
+
+TWO = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_distill as tests
+result = tests.distill(tests.TINY, tests.tiny_teacher(), tests.TinyData(), folder={folder!r})
+print("trained", result.trained)
+"""
+
+
+def test_two_processes_do_what_one_does(teacher, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(tests=str(HERE), folder=str(tmp_path / "student")))
+    options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    done = python("-m", "accelerate.commands.launch", *options.split(), str(script))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("end-to-end 5/5") == 1, "only the main process prints"
+    two = weights(surgery.load(tiny_teacher().model, tmp_path / "student"))
+    one = weights(distill(TINY, teacher, TinyData()).model)
+    start = weights(convert(tiny_teacher().model, TINY))
+    moved = sum((one[name] - start[name]).double().square().sum() for name in one) ** 0.5
+    apart = sum((one[name] - two[name]).double().square().sum() for name in one) ** 0.5
+    assert apart < 2e-3 * moved

@@ -1,0 +1,288 @@
+"""Metrics against closed forms and independent computations, and what their intervals promise."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from linattn import metrics, world
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def pictures(count: int = 3, side: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+# Intervals
+
+
+def test_bootstrap_of_a_mean_is_about_its_standard_error():
+    values = normal(400)
+    low, high = metrics.bootstrap(values)
+    half = metrics.NORMAL * values.std().item() / 20
+    assert low == pytest.approx(values.mean().item() - half, abs=0.15 * half)
+    assert high == pytest.approx(values.mean().item() + half, abs=0.15 * half)
+
+
+def test_bootstrap_repeats_by_its_seed():
+    values = normal(20)
+    assert metrics.bootstrap(values, 3) == metrics.bootstrap(values, 3)
+    assert metrics.bootstrap(values, 3) != metrics.bootstrap(values, 4)
+
+
+def test_bootstrap_in_pieces_is_the_same(monkeypatch):
+    whole = metrics.bootstrap(normal(50))
+    monkeypatch.setattr(metrics, "DRAWN", 128)
+    assert metrics.bootstrap(normal(50)) == pytest.approx(whole)
+
+
+def test_one_picture_has_a_value_and_no_interval():
+    assert metrics.summary(torch.tensor([0.25])) == {"value": 0.25, "low": None, "high": None, "n": 1}
+    with pytest.raises(ValueError, match="at least 1"):
+        metrics.summary(torch.empty(0))
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    # Newcombe 1998, table I: the published limits of the score method
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_published_limits(right, n, low, high):
+    found = metrics.wilson(right, n)
+    assert found["low"] == pytest.approx(low, abs=6e-5)
+    assert found["high"] == pytest.approx(high, abs=6e-5)
+    assert found["value"] == right / n
+
+
+def test_wilson_of_one_picture_stays_inside():
+    assert metrics.wilson(1, 1)["high"] == 1.0
+    assert 0 < metrics.wilson(1, 1)["low"] < 1
+    assert metrics.wilson(0, 1)["low"] == 0.0
+    with pytest.raises(ValueError, match="3 right of 2"):
+        metrics.wilson(3, 2)
+
+
+# Distance
+
+
+def test_the_same_pictures_are_at_no_distance():
+    found = metrics.distance(pictures(), pictures())
+    assert {name: result["value"] for name, result in found.items()} == pytest.approx(
+        {"mse": 0, "cosine": 1, "psnr": metrics.PSNR_MOST, "ssim": 1}
+    )
+    json.dumps(found, allow_nan=False)
+
+
+def test_distances_by_hand():
+    black, grey = torch.zeros(2, 3, 12, 12), torch.full((2, 3, 12, 12), 0.1)
+    found = metrics.distances(grey, black)
+    assert found["mse"].tolist() == pytest.approx([0.01, 0.01])
+    assert found["psnr"].tolist() == pytest.approx([20, 20])
+    assert found["cosine"].tolist() == pytest.approx([1, 1])  # both are darker than grey everywhere
+    assert metrics.distances(1 - black, black)["cosine"].tolist() == pytest.approx([-1, -1])
+    # Without contrast SSIM is its luminance term alone: C1 / (mean^2 + C1)
+    assert found["ssim"].tolist() == pytest.approx([1e-4 / (0.01 + 1e-4)] * 2, rel=1e-3)
+
+
+def test_distances_are_a_pictures_own():
+    ours, theirs = pictures(4, seed=1), pictures(4, seed=2)
+    together = metrics.distances(ours, theirs)
+    alone = [metrics.distances(ours[i : i + 1], theirs[i : i + 1]) for i in range(4)]
+    for name, values in together.items():
+        torch.testing.assert_close(values, torch.cat([each[name] for each in alone]))
+
+
+def test_distance_refuses_other_shapes_and_tiny_pictures():
+    with pytest.raises(ValueError, match="reference"):
+        metrics.distance(pictures(3), pictures(2))
+    with pytest.raises(ValueError, match="11 x 11"):
+        metrics.distance(pictures(side=8), pictures(side=8))
+
+
+# Prediction error
+
+
+class Scaled(nn.Module):
+    """A student whose prediction is a multiple of another model's."""
+
+    def __init__(self, model: nn.Module, factor: float):
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, *args, **kwargs):
+        return (self.factor * self.model(*args, **kwargs)[0],)
+
+
+def asked(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    return normal(count, 4, 8, 8).float(), torch.arange(count)
+
+
+def test_prediction_error_of_a_scaled_teacher_is_known():
+    pipe = tiny.pipeline()
+    found = metrics.prediction_error(pipe, Scaled(pipe.transformer, 1.5), asked())
+    assert [row["noise"] for row in found["levels"]] == list(metrics.LEVELS)
+    assert [row["value"] for row in found["levels"]] == pytest.approx([0.25] * 5, rel=1e-5)
+    assert found["mean"]["value"] == pytest.approx(0.25, rel=1e-5)
+    assert found["mean"]["high"] == pytest.approx(0.25, rel=1e-5)
+    assert metrics.prediction_error(pipe, pipe.transformer, asked())["mean"]["value"] == 0
+
+
+def other() -> nn.Module:
+    return tiny.pipeline(seed=5).transformer
+
+
+def test_prediction_error_does_not_depend_on_its_batch():
+    pipe, student = tiny.pipeline(), other()
+    whole = metrics.prediction_error(pipe, student, asked(), batch=32)
+    assert whole["mean"]["value"] > 0.01
+    assert whole["mean"]["low"] < whole["mean"]["value"] < whole["mean"]["high"]
+    for batch in (1, 3):
+        each = metrics.prediction_error(pipe, student, asked(), batch=batch)
+        assert each["mean"] == pytest.approx(whole["mean"], rel=1e-4)
+
+
+def test_prediction_error_of_one_picture_and_one_level():
+    found = metrics.prediction_error(tiny.pipeline(), other(), asked(1), levels=(1.0,))
+    assert found["levels"][0]["time"] == 999
+    assert found["mean"]["low"] is None
+    assert found["mean"]["n"] == 1
+
+
+def test_prediction_error_refuses_a_level_outside():
+    with pytest.raises(ValueError, match="500"):
+        metrics.prediction_error(tiny.pipeline(), other(), asked(1), levels=(500,))
+
+
+def test_level_noise_is_a_pictures_own():
+    whole = metrics.level_noise((4, 2, 3), 100, seed=0)
+    torch.testing.assert_close(whole[2:], metrics.level_noise((2, 2, 3), 100, seed=0, start=2), rtol=0, atol=0)
+    assert not torch.equal(whole, metrics.level_noise((4, 2, 3), 300, seed=0))
+    assert not torch.equal(whole, metrics.level_noise((4, 2, 3), 100, seed=1))
+
+
+# The judge
+
+
+class Oracle(nn.Module):
+    """Reads the answer from two pixels, so that what it should find is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, pictures: torch.Tensor) -> SimpleNamespace:
+        shape = nn.functional.one_hot(pictures[:, 0, 0, 0].round().long(), len(world.SHAPES)).float()
+        colour = nn.functional.one_hot(pictures[:, 1, 0, 0].round().long(), len(world.COLOURS)).float()
+        return SimpleNamespace(shape=shape, colour=colour, features=pictures.flatten(1))
+
+
+def drawn(labels: torch.Tensor) -> torch.Tensor:
+    marked = torch.zeros(len(labels), 3, 2, 2)
+    marked[:, 0, 0, 0], marked[:, 1, 0, 0] = labels // len(world.COLOURS), labels % len(world.COLOURS)
+    return marked
+
+
+def test_judge_accuracy_counts_shape_colour_and_both():
+    labels = torch.arange(len(world.LABELS))
+    colours = len(world.COLOURS)
+    wrong_colour, wrong_shape = labels.clone(), labels.clone()
+    wrong_colour[:6] = labels[:6] // colours * colours + (labels[:6] + 1) % colours
+    wrong_shape[3:15] = (labels[3:15] + colours) % len(labels)
+    mixed = torch.stack([wrong_shape // colours, wrong_colour % colours])
+    found = metrics.judge_accuracy(Oracle(), drawn(mixed[0] * colours + mixed[1]), labels, batch=7)
+    count = len(labels)
+    values = {name: result["value"] for name, result in found.items()}
+    assert values == pytest.approx({"shape": 1 - 12 / count, "colour": 1 - 6 / count, "both": 1 - 15 / count})
+    assert found["both"]["n"] == count
+
+
+def test_chance_is_what_a_constant_gets():
+    labels = torch.arange(len(world.LABELS))
+    found = metrics.judge_accuracy(Oracle(), drawn(torch.zeros_like(labels)), labels)
+    assert {name: result["value"] for name, result in found.items()} == pytest.approx(metrics.chance())
+
+
+def test_judge_features_do_not_depend_on_the_batch():
+    given = pictures(5)
+    torch.testing.assert_close(metrics.judge_features(Oracle(), given, 2), given.flatten(1).double())
+
+
+def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The unbiased estimate, written from its definition."""
+
+    def kernel(a, b):
+        return (a @ b / a.numel() + 1) ** 3
+
+    n, m = len(x), len(y)
+    own = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    theirs = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return (own + theirs - 2 * sum(kernel(a, b) for a in x for b in y) / (n * m)).item()
+
+
+def test_kid_of_whole_sets_is_the_unbiased_estimate():
+    x, y = normal(6, 5), normal(6, 5, seed=1) + 1
+    found = metrics.judge_kid(x, y, subset_size=6, subsets=2)
+    assert found["value"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
+    assert found["low"] is None  # all subsets are the whole set: no spread to read an error from
+
+
+def test_kid_interval_covers_the_spread_of_fresh_sets():
+    fresh = [metrics.judge_kid(normal(80, 8, seed=i) + 0.5, normal(80, 8, seed=100 + i))["value"] for i in range(40)]
+    found = metrics.judge_kid(normal(80, 8, seed=7) + 0.5, normal(80, 8, seed=107))
+    half = (found["high"] - found["low"]) / 2
+    assert half == pytest.approx(metrics.NORMAL * torch.tensor(fresh).std().item(), rel=0.5)
+
+
+def test_kid_repeats_and_leaves_the_global_stream_alone():
+    x, y = normal(20, 4), normal(30, 4, seed=1)
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    first = metrics.judge_kid(x, y, seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert metrics.judge_kid(x, y, seed=3) == first
+    assert metrics.judge_kid(x, y, seed=4) != first
+    assert first["n"] == 20
+
+
+def test_kid_of_too_few_pictures_says_so():
+    found = metrics.judge_kid(normal(3, 4), normal(50, 4))
+    assert found["value"] is None
+    assert "3 pictures" in found["reason"]
+    with pytest.raises(ValueError, match="subsets of 9"):
+        metrics.judge_kid(normal(8, 4), normal(8, 4), subset_size=9)
+
+
+def test_fid_below_2048_pictures_is_none_with_the_reason():
+    found = metrics.judge_fid(normal(2047, 2), normal(4000, 2))
+    assert found["value"] is None
+    assert "2047" in found["reason"]
+    assert "2048" in found["reason"]
+
+
+def test_fid_of_two_gaussians_is_known():
+    # means 2 apart in one direction, deviations 1 and 3 in another: 2^2 + (3 - 1)^2
+    x, y = normal(6000, 3), normal(6000, 3, seed=1)
+    y[:, 0] += 2
+    y[:, 1] *= 3
+    found = metrics.judge_fid(x, y, resamples=10)
+    assert found["value"] == pytest.approx(8, rel=0.06)
+    assert found["low"] < 8 < found["high"]
+    assert found["high"] - found["low"] < 1.5
+
+
+def test_features_of_two_judges_are_not_compared():
+    with pytest.raises(ValueError, match="one judge"):
+        metrics.judge_kid(normal(8, 4), normal(8, 5))
+
+
+def test_results_are_strict_json():
+    x, y = normal(20, 4), normal(20, 4, seed=1)
+    results = [metrics.judge_kid(x, y), metrics.judge_fid(x, y), metrics.wilson(2, 3), metrics.summary(normal(3))]
+    assert not math.isnan(json.loads(json.dumps(results, allow_nan=False))[0]["value"])

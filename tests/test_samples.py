@@ -1,0 +1,226 @@
+"""Self-generated data: what survives a kill, what is kept, and what is refused with a remedy."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from linattn import samples, sampling
+from linattn.samples import Samples
+
+OPTIONS = {"shard": 4, "steps": 1, "guidance": 1.0}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.pipeline()
+
+
+@pytest.fixture
+def written(pipe, tmp_path):
+    samples.write(pipe, tmp_path, 10, seed=3, **OPTIONS)
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """First numbers of the shards that are drawn from here on."""
+    seen, draw = [], sampling.draw_latents
+    monkeypatch.setattr(sampling, "draw_latents", lambda *a, **k: seen.append(k["start"]) or draw(*a, **k))
+    return seen
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_holds_what_the_sampler_draws(pipe, written):
+    data = Samples(written)
+    latents, labels = data.batch(range(10))
+    again = sampling.draw_latents(pipe, labels, steps=1, guidance=1.0, seed=3)
+    torch.testing.assert_close(latents, again, rtol=1e-3, atol=1e-3)  # stored in half precision
+    assert (len(data), data.shape) == (10, (4, 8, 8))
+    assert latents.dtype == torch.float32
+    assert labels.dtype == torch.int64
+
+
+def test_stored_types_and_shards(written):
+    held = load_file(written / "shard-00002.safetensors")
+    assert held["latents"].shape == (2, 4, 8, 8)
+    assert held["latents"].dtype == torch.float16
+    assert held["labels"].dtype == torch.int64
+    assert len(list(written.iterdir())) == 4  # three shards, one manifest, no drafts
+
+
+def test_writing_again_draws_nothing_and_changes_no_byte(pipe, written, drawn):
+    before = files(written)
+    samples.write(pipe, written, 10, seed=3, **OPTIONS)
+    assert drawn == []
+    assert files(written) == before
+
+
+def test_two_folders_of_one_recipe_hold_the_same_bytes(pipe, written, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    samples.write(pipe, other, 10, seed=3, **OPTIONS)
+    assert files(other) == files(written)
+
+
+def test_an_interrupted_run_continues(pipe, written, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("killed")
+    draw = sampling.draw_latents
+
+    def killed(*args, **kwargs):
+        if kwargs["start"] == 8:
+            raise KeyboardInterrupt
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(sampling, "draw_latents", killed)
+    with pytest.raises(KeyboardInterrupt):
+        samples.write(pipe, folder, 10, seed=3, **OPTIONS)
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        Samples(folder)
+    for index in (2, 3):
+        (folder / f".shard-0000{index}.safetensors.draft").write_bytes(b"half a fi")
+    seen = []
+    monkeypatch.setattr(sampling, "draw_latents", lambda *a, **k: seen.append(k["start"]) or draw(*a, **k))
+    samples.write(pipe, folder, 10, seed=3, **OPTIONS)
+    assert seen == [8]
+    assert files(folder) == files(written)
+
+
+def test_more_pictures_only_add(pipe, written, drawn):
+    before = Samples(written).batch(range(10))
+    samples.write(pipe, written, 14, seed=3, **OPTIONS)
+    assert drawn == [8, 12]  # the shard that was not full, and the new one
+    after = Samples(written).batch(range(10))
+    assert torch.equal(after[1], before[1])
+    torch.testing.assert_close(after[0], before[0], rtol=1e-2, atol=1e-2)
+
+
+def test_fewer_pictures_remove_the_shards_beyond(pipe, written, drawn):
+    samples.write(pipe, written, 4, seed=3, **OPTIONS)
+    assert drawn == []
+    assert len(Samples(written)) == 4
+    assert not (written / "shard-00001.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"seed": 4}, "seed"), ({"steps": 2}, "steps"), ({"guidance": 2.0}, "guidance"), ({"sampler": "ddpm"}, "sampler"),
+     ({"shard": 5}, "shard"), ({"size": 16}, "shape")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_other_settings_are_refused_by_name(pipe, written, change, name):
+    before = files(written)
+    with pytest.raises(ValueError, match=rf"with {name} .*now.*delete .*another folder"):
+        samples.write(pipe, written, 10, **{"seed": 3, **OPTIONS, **change})
+    assert files(written) == before
+
+
+def test_another_teacher_is_refused_even_without_a_manifest(written):
+    (written / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="drawn with teacher"):
+        samples.write(tiny.pipeline(seed=1), written, 10, seed=3, **OPTIONS)
+
+
+def flip(path):
+    """Damage one byte of a file's numbers, which the format itself does not notice."""
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:50])], ids=["bit", "cut"])
+def test_a_damaged_shard_is_named_and_only_it_is_drawn_again(pipe, written, drawn, damage):
+    before = files(written)
+    path = written / "shard-00001.safetensors"
+    damage(path)
+    data = Samples(written)
+    data.batch([0, 9])  # the others can still be read
+    with pytest.raises(ValueError, match=r"shard-00001.safetensors is damaged; write the samples again"):
+        data.batch([5])
+    with pytest.warns(UserWarning, match="shard-00001"):
+        samples.write(pipe, written, 10, seed=3, **OPTIONS)
+    assert drawn == [4]
+    assert files(written) == before
+
+
+def test_two_damaged_shards_are_both_drawn_again(pipe, written, drawn):
+    for index in (0, 2):
+        flip(written / f"shard-0000{index}.safetensors")
+    with pytest.warns(UserWarning, match="damaged"):
+        samples.write(pipe, written, 10, seed=3, **OPTIONS)
+    assert drawn == [0, 8]
+
+
+def test_a_missing_shard_is_named(written):
+    (written / "shard-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard-00002.*only that shard"):
+        Samples(written)
+
+
+def test_a_damaged_manifest_is_named(pipe, written, drawn):
+    (written / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json is damaged; delete it"):
+        Samples(written)
+    (written / "manifest.json").unlink()
+    samples.write(pipe, written, 10, seed=3, **OPTIONS)
+    assert drawn == []
+
+
+def test_a_manifest_that_miscounts_is_refused(written):
+    manifest = json.loads((written / "manifest.json").read_text())
+    (written / "manifest.json").write_text(json.dumps({**manifest, "count": 11}))
+    with pytest.raises(ValueError, match="promises 11 pictures, its shards hold 10"):
+        Samples(written)
+
+
+def test_batches_keep_the_order_asked_for_and_may_repeat(written):
+    data = Samples(written, keep=1)
+    every, labels = data.batch(range(10))
+    order = torch.tensor([9, 0, 5, 0, 8])
+    latents, found = data.batch(order)
+    assert torch.equal(latents, every[order])
+    assert torch.equal(found, labels[order])
+
+
+@pytest.mark.parametrize("wrong", [[10], [-1], [0, 3, 11]])
+def test_indices_outside_are_refused(written, wrong):
+    with pytest.raises(IndexError, match=r"0\.\.9"):
+        Samples(written).batch(wrong)
+
+
+@pytest.mark.parametrize("wrong", [[], [[1]], [0.5], [True]], ids=["none", "nested", "fraction", "mask"])
+def test_what_is_no_index_is_refused(written, wrong):
+    with pytest.raises(ValueError, match="whole numbers"):
+        Samples(written).batch(wrong)
+
+
+def test_labels_are_balanced_shuffled_and_a_pictures_own():
+    labels = samples.balanced_labels(range(24), seed=0, classes=6)
+    assert [sorted(block.tolist()) for block in labels.split(6)] == [list(range(6))] * 4
+    assert not torch.equal(labels[:6], labels[6:12])
+    assert torch.equal(samples.balanced_labels(range(9, 15), 0, 6), labels[9:15])
+    assert not torch.equal(samples.balanced_labels(range(24), 1, 6), labels)
+
+
+def test_one_picture(pipe, tmp_path):
+    data = samples.write(pipe, tmp_path, 1, **OPTIONS)
+    assert data.batch([0])[0].shape == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match="at least 1"):
+        samples.write(pipe, tmp_path, 0)
+
+
+def test_progress_is_told_of_every_shard(pipe, tmp_path):
+    seen = []
+    samples.write(pipe, tmp_path, 6, progress=lambda *each: seen.append(each), **OPTIONS)
+    assert seen == [(4, 6), (6, 6)]
+
+
+def test_a_digest_knows_weights_names_and_types():
+    one = samples.digest(tiny.model())
+    assert one == samples.digest(tiny.model())
+    assert one != samples.digest(tiny.model(seed=1))
+    assert one != samples.digest(tiny.model().half())
