@@ -1,0 +1,551 @@
+"""Linearise a diffusers model in place, take it back bit for bit, and keep what was learned in a small folder.
+
+- Nothing is changed before everything is checked; a step that fails half way is undone.
+- A layer is always converted from its original weights, however often it is converted.
+- What `linearize` has done is an attribute of the model, so a deepcopy is a student of its own; the CPU copies of the
+  original weights are shared by the copies, which never write them.
+- A student's folder holds the replaced layers whole, whatever else was trained, and `linattn.json`, which names its
+  base: class, public config and a digest of the weights. On another base it is refused, since a student of equal
+  shapes would load without a word and draw nonsense; `load(..., strict=False)` takes a fine-tune of the base.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from linattn import attention, families, identity
+from linattn.attention.options import nearest
+from linattn.families import KEY, Layer
+
+FORMAT = 1
+CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
+ATTRIBUTE = "_linattn"
+
+Selection = str | int | Sequence[int | str] | Callable[[Layer], bool]
+
+
+@dataclass
+class Conversion:
+    """What was done to a model, kept on it."""
+
+    base: dict[str, Any]
+    digests: dict[str, identity.Digests]  # of every tensor of the base
+    originals: dict[str, Tensor] = field(default_factory=dict)  # CPU copies of what was overwritten
+    processors: dict[str, Any] = field(default_factory=dict)  # by layer
+    initialise: dict[str, str] = field(default_factory=dict)  # by layer
+    forgotten: set[str] = field(default_factory=set)  # layers whose original was not kept
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Conversion":
+        digests = identity.all_digests(identity.tensors(model))
+        return cls(identity.base(model, digests), digests)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Conversion":
+        parts = {name: copy.copy(value) for name, value in vars(self).items()}
+        parts["processors"] = copy.deepcopy(self.processors, memo)
+        return Conversion(**parts)
+
+
+# Choosing layers -----------------------------------------------------------------------------------------------------
+
+
+def select(layers: Sequence[Layer], which: Selection = "all") -> list[Layer]:
+    """The chosen layers in forward order: all, every:2 (0, 2, ...), first:4, last:4, except:<any of these>, a layer's
+    number or name, a list of them, or a predicate of the layer."""
+    numbers = _numbers(layers, which)
+    if not numbers:
+        raise ValueError(f"layers={which!r} selects none of the {len(layers)} layers")
+    return [layer for layer in layers if layer.index in numbers]
+
+
+def _numbers(layers: Sequence[Layer], which: Selection) -> set[int]:
+    if callable(which):
+        return {layer.index for layer in layers if which(layer)}
+    if isinstance(which, str):
+        return _spoken(layers, which)
+    if isinstance(which, Iterable):
+        return {number for each in which for number in _numbers(layers, each)}
+    return {_number(layers, which)}
+
+
+def _spoken(layers: Sequence[Layer], which: str) -> set[int]:
+    every = {layer.index for layer in layers}
+    word, _, rest = which.partition(":")
+    if which == "all":
+        return every
+    if word == "except" and rest:
+        return every - _numbers(layers, rest)
+    if word in ("first", "last", "every") and rest.isdecimal():
+        count = int(rest)
+        if not 1 <= count <= len(layers):
+            raise ValueError(f"layers={which!r}: a number from 1 to {len(layers)}, the layers of this model")
+        total = len(layers)
+        spans = {"first": range(count), "last": range(total - count, total), "every": range(0, total, count)}
+        return set(spans[word])
+    return {_number(layers, which)}
+
+
+def _number(layers: Sequence[Layer], which: int | str) -> int:
+    if isinstance(which, int) and not isinstance(which, bool):
+        if not -len(layers) <= which < len(layers):
+            raise ValueError(f"no layer {which}: this model has {len(layers)}, numbered from 0")
+        return which % len(layers)
+    for layer in layers:
+        if layer.name == which:
+            return layer.index
+    names = [layer.name for layer in layers]
+    words = ("all", "every:2", "first:1", "last:1", "except:first:1")
+    close = difflib.get_close_matches(str(which), [*names, *words], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+        f"no layer {which!r}: {hint}valid are all, every:2, first:4, last:4, except:first:2, "
+        f"numbers up to {len(layers) - 1}, and names like {names[0]!r}"
+    )
+
+
+# Conversion and back -------------------------------------------------------------------------------------------------
+
+
+def linearize(
+    model_or_pipeline: Any,
+    name: str,
+    *,
+    layers: Selection = "all",
+    initialise: str = "all",
+    keep_original: bool = True,
+    **options: Any,
+) -> Any:
+    """Replace the attention of the chosen self-attention layers, in place; returns what it was given.
+
+    Called again on other layers it mixes operators; on the same layers it starts from their original weights.
+    `keep_original=False` saves the memory of a CPU copy and gives up `restore`.
+    """
+    model = families.model_of(model_or_pipeline)
+    if initialise not in attention.POLICIES:
+        raise nearest("initialise policy", initialise, attention.POLICIES)
+    chosen = select(families.layers(model), layers)
+    before = _conversion(model)
+    if lost := [layer.name for layer in chosen if before and layer.name in before.forgotten]:
+        raise ValueError(
+            f"the original weights of {_few(lost)} were not kept (keep_original=False), and a layer is always "
+            "converted from its original: load the base again"
+        )
+    operators = [_built(model, layer, name, options) for layer in chosen]
+
+    def start(layer: Layer, operator: nn.Module) -> None:
+        operator.initialise(layer.attn, initialise)
+
+    conversion = copy.deepcopy(before) if before else Conversion.of(model)
+    _install(model, conversion, chosen, operators, [initialise] * len(chosen), start, keep_original)
+    return model_or_pipeline
+
+
+def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
+    """The original model again, bit for bit, in place.
+
+    Weights that were trained elsewhere in the model are not known here: then it raises and names them, and nothing is
+    changed. `strict=False` restores the replaced layers all the same and leaves the others as they are.
+    """
+    model = families.model_of(model_or_pipeline)
+    conversion = _converted(model)
+    if conversion.forgotten:
+        raise ValueError(
+            f"the original weights of {_few(sorted(conversion.forgotten))} were not kept (keep_original=False): "
+            f"load {conversion.base['name']!r} again"
+        )
+    if strict and (trained := _trained_elsewhere(model, conversion)):
+        raise ValueError(
+            f"{len(trained)} tensors outside the replaced layers have changed since linearize, so the original cannot "
+            f"be restored: {_few(trained)}; load the base again, or take back the replaced layers alone by "
+            "restore(model, strict=False)"
+        )
+    _write(identity.tensors(model), conversion.originals)
+    for layer in families.layers(model):
+        if layer.name in conversion.processors:
+            layer.attn.set_processor(conversion.processors[layer.name])
+            delattr(layer.attn, KEY)
+    _release(model)
+    return model_or_pipeline
+
+
+def _install(
+    model: nn.Module,
+    conversion: Conversion,
+    chosen: Sequence[Layer],
+    operators: Sequence[nn.Module],
+    initialise: Sequence[str],
+    start: Callable[[Layer, nn.Module], None],
+    keep_original: bool,
+) -> None:
+    """Put every operator in its place; `start` gives the layer its first weights. All of it, or none."""
+    live, undo = identity.tensors(model), []
+    try:
+        for layer, operator, policy in zip(chosen, operators, initialise, strict=True):
+            own = {name: tensor for name, tensor in live.items() if name.startswith(f"{layer.name}.")}
+            now = _copies(own)
+            undo.append((layer, own, now, layer.operator, layer.attn.processor))
+            if layer.name in conversion.processors:
+                _write(own, conversion.originals)
+            else:
+                conversion.processors[layer.name] = layer.attn.processor
+                conversion.originals.update(now if keep_original else {})
+                conversion.forgotten.update(set() if keep_original else {layer.name})
+            conversion.initialise[layer.name] = policy
+            setattr(layer.attn, KEY, operator)
+            layer.attn.set_processor(families.family(model).processor())
+            start(layer, operator)
+    except BaseException:
+        for layer, own, values, operator, processor in undo:
+            _write(own, values)
+            layer.attn.set_processor(processor)
+            if layer.operator is not None:
+                delattr(layer.attn, KEY)
+            if operator is not None:
+                setattr(layer.attn, KEY, operator)
+        raise
+    setattr(model, ATTRIBUTE, conversion)
+    model.save_pretrained = _refuse_to_save
+    families.watch(model)
+
+
+def _built(model: nn.Module, layer: Layer, name: str, options: dict[str, Any]) -> nn.Module:
+    operator = attention.create(name, layer.shape, **options)
+    like = identity.tensors(layer.attn)["to_q.weight"]
+    dtype = like.dtype if like.is_floating_point() else None
+    return operator.to(like.device, dtype).train(layer.attn.training)
+
+
+def _release(model: nn.Module) -> None:
+    families.unwatch(model)
+    delattr(model, ATTRIBUTE)
+    del model.save_pretrained  # the instance's; the class has its own
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
+    raise ValueError(
+        "save_pretrained would write a folder that loads as the softmax model again, with weights that do not fit it: "
+        "write the student with linattn.save(model, folder) and read it with linattn.load(base, folder), "
+        "or linattn.restore(model) first"
+    )
+
+
+def _conversion(model: nn.Module) -> Conversion | None:
+    return getattr(model, ATTRIBUTE, None)
+
+
+def _converted(model: nn.Module) -> Conversion:
+    conversion = _conversion(model)
+    if conversion is None:
+        raise ValueError(f"this {type(model).__name__} is not linearised: call linattn.linearize(model, name) first")
+    return conversion
+
+
+def _copies(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().clone() if tensor.is_meta else tensor.detach().to("cpu", copy=True)
+        for name, tensor in named.items()
+    }
+
+
+@torch.no_grad()
+def _write(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        if name in live:
+            live[name].copy_(value)
+
+
+def _trained_elsewhere(model: nn.Module, conversion: Conversion) -> list[str]:
+    """Tensors of the base that changed and that no copy was taken of."""
+    own = tuple(f"{name}." for name in conversion.processors)
+    others = {
+        name: tensor
+        for name, tensor in identity.tensors(model).items()
+        if not name.startswith(own) and name not in conversion.originals and name in conversion.digests
+    }
+    return identity.changed(others, conversion.digests)
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# Looking -------------------------------------------------------------------------------------------------------------
+
+
+def describe(model_or_pipeline: Any) -> list[dict[str, Any]]:
+    """A row for every self-attention layer, linearised or not."""
+    rows = []
+    for layer in families.layers(model_or_pipeline):
+        operator = layer.operator
+        rows.append(
+            {
+                "index": layer.index,
+                "name": layer.name,
+                "operator": "softmax (dense)" if operator is None else operator.name,
+                "options": {} if operator is None else operator.options,
+                "parameters": sum(parameter.numel() for parameter in layer.attn.parameters()),
+                "backend": "torch",
+            }
+        )
+    return rows
+
+
+def attention_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
+    """Everything inside the replaced layers."""
+    return [
+        (f"{layer.name}.{name}", parameter)
+        for layer in families.layers(model_or_pipeline)
+        if layer.operator is not None
+        for name, parameter in layer.attn.named_parameters()
+    ]
+
+
+def new_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
+    """What the teacher does not have."""
+    return [
+        (f"{layer.name}.{KEY}.{name}", layer.operator.get_parameter(name))
+        for layer in families.layers(model_or_pipeline)
+        if layer.operator is not None
+        for name in layer.operator.new_parameters()
+    ]
+
+
+@torch.no_grad()
+def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs: Any) -> Tensor:
+    """Whom each token reads in one layer, (batch, heads, tokens, tokens), for these arguments of the model's forward.
+
+    Of the teacher and of a student alike; in float32, or float64 where the model is. A convolution is no part of it.
+    """
+    model = families.model_of(model_or_pipeline)
+    (chosen,) = select(families.layers(model), layer)
+    with families.capture(model) as seen:
+        model(*args, **inputs)
+    here = seen[chosen.index]
+    return families.attention_map(chosen, here["input"], here["grid"], here["noise"])
+
+
+# A student's folder --------------------------------------------------------------------------------------------------
+
+
+def save(model_or_pipeline: Any, folder: str | Path) -> Path:
+    """Write the replaced layers and whatever else differs from the base; the base itself is not written."""
+    model = families.model_of(model_or_pipeline)
+    conversion = _converted(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _delta(model, conversion)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in kept.items()}
+    weights, card = folder / f".{WEIGHTS}.draft", folder / f".{CARD}.draft"
+    try:
+        save_file(tensors, weights, metadata={"format": "pt"})
+        card.write_text(json.dumps(_card(model, conversion, _sha256(weights)), indent=2) + "\n")
+        shutil.copymode(card, weights)  # safetensors writes 0600, which another user of the folder cannot read
+        os.replace(weights, folder / WEIGHTS)
+        os.replace(card, folder / CARD)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{folder} could not be written ({error})") from error
+    finally:
+        weights.unlink(missing_ok=True)
+        card.unlink(missing_ok=True)
+    return folder
+
+
+def _delta(model: nn.Module, conversion: Conversion) -> dict[str, Tensor]:
+    live = identity.tensors(model)
+    inside = tuple(f"{name}." for name in conversion.processors)
+    outside = {name: t for name, t in live.items() if not name.startswith(inside) and name in conversion.digests}
+    trained = set(identity.changed(outside, conversion.digests))
+    own = {name: t for name, t in live.items() if name.startswith(inside) or name in trained}
+    return {**own, **_operator_state(families.layers(model))}
+
+
+def _operator_state(layers: Iterable[Layer]) -> dict[str, Tensor]:
+    return {
+        f"{layer.name}.{KEY}.{name}": tensor
+        for layer in layers
+        if layer.operator is not None
+        for name, tensor in layer.operator.state_dict(keep_vars=True).items()
+    }
+
+
+def _card(model: nn.Module, conversion: Conversion, digest: str) -> dict[str, Any]:
+    layers = [
+        {
+            "index": layer.index,
+            "name": layer.name,
+            "operator": layer.operator.name,
+            "options": layer.operator.options,
+            "initialise": conversion.initialise[layer.name],
+        }
+        for layer in families.layers(model)
+        if layer.operator is not None
+    ]
+    return {"format": FORMAT, "weights": {"file": WEIGHTS, "sha256": digest}, "layers": layers, "base": conversion.base}
+
+
+def load(
+    model_or_pipeline: Any,
+    folder_or_hub_id: str | Path,
+    *,
+    strict: bool = True,
+    keep_original: bool = True,
+    revision: str | None = None,
+) -> Any:
+    """Make the base a saved student, in place; returns what it was given. A student already there is restored first.
+
+    A base of another class, public config or weights is refused. `strict=False` takes any base whose tensors have the
+    same shapes, a fine-tune for instance, and warns of what differs. Nothing is ever unpickled.
+    """
+    model = families.model_of(model_or_pipeline)
+    folder = _folder(folder_or_hub_id, revision)
+    card, tensors = _read(folder)
+    conversion = _conversion(model) or Conversion.of(model)
+    _check_base(conversion.base, card["base"], folder, strict)
+    chosen, operators = _operators(model, card, folder)
+    _check_tensors(model, chosen, operators, tensors, folder)
+    if _conversion(model):
+        restore(model)
+        conversion = Conversion(conversion.base, conversion.digests)
+    others = _others(chosen, tensors)
+    overwritten = _copies({name: tensor for name, tensor in identity.tensors(model).items() if name in others})
+
+    def start(layer: Layer, operator: nn.Module) -> None:
+        state = {name: tensors[f"{layer.name}.{KEY}.{name}"] for name in operator.state_dict()}
+        operator.load_state_dict(state)
+        own = {f"{layer.name}.{name}": tensor for name, tensor in identity.tensors(layer.attn).items()}
+        _write(own, tensors)
+
+    policies = [entry["initialise"] for entry in card["layers"]]
+    _install(model, conversion, chosen, operators, policies, start, keep_original)
+    _write(identity.tensors(model), others)
+    if keep_original:
+        conversion.originals.update(overwritten)
+    return model_or_pipeline
+
+
+def _others(chosen: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    inside = tuple(f"{layer.name}." for layer in chosen)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(inside)}
+
+
+def _folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; a student is a folder with {CARD} and {WEIGHTS}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
+        raise ValueError(f"there is no folder {str(folder)!r}, and it is no id of the Hugging Face hub (owner/name)")
+    from huggingface_hub import snapshot_download  # a second's import that a local folder does not need
+
+    try:
+        wanted = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(str(folder_or_hub_id), revision=revision, allow_patterns=wanted))
+    except Exception as error:  # whatever the network, the hub or its cache may say
+        raise ValueError(
+            f"there is no folder {str(folder)!r}, and the Hugging Face hub did not give it either "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'})"
+        ) from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (CARD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no student: {name} is missing (linattn.save writes it)")
+    try:
+        card = json.loads((folder / CARD).read_text())
+        _check_card(card)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CARD} is damaged or was not written by linattn.save ({error})") from error
+    if card["format"] != FORMAT:
+        raise ValueError(f"{folder / CARD} has format {card['format']}; this linattn reads {FORMAT}: use a newer one")
+    if _sha256(folder / WEIGHTS) != card["weights"]["sha256"]:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: not the file that {CARD} was written with; fetch it again")
+    try:
+        return card, load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); fetch it again") from error
+
+
+def _check_card(card: Any) -> None:
+    if not isinstance(card["format"], int):
+        raise ValueError(f"format {card['format']!r} is no number")
+    for entry in card["layers"]:
+        if not isinstance(entry["name"], str) or not isinstance(entry["options"], dict):
+            raise ValueError(f"layer {entry!r}")
+        _ = entry["operator"], entry["initialise"]
+    _ = card["weights"]["sha256"]
+    base = card["base"]
+    for part, kind in {"class": str, "name": str, "config": dict, "config_digest": str, "weights": dict}.items():
+        if not isinstance(base[part], kind):
+            raise ValueError(f"base {part} {base[part]!r}")
+
+
+def _check_base(ours: dict[str, Any], theirs: dict[str, Any], folder: Path, strict: bool) -> None:
+    found = identity.differences(theirs, ours)
+    if not found:
+        return
+    message = (
+        f"{folder} is a student of {identity.label(theirs)}, but this is {identity.label(ours)}; "
+        f"they differ in {'; '.join(found)}"
+    )
+    if strict or theirs["class"] != ours["class"]:
+        raise ValueError(f"{message}. If this is a fine-tune of that base: load(..., strict=False)")
+    warnings.warn(message, stacklevel=3)
+
+
+def _operators(model: nn.Module, card: dict[str, Any], folder: Path) -> tuple[list[Layer], list[nn.Module]]:
+    layers = {layer.name: layer for layer in families.layers(model)}
+    if unknown := [entry["name"] for entry in card["layers"] if entry["name"] not in layers]:
+        raise ValueError(f"{folder} replaces {_few(unknown)}, which this {type(model).__name__} does not have")
+    chosen = [layers[entry["name"]] for entry in card["layers"]]
+    try:
+        built = [
+            _built(model, layer, entry["operator"], entry["options"])
+            for layer, entry in zip(chosen, card["layers"], strict=True)
+        ]
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return chosen, built
+
+
+def _check_tensors(
+    model: nn.Module, chosen: Sequence[Layer], operators: Sequence[nn.Module], tensors: dict[str, Tensor], folder: Path
+) -> None:
+    """Every tensor of the replaced layers is there, none is unknown, and all have the base's shapes."""
+    known = identity.tensors(model)
+    inside = tuple(f"{layer.name}." for layer in chosen)
+    required = {name: tensor for name, tensor in known.items() if name.startswith(inside)}
+    for layer, operator in zip(chosen, operators, strict=True):
+        required.update({f"{layer.name}.{KEY}.{name}": tensor for name, tensor in operator.state_dict().items()})
+    known = {**known, **required}
+    missing = sorted(set(required) - set(tensors))
+    unknown = sorted(set(tensors) - set(known))
+    if missing or unknown:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit this {type(model).__name__}: "
+            f"missing {_few(missing) or 'nothing'}, unknown {_few(unknown) or 'nothing'}"
+        )
+    shapes = [(name, tuple(tensor.shape), tuple(known[name].shape)) for name, tensor in tensors.items()]
+    if wrong := [f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here]:
+        raise ValueError(f"{folder} does not fit this {type(model).__name__}: {_few(wrong)}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
