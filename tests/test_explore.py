@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import tiny
+import torch
+
+from linattn import explore, families, project, surgery
+from linattn.figures import Picture
+from linattn.params import Student
+from linattn.teachers import Teacher
+
+ENTRIES = {"clear": Student(operator="clear", name="clear", options={"radius": 2})}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    card = {"steps": 2, "guidance": 2.0, "side": 32, "labels": list(tiny.LABELS)}
+    return Teacher(tiny.pipeline(), card, "tiny")
+
+
+@pytest.fixture(scope="module")
+def student(teacher):
+    return explore.student("clear, not distilled", teacher, ENTRIES)
+
+
+def test_a_trace_has_one_belief_and_one_input_a_step(teacher):
+    trace = explore.trace(teacher, 3, seed=5, steps=3)
+    assert trace.steps == len(trace.beliefs) == 3
+    assert trace.inputs[0]["hidden_states"].shape[0] == 1  # guidance's unconditional half is left out
+    assert trace.inputs[0]["class_labels"].tolist() == [3]
+    noise = [trace.noise(step) for step in range(3)]
+    assert noise == sorted(noise, reverse=True)
+    assert trace.beliefs.min() >= 0
+    assert trace.beliefs.max() <= 1
+
+
+def test_teacher_and_student_start_from_the_same_noise(teacher, student):
+    first, second = explore.trace(teacher, 1, steps=2), explore.trace(teacher, 1, steps=2, model=student)
+    assert torch.equal(first.inputs[0]["hidden_states"], second.inputs[0]["hidden_states"])
+    assert not torch.equal(first.inputs[1]["hidden_states"], second.inputs[1]["hidden_states"])
+    assert explore.distance(first, first) == [0.0, 0.0]
+    assert max(explore.distance(first, second)) > 0
+
+
+def test_a_trace_leaves_the_model_as_it_was(teacher):
+    hooks = len(teacher.model._forward_pre_hooks)
+    explore.trace(teacher, 0, steps=1)
+    assert len(teacher.model._forward_pre_hooks) == hooks
+
+
+def test_attention_of_a_token_is_its_row_of_the_map(teacher):
+    trace = explore.trace(teacher, 2, steps=2)
+    weights = explore.attention(teacher.model, trace, 1, 0, token=7)
+    assert weights.shape[1:] == (trace.grid.height, trace.grid.width)
+    assert torch.allclose(weights.sum((1, 2)), torch.ones(len(weights)), atol=1e-5)
+    whole = surgery.attention_map(teacher.model, 0, **trace.inputs[1])
+    assert torch.allclose(weights.flatten(1), whole[0, :, 7].float(), atol=1e-6)
+
+
+def test_a_window_looks_no_farther_than_its_radius(teacher, student):
+    trace = explore.trace(teacher, 2, steps=2, model=student)
+    grid, token = trace.grid, 0
+    weights = explore.attention(student, trace, 0, 0, token).mean(0)
+    y, x = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
+    assert weights[(y**2 + x**2) >= 4].abs().max() == 0
+    assert math.isclose(weights.sum(), 1, abs_tol=1e-5)
+
+
+def test_the_student_is_a_copy(teacher, student):
+    assert all(layer.operator is None for layer in families.layers(teacher.model))
+    assert all(layer.operator is not None for layer in families.layers(student))
+
+
+def test_heads():
+    weights = torch.arange(8.0).reshape(2, 2, 2)
+    assert torch.equal(explore.head(weights, None), weights.mean(0))
+    assert torch.equal(explore.head(weights, 1), weights[1])
+    assert torch.equal(explore.head(weights, 3), weights[1])  # a student with fewer heads than the teacher
+
+
+@pytest.mark.parametrize(
+    ("step", "layer", "token", "what"), [(9, 0, 0, "step 9"), (0, 99, 0, "layer 99"), (0, 0, -1, "token -1")]
+)
+def test_what_does_not_exist_is_named(teacher, step, layer, token, what):
+    with pytest.raises(ValueError, match=what):
+        explore.attention(teacher.model, explore.trace(teacher, 0, steps=1), step, layer, token)
+
+
+def test_an_unknown_student_is_named_with_its_neighbour(teacher):
+    with pytest.raises(ValueError, match="clear"):
+        explore.student("claer", teacher, ENTRIES)
+
+
+def test_distilled_students_come_first_and_controls_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    entries = {"softmax": Student(operator="softmax", name="softmax"), **ENTRIES}
+    assert explore.students(entries) == ["clear, not distilled", "softmax, not distilled"]
+    (tmp_path / "reports" / "students" / "softmax").mkdir(parents=True)
+    assert explore.students(entries)[0] == "softmax"
+
+
+def test_token_colours_follow_the_rows():
+    picture = torch.zeros(3, 4, 6)
+    picture[0, :2, :2] = 1  # red, above on the left
+    colours = explore.token_colours(picture, explore.Grid(2, 3))
+    assert colours == ["#ff0000"] + ["#000000"] * 5
+
+
+def wider():
+    card = {"steps": 2, "guidance": 1.0, "side": 32, "labels": list(tiny.LABELS)}
+    return Teacher(tiny.pipeline(layers=3, heads=2), card, "wider")
+
+
+def explore_student(student):
+    """The student for the first teacher, any conversion for another."""
+    return lambda name, teacher: student if len(teacher.model.transformer_blocks) == 2 else linearized(teacher)
+
+
+def linearized(teacher):
+    return explore.student("clear, not distilled", teacher, ENTRIES)
+
+
+def test_the_widget_holds_the_functions_together(teacher, student):
+    explorer = explore.Explorer({"tiny": teacher, "wider": wider()}, ["clear"], explore_student(student), steps=2)
+    before = explorer.maps.value
+    assert "alt=" in explorer.pictures.value
+    explorer.choose(3)
+    assert explorer.maps.value != before
+    assert [token for token, button in enumerate(explorer.field.children) if button.description] == [3]
+    shown = explorer.pictures.value
+    explorer.step.value = 0
+    assert explorer.pictures.value != shown
+    explorer.seed.value = 4
+    assert explorer.traces["teacher"].seed == 4
+    explorer.field.children[5].click()
+    assert explorer.token == 5
+    explorer.teacher.value = "wider"
+    assert explorer.layer.max == 2
+    assert [value for _, value in explorer.head.options] == [None, 0, 1]
+
+
+def test_pictures_say_what_they_show(teacher, student):
+    traces = {"teacher": explore.trace(teacher, 0, steps=1), "clear": explore.trace(teacher, 0, steps=1, model=student)}
+    models = {"teacher": teacher.model, "clear": student}
+    for picture in (explore.beside(*traces.values(), 0), explore.looking(models, traces, 0, 0, 2)):
+        assert isinstance(picture, Picture)
+        assert "teacher" in picture.alt

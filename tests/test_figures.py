@@ -1,0 +1,160 @@
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from linattn import figures
+
+LOOKS = figures.looks({"softmax": "softmax", "clear": "clear", "clear-pool": "clear", "lit": "lit"})
+CURVE = {"step": [0, 10, 20], "loss": [1.0, 0.5, 0.1], "stage": ["layerwise", "layerwise", "end-to-end"]}
+ROWS = [
+    {"operator": name, "tokens": n, "seconds": 1e-3 * n**power}
+    for name, power in (("softmax", 2.0), ("clear", 1.0))
+    for n in (256, 1024, 4096)
+]
+EVERY = {
+    "grid": lambda: figures.grid({"teacher": torch.rand(3, 3, 8, 8), "b": torch.rand(2, 3, 8, 8)}, ["a b", "c", "d"]),
+    "difference": lambda: figures.difference(torch.zeros(3, 8, 8), torch.ones(3, 8, 8)),
+    "attention_over": lambda: figures.attention_over(torch.rand(3, 9, 12), {"teacher": np.eye(3, 4)}, 5),
+    "quality_cost": lambda: figures.quality_cost(
+        [
+            {"name": "clear", "x": 1e6, "y": 90.0, "low": 80.0, "high": 95.0, "look": LOOKS["clear"]},
+            {"name": "teacher", "x": 1e7, "y": 90.0},
+        ],
+        x="cost", y="shape right, %",
+    ),
+    "speed": lambda: figures.speed(ROWS, LOOKS, "softmax"),
+    "training": lambda: figures.training({"clear": CURVE, "lit": CURVE, "softmax": CURVE}, LOOKS),
+    "by_noise": lambda: figures.by_noise([0.1, 0.9], {"clear": [1.0, 2.0]}, LOOKS, "error"),
+    "bars": lambda: figures.bars(
+        {"clear": {"before": 20.0, "after": 2.0}, "lit": {"before": None, "after": 1.0}}, LOOKS, "error"
+    ),
+    "heatmap": lambda: figures.heatmap(
+        [[1.0, 2.0], [3.0, None]], rows=["0", "1"], columns=["a", "b"], title="entropy", x="noise", y="layer"
+    ),
+    "confusion": lambda: figures.confusion([[3, 1], [0, 4]], ["disc", "ring"]),
+    "strip": lambda: figures.strip(torch.rand(2, 3, 8, 8), "two pictures"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_figure_is_a_described_png_with_the_same_bytes_twice(name):
+    torch.manual_seed(0)
+    first = EVERY[name]()
+    torch.manual_seed(0)
+    again = EVERY[name]()
+    assert first.png.startswith(b"\x89PNG")
+    assert first.png == again.png
+    assert len(first.alt) > 5
+    assert b"Software" not in first.png
+    assert b"tIME" not in first.png
+    assert first.size == struct.unpack(">II", first.png[16:24])
+
+
+def test_a_notebook_shows_the_alt_text_escaped():
+    picture = figures.strip(torch.zeros(1, 3, 4, 4), 'a "red" disc & <more>')
+    shown = picture._repr_mimebundle_()["text/html"]
+    assert 'alt="a &quot;red&quot; disc &amp; &lt;more&gt;"' in shown
+    assert 'src="data:image/png;base64,' in shown
+
+
+def test_a_picture_without_words_is_refused():
+    with pytest.raises(ValueError, match="alt text"):
+        figures.Picture(b"", " ")
+
+
+def test_alt_texts_carry_the_numbers():
+    assert "90 at 1 M" in EVERY["quality_cost"]().alt
+    assert "exponent 2.00" in EVERY["speed"]().alt
+    assert "88 % right" in EVERY["confusion"]().alt
+    assert "disc seen as ring 25 %" in EVERY["confusion"]().alt
+    assert "row 2 of 3, column 2 of 4" in EVERY["attention_over"]().alt
+    assert "lowest 1 at layer 0, noise a" in EVERY["heatmap"]().alt
+
+
+def test_a_student_looks_the_same_whoever_else_is_there():
+    fewer = figures.looks({"clear": "clear", "lit": "lit"})
+    assert fewer["clear"] == LOOKS["clear"]
+    assert fewer["lit"] == LOOKS["lit"]
+    assert LOOKS["clear-pool"].colour != LOOKS["clear"].colour
+    assert LOOKS["clear-pool"].marker != LOOKS["clear"].marker
+
+
+def test_operators_of_tomorrow_get_colours_of_their_own():
+    more = figures.looks({f"new{i}": f"operator{i}" for i in range(6)} | {"clear": "clear"})
+    assert more["new0"].colour not in figures.HUES.values()
+    assert more["new0"].colour != more["new1"].colour
+    assert more["clear"] == LOOKS["clear"]
+
+
+def test_a_strip_holds_the_pictures_pixel_by_pixel():
+    from io import BytesIO
+
+    from PIL import Image
+
+    pictures = torch.rand(3, 3, 5, 7)
+    sheet = np.asarray(Image.open(BytesIO(figures.strip(pictures, "x", columns=2, scale=1, gap=2).png)))
+    assert sheet.shape == (12, 16, 4)
+    expected = (pictures[1] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(sheet[:5, 9:16, :3], expected)
+    assert (sheet[7:, 9:, 3] == 0).all()  # the place of the fourth picture is transparent
+
+
+def test_change_is_white_where_nothing_changed():
+    same = torch.rand(1, 3, 4, 4)
+    assert figures.change(same, same).min() > 0.9
+    other = same.clone()
+    other[..., 0, 0] = 1 - other[..., 0, 0].round()
+    assert figures.change(same, other)[0, 1:, 0, 0].max() < 0.95
+    with pytest.raises(ValueError, match="cannot be compared"):
+        figures.change(same, torch.rand(1, 3, 5, 5))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 4, 5, 5)])
+def test_what_is_no_picture_is_refused(shape):
+    with pytest.raises(ValueError, match="pictures have shape"):
+        figures.strip(torch.rand(shape), "x")
+
+
+@pytest.mark.parametrize("power", [1.0, 1.37, 2.0])
+def test_the_exponent_is_that_of_the_larger_half(power):
+    tokens = [64, 256, 1024, 4096]
+    times = [5.0, 5.0, 1e-3 * 1024**power, 1e-3 * 4096**power]
+    assert figures.exponent(tokens, times) == pytest.approx(power, abs=1e-9)
+    assert figures.exponent([256], [1.0]) is None
+
+
+def test_the_exponent_agrees_with_costs():
+    from linattn import costs
+
+    rows = [{"tokens": n, "seconds": 0.01 + 1e-5 * n**1.3} for n in (64, 256, 1024, 4096, 16384)]
+    ours = figures.exponent([row["tokens"] for row in rows], [row["seconds"] for row in rows])
+    assert ours == pytest.approx(costs.exponent(rows), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (1234, "1,230"),
+        (12345, "12.3 k"),
+        (1.5e7, "15 M"),
+        (2e9, "2 G"),
+        (None, "none"),
+        (1e-7, "1.0e-07"),
+    ],
+)
+def test_numbers_read_as_a_person_writes_them(value, text):
+    assert figures.short(value) == text
+
+
+def test_a_measure_without_a_number_is_refused():
+    with pytest.raises(ValueError, match="similarity"):
+        figures.heatmap([[None, None]], rows=["0"], columns=["a", "b"], title="similarity", x="noise", y="layer")
+
+
+def test_lines_at_zero_are_drawn_without_a_warning(recwarn):
+    figures.by_noise([0.1, 0.9], {"clear": [0.0, 0.0]}, LOOKS, "error")
+    assert not [each for each in recwarn if "log" in str(each.message)]

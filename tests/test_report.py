@@ -1,0 +1,282 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+import synthetic_results
+from nbformat import v4
+
+from linattn import project, report
+
+FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
+
+
+class Page(HTMLParser):
+    """What a browser would see of a page: title, language, pictures, anchors, references, cells."""
+
+    VOID = ("img", "meta", "link", "br", "hr", "input", "source", "wbr", "col")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.title, self.lang, self.alts, self.ids, self.links, self.sources = "", None, [], set(), [], []
+        self.tags, self.open, self.headings, self.rows, self.strong = [], [], [], [], False
+        self.feed(text)
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if "id" in values:
+            assert values["id"] not in self.ids, f"two elements with id {values['id']}"
+            self.ids.add(values["id"])
+        if tag == "html":
+            self.lang = values.get("lang")
+        if tag == "img":
+            self.alts.append(values.get("alt"))
+        if tag == "a":
+            self.links.append(values.get("href"))
+        self.sources += [value for key, value in attributes if key in ("src", "srcset", "poster", "data", "action")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td") and self.rows:
+            self.rows[-1].append({"text": "", "best": False})
+        if tag == "strong" and self.rows and self.rows[-1] and "tr" in self.open:
+            self.rows[-1][-1]["best"] = True
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        assert self.open, f"</{tag}> without <{tag}>"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "title":
+            self.title += data
+        if "tr" in self.open and self.rows and self.rows[-1]:
+            self.rows[-1][-1]["text"] += data
+
+
+def check(text: str) -> Page:
+    page = Page(text)
+    assert page.title.strip()
+    assert page.lang == "en"
+    assert page.alts or "img" not in page.tags
+    assert all(alt and alt.strip() for alt in page.alts), page.alts
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert not re.search(
+        r"https?:|url\(|@import|//[a-z0-9-]+\.[a-z]{2}", re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
+    )
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    anchors = [link for link in page.links if link.startswith("#")]
+    assert len(anchors) > 2
+    assert all(anchor[1:] in page.ids for anchor in anchors)
+    assert "#content" in anchors  # the skip link
+    return page
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "ROOT", folder)
+        patch.setenv(project.PIPELINE, "1")
+        synthetic_results.write_all(FEW, failed="linfusion")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    return report.read(FEW, "nano", show=4)
+
+
+@pytest.fixture(scope="module")
+def written(data, root):
+    return report.write(data, root / "reports", {"A notebook": _notebook(root / "executed.ipynb")})
+
+
+def _notebook(path):
+    shown = v4.new_output("display_data", {"text/html": '<img alt="a red disc" src="data:image/png;base64,AAAA">'})
+    bare = v4.new_output("display_data", {"image/png": "AAAA"})
+    printed = v4.new_output("stream", name="stdout", text="see https://example.org/page and go on")
+    cells = [
+        v4.new_markdown_cell("# The title\n\nRead [the paper](https://example.org/paper)."),
+        v4.new_markdown_cell("## A chapter\n\nSome words, $x^2$."),
+        v4.new_code_cell("draw(3)", outputs=[shown, bare, printed]),
+    ]
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path)
+    return path
+
+
+def test_the_first_page_is_whole_and_asks_nobody(written):
+    page = check(written.read_text())
+    for anchor in (
+        "findings",
+        "table",
+        "pictures",
+        "distance",
+        "cost",
+        "time",
+        "training",
+        "anatomy",
+        "maps",
+        "machine",
+        "limits",
+    ):
+        assert f"#{anchor}" in page.links
+    for link in page.links:
+        assert link.startswith("#") or (written.parent / link).is_file(), link
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_every_student_has_a_page(written, name):
+    page = check((written.parent / "pages" / f"{name}.html").read_text())
+    assert name in page.title
+    assert "../index.html" in page.links
+
+
+def test_the_failed_student_is_a_failed_row(written, data):
+    rows = {row[0]["text"].strip(): row for row in Page(written.read_text()).rows}
+    assert len(rows["linfusion"]) == 2
+    assert rows["linfusion"][1]["text"].startswith("failed: the loss became NaN at step 12")
+    assert any("1 student of 4 failed" in sentence for sentence in report.findings(data))
+    assert "the loss became NaN" in (written.parent / "pages" / "linfusion.html").read_text()
+
+
+def test_best_is_bold_among_the_methods_also_where_lower_is_better(data, written):
+    table = report.table(data)
+    rows = {(row.kind, row.name): row for row in table.rows}
+    assert [column.better for column in table.columns if column.key in ("error", "shape")] == ["lower", "higher"]
+    for place, column in enumerate(table.columns):
+        values = {name: column.read(data.results[name]) for name in ("clear", "lit")}
+        pick = max if column.better == "higher" else min
+        winner = pick(values, key=lambda name: values[name]["value"])
+        assert rows["student", winner].cells[place].best
+        loser = {"clear": "lit", "lit": "clear"}[winner]
+        same = column.text(values[winner]["value"]) == column.text(values[loser]["value"])
+        assert rows["student", loser].cells[place].best == same, column.key
+    for row in table.rows:
+        if row.kind != "student":
+            assert not any(cell.best for cell in row.cells), row.name
+    shown = next(row for row in Page(written.read_text()).rows if row[0]["text"].strip() == "lit")
+    assert shown[1]["best"]  # the error, lower is better
+
+
+def test_an_interval_that_reaches_the_best_is_marked():
+    column = report.COLUMNS[1]
+    cell = report._cell(column, {"value": 0.9, "low": 0.85, "high": 0.95}, 0.93)
+    assert (cell.best, cell.close) == (False, True)
+    assert report._cell(column, {"value": 0.9, "low": 0.85, "high": 0.92}, 0.93).close is False
+    assert report._cell(column, None, 0.93).text == "–"
+    assert report._cell(column, {"value": 0.93, "low": 0.9, "high": 0.95}, 0.93).best
+
+
+def test_the_table_has_all_kinds_of_rows(data):
+    table = report.table(data)
+    assert [heading for heading, _ in table.groups] == list(report.KINDS.values())
+    names = [(row.kind, row.name) for row in table.rows]
+    assert names[:2] == [("reference", "teacher"), ("reference", "chance")]
+    assert ("control", "softmax") in names
+    assert ("undistilled", "clear") in names
+    lit = next(row for row in table.rows if (row.kind, row.name) == ("student", "lit"))
+    assert all(cell.interval for cell, column in zip(lit.cells, table.columns, strict=True) if column.part == "quality")
+
+
+def test_findings_follow_the_numbers(data):
+    told = " ".join(report.findings(data))
+    assert "Closest to the teacher's prediction is lit" in told
+    assert "all 2 methods lost to it" in told
+    assert "Distillation reduced the error of all 2 methods" in told
+    worse = {**data.results["lit"]}
+    worse["undistilled"] = {"error": {"value": 0.001}}
+    worse["quality"] = {**worse["quality"], "error": {"value": 0.0005, "low": 0.0004, "high": 0.0006, "n": 8}}
+    changed = report.Data(**{**vars(data), "results": {**data.results, "lit": worse}})
+    told = " ".join(report.findings(changed))
+    assert "1 of 2 methods lost to it, as an approximation must, but not lit" in told
+    worse["quality"]["error"]["value"] = 0.2
+    told = " ".join(report.findings(changed))
+    assert "Closest to the teacher's prediction is clear" in told
+    assert "It did not help lit" in told
+
+
+def test_a_slower_operator_is_called_slower(data):
+    rows = [
+        {"operator": name, "tokens": n, "seconds": s, "baseline": "dense"}
+        for name, n, s in (
+            ("dense", 64, 1.0),
+            ("lit", 64, 2.0),
+            ("dense", 256, 9.0),
+            ("lit", 256, 3.0),
+            ("clear", 256, 10.0),
+        )
+    ]
+    told = list(report._time(report.Data("tiny", FEW, benchmark={"rows": rows})))
+    assert told == [
+        "At 256 tokens one attention call is faster than dense: lit 3.0 times.",
+        "At 256 tokens clear is slower than dense.",
+        "At 64 tokens lit is slower.",
+    ]
+
+
+def test_the_same_data_gives_the_same_bytes(written, root, data):
+    again = report.write(report.read(FEW, "nano", show=4), root / "again", {"A notebook": root / "executed.ipynb"})
+    first = sorted(path.relative_to(written.parent) for path in (written.parent / "pages").iterdir())
+    assert len(first) == len(FEW) + 1
+    for name in ("index.html", *first):
+        assert (written.parent / name).read_bytes() == (again.parent / name).read_bytes(), name
+
+
+def test_a_removed_student_leaves_the_report_though_its_files_stay(root):
+    fewer = {name: entry for name, entry in FEW.items() if name != "clear"}
+    page = report.index_html(report.read(fewer, "nano", show=2))
+    assert project.result("clear").exists()
+    assert not re.search(r"\bpages/clear\.html|pictures drawn by clear", page)
+
+
+def test_nothing_at_all_is_still_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    index = report.write(report.read(FEW, "tiny"), tmp_path / "reports")
+    page = check(index.read_text())
+    assert sum("no result" in cell["text"] for row in page.rows for cell in row) == len(FEW)
+
+
+def test_a_damaged_result_is_a_failure(root):
+    path = project.result("clear")
+    kept = path.read_text()
+    try:
+        path.write_text(kept[:40])
+        assert "damaged" in report.read(FEW, "nano").failures["clear"]
+    finally:
+        path.write_text(kept)
+
+
+def test_a_notebook_keeps_its_alt_texts_and_loses_its_addresses(written):
+    text = (written.parent / "pages" / "notebook-a-notebook.html").read_text()
+    page = check(text)
+    assert page.title == "A notebook"
+    assert "a red disc" in page.alts
+    assert all(page.alts)
+    assert "http" not in text
+    assert "the paper" in text
+    assert "see example.org/page and go on" in text
+    assert "#A-chapter" in page.links
+    assert "A-chapter" in page.ids
+
+
+def test_machines_that_differ_are_both_named(data):
+    other = json.loads(json.dumps(synthetic_results.FACTS))
+    other["hardware"]["gpu"] = "an accelerator"
+    changed = report.Data(**{**vars(data), "runs": {**data.runs, "clear": {"facts": other}}})
+    lines = dict(report.machine(changed))
+    assert "an accelerator (clear)" in lines["Accelerator"]
+    assert lines["Commit"] == "0123456789ab"
+
+
+def test_entries_of_params_and_plain_ones_read_alike(root):
+    from linattn.params import Student
+
+    typed = {"clear": Student(operator="clear", name="clear", options={"radius": 4})}
+    assert report.read(typed, "nano").students == {"clear": {"operator": "clear", "radius": 4}}
