@@ -6,12 +6,16 @@
 """
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from torch import Tensor, nn
 
 from linattn.diffusion import Diffusion
@@ -68,11 +72,28 @@ class Teacher:
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:
     """Any pipeline folder or hub id; without a card, diffusers' own defaults stand in."""
-    pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options).to(device)
+    with _quiet():
+        pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options).to(device)
     pipe.set_progress_bar_config(disable=True)
     path = Path(folder) / "card.json"
     card = json.loads(path.read_text()) if path.exists() else default_card(pipe)
     return Teacher(pipe, card, str(folder))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar of three components, and without a harmless line about every DiT's label names."""
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    harmless = lambda record: "Expected types for id2label" not in record.getMessage()  # noqa: E731
+    logger.addFilter(harmless)
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(harmless)
+        if shown:
+            enable_progress_bar()
 
 
 def default_card(pipe: DiffusionPipeline) -> dict[str, Any]:

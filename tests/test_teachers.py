@@ -45,3 +45,13 @@ def test_encoding_scales_as_decoding_unscales(folder):
 def test_a_folder_that_is_none_says_so(tmp_path):
     with pytest.raises((OSError, ValueError)):
         teachers.load(tmp_path / "nothing")
+
+
+def test_loading_says_nothing(folder, capfd, caplog):
+    from diffusers.utils.logging import is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    teachers.load(folder)
+    assert "id2label" not in caplog.text
+    assert capfd.readouterr().err == ""
+    assert is_progress_bar_enabled() == shown
