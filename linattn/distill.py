@@ -45,8 +45,8 @@ class DistillConfig:
     layerwise_steps: int = 40
     steps: int = 70
     batch: int = 32
-    layerwise_learning_rate: float = 2e-3
-    learning_rate: float = 1e-3
+    layerwise_learning_rate: float = 4e-3
+    learning_rate: float = 4e-3
     optimizer: Literal["muon", "adamw"] = "muon"
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = 5

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from linattn import project
 from linattn.checkpoint import Resumable
 
+MUON = 4.0  # times the rate; see docs/LOG.md, 2026-11-20
 Terms = dict[str, Tensor]  # named scalars; `loss` is the one that is minimised
 Named = list[tuple[str, nn.Parameter]]
 
@@ -96,7 +97,7 @@ def optimizers(parameters: Named, hidden: set[str], settings: Settings) -> dict[
     decay = settings.weight_decay
     made: dict[str, torch.optim.Optimizer] = {}
     if muon:
-        # adjust_lr_fn: an update as large as AdamW's, so that both take one learning rate.
+        # adjust_lr_fn: updates as large as AdamW's; hidden matrices bear more (MUON), so that both take one rate.
         made["muon"] = torch.optim.Muon(muon, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     if rest:
         made["adamw"] = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=decay, fused=True)
@@ -212,9 +213,9 @@ def fit(
 
 
 def take(steppers: Mapping[str, torch.optim.Optimizer], learning_rate: float) -> None:
-    for stepper in steppers.values():
+    for name, stepper in steppers.items():
         for group in stepper.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * (MUON if name == "muon" else 1.0)
         stepper.step()
         stepper.zero_grad()
 
