@@ -232,8 +232,8 @@ def assemble(model: nn.Module, vae: AutoencoderKL, labels: Sequence[str] = world
 DIT_NANO = Recipe(
     autoencoder={"steps": 5000, "batch": 16, "learning_rate": 2e-3, "seed": 0},
     stages=(
-        Stage(side=32, steps=8000, rate=1.5e-3, final=1.0e-3, batch=64),
-        Stage(side=64, steps=4000, rate=1.0e-3, final=2e-5, batch=48),
+        Stage(side=32, steps=5750, rate=1.5e-3, final=1.140625e-3, batch=64),
+        Stage(side=64, steps=1800, rate=1.0e-3, final=2e-5, batch=32),
     ),
     sampler={"steps": 20, "guidance": 3.0, "side": 64},
     gate={"shape": 0.90, "colour": 0.97, "pictures": 600, "seed": 0},
