@@ -1,0 +1,61 @@
+# Two commands: `make repro` runs the pipeline and ends with the report, `make test` runs every test.
+# Both set up .venv by themselves. Variables: PROFILE, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
+
+PYTHON ?=
+PIP_ARGS ?=
+VENV ?= .venv
+PROFILE ?=
+PYTEST_ARGS ?=
+BIN := $(abspath $(VENV))/bin
+
+export PATH := $(BIN):$(PATH)
+# After the installation nothing asks the network: no usage reports, and no hub but for the profile that needs it.
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup repro test lab bench lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make repro   run the pipeline and print the path of the report (half an hour or less on 2 cores)"
+	@echo "make test    run every test there is on this machine, and say what was skipped and why"
+	@echo "make lab     open JupyterLab at the tour"
+	@echo "make bench   time attention against tokens on this machine"
+	@echo "make lint    what CI checks besides the tests"
+	@echo "make clean   remove what can be made again; the environment and DVC's cache stay"
+	@echo
+	@echo "  PROFILE=tiny|nano|full|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
+	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
+	@echo "  PIP_ARGS='--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple'"
+	@echo "                                 a torch without CUDA: some 300 MB instead of 3 GB"
+	@echo "  VENV=/path                     the environment elsewhere, or one you have made (conda: VENV=\$$CONDA_PREFIX)"
+
+setup:
+	@sh .ci/setup "$(VENV)" "$(PYTHON)" $(PIP_ARGS)
+
+repro: setup
+	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE))
+
+test: setup
+	@echo "Running the tests; those that need what this machine has not are skipped and named at the end."
+	@python -m pytest $(PYTEST_ARGS)
+
+lab: setup
+	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/00_tour.ipynb
+
+bench: setup
+	@python -m linattn.notebooks benchmark
+
+lint: setup
+	@ruff check .
+	@ruff format --check .
+	@nbstripout --verify notebooks/*.ipynb
+
+clean:
+	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/pages reports/notebooks reports/failed
+	@rm -rf data/samples data/reference data/pictures reports/results/*.run.json
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo "Removed scratch, reports and samples. What was computed is still in DVC's cache: make repro brings it back."
