@@ -1,0 +1,152 @@
+"""params.yaml is read strictly: whatever is wrong is named by its place, with what may stand there."""
+
+import copy
+import re
+
+import pytest
+
+from linattn import attention, params, project
+
+
+@pytest.fixture(scope="module")
+def content():
+    return params._read(project.ROOT / "params.yaml")
+
+
+def changed(content, place, value):
+    """A copy with one value replaced; `place` is dotted, and a value of None given as `DELETE` removes the key."""
+    content = copy.deepcopy(content)
+    *parents, last = place.split(".")
+    node = content
+    for name in parents:
+        node = node[name]
+    if value is DELETE:
+        del node[last]
+    else:
+        node[last] = value
+    return content
+
+
+DELETE = object()
+
+
+@pytest.mark.parametrize("profile", ["tiny", "nano", "full", "paper"])
+def test_every_profile_of_the_repository_is_valid(profile):
+    settings = params.load(profile)
+    assert settings.profile == profile
+    assert set(settings.operators) == {"anatomy", "benchmark"}
+    assert all(student.operator in attention.OPERATORS for student in settings.students.values())
+
+
+def test_the_protocol_has_both_controls_and_the_four_methods():
+    students = params.load().students
+    assert {student.operator for student in students.values()} == set(attention.OPERATORS)
+    assert students["softmax"].options == {}
+    assert students["softmax-conv"].options["conv"] == students["mediator"].options["conv"]
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])
+def test_floats_are_those_of_yaml_1_2(tmp_path, text):
+    source = (project.ROOT / "params.yaml").read_text()
+    edited, count = re.subn(r"(?m)^(      learning_rate: ).*$", rf"\g<1>{text}", source)
+    assert count
+    (tmp_path / "params.yaml").write_text(edited)
+    assert params.load(path=tmp_path / "params.yaml").distill.learning_rate == 1e-4
+
+
+WRONG = {
+    "misspelt profile": ("profile", "nanno", r"profile 'nanno'.*did you mean 'nano'"),
+    "misspelt part": ("profiles.nano.destill", {}, r"profiles.nano: 'destill'.*'distill'"),
+    "missing part": ("profiles.tiny.sample", DELETE, r"profiles.tiny lacks sample"),
+    "misspelt key": ("profiles.nano.distill.learning_rat", 1.0, r"profiles.nano.distill: 'learning_rat'.*_rate'"),
+    "missing key": ("profiles.full.distill.ema", DELETE, r"profiles.full.distill lacks ema"),
+    "text for a number": ("profiles.nano.sample.pictures", "many", r"sample.pictures is 'many' \(str\).*whole number"),
+    "float for a count": ("profiles.nano.sample.pictures", 1.5, r"sample.pictures is 1.5 .*whole number"),
+    "true for a count": ("profiles.nano.sample.pictures", True, r"sample.pictures is True .*whole number"),
+    "out of range": ("profiles.nano.sample.pictures", 0, r"sample.pictures is 0; it must be at least 1"),
+    "out of range above": ("profiles.nano.sample.steps", 1001, r"sample.steps is 1001.*at most 1000"),
+    "not finite": ("profiles.nano.distill.learning_rate", float("nan"), r"learning_rate is nan"),
+    "noise outside": ("profiles.nano.evaluate.noise", [0.5, 1.5], r"evaluate.noise\[1\] is 1.5"),
+    "empty list": ("profiles.nano.evaluate.noise", [], r"evaluate.noise is \[\].*one or more"),
+    "seeds twice": ("profiles.nano.distill.seeds", [1, 1], r"seeds is \[1, 1\].*different"),
+    "unknown choice": ("profiles.nano.distill.objective", "protocoll", r"objective: 'protocoll'.*'protocol'"),
+    "no mapping": ("students", ["clear"], r"students is \['clear'\].*mapping"),
+    "misspelt operator": ("students.clear.operator", "claer", r"students.clear.operator 'claer'.*'clear'"),
+    "missing operator": ("students.clear.operator", DELETE, r"students.clear lacks operator"),
+    "misspelt option": ("students.clear.radios", 3, r"students.clear.radios is 3: .*'radius'"),
+    "option out of range": ("students.clear.radius", -3, r"students.clear.radius is -3: .*-3"),
+    "option of another type": ("students.mediator.count", "many", r"students.mediator.count is 'many'"),
+    "schedule out of order": (
+        "students.mediator-schedule.schedule",
+        [{"until": 0.0, "count": 4}, {"until": 0.5, "count": 9}],
+        r"students.mediator-schedule.*until",
+    ),
+    "own key misspelt": ("students.clear.initialize", "all", r"students.clear.initialize.*'initialise'"),
+    "unknown teacher": ("students.clear.teacher", "clas", r"students.clear.teacher 'clas'.*'class'"),
+    "recipe without one": ("students.clear.recipe", "published", r"students.clear.recipe\).*'clear'"),
+    "a name that is no folder": ("students.a/b", {"operator": "clear"}, r"students.a/b"),
+    "a name of another row": ("students.teacher", {"operator": "clear"}, r"students.teacher.*another row"),
+    "benchmark operator": ("operators.benchmark.lit.kernal", 3, r"operators.benchmark.lit.kernal.*'kernel'"),
+    "published recipe": ("profiles.paper.published.lit.stepz", 3, r"published.lit: 'stepz'.*'steps'"),
+    "published teacher": ("profiles.paper.published.lit.teacher", "txt", r"published.lit.teacher 'txt'.*'text'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_named_with_its_place_and_the_nearest_name(content, name):
+    place, value, message = WRONG[name]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        params.parse(changed(content, place, value))
+
+
+def test_a_mistake_in_another_profile_is_found_too(content):
+    assert content["profile"] != "paper"
+    with pytest.raises(ValueError, match="profiles.paper.sample.steps"):
+        params.parse(changed(content, "profiles.paper.sample.steps", 0))
+
+
+def test_a_published_recipe_brings_its_paper_settings_teacher_and_start(content):
+    content = changed(content, "students.lit.recipe", "published")
+    settings = params.parse(content, "paper")
+    recipe = settings.recipe("lit")
+    assert (recipe.objective, recipe.batch, recipe.layerwise_steps, recipe.trains) == ("lit", 256, 0, "all")
+    assert settings.student("lit").initialise == "mlp_only"
+    assert settings.recipe("clear") == settings.distill
+
+
+def test_names_are_asked_for_with_their_nearest(content):
+    settings = params.parse(content)
+    with pytest.raises(ValueError, match="did you mean 'mediator'"):
+        settings.student("mediater")
+    with pytest.raises(ValueError, match="it is one of"):
+        settings.teacher("nobody")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2", "{", "- 1\nb: 2"])
+def test_a_broken_file_is_one_sentence(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="params.yaml is not valid YAML") as caught:
+        params.load(path=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="no params.yaml in"):
+        params.load(path=tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("role", ["class", "text", "text-large", "text-joint"])
+def test_real_teachers_have_layers_that_every_operator_fits(role):
+    """`paper` as far as a CPU can check it: layers of that shape build on the meta device."""
+    settings = params.load("paper")
+    shape = params.shape_of(settings.teacher(role))
+    for student in settings.students.values():
+        params.check_operator(student, *shape, place=f"students.{student.name}")
+
+
+def test_a_hub_teacher_is_named_with_its_revision_and_a_folder_without():
+    hub, folder = params.load("paper").teacher("class"), params.load("nano").teacher("class")
+    assert (hub.folder, hub.place, hub.hub) == (None, "facebook/DiT-XL-2-256", {"revision": "main"})
+    assert folder.place == str(project.ROOT / "data/teachers/dit-nano")
+    assert folder.hub == {}

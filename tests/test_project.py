@@ -1,0 +1,101 @@
+"""Paths from anywhere, scratch apart from results, facts without a path or a date."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from linattn import project
+
+
+def run(code, cwd, **environment):
+    clean = {key: value for key, value in os.environ.items() if key != project.PIPELINE}
+    environment = {**clean, "PYTHONPATH": str(project.ROOT), **environment}
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_root_is_found_from_any_working_directory(tmp_path):
+    assert run("from linattn import project; print(project.ROOT)", tmp_path) == str(project.ROOT)
+    assert project.find_root(project.ROOT / "linattn" / "attention") == project.ROOT
+
+
+def test_outside_a_repository_it_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="inside a clone"):
+        project.find_root(tmp_path)
+
+
+def test_by_hand_results_go_to_scratch_and_in_the_pipeline_to_their_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.delenv(project.PIPELINE, raising=False)
+    assert project.result("clear", write=True) == tmp_path / ".scratch/lab/reports/results/clear.json"
+    monkeypatch.setenv(project.PIPELINE, "1")
+    assert project.result("clear", write=True) == tmp_path / "reports/results/clear.json"
+
+
+def test_by_hand_what_was_made_by_hand_is_read_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.delenv(project.PIPELINE, raising=False)
+    assert project.student("clear") == tmp_path / "reports/students/clear"
+    project.student("clear", write=True).mkdir()
+    assert project.student("clear") == tmp_path / ".scratch/lab/reports/students/clear"
+    monkeypatch.setenv(project.PIPELINE, "1")
+    assert project.student("clear") == tmp_path / "reports/students/clear"
+
+
+def test_scratch_is_another_folder_for_other_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    first = project.scratch("distill", steps=3, rate=0.1)
+    assert first == project.scratch("distill", rate=0.1, steps=3)
+    assert first != project.scratch("distill", rate=0.1, steps=4)
+    assert first.is_dir()
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    first = project.write_json(tmp_path / "a.json", {"b": 1, "a": [0.1, None]}).read_bytes()
+    assert project.write_json(tmp_path / "a.json", {"a": [0.1, None], "b": 1}).read_bytes() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_number_that_json_does_not_have_is_refused_and_the_old_file_stays(tmp_path):
+    path = project.write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        project.write_json(path, {"a": float("nan")})
+    assert project.read_json(path) == {"a": 1}
+
+
+def test_facts_name_the_machine_and_neither_a_path_nor_a_date():
+    facts = project.facts()
+    assert facts["versions"]["torch"]
+    assert facts["hardware"]["cores"] >= 1
+    assert facts["hardware"]["threads"] >= 1
+    text = json.dumps(facts)
+    assert str(project.ROOT) not in text
+    assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d", text)
+    assert project.facts() == facts
+
+
+def git(folder, *words):
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_says_when_code_differs_and_ignores_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.delenv("LINATTN_COMMIT", raising=False)
+    assert project.commit() is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "code.py").write_text("1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "one")
+    clean = project.commit()
+    assert re.fullmatch(r"[0-9a-f]{12}", clean)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "result.json").write_text("{}")
+    assert project.commit() == clean
+    (tmp_path / "code.py").write_text("2\n")
+    assert project.commit() == f"{clean}+changes"
