@@ -1,0 +1,107 @@
+"""The teacher's attention in numbers, and every operator's map of one token beside the teacher's own.
+
+- Numbers are means over pictures and heads, one for each layer and noise level (diagnostics.py says what they mean).
+- The maps are of converted, untrained operators on the teacher's own queries and keys: what the form of an operator can
+  show, before anything is learned. They come from a list of their own in params.yaml, not from the students.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from linattn import diagnostics, metrics, params, project, surgery
+from linattn.samples import Samples
+from linattn.teachers import Teacher
+
+NAMES = {
+    "distance": "Mean distance a token looks, in tokens",
+    "share": "Share of attention within 3 tokens",
+    "entropy": "Entropy of a row, over log N",
+    "rank": "Effective rank of a map",
+    "similarity": "Similarity of heads, cosine",
+    "redundancy": "Divergence of rows, Jensen-Shannon, nats",
+}
+
+
+def chosen_layers(count: int, wanted: int | None) -> list[int]:
+    """`wanted` of `count` layers, evenly spread, the first and the last among them."""
+    if wanted is None or wanted >= count:
+        return list(range(count))
+    if wanted == 1:
+        return [count // 2]
+    return [round(place * (count - 1) / (wanted - 1)) for place in range(wanted)]
+
+
+def of_teacher(teacher: Teacher, samples: Samples, part: params.Anatomy) -> dict[str, Any]:
+    """{noise, layers, heads, teacher: {measure: [layer][noise]}, by_head: {measure: [layer][noise][head]}, units}."""
+    latents, labels = samples.first(min(part.pictures, len(samples)))
+    total = len(surgery.families.layers(teacher.model))
+    layers = chosen_layers(total, part.layers)
+    rows = diagnostics.anatomy(teacher, latents, labels, part.noise, layers=layers, seed=part.seed)
+    found = {(row["measure"], row["layer"], row["noise"], row["head"]): row["value"] for row in rows}
+    heads = 1 + max(row["head"] for row in rows if row["head"] is not None)
+
+    def table(measure: str, head: int | None) -> list[list[float | None]]:
+        return [[found.get((measure, layer, noise, head)) for noise in part.noise] for layer in layers]
+
+    return {
+        "n": len(latents),
+        "noise": list(part.noise),
+        "layers": layers,
+        "heads": heads,
+        "units": NAMES,
+        "teacher": {measure: table(measure, None) for measure in NAMES},
+        "by_head": {
+            measure: [table(measure, head) for head in range(heads)] for measure in NAMES if measure != "similarity"
+        },
+    }
+
+
+@torch.no_grad()
+def maps(
+    teacher: Teacher, samples: Samples, operators: dict[str, params.Student], part: params.Anatomy, query: int
+) -> dict[str, Tensor]:
+    """One picture, and for the teacher and each operator whom token `query` attends to, mean over heads: (h, w)."""
+    latents, labels = samples.first(1)
+    layer = len(surgery.families.layers(teacher.model)) // 2
+    t = metrics.level_time(middle(part.noise), teacher.diffusion.steps)
+    noisy = metrics.noised(teacher, latents, t, part.seed)
+    found = {"picture": teacher.decode(latents).cpu()}
+    models = {"teacher": teacher.model}
+    for name, operator in operators.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(part.seed)
+            models[name] = surgery.linearize(
+                copy.deepcopy(teacher.model), operator.operator, layers=[layer], **operator.options
+            )
+    for name, model in models.items():
+        asked, grid = diagnostics.layer_maps(model.eval(), noisy, t, labels, [layer])
+        row = asked[layer][0, :, min(query, grid.picture - 1)].mean(0)
+        found[f"map.{name}"] = row.float().reshape(grid.height, grid.width).contiguous()
+    return found
+
+
+def middle(levels: Sequence[float]) -> float:
+    return sorted(levels)[len(levels) // 2]
+
+
+def run(profile: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The whole stage: the numbers into results, the maps beside the pictures."""
+    from linattn import teachers
+
+    settings = params.load(profile)
+    entry = settings.teacher("class")
+    teacher = teachers.load(entry.place, device=project.device(), **entry.hub)
+    samples = Samples(project.samples())
+    query = settings.report.query
+    operators = settings.operators["anatomy"]
+    result = of_teacher(teacher, samples, settings.anatomy)
+    result |= {"query": query, "order": ["teacher", *operators], "profile": settings.profile}
+    shown = maps(teacher, samples, operators, settings.anatomy, query)
+    project.write_json(project.result("anatomy", write=True), result)
+    save_file(shown, project.pictures("anatomy", write=True))
+    return result, shown

@@ -1,0 +1,376 @@
+"""What every row of the report is made of: the teacher once, then each student beside it.
+
+- Same noise, same labels, same latents for all: picture i of a student differs from picture i of the teacher by the
+  attention alone. Pictures are compared as 8-bit pictures, which is what anyone would save.
+- The rows that only bound the others (undistilled, twice the side) take fewer steps; their reference is the teacher
+  drawn with those steps.
+- Nothing here was trained on: labels, noise and world pictures come from a seed and an index of their own.
+- Several training seeds: the value is their mean, the interval holds both the choice of pictures and of seeds.
+- Quality holds no time and no machine, so the same code gives the same bytes; those go to the run file.
+"""
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from linattn import costs, judge, metrics, params, project, samples, sampling, surgery, teachers, world
+
+HELD_OUT = 1 << 30  # scenes from this index on were never trained on, by anything
+NORMAL = 1.959964
+
+Measures = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share: settings, teacher, judge, and what the teacher drew."""
+
+    settings: params.Params
+    role: str = "class"
+
+    @classmethod
+    def of(cls, profile: str | None = None, role: str = "class") -> "Bench":
+        return cls(params.load(profile), role)
+
+    @property
+    def part(self) -> params.Evaluate:
+        return self.settings.evaluate
+
+    @cached_property
+    def teacher(self) -> teachers.Teacher:
+        entry = self.settings.teacher(self.role)
+        return teachers.load(entry.place, device=project.device(), **entry.hub)
+
+    @cached_property
+    def judge(self) -> nn.Module:
+        return judge.load(project.ROOT / "data" / "judge").to(project.device())
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor]:
+        return load_file(project.reference(self.role))
+
+    @property
+    def side(self) -> int:
+        return self.teacher.card["side"]
+
+    def labels(self, count: int) -> Tensor:
+        return samples.balanced_labels(range(count), self.part.seed, self.teacher.classes)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        return metrics.judge_features(self.judge, unit(pictures))
+
+    @cached_property
+    def known(self) -> dict[str, Tensor]:
+        """Features of what students are compared with."""
+        scenes = [
+            world.scene(self.part.seed, HELD_OUT + number, label=label)
+            for number, label in enumerate(self.labels(self.part.pictures).tolist())
+        ]
+        found = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
+        return found | {"world": self.features(eight_bits(world.render(scenes, self.side)))}
+
+
+def say(words: str) -> None:
+    print(words, flush=True)
+
+
+def eight_bits(pictures: Tensor) -> Tensor:
+    """Pictures in [0, 1] as they would be saved."""
+    return pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def unit(pictures: Tensor) -> Tensor:
+    return pictures.float() / 255
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: int = 1) -> Tensor:
+    """(count, 3, side, side) in 8 bits; the teacher's own without a model."""
+    pictures = sampling.draw(
+        bench.teacher,
+        bench.labels(count),
+        size=bench.side * scale,
+        steps=steps,
+        seed=bench.part.seed,
+        model=model,
+        batch=max(1, bench.part.batch // scale**2),
+    )
+    if not pictures.isfinite().all():
+        raise ArithmeticError(f"{(~pictures.isfinite()).sum()} pixels are not finite: the student diverged")
+    return eight_bits(pictures)
+
+
+def draw_reference(bench: Bench) -> dict[str, Tensor]:
+    """What the teacher draws for the whole table, and the latents that predictions are compared on."""
+    part, labels = bench.part, bench.labels(bench.part.pictures)
+    say(f"teacher: {part.pictures} pictures of {part.steps} steps")
+    latents = sampling.draw_latents(
+        bench.teacher, labels, size=bench.side, steps=part.steps, seed=part.seed, batch=part.batch
+    )
+    pictures = eight_bits(sampling.decode(bench.teacher, latents, part.batch))
+    say(f"teacher: the same of {part.quick_steps} steps, and {part.cross_pictures} at {part.cross} x the side")
+    quick = draw(bench, None, part.pictures, part.quick_steps)
+    cross = draw(bench, None, part.cross_pictures, part.quick_steps, part.cross)
+    return {"latents": latents, "labels": labels, "pictures": pictures, "quick": quick, "cross": cross}
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
+    """To the teacher's pictures from the same noise, and of the two sets in the judge's features."""
+    seed, features = bench.part.seed, bench.features(pictures)
+    found = metrics.distance(unit(pictures), unit(bench.reference[reference]), seed)
+    found["kid_teacher"] = metrics.judge_kid(features, bench.known[reference], seed)
+    found["kid_world"] = metrics.judge_kid(features, bench.known["world"], seed)
+    found["fid_teacher"] = metrics.judge_fid(features, bench.known[reference], seed)
+    return found
+
+
+def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
+    marks = metrics.judge_accuracy(bench.judge, unit(pictures), bench.labels(len(pictures)))
+    return {f"{prefix}{name}": value for name, value in marks.items()}
+
+
+def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
+    """Of the prediction, by noise level and on the whole."""
+    part = bench.part
+    given = (bench.reference["latents"], bench.reference["labels"])
+    return metrics.prediction_error(
+        bench.teacher, model, given, part.noise, count=part.errors, batch=part.batch, seed=part.seed
+    )
+
+
+def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
+    """Asked shapes by seen shapes."""
+    seen = torch.cat(
+        [bench.judge(unit(part).to(project.device())).shape.argmax(1).cpu() for part in pictures.split(256)]
+    )
+    asked = bench.labels(len(pictures)) // len(world.COLOURS)
+    shapes = len(world.SHAPES)
+    return torch.bincount(asked * shapes + seen, minlength=shapes**2).reshape(shapes, shapes).tolist()
+
+
+def cost(model: nn.Module) -> dict[str, int]:
+    """One forward of one picture at the side it was trained at, half noise."""
+    formula = costs.macs(model)
+    return {
+        "macs": formula["total"],
+        "core_macs": formula["core"],
+        "macs_counted": costs.counted_macs(model),
+        "parameters": costs.parameters(model)["total"],
+        "added": costs.parameters(model)["added"],
+    }
+
+
+def plain(measure: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: measure.get(key) for key in ("value", "low", "high", "n")}
+
+
+# The teacher, and chance ---------------------------------------------------------------------------------------------
+
+
+def evaluate_teacher(bench: Bench) -> dict[str, Any]:
+    """Draw the reference, mark it, and write what the students need."""
+    began = time.monotonic()
+    drawn = draw_reference(bench)
+    save_file(drawn, project.reference(bench.role, write=True))
+    drew = time.monotonic() - began
+    pictures = {"pictures": drawn["pictures"], "labels": drawn["labels"], "cross": drawn["cross"]}
+    save_file(pictures, project.pictures("teacher", write=True))
+    part = bench.part
+    world_kid = metrics.judge_kid(bench.known["pictures"], bench.known["world"], part.seed)
+    quality = truth(bench, drawn["pictures"]) | truth(bench, drawn["cross"], "cross_") | {"kid_world": world_kid}
+    quick = truth(bench, drawn["quick"])
+    result = {
+        "student": "teacher",
+        "operator": "softmax",
+        "options": {},
+        "control": False,
+        "profile": bench.settings.profile,
+        "seeds": [],
+        "pictures": sizes(bench),
+        "quality": {name: plain(value) for name, value in quality.items()},
+        "quick": {name: plain(value) for name, value in quick.items()},
+        "cost": cost(bench.teacher.model) | {"trained": 0},
+        "confusion": confusion(bench, drawn["pictures"]),
+    }
+    project.write_json(project.result("teacher", write=True), result)
+    project.write_json(project.result("chance", write=True), chance(bench))
+    seconds = {"draw": drew, "evaluate": time.monotonic() - began}
+    write_run(bench, "teacher", bench.teacher.model, seconds)
+    return result
+
+
+def chance(bench: Bench) -> dict[str, Any]:
+    quality = {name: {"value": value, "low": None, "high": None, "n": None} for name, value in metrics.chance().items()}
+    quality |= {f"cross_{name}": value for name, value in quality.items()}
+    return {"student": "chance", "profile": bench.settings.profile, "quality": quality}
+
+
+def sizes(bench: Bench) -> dict[str, Any]:
+    part, card = bench.part, bench.teacher.card
+    return {
+        "pictures": part.pictures,
+        "steps": part.steps,
+        "quick_steps": part.quick_steps,
+        "cross": part.cross,
+        "cross_pictures": part.cross_pictures,
+        "errors": min(part.errors, part.pictures),
+        "seed": part.seed,
+        "guidance": card["guidance"],
+        "side": bench.side,
+    }
+
+
+def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, float]) -> None:
+    distilled = project.run_result(f"{name}.distill")
+    before = project.read_json(distilled)["seconds"] if distilled.exists() else {}
+    run = {
+        "facts": project.facts(),
+        "seconds": {key: round(value, 2) for key, value in {**before, **seconds}.items()},
+        "memory": costs.forward_memory(model),
+    }
+    project.write_json(project.run_result(name, write=True), run)
+
+
+# Students ------------------------------------------------------------------------------------------------------------
+
+
+def undistilled(bench: Bench, student: params.Student, seed: int) -> nn.Module:
+    """Converted and not trained: what the distillation started from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = surgery.linearize(
+            copy.deepcopy(bench.teacher.model),
+            student.operator,
+            layers=student.layers if isinstance(student.layers, str) else list(student.layers),
+            initialise=student.initialise,
+            **student.options,
+        )
+    return model.eval()
+
+
+def distilled(bench: Bench, name: str, seed: int | None) -> nn.Module:
+    return surgery.load(copy.deepcopy(bench.teacher.model), project.student(name, seed)).eval()
+
+
+def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
+    """One student: distilled for every seed, and converted only."""
+    began, drew = time.monotonic(), 0.0
+    student, recipe = bench.settings.student(name), bench.settings.recipe(name)
+    part, first = bench.part, recipe.seeds[0]
+    rows, levels = [], []
+    for seed in recipe.seeds:
+        model = distilled(bench, name, None if seed == first else seed)
+        say(f"{name} (seed {seed}): {part.pictures} pictures, then {part.cross_pictures} at {part.cross} x the side")
+        start = time.monotonic()
+        pictures = draw(bench, model, part.pictures, part.steps)
+        drew += time.monotonic() - start
+        cross = draw(bench, model, part.cross_pictures, part.quick_steps, part.cross)
+        error = errors(bench, model)
+        levels.append(error["levels"])
+        marks = truth(bench, pictures) | truth(bench, cross, "cross_") | distance(bench, pictures, "pictures")
+        rows.append({"error": error["mean"], **marks})
+        if seed == first:
+            shown, kept = (pictures, cross), model
+    say(f"{name}, converted and not distilled: {part.pictures} pictures of {part.quick_steps} steps")
+    converted = undistilled(bench, student, first)
+    raw = draw(bench, converted, part.pictures, part.quick_steps)
+    before = errors(bench, converted)
+    bounds = truth(bench, raw) | distance(bench, raw, "quick") | {"error": before["mean"]}
+    training = project.read_json(project.student(name) / "training.json")
+    result = {
+        "student": name,
+        "operator": student.operator,
+        "options": student.options,
+        "control": student.operator == "softmax",
+        "profile": bench.settings.profile,
+        "seeds": list(recipe.seeds),
+        "pictures": sizes(bench),
+        "quality": {key: combine([row[key] for row in rows]) for key in rows[0]},
+        "undistilled": {key: plain(value) for key, value in bounds.items()},
+        "by_noise": {
+            "noise": list(part.noise),
+            "error": [combine(list(each)) for each in zip(*levels, strict=True)],
+            "undistilled": [plain(each) for each in before["levels"]],
+        },
+        "cost": cost(kept) | {"trained": training["trained"]},
+        "confusion": confusion(bench, shown[0]),
+        "training": training,
+    }
+    pictures = {"pictures": shown[0], "cross": shown[1], "undistilled": raw, "labels": bench.labels(part.pictures)}
+    save_file(pictures, project.pictures(name, write=True))
+    project.write_json(project.result(name, write=True), result)
+    write_run(bench, name, kept, {"draw": drew, "evaluate": time.monotonic() - began})
+    return result
+
+
+def combine(measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Over training seeds: their mean; half-widths of pictures and of seeds add as independent errors do."""
+    if len(measures) == 1:
+        return plain(measures[0])
+    values = [measure["value"] for measure in measures]
+    if any(value is None for value in values):
+        return plain(measures[0])
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    of_seeds = NORMAL * spread / math.sqrt(len(values))
+    bounds: dict[str, float | None] = {}
+    for side, sign in (("low", -1), ("high", 1)):
+        own = [None if m[side] is None else abs(m[side] - m["value"]) for m in measures]
+        known = None if None in own else math.hypot(statistics.mean(own), of_seeds)
+        bounds[side] = None if known is None else mean + sign * known
+    return {"value": mean, **bounds, "n": measures[0]["n"], "seeds": values}
+
+
+def evaluate(name: str, profile: str | None = None) -> dict[str, Any]:
+    """The row of a student, or of the teacher under that name."""
+    if name == "teacher":
+        return evaluate_teacher(Bench.of(profile))
+    settings = params.load(profile)
+    return evaluate_student(Bench(settings, settings.student(name).teacher), name)
+
+
+LINES = {
+    "error": ("squared error of the prediction, % of the teacher's square", 100, 2),
+    "shape": ("asked shape found, %", 100, 1),
+    "colour": ("asked colour found, %", 100, 1),
+    "psnr": ("PSNR to the teacher's pictures, dB", 1, 1),
+    "ssim": ("SSIM to the teacher's pictures", 1, 3),
+    "kid_teacher": ("KID to the teacher's pictures, judge's features, x 1000", 1000, 2),
+    "kid_world": ("KID to the world, judge's features, x 1000", 1000, 2),
+    "cross_shape": ("asked shape found at twice the side, %", 100, 1),
+    "cross_colour": ("asked colour found at twice the side, %", 100, 1),
+}
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """The row as a Markdown table, the undistilled one beside it where there is one."""
+    columns = [name for name in ("quality", "undistilled") if name in result]
+    titles = {"quality": result["student"], "undistilled": "converted, not distilled"}
+    lines = ["| | " + " | ".join(titles[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for key, (words, scale, digits) in LINES.items():
+        cells = [_cell(result[name].get(key), scale, digits) for name in columns]
+        if any(cells):
+            lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(measure: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+    if not measure or measure["value"] is None:
+        return ""
+    text = f"{measure['value'] * scale:.{digits}f}"
+    if measure["low"] is not None:
+        text += f" ({measure['low'] * scale:.{digits}f} to {measure['high'] * scale:.{digits}f})"
+    return text + (f", n {measure['n']}" if measure["n"] else "")

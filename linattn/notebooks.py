@@ -1,0 +1,241 @@
+"""Run a notebook as a stage of the pipeline: `python -m linattn.notebooks distill --student clear`.
+
+- Only names are injected (student, profile); numbers come from params.yaml through params.py. A name the notebook does
+  not declare is an error here; papermill would warn and go on.
+- What a cell *shows* is a result and is kept. What it *prints* is a log with times in it: it goes to the terminal while
+  it runs, not into the file. So the executed notebooks of two runs with the same results are the same bytes.
+- It runs on a draft in scratch and is moved to its place when it is finished. One that fails is kept, log and traceback
+  included, in reports/failed/, and the report names the student as failed.
+"""
+
+import argparse
+import ast
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import nbformat
+
+from linattn import params, project
+
+
+@dataclass(frozen=True)
+class Stage:
+    notebook: str
+    takes: str = ""  # the name it is run for, if there is one of many
+
+
+STAGES = {
+    "teacher": Stage("01_teacher"),
+    "sample": Stage("02_sample"),
+    "anatomy": Stage("03_anatomy"),
+    "distill": Stage("04_distill", "student"),
+    "evaluate": Stage("05_evaluate", "student"),
+    "benchmark": Stage("06_benchmark"),
+    "report": Stage("07_report"),
+}
+NOISE = ("Expected types for id2label",)  # diffusers' annotation, which its own files do not follow
+WIDGET = "application/vnd.jupyter.widget-view+json"
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+class Failed(RuntimeError):
+    """A cell raised; the message says which error and where the notebook is."""
+
+
+def run_stage(stage: str, **names: str) -> Path:
+    """Run a stage's notebook and leave the executed copy at its DVC place."""
+    spec = STAGES[params.known(stage, STAGES, "stage")]
+    name = names.get(spec.takes)
+    if spec.takes and name is None:
+        raise ValueError(f"stage {stage} is run for one {spec.takes}: --{spec.takes} NAME")
+    title = f"{spec.notebook}/{name}" if name else spec.notebook
+    try:
+        return run(source(spec.notebook), project.ROOT / "reports" / "notebooks" / f"{title}.ipynb", **names)
+    except Failed as error:
+        if name:
+            facts = {"facts": project.facts(), "error": f"{stage}: {error.__cause__}"}
+            project.write_json(project.run_result(name), facts)
+        raise
+
+
+def source(notebook: str) -> Path:
+    return project.ROOT / "notebooks" / f"{notebook}.ipynb"
+
+
+def run(notebook: Path, out: Path, **names: Any) -> Path:
+    """Execute `notebook` with `names` injected; `out` appears only when every cell has run."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    check_names(notebook, names)
+    title = f"{out.parent.name}-{out.stem}".removeprefix("notebooks-")
+    draft = project.scratch("notebooks") / f"{title}.ipynb"
+    kept = project.failed(title)
+    with _pipeline(), Log(draft.with_suffix(".log")) as log:
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(draft),
+                parameters=names,
+                kernel_name=KERNEL["name"],
+                language=KERNEL["language"],
+                cwd=str(project.ROOT),
+                progress_bar=False,
+                stdout_file=log,
+                stderr_file=log,
+                extra_arguments=["--log-level=ERROR"],  # no warning about the encryption of a local socket
+            )
+        except (papermill.PapermillExecutionError, DeadKernelError) as error:
+            _keep(draft, kept)
+            raise Failed(f"{kept.relative_to(project.ROOT)} has the traceback") from _reason(error)
+        except BaseException:  # interrupted: what there is may still tell why
+            _keep(draft, kept)
+            raise
+    for old in (kept, kept.with_suffix(".log")):
+        old.unlink(missing_ok=True)
+    return move(normalise(nbformat.read(draft, as_version=4)), draft, out)
+
+
+def _reason(error: Exception) -> Exception:
+    """The error of the cell, in a line."""
+    name = getattr(error, "ename", None)
+    if name is None:
+        return RuntimeError("the kernel died, most often for want of memory")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).strip()
+    return RuntimeError(f"{name}: {' '.join(text.split())}")
+
+
+def _keep(draft: Path, kept: Path) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for path, place in ((draft, kept), (draft.with_suffix(".log"), kept.with_suffix(".log"))):
+        if path.exists():
+            place.write_bytes(path.read_bytes())
+
+
+def declared(notebook: Path) -> list[str]:
+    """The names assigned in the cell tagged `parameters`."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            targets = [
+                target
+                for node in ast.parse(cell.source).body
+                for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+            ]
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+    raise ValueError(f"{notebook.name} has no cell tagged 'parameters': nothing can be injected into it")
+
+
+def check_names(notebook: Path, names: dict[str, Any]) -> None:
+    if not notebook.is_file():
+        raise ValueError(f"no notebook {notebook}")
+    valid = declared(notebook)
+    for name in names:
+        params.known(name, valid, f"parameter of {notebook.name}:")
+
+
+@contextlib.contextmanager
+def _pipeline() -> Iterator[None]:
+    """The kernel's environment: results go to their DVC places, and this repository is the one imported."""
+    paths = [str(project.ROOT), str(project.ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    changes = {
+        project.PIPELINE: "1",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home folder must not win over this one
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Log:
+    """What the cells print, on the terminal as it comes and in a file."""
+
+    def __init__(self, path: Path, terminal: TextIO | None = None):
+        self.path, self.terminal = path, terminal or sys.stdout
+
+    def __enter__(self) -> "Log":
+        self.file = self.path.open("w")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.close()
+
+    def write(self, text: str) -> None:
+        text = "".join(line for line in text.splitlines(keepends=True) if not any(noise in line for noise in NOISE))
+        for stream in (self.terminal, self.file):
+            stream.write(text)
+            stream.flush()
+
+    def flush(self) -> None:
+        self.terminal.flush()
+
+
+def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without anything that differs between two runs with the same results: times, ids, logs, addresses."""
+    title = notebook.metadata.get("title")
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    if title:
+        notebook.metadata["title"] = title
+    for number, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        cell["id"] = "injected" if "injected-parameters" in tags else cell.get("id", f"cell-{number}")
+        if cell.cell_type == "code":
+            cell.outputs = [_plain(output) for output in cell.outputs if _is_result(output)]
+    return notebook
+
+
+def _is_result(output: nbformat.NotebookNode) -> bool:
+    """Neither a log nor a widget: libraries show progress bars as widgets, each with a random id."""
+    return output.output_type != "stream" and WIDGET not in output.get("data", {})
+
+
+def _plain(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    output.metadata = nbformat.from_dict({})
+    data = output.get("data", {})
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
+    return output
+
+
+def move(notebook: nbformat.NotebookNode, draft: Path, out: Path) -> Path:
+    nbformat.write(notebook, draft)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(draft, out)
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m linattn.notebooks", description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--student", help="a name of params.yaml, or `teacher` for evaluate")
+    parser.add_argument("--profile", help="instead of the one params.yaml names")
+    options = parser.parse_args(arguments)
+    names = {name: value for name in ("student", "profile") if (value := getattr(options, name)) is not None}
+    try:
+        run_stage(options.stage, **names)
+    except (ValueError, Failed) as error:
+        cause = f"{error.__cause__}; " if error.__cause__ else ""
+        print(
+            f"linattn: {options.stage} {options.student or ''}".rstrip() + f" failed: {cause}{error}", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

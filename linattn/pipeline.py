@@ -1,0 +1,164 @@
+"""`make repro`: the pipeline from start to report, in plain sentences.
+
+- `dvc repro -k` runs what changed and nothing else. A stage that fails stops what needs it and nothing besides: the
+  report is rendered all the same, names the failed students, and the command exits 1.
+- Another profile (`--profile tiny`) runs in a copy of the repository under .scratch/, so that what is in Git stays what
+  params.yaml says. The copy shares the cache: going back is instant.
+- `--check` says whether dvc.lock is in step with the code, without running anything.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from linattn import notebooks, params, project
+
+OWN = ("dvc.lock", "reports/results", "reports/students")  # of a copy: its results are not the repository's
+LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints"}
+
+
+def repro() -> int:
+    settings = params.load()
+    for role, teacher in settings.teachers.items():
+        if teacher.folder and not (teacher.folder / "model_index.json").exists():
+            raise ValueError(
+                f"the {role} teacher, {teacher.source}, is not there: get a clone that holds it, or train it "
+                "(hours on a CPU, minutes on a GPU) with python -m linattn.notebooks teacher"
+            )
+    print(
+        f"Profile {settings.profile}: {len(settings.students)} students ({', '.join(settings.students)}).", flush=True
+    )
+    print("Stages that are up to date are skipped; the others say what they do.", flush=True)
+    done = dvc("repro", "--keep-going")
+    report = project.report()
+    if done == 0:
+        print(f"Done. The report: {report}")
+        return 0
+    print("\nA stage failed; rendering the report with what there is.", flush=True)
+    rendered = notebooks.main(["report"]) == 0
+    failed = failures(settings)
+    print(f"Failed: {', '.join(failed) or 'see the messages above'}.", file=sys.stderr)
+    copies = sorted(path.name for path in (project.ROOT / "reports" / "failed").glob("*.ipynb"))
+    if copies:
+        print(f"Notebooks with their tracebacks, in reports/failed/: {', '.join(copies)}", file=sys.stderr)
+    print(f"The report, without them: {report}" if rendered else "The report could not be rendered.", file=sys.stderr)
+    return 1
+
+
+def failures(settings: params.Params) -> list[str]:
+    """Students without a result, or whose last run ended in an error."""
+    return [name for name in settings.students if not project.result(name).exists() or _error(name)]
+
+
+def _error(name: str) -> str | None:
+    path = project.run_result(name)
+    return project.read_json(path).get("error") if path.exists() else None
+
+
+def dvc(*words: str, quiet: bool = False) -> int | str:
+    """DVC's exit code, or what it said when quiet."""
+    command = [sys.executable, "-m", "dvc", *words]
+    # The stages' own `python` is this one, whether or not the environment is activated.
+    folder = str(Path(sys.executable).parent)
+    path = os.pathsep.join([folder, os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(project.ROOT)}
+    if quiet:
+        done = subprocess.run(command, cwd=project.ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"dvc {' '.join(words)} failed: {done.stderr.strip()}")
+        return done.stdout
+    return subprocess.run(command, cwd=project.ROOT, env=environment).returncode
+
+
+def stale() -> list[str]:
+    """Stages whose code or parameters are not those that dvc.lock records."""
+    return re.findall(r"Running stage '([^']+)'", dvc("repro", "--dry", "--allow-missing", quiet=True))
+
+
+def check() -> int:
+    if not (project.ROOT / "dvc.lock").exists():
+        print("No run is committed yet: there is no dvc.lock to be in step with.")
+        return 0
+    changed = stale()
+    if not changed:
+        print("dvc.lock is in step with the code.")
+        return 0
+    print(f"dvc.lock is behind the code in {len(changed)} stages: {', '.join(changed)}.", file=sys.stderr)
+    print("Run make repro, or dvc commit for an edit that cannot alter results; then commit dvc.lock.", file=sys.stderr)
+    return 1
+
+
+# Another profile, in a copy
+
+
+def copy(folder: Path, profile: str) -> Path:
+    """The working tree at `folder` with params.yaml turned to `profile`; results that lie there stay."""
+    for path in files():
+        if not path.startswith(OWN):
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(project.ROOT / path, target)
+    for gone in set(files(folder)) - set(files()):
+        if gone.startswith(("linattn/", "notebooks/", "kernels/", "tests/")):
+            (folder / gone).unlink()
+    choose(folder, profile)
+    local = folder / ".dvc" / "config.local"
+    local.write_text(f"[core]\n    no_scm = true\n[cache]\n    dir = {project.ROOT / '.dvc' / 'cache'}\n")
+    return folder
+
+
+def choose(folder: Path, profile: str) -> None:
+    path = folder / "params.yaml"
+    text, found = re.subn(r"^profile: .*$", f"profile: {profile}", path.read_text(), flags=re.M)
+    if found != 1:
+        raise ValueError(f"{path} has {found} lines that begin with 'profile:'; it needs one")
+    path.write_text(text)
+
+
+def files(root: Path | None = None) -> list[str]:
+    """What Git has or would take; without Git, all but what is made again."""
+    root = root or project.ROOT
+    if (root / ".git").exists():
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        listed = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        if listed.returncode == 0:
+            return sorted(path for path in set(listed.stdout.split("\0")) if path and (root / path).is_file())
+    made = tuple(f"data/{name}/" for name in ("samples", "reference", "pictures"))
+    made += tuple(f"reports/{name}" for name in ("notebooks/", "pages/", "failed/", "index.html"))
+    found = []
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in LEFT and Path(place, name) != root / ".dvc" / "cache"]
+        found += [Path(place, name).relative_to(root).as_posix() for name in names]
+    return sorted(path for path in found if not path.startswith((*made, ".dvc/tmp/")))
+
+
+def elsewhere(profile: str) -> int:
+    folder = copy(project.ROOT / ".scratch" / "profiles" / profile, profile)
+    print(f"Profile {profile} runs in a copy, {folder.relative_to(project.ROOT)}: nothing here changes.", flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(folder), "LINATTN_COMMIT": project.commit() or ""}
+    return subprocess.run([sys.executable, "-m", "linattn.pipeline"], cwd=folder, env=environment).returncode
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m linattn.pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", help="run another profile than params.yaml's, in a copy")
+    parser.add_argument("--check", action="store_true", help="only say whether dvc.lock is in step with the code")
+    options = parser.parse_args(arguments)
+    try:
+        if options.check:
+            return check()
+        if options.profile and options.profile != params.load().profile:
+            params.load(options.profile)  # a misspelt name is refused before anything is copied
+            return elsewhere(options.profile)
+        return repro()
+    except (ValueError, RuntimeError) as error:
+        print(f"linattn: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Make one student of params.yaml: distil it for every seed, and write down how it went.
+
+- What is kept: the replaced layers (reports/students/<name>/, as `linattn.load` reads them) and the training curve,
+  without times: the same code gives the same bytes.
+- Under `accelerate launch` all processes train and one writes.
+- Checkpoints lie in scratch, in a folder named by everything the result depends on: a killed run goes on where it was,
+  an edited one begins anew.
+"""
+
+import dataclasses
+import shutil
+from typing import Any
+
+from accelerate import Accelerator
+
+from linattn import params, project, teachers
+from linattn.distill import DistillConfig, Result, distill, of_params
+from linattn.samples import Samples
+
+UNTOLD = ("seconds",)  # in the run file instead
+
+
+def make(name: str, profile: str | None = None) -> list[Result]:
+    """Distil student `name` for every seed of its recipe, the first into its folder, the others below it."""
+    settings = params.load(profile)
+    student, recipe = settings.student(name), settings.recipe(name)
+    entry = settings.teacher(student.teacher)
+    teacher = teachers.load(entry.place, device=project.device(), **entry.hub)
+    samples = Samples(project.samples(student.teacher))
+    accelerator = Accelerator(cpu=teacher.device.type == "cpu")
+    first = recipe.seeds[0]
+    results = []
+    for seed in recipe.seeds:
+        config = of_params(student, recipe, seed)
+        scratch = project.scratch(f"distill-{name}", **config.recipe(teacher, samples))
+        folder = project.student(name, None if seed == first else seed, write=True)
+        config = dataclasses.replace(config, scratch=str(scratch))
+        results.append(distill(config, teacher, samples, folder=folder, accelerator=accelerator))
+        if accelerator.is_main_process:
+            project.write_json(folder / "training.json", training(config, results[-1], len(samples)))
+            shutil.rmtree(scratch, ignore_errors=True)
+    if accelerator.is_main_process:
+        _write_run(name, results)
+    return results
+
+
+def _write_run(name: str, results: list[Result]) -> None:
+    run = {"facts": project.facts(), "seconds": {"distill": round(sum(result.seconds for result in results), 2)}}
+    run["samples_per_second"] = results[0].samples_per_second
+    project.write_json(project.run_result(f"{name}.distill", write=True), run)
+
+
+def training(config: DistillConfig, result: Result, samples: int) -> dict[str, Any]:
+    """Steps, sizes and the curve: one loss a logged step, the two stages one after the other."""
+    return {
+        "steps": config.layerwise_steps + config.steps,
+        "layerwise_steps": config.layerwise_steps,
+        "batch": config.batch,
+        "samples": samples,
+        "objective": config.objective,
+        "seed": config.seed,
+        "trained": result.trained,
+        "added": result.added,
+        "curve": curve(config, result.history),
+        "history": [{key: value for key, value in row.items() if key not in UNTOLD} for row in result.history],
+    }
+
+
+def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    before = {"layerwise": 0, "end-to-end": config.layerwise_steps}
+    return {
+        "step": [row["step"] + before[row["stage"]] for row in history],
+        "loss": [row["loss"] for row in history],
+        "stage": [row["stage"] for row in history],
+    }

@@ -1,0 +1,184 @@
+"""Notebooks as stages: names only, the same bytes twice, a failed one kept."""
+
+import io
+import json
+
+import nbformat
+import pytest
+
+from linattn import notebooks, project
+
+NOTEBOOKS = sorted(path for path in (project.ROOT / "notebooks").glob("*.ipynb"))
+STAGES = [stage.notebook for stage in notebooks.STAGES.values()]
+
+
+def book(*sources, tags=("parameters",)):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = list(tags)
+    return nbformat.v4.new_notebook(cells=cells, metadata={"title": "A title"})
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A root of its own, so that drafts and failed copies lie in the test's folder."""
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    return tmp_path
+
+
+def written(place, *sources, **options):
+    path = place / "notebook.ipynb"
+    nbformat.write(book(*sources, **options), path)
+    return path
+
+
+# The repository's own
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_sources_are_stripped_and_say_python3(path):
+    notebook = json.loads(path.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in notebook["cells"]:
+        assert cell["id"]
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("stage", notebooks.STAGES)
+def test_every_stage_has_a_notebook_that_declares_what_it_takes(stage):
+    spec = notebooks.STAGES[stage]
+    names = notebooks.declared(notebooks.source(spec.notebook))
+    assert "profile" in names
+    assert not spec.takes or spec.takes in names
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_pipeline_notebooks_are_questions_and_calls(name):
+    """Logic is in the library: short cells, no definitions but of a line or three, about a text a cell."""
+    cells = nbformat.read(notebooks.source(name), as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    text = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert text[0].startswith("# ")
+    assert len(text) >= 0.5 * len(code)
+    assert max(len(source.splitlines()) for source in code) <= 16
+    assert not any("import torch.nn" in source or "class " in source for source in code)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["studnet", "profil"])
+def test_a_name_that_is_not_declared_is_an_error_with_the_nearest(place, name):
+    path = written(place, 'student = "clear"\nprofile: str | None = None')
+    with pytest.raises(ValueError, match="did you mean"):
+        notebooks.run(path, place / "out.ipynb", **{name: "x"})
+    assert not (place / "out.ipynb").exists()
+
+
+def test_without_a_parameters_cell_nothing_is_injected(place):
+    with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
+        notebooks.declared(written(place, "x = 1", tags=()))
+
+
+def test_annotated_and_plain_names_are_both_declared(place):
+    assert notebooks.declared(written(place, "a = 1\nb: int = 2\nprint(a)")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["distill"], "--student NAME"), (["sample", "--student", "x"], "parameter of 02_sample")],
+    ids=["no name", "a name too many"],
+)
+def test_the_command_says_what_is_missing_and_exits_1(words, message, capsys):
+    assert notebooks.main(words) == 1
+    assert message in capsys.readouterr().err
+
+
+# Normalising
+
+
+def executed(identity, seconds, address):
+    notebook = book("x = 1", "x")
+    notebook.cells[0].metadata |= {"papermill": {"duration": seconds}, "execution": {"iopub.status.busy": seconds}}
+    injected = nbformat.v4.new_code_cell("x = 2", id=identity, metadata={"tags": ["injected-parameters"]})
+    notebook.cells.insert(1, injected)
+    notebook.metadata["papermill"] = {"start_time": seconds}
+    notebook.cells[2].outputs = [
+        nbformat.v4.new_output("stream", text=f"took {seconds} s"),
+        nbformat.v4.new_output("display_data", {notebooks.WIDGET: {"model_id": identity}, "text/plain": "0/3"}),
+        nbformat.v4.new_output("execute_result", {"text/plain": f"<A at {address}>"}, metadata={"x": seconds}),
+    ]
+    notebook.cells[0]["id"], notebook.cells[2]["id"] = "a", "b"
+    return notebook
+
+
+def test_runs_that_differ_in_times_ids_and_addresses_are_the_same_bytes():
+    first = nbformat.writes(notebooks.normalise(executed("abc", "1.5", "0x7f01")))
+    second = nbformat.writes(notebooks.normalise(executed("xyz", "2.5", "0x7f02")))
+    assert first == second
+    assert "A title" in first
+    assert "<A>" in first
+
+
+def test_a_result_that_differs_is_kept():
+    notebook = executed("abc", "1.5", "0x7f01")
+    notebook.cells[2].outputs[-1].data["text/plain"] = "another"
+    assert nbformat.writes(notebooks.normalise(notebook)) != nbformat.writes(
+        notebooks.normalise(executed("abc", "1.5", "0x7f01"))
+    )
+
+
+# Running, with a real kernel
+
+
+def test_twice_the_same_bytes_and_the_log_on_the_terminal(place, capsys):
+    noisy = "import time, project_marker\nprint('seconds', time.time())"
+    path = written(place, 'student = "a"', noisy, "student.upper()")
+    (place / "project_marker.py").write_text("")  # this root is what the kernel imports from
+    texts = []
+    for _ in range(2):
+        out = notebooks.run(path, place / "runs" / "one.ipynb", student="clear")
+        texts.append(out.read_bytes())
+        assert "seconds" in capsys.readouterr().out
+    assert texts[0] == texts[1]
+    assert b"CLEAR" in texts[0]
+    assert b"seconds 1" not in texts[0]
+
+
+def test_the_kernel_knows_that_it_is_in_the_pipeline_and_the_caller_does_not(place, monkeypatch):
+    monkeypatch.delenv(project.PIPELINE, raising=False)
+    path = written(place, "a = 1", f"import os\nassert os.environ[{project.PIPELINE!r}] == '1'\nos.getcwd()")
+    notebooks.run(path, place / "runs" / "one.ipynb")
+    assert not project.in_pipeline()
+
+
+def test_a_failed_notebook_is_kept_with_its_log_and_nothing_is_left_in_its_place(place):
+    path = written(place, "a = 1", "print('before')", "raise RuntimeError('no such luck')", "a")
+    out = place / "runs" / "one.ipynb"
+    with pytest.raises(notebooks.Failed, match="runs-one.ipynb has the traceback") as caught:
+        notebooks.run(path, out)
+    assert str(caught.value.__cause__) == "RuntimeError: no such luck"
+    assert not out.exists()
+    kept = place / "reports" / "failed" / "runs-one.ipynb"
+    assert "no such luck" in kept.read_text()
+    assert kept.with_suffix(".log").read_text() == "before\n"
+    path.unlink()
+    notebooks.run(written(place, "a = 1"), out)  # once it runs, the failed copy is gone
+    assert not kept.exists()
+    assert not kept.with_suffix(".log").exists()
+
+
+def test_a_kernel_that_dies_is_a_failure_with_a_reason(place):
+    path = written(place, "a = 1", "import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(notebooks.Failed) as caught:
+        notebooks.run(path, place / "runs" / "one.ipynb")
+    assert "memory" in str(caught.value.__cause__)
+    assert (place / "reports" / "failed" / "runs-one.ipynb").exists()
+
+
+def test_the_log_is_written_as_it_comes(tmp_path):
+    terminal = io.StringIO()
+    with notebooks.Log(tmp_path / "a.log", terminal) as log:
+        log.write("one\n")
+        assert terminal.getvalue() == (tmp_path / "a.log").read_text() == "one\n"

@@ -1,0 +1,247 @@
+"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with three students.
+
+The tests of this file are one story and run in its order: first run, nothing on the second, a forced stage, then
+students added, edited, removed and failing.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from linattn import pipeline, project
+
+STUDENTS = """students:
+  softmax: {operator: softmax}
+  clear: {operator: clear, radius: 4}
+  mediator-schedule:
+    operator: mediator
+    conv: 3
+    schedule: [{until: 0.5, count: 4}, {until: 0.0, count: 16}]
+"""
+NAMES = ("softmax", "clear", "mediator-schedule")
+EACH = ("distill", "evaluate")
+
+pytestmark = pytest.mark.skipif(
+    not (project.ROOT / "data/teachers/dit-nano/model_index.json").exists(),
+    reason="data/teachers/dit-nano is not there",
+)
+
+
+class Clone:
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def python(self, *words, check=True):
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1"}
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+        environment.pop(project.PIPELINE, None)
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=self.folder, env=environment, capture_output=True, text=True
+        )
+        assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done
+
+    def would_run(self):
+        return set(re.findall(r"Running stage '([^']+)'", self.python("dvc", "repro", "--dry").stdout))
+
+    def edit(self, before, after):
+        path = self.folder / "params.yaml"
+        assert path.read_text().count(before) == 1
+        path.write_text(path.read_text().replace(before, after))
+
+    def lock(self):
+        """stage -> {out: hash}"""
+        from ruamel.yaml import YAML
+
+        stages = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
+        return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
+
+    def read(self, path):
+        return json.loads((self.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = pipeline.copy(tmp_path_factory.mktemp("clone"), "tiny")
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # a cache of its own
+    path = folder / "params.yaml"
+    text, found = re.subn(r"(?ms)^students:\n.*?\n(?=\nprofiles:)", STUDENTS, path.read_text())
+    assert found == 1
+    path.write_text(text)
+    return Clone(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(clone):
+    """The copy after its first run; what that run said is kept."""
+    clone.first = clone.python("linattn.pipeline")
+    return clone
+
+
+def test_one_command_ends_with_the_path_of_the_report(finished):
+    index = finished.folder / "reports" / "index.html"
+    assert finished.first.stdout.strip().splitlines()[-1] == f"Done. The report: {index}"
+    assert index.stat().st_size > 10_000
+
+
+def test_every_student_has_quality_with_n_and_intervals(finished):
+    for name in NAMES:
+        result = finished.read(f"reports/results/{name}.json")
+        assert result["student"] == name
+        assert result["quality"]["shape"]["n"] == 8
+        error = result["quality"]["error"]
+        assert error["low"] <= error["value"] <= error["high"]
+        assert result["undistilled"]["error"]["value"] is not None
+        assert len(result["training"]["curve"]["step"]) == len(result["training"]["curve"]["loss"]) > 1
+        run = finished.read(f"reports/results/{name}.run.json")
+        assert run["facts"]["versions"]["torch"]
+        assert {"distill", "evaluate", "draw"} <= set(run["seconds"])
+        assert (finished.folder / "reports" / "pages" / f"{name}.html").exists()
+
+
+def test_softmax_unchanged_is_the_teacher_before_training(finished):
+    """The control's own zero: what all distances are measured from."""
+    before = finished.read("reports/results/softmax.json")["undistilled"]
+    assert before["error"]["value"] < 1e-9
+    assert before["mse"]["value"] < 1e-6
+    assert finished.read("reports/results/clear.json")["undistilled"]["error"]["value"] > 1e-4
+
+
+def test_a_second_run_runs_nothing_and_takes_seconds(finished):
+    before = finished.lock()
+    done = finished.python("linattn.pipeline")
+    assert "Running stage" not in done.stdout
+    assert finished.lock() == before
+
+
+def test_results_hold_no_time_and_no_machine(finished):
+    for path in (finished.folder / "reports" / "results").glob("*.json"):
+        if not path.name.endswith(".run.json"):
+            assert "seconds" not in path.read_text()
+            assert str(finished.folder) not in path.read_text()
+    for path in (finished.folder / "reports" / "notebooks").rglob("*.ipynb"):
+        assert str(finished.folder) not in path.read_text()
+
+
+def test_forced_stages_change_no_hash_but_the_run_files(finished):
+    before = finished.lock()
+    for stage in ("sample", "reference", "distill@clear", "evaluate@clear"):
+        finished.python("dvc", "repro", "--force", "--single-item", stage)
+    after = finished.lock()
+    changed = {path for name in after for path, md5 in after[name].items() if before[name][path] != md5}
+    assert changed <= {
+        "reports/results/clear.run.json",
+        "reports/results/clear.distill.run.json",
+        "reports/results/teacher.run.json",
+    }
+    assert changed
+
+
+def test_html_has_no_outside_address(finished):
+    pages = [finished.folder / "reports" / "index.html", *(finished.folder / "reports" / "pages").glob("*.html")]
+    assert len(pages) > 1 + len(NAMES)
+    for page in pages:
+        html = page.read_text()
+        assert not re.search(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//""", html), page.name
+        assert not re.search(r"""url\(\s*["']?(?:https?:)?//|@import""", html), page.name
+        assert "<title>" in html
+        assert all("alt=" in image for image in re.findall(r"<img\b[^>]*>", html)), page.name
+
+
+def test_a_comment_in_params_changes_nothing(finished):
+    path = finished.folder / "params.yaml"
+    path.write_text(path.read_text() + "# a comment\n")
+    assert finished.would_run() <= {"report"}  # the report alone may lag: the forced stages wrote new run files
+
+
+def test_editing_one_student_runs_that_one_and_the_report(finished):
+    finished.edit("clear: {operator: clear, radius: 4}\n  med", "clear: {operator: clear, radius: 3}\n  med")
+    assert finished.would_run() == {"distill@clear", "evaluate@clear", "report"}
+    finished.edit("clear: {operator: clear, radius: 3}\n  med", "clear: {operator: clear, radius: 4}\n  med")
+
+
+EVALUATED = {"reference", *(f"evaluate@{name}" for name in NAMES)}
+SAMPLED = {"sample", "anatomy", *(f"{stage}@{name}" for stage in EACH for name in NAMES)}
+PARTS = {
+    "evaluate": ("evaluate: {pictures: 8,", "evaluate: {pictures: 9,", EVALUATED),
+    "benchmark": ("benchmark: {tokens: [64, 256],", "benchmark: {tokens: [64, 144],", {"benchmark"}),
+    "sample": ("sample: {pictures: 16, steps: 4,", "sample: {pictures: 16, steps: 5,", SAMPLED),
+    "another profile": ("evaluate: {pictures: 128,", "evaluate: {pictures: 129,", set()),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_editing_a_part_runs_what_reads_it(finished, name):
+    before, after, stages = PARTS[name]
+    finished.edit(before, after)
+    would = finished.would_run()
+    finished.edit(after, before)
+    assert would - {"report"} == stages
+
+
+@pytest.mark.parametrize(
+    ("path", "stages"),
+    [
+        ("linattn/figures.py", {"report"}),
+        ("linattn/params.py", set()),
+        ("linattn/attention/__init__.py", set()),
+        ("linattn/attention/clear.py", {"anatomy", "benchmark", "distill@clear", "evaluate@clear", "report"}),
+        ("notebooks/06_benchmark.ipynb", {"benchmark", "report"}),
+    ],
+)
+def test_editing_a_file_runs_what_uses_it(finished, path, stages):
+    file = finished.folder / path
+    before = file.read_text()
+    file.write_text(before + "\n")
+    would = finished.would_run()
+    file.write_text(before)
+    assert would - {"report"} == stages - {"report"}
+    assert "report" in would or "report" not in stages
+
+
+def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):
+    """One good student more and one that cannot be made: layer 99 is only missed when it is looked for."""
+    last = "{until: 0.0, count: 16}]\n"
+    more = "  softmax-conv: {operator: softmax, conv: 3}\n  broken: {operator: softmax, layers: [99]}\n"
+    finished.edit(last + "\nprofiles:", last + more + "\nprofiles:")
+    new = {f"{stage}@{name}" for stage in EACH for name in ("softmax-conv", "broken")}
+    assert finished.would_run() == {*new, "report"}
+    done = finished.python("linattn.pipeline", check=False)
+    assert done.returncode == 1
+    assert "Failed: broken." in done.stderr
+    ran = set(re.findall(r"Running stage '([^']+)'", done.stdout))
+    assert ran == {"distill@broken", "distill@softmax-conv", "evaluate@softmax-conv"}
+    assert (finished.folder / "reports" / "failed" / "04_distill-broken.ipynb").exists()
+    html = (finished.folder / "reports" / "index.html").read_text()
+    assert "softmax-conv" in html
+    assert re.search(r"broken.{0,400}99", html, re.S)
+
+
+def test_a_removed_student_leaves_the_report_and_runs_nothing_else(finished):
+    finished.edit("  broken: {operator: softmax, layers: [99]}\n", "")
+    finished.edit("  softmax-conv: {operator: softmax, conv: 3}\n\n", "\n")
+    assert finished.would_run() == {"report"}
+    done = finished.python("linattn.pipeline")
+    assert set(re.findall(r"Running stage '([^']+)'", done.stdout)) == {"report"}
+    html = (finished.folder / "reports" / "index.html").read_text()
+    assert "softmax-conv" not in html
+    assert "broken" not in html
+    assert (finished.folder / "reports" / "results" / "softmax-conv.json").exists()  # a file that nobody reads any more
+
+
+def test_the_working_directory_does_not_matter(finished, tmp_path):
+    """The stages' functions from elsewhere, as JupyterLab runs them: results go to scratch, outs stay."""
+    index = finished.folder / "reports" / "index.html"
+    before = hashlib.md5(index.read_bytes()).hexdigest()
+    code = "from linattn import params, project, report\nprint(project.report(write=True))"
+    environment = {key: value for key, value in os.environ.items() if key != project.PIPELINE}
+    environment["PYTHONPATH"] = str(finished.folder)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(finished.folder / ".scratch/lab/reports/index.html")
+    assert hashlib.md5(index.read_bytes()).hexdigest() == before
