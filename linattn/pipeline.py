@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from linattn import notebooks, params, project
 
@@ -33,7 +34,7 @@ def repro() -> int:
         f"Profile {settings.profile}: {len(settings.students)} students ({', '.join(settings.students)}).", flush=True
     )
     print("Stages that are up to date are skipped; the others say what they do.", flush=True)
-    done = dvc("repro", "--keep-going")
+    done = dvc("repro", "--keep-going").returncode
     report = project.report()
     if done == 0:
         print(f"Done. The report: {report}")
@@ -59,24 +60,26 @@ def _error(name: str) -> str | None:
     return project.read_json(path).get("error") if path.exists() else None
 
 
-def dvc(*words: str, quiet: bool = False) -> int | str:
-    """DVC's exit code, or what it said when quiet."""
-    command = [sys.executable, "-m", "dvc", *words]
+def dvc(*words: str, **options: Any) -> subprocess.CompletedProcess:
     # The stages' own `python` is this one, whether or not the environment is activated.
-    folder = str(Path(sys.executable).parent)
-    path = os.pathsep.join([folder, os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(project.ROOT)}
-    if quiet:
-        done = subprocess.run(command, cwd=project.ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"dvc {' '.join(words)} failed: {done.stderr.strip()}")
-        return done.stdout
-    return subprocess.run(command, cwd=project.ROOT, env=environment).returncode
+    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=project.ROOT, env=environment, **options)
 
 
 def stale() -> list[str]:
-    """Stages whose code or parameters are not those that dvc.lock records."""
-    return re.findall(r"Running stage '([^']+)'", dvc("repro", "--dry", "--allow-missing", quiet=True))
+    """Stages whose code or parameters are not those that dvc.lock records; what they make need not be there."""
+    said = dvc("repro", "--dry", "--allow-missing", "--keep-going", capture_output=True, text=True)
+    changed = would_run(said.stdout + said.stderr)
+    if said.returncode and not changed:
+        raise RuntimeError(f"dvc repro --dry failed: {said.stderr.strip()}")
+    return changed
+
+
+def would_run(said: str) -> list[str]:
+    """Stages of a dry run; one without its deps on disk is named as failed, for it cannot be looked up."""
+    lines = re.findall(r"(?:Running stage|failed to reproduce).*", said)
+    return list(dict.fromkeys(name for line in lines for name in re.findall(r"'([a-z@][^' /]*)'", line)))
 
 
 def check() -> int:
