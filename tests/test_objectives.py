@@ -59,8 +59,10 @@ def bound_by_hand(each: Comparison, row: int) -> float:
     before = each.diffusion.alphas_cumprod[t - 1].item() if t else 1.0
     beta = 1 - now / before
     first = each.diffusion.alphas_cumprod
-    small = beta * (1 - before) / (1 - now) if t else (1 - first[1] / first[0]).item() * (1 - first[0].item()) / (
-        1 - first[1].item()
+    small = (
+        beta * (1 - before) / (1 - now)
+        if t
+        else (1 - first[1] / first[0]).item() * (1 - first[0].item()) / (1 - first[1].item())
     )
     velocity, raw = each.student[row].chunk(2)
     noisy = each.noisy[row]
