@@ -144,8 +144,9 @@ PRESETS = {
     "lit": Objective(task=1.0, noise=0.5, variance=0.05, noise_space="noise"),
     # Attention Mediators distils nothing: the model's own loss.
     "mediator": Objective(task=1.0),
-    # One recipe for all, so that operators compare: the teacher's answers alone, since they are what is judged.
-    "protocol": Objective(noise=1.0, variance=0.05, features=0.1, feature_norm="relative"),
+    # One recipe for all, so that operators compare: the teacher's answers, since they are what is judged, and a little
+    # of the task, as in all three papers that distil. Without it a control has nothing to learn (docs/LOG.md).
+    "protocol": Objective(task=0.2, noise=1.0, variance=0.05, features=0.1, feature_norm="relative"),
 }
 
 

@@ -1,15 +1,17 @@
 """The README's table and picture, from the committed results: no number there is typed by hand.
 
-`python -m linattn.readme` rewrites what stands between the two marks; `--check` only says whether it is in step.
+`python -m linattn.readme` rewrites what stands between the two marks, and docs/pictures.png. `--check` says whether the
+table is that of reports/results: all it needs is in Git, while pictures and machine are known only where the run was.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from linattn import params, project, report
+from linattn import figures, params, project, report
 
 BEGIN, END = "<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->"
+PICTURE = "docs/pictures.png"
 COLUMNS = ("error", "shape", "colour", "psnr", "kid_teacher", "cross_shape", "core_macs", "added")
 NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its table here."
 
@@ -65,10 +67,23 @@ def circumstances(data: report.Data) -> str:
     return "; ".join(words) + "."
 
 
+def picture(data: report.Data) -> figures.Picture:
+    """The same classes from the same noise, by the teacher and by every student that finished."""
+    missing = [name for name in ("teacher", *data.done) if name not in data.pictures]
+    if missing:
+        raise FileNotFoundError(f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them")
+    rows = {name: data.pictures[name]["pictures"][: data.show] for name in ("teacher", *data.done)}
+    return figures.grid(rows, report.column_names(data))
+
+
 def block(data: report.Data) -> str:
     if not data.results:
         return NONE
-    return f"{table(data)}\n\n{circumstances(data)}"
+    return f"![{picture(data).alt}]({PICTURE})\n\n{table(data)}\n\n{circumstances(data)}"
+
+
+def in_step(text: str, data: report.Data) -> bool:
+    return (table(data) if data.results else NONE) in text
 
 
 def written(text: str, content: str) -> str:
@@ -83,14 +98,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is behind")
     options = parser.parse_args(arguments)
     settings = params.load()
+    data = report.read(settings.students, settings.profile)
     path: Path = project.ROOT / "README.md"
     text = path.read_text()
-    new = written(text, block(report.read(settings.students, settings.profile)))
-    if not options.check:
-        path.write_text(new)
-    elif new != text:
+    if options.check:
+        if in_step(text, data):
+            return 0
         print("README.md is behind reports/results: run python -m linattn.readme", file=sys.stderr)
         return 1
+    new = written(text, block(data))
+    if data.results:
+        (project.ROOT / PICTURE).write_bytes(picture(data).png)
+    path.write_text(new)
     return 0
 
 

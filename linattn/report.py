@@ -106,8 +106,8 @@ COLUMNS = (
     Column("colour", "Colour", "% of pictures whose asked colour the judge finds", "higher", 100),
     Column("psnr", "PSNR", "dB, final picture against the teacher's from the same noise", "higher"),
     Column("ssim", "SSIM", "final picture against the teacher's from the same noise", "higher", 1, 3),
-    Column("kid_teacher", "KID teacher", "× 1000, to the teacher's pictures, in the judge's space", "lower", 1000, 2),
-    Column("kid_world", "KID world", "× 1000, to true pictures, in the judge's space", "lower", 1000, 2),
+    Column("kid_teacher", "KID teacher", "× 1000, to the teacher's pictures, in the judge's space", "lower", 1000, 1),
+    Column("kid_world", "KID world", "× 1000, to true pictures, in the judge's space", "lower", 1000, 1),
     Column("fid_teacher", "FID teacher", "to the teacher's pictures, in the judge's space", "lower"),
     Column("cross_shape", "Shape at 2×", "% with the asked shape at twice the side", "higher", 100),
     Column("core_macs", "Attention", "million multiply-accumulates of all attention cores, one picture", "lower", 1e-6,
@@ -412,9 +412,9 @@ def _convolution(data: Data) -> Iterable[str]:
         return
     first, second = (measure(data.results[names[0]], "error") for names in (plain, with_conv))
     if first and second:
-        helps = "helps" if second["value"] < first["value"] else "does not help"
+        says = "takes it nearer to the teacher" if second["value"] < first["value"] else "brings it no nearer"
         yield (
-            f"The convolution alone, added to softmax, {helps}: an error of {percent(first['value'], 2)} without "
+            f"The convolution alone, added to softmax, {says}: an error of {percent(first['value'], 2)} without "
             f"and {percent(second['value'], 2)} with it."
         )
 

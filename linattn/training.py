@@ -46,10 +46,10 @@ class Stage:
 class Settings:
     """How a step is taken, the same in every stage."""
 
-    batch: int = 32
+    batch: int = 16
     optimizer: Literal["muon", "adamw"] = "muon"
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: int = 5
+    warmup: int = 10
     weight_decay: float = 0.0
     ema: float = 0.9
     clip: float | None = 1.0

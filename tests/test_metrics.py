@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from linattn import metrics, world
 
@@ -215,22 +216,63 @@ def test_judge_features_do_not_depend_on_the_batch():
 
 
 def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The unbiased estimate, written from its definition."""
+    """The estimate over pairs of different rows, written from its definition."""
+    x, y = (each / y.square().mean().sqrt() for each in (x, y))
 
     def kernel(a, b):
         return (a @ b / a.numel() + 1) ** 3
 
-    n, m = len(x), len(y)
-    own = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    theirs = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
-    return (own + theirs - 2 * sum(kernel(a, b) for a in x for b in y) / (n * m)).item()
+    n = len(x)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    return sum(
+        kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(x[j], y[i]) for i, j in pairs
+    ).item() / (n * (n - 1))
 
 
-def test_kid_of_whole_sets_is_the_unbiased_estimate():
+def test_kid_of_whole_sets_is_its_definition():
     x, y = normal(6, 5), normal(6, 5, seed=1) + 1
     found = metrics.judge_kid(x, y, subset_size=6, subsets=2)
     assert found["value"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
     assert found["low"] is None  # all subsets are the whole set: no spread to read an error from
+
+
+def test_kid_of_a_set_and_itself_is_zero():
+    found = metrics.judge_kid(normal(20, 4) * 7, normal(20, 4) * 7)
+    assert [found[key] for key in ("value", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+def test_kid_does_not_depend_on_the_scale_of_the_features():
+    x, y = normal(20, 4), normal(20, 4, seed=1) + 1
+    assert metrics.judge_kid(9 * x, 9 * y)["value"] == pytest.approx(metrics.judge_kid(x, y)["value"])
+
+
+def strangers_kid(x: torch.Tensor, y: torch.Tensor) -> float:
+    metric = KernelInceptionDistance(feature=metrics._Given(x.shape[1]), subsets=1, subset_size=len(x))
+    metric.set_dtype(torch.float64)
+    scale = y.square().mean().sqrt()
+    metric.update(y / scale, real=True)
+    metric.update(x / scale, real=False)
+    return metric.compute()[0].item()
+
+
+def pairs_kid(x: torch.Tensor, y: torch.Tensor) -> float:
+    return metrics.judge_kid(x, y, subset_size=len(x), subsets=1)["value"]
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
+def test_kid_of_strangers_is_torchmetrics():
+    sets = [(normal(80, 8, seed=i) + 0.5, normal(80, 8, seed=100 + i)) for i in range(40)]
+    ours, theirs = (sum(kid(x, y) for x, y in sets) for kid in (pairs_kid, strangers_kid))
+    assert ours == pytest.approx(theirs, rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
+def test_kid_of_partners_is_unbiased_where_torchmetrics_is_not():
+    """Two sets of one distribution whose rows are nearly equal: the distance is zero."""
+    sets = [(normal(80, 8, seed=i), normal(80, 8, seed=i) + 0.01 * normal(80, 8, seed=i + 50)) for i in range(20)]
+    ours = torch.tensor([metrics.judge_kid(x, y)["value"] for x, y in sets])
+    assert ours.abs().max() < 1e-3
+    assert max(strangers_kid(x, y) for x, y in sets) < -0.02
 
 
 def test_kid_interval_covers_the_spread_of_fresh_sets():
@@ -241,7 +283,7 @@ def test_kid_interval_covers_the_spread_of_fresh_sets():
 
 
 def test_kid_repeats_and_leaves_the_global_stream_alone():
-    x, y = normal(20, 4), normal(30, 4, seed=1)
+    x, y = normal(20, 4), normal(20, 4, seed=1)
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
     first = metrics.judge_kid(x, y, seed=3)
@@ -252,11 +294,16 @@ def test_kid_repeats_and_leaves_the_global_stream_alone():
 
 
 def test_kid_of_too_few_pictures_says_so():
-    found = metrics.judge_kid(normal(3, 4), normal(50, 4))
+    found = metrics.judge_kid(normal(3, 4), normal(3, 4))
     assert found["value"] is None
     assert "3 pictures" in found["reason"]
     with pytest.raises(ValueError, match="subsets of 9"):
         metrics.judge_kid(normal(8, 4), normal(8, 4), subset_size=9)
+
+
+def test_kid_of_sets_that_are_no_pairs_is_refused():
+    with pytest.raises(ValueError, match="8 pictures and a reference of 9"):
+        metrics.judge_kid(normal(8, 4), normal(9, 4))
 
 
 def test_fid_below_2048_pictures_is_none_with_the_reason():

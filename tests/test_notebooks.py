@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import nbformat
 import pytest
@@ -151,6 +152,14 @@ def test_the_kernel_knows_that_it_is_in_the_pipeline_and_the_caller_does_not(pla
     path = written(place, "a = 1", f"import os\nassert os.environ[{project.PIPELINE!r}] == '1'\nos.getcwd()")
     notebooks.run(path, place / "runs" / "one.ipynb")
     assert not project.in_pipeline()
+
+
+def test_the_kernel_has_our_allocator_settings_unless_the_user_has_others(place, monkeypatch):
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "7")
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    lines = "import os\nassert os.environ['MALLOC_TOP_PAD_'] == '7'\nassert os.environ['MALLOC_MMAP_MAX_'] == '0'"
+    notebooks.run(written(place, "a = 1", lines), place / "runs" / "one.ipynb")
+    assert "MALLOC_MMAP_MAX_" not in os.environ
 
 
 def test_a_failed_notebook_is_kept_with_its_log_and_nothing_is_left_in_its_place(place):

@@ -57,6 +57,27 @@ def test_circumstances_name_sizes_seeds_and_machine(data):
         assert part in words
 
 
+def test_the_picture_has_a_row_for_the_teacher_and_every_student_that_finished(data):
+    picture = readme.picture(data)
+    assert all(name in picture.alt for name in ("teacher", "softmax", "clear", "lit"))
+    assert "linfusion" not in picture.alt
+    assert readme.block(data).startswith(f"![{picture.alt}]({readme.PICTURE})")
+
+
+def test_pictures_that_are_not_here_are_named(data):
+    data.pictures.pop("clear")
+    with pytest.raises(FileNotFoundError, match="no pictures of clear.*make repro"):
+        readme.block(data)
+
+
+def test_the_check_needs_neither_pictures_nor_machine(data):
+    text = readme.block(data)
+    data.pictures, data.facts = {}, {}
+    assert readme.in_step(text, data)
+    data.results["clear"]["quality"]["error"]["value"] += 0.05
+    assert not readme.in_step(text, data)
+
+
 def test_only_what_stands_between_the_marks_changes():
     text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
     new = readme.written(text, "new")
