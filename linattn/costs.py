@@ -31,6 +31,7 @@ from linattn.grid import Grid
 from linattn.sampling import evaluating
 
 BASELINE = "scaled_dot_product_attention"
+WITH_INPUTS = " + inputs"  # the end of a label whose time includes what comes before the projections
 
 Row = dict[str, Any]
 
@@ -192,10 +193,10 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def forward_memory(model: nn.Module, side: int | None = None, batch: int = 1) -> int:
+def forward_memory(model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5) -> int:
     """Peak bytes of one forward without gradients."""
     model = families.model_of(model)
-    inputs = example(model, side, batch)
+    inputs = example(model, side, batch, noise)
     with evaluating(model):
         return peak_memory(lambda: model(**inputs), next(model.parameters()).device)
 
@@ -303,26 +304,28 @@ def time_operators(
 ) -> list[Row]:
     """`mix` alone, one picture, forward, against `scaled_dot_product_attention` on the same q, k, v in the same loop.
 
-    `operators`: label -> (operator's name, options). A row is {operator, tokens, grid, seconds, fastest, slowest,
-    repeats, ratio, baseline, baseline_seconds, bytes} and the facts; ratio: how many times faster than the baseline.
-    A row that was not measured has seconds None and `skipped`, the reason.
+    `operators`: label -> (operator's name, options). One that computes something before its projections (LinFusion's
+    MLPs) has a second label, `with_inputs`, where that is timed as well. A row is {operator, tokens, grid, seconds,
+    fastest, slowest, repeats, ratio, baseline, baseline_seconds, bytes} and the facts; ratio: how many times faster
+    than the baseline. A row that was not measured has seconds None and `skipped`, the reason.
     """
     rows: list[Row] = []
     shared = facts(dtype, device)
+    cases = with_inputs(operators)
     for count in sorted(set(tokens)):
         grid = Grid(*sides(count))
         shared_row = {"tokens": count, "grid": [grid.height, grid.width], "baseline": BASELINE, **shared}
         given = _tensors(grid, heads, head_dim, device, dtype)
         calls, skipped = {}, {}
-        for label in (BASELINE, *operators):
+        for label in (BASELINE, *cases):
             predicted = predict([row for row in rows if row["operator"] == label], count)
             if predicted > limit:
                 skipped[label] = _why_skipped(predicted, limit)
             else:
-                calls[label] = _call(label, operators, grid, given, noise)
+                calls[label] = _call(label, cases, grid, given, noise)
         found = interleaved(calls, repeats, limit, device)
         dense = statistics.median(found[BASELINE]) if BASELINE in found else None
-        for label in (BASELINE, *operators):
+        for label in (BASELINE, *cases):
             if label in skipped:
                 measured = {"seconds": None, "ratio": None, "skipped": skipped[label]}
             else:
@@ -350,6 +353,17 @@ def _tensors(grid: Grid, heads: int, head_dim: int, device: Any, dtype: torch.dt
     return q, k, v, torch.randn(1, grid.tokens, heads * head_dim, generator=draw).to(device, dtype)
 
 
+def with_inputs(operators: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The operators, and a second time those whose queries or keys are not projected from x as it is."""
+    found, grid, x = {}, Grid(1, 1), torch.zeros(1, 1, 8)
+    for label, (name, options) in operators.items():
+        found[label] = (name, options)
+        seen = attention.create(name, LayerShape(8, 1, 8), **options).inputs(x, grid)
+        if any(each is not x for each in seen):
+            found[label + WITH_INPUTS] = (name, options)
+    return found
+
+
 def _call(
     label: str,
     operators: Mapping[str, tuple[str, Mapping[str, Any]]],
@@ -366,6 +380,8 @@ def _call(
     operator = attention.create(name, LayerShape(heads * head_dim, heads, head_dim), **options)
     operator = operator.to(q.device, q.dtype).eval()
     level = None if noise is None else q.new_full((1,), noise)
+    if label.endswith(WITH_INPUTS):
+        return lambda: (operator.inputs(x, grid), operator.mix(q, k, v, grid, x=x, noise=level))[1]
     return lambda: operator.mix(q, k, v, grid, x=x, noise=level)
 
 

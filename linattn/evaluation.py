@@ -22,10 +22,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from linattn import costs, judge, metrics, params, project, samples, sampling, surgery, teachers, world
+from linattn import costs, families, judge, metrics, params, project, samples, sampling, surgery, teachers, world
 
 HELD_OUT = 1 << 30  # scenes from this index on were never trained on, by anything
-NORMAL = 1.959964
+# 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
+STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# No interval reaches where no value can.
+SHARES = ("shape", "colour", "both", "cross_shape", "cross_colour", "cross_both")
+WITHIN = {
+    **dict.fromkeys(("error", "mse"), (0.0, math.inf)),
+    **dict.fromkeys(SHARES, (0.0, 1.0)),
+    **dict.fromkeys(("cosine", "ssim"), (-1.0, 1.0)),
+}
 
 Measures = dict[str, dict[str, Any]]
 
@@ -162,13 +170,21 @@ def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
     return torch.bincount(asked * shapes + seen, minlength=shapes**2).reshape(shapes, shapes).tolist()
 
 
-def cost(model: nn.Module) -> dict[str, int]:
-    """One forward of one picture at the side it was trained at, half noise."""
-    formula = costs.macs(model)
+def levels_of(bench: Bench, model: nn.Module) -> list[float]:
+    """Noise levels that a cost is the mean of: all that a draw visits where options follow them, else any one."""
+    operators = [layer.operator for layer in families.layers(families.model_of(model)) if layer.operator is not None]
+    scheduled = any(operator.schedule for operator in operators)
+    return sampling.noise_levels(bench.teacher, bench.part.steps) if scheduled else [0.5]
+
+
+def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
+    """One forward of one picture at the side it was trained at, the mean over a draw's steps."""
+    levels = levels_of(bench, model)
+    formula = [costs.macs(model, noise=level) for level in levels]
     return {
-        "macs": formula["total"],
-        "core_macs": formula["core"],
-        "macs_counted": costs.counted_macs(model),
+        "macs": round(statistics.mean(each["total"] for each in formula)),
+        "core_macs": round(statistics.mean(each["core"] for each in formula)),
+        "macs_counted": round(statistics.mean(costs.counted_macs(model, noise=level) for level in levels)),
         "parameters": costs.parameters(model)["total"],
         "added": costs.parameters(model)["added"],
     }
@@ -203,7 +219,7 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
         "pictures": sizes(bench),
         "quality": {name: plain(value) for name, value in quality.items()},
         "quick": {name: plain(value) for name, value in quick.items()},
-        "cost": cost(bench.teacher.model) | {"trained": 0},
+        "cost": cost(bench, bench.teacher.model) | {"trained": 0},
         "confusion": confusion(bench, drawn["pictures"]),
     }
     project.write_json(project.result("teacher", write=True), result)
@@ -240,7 +256,7 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
     run = {
         "facts": project.facts(),
         "seconds": {key: round(value, 2) for key, value in {**before, **seconds}.items()},
-        "memory": costs.forward_memory(model),
+        "memory": max(costs.forward_memory(model, noise=level) for level in levels_of(bench, model)),
     }
     project.write_json(project.run_result(name, write=True), run)
 
@@ -299,14 +315,14 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         "profile": bench.settings.profile,
         "seeds": list(recipe.seeds),
         "pictures": sizes(bench),
-        "quality": {key: combine([row[key] for row in rows]) for key in rows[0]},
+        "quality": {key: combine([row[key] for row in rows], WITHIN.get(key)) for key in rows[0]},
         "undistilled": {key: plain(value) for key, value in bounds.items()},
         "by_noise": {
             "noise": list(part.noise),
-            "error": [combine(list(each)) for each in zip(*levels, strict=True)],
+            "error": [combine(list(each), WITHIN["error"]) for each in zip(*levels, strict=True)],
             "undistilled": [plain(each) for each in before["levels"]],
         },
-        "cost": cost(kept) | {"trained": training["trained"]},
+        "cost": cost(bench, kept) | {"trained": training["trained"]},
         "confusion": confusion(bench, shown[0]),
         "training": training,
     }
@@ -317,7 +333,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     return result
 
 
-def combine(measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] | None = None) -> dict[str, Any]:
     """Over training seeds: their mean; half-widths of pictures and of seeds add as independent errors do."""
     if len(measures) == 1:
         return plain(measures[0])
@@ -325,12 +341,13 @@ def combine(measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if any(value is None for value in values):
         return plain(measures[0])
     mean, spread = statistics.mean(values), statistics.stdev(values)
-    of_seeds = NORMAL * spread / math.sqrt(len(values))
+    of_seeds = STUDENT_T.get(len(values) - 1, 2.2) * spread / math.sqrt(len(values))
     bounds: dict[str, float | None] = {}
     for side, sign in (("low", -1), ("high", 1)):
         own = [None if m[side] is None else abs(m[side] - m["value"]) for m in measures]
         known = None if None in own else math.hypot(statistics.mean(own), of_seeds)
-        bounds[side] = None if known is None else mean + sign * known
+        least, most = within or (-math.inf, math.inf)
+        bounds[side] = None if known is None else min(max(mean + sign * known, least), most)
     return {"value": mean, **bounds, "n": measures[0]["n"], "seeds": values}
 
 

@@ -247,8 +247,10 @@ def judge_kid(
     """Kernel distance of two sets of judge features whose rows are pairs: same number, same label, same noise.
 
     - Pairs make KID's usual estimate far too low (-9 for a set against itself): it takes the kernel of a picture and
-      its own partner for one of two strangers. Without those terms the estimate is unbiased again, and zero for two
-      equal sets.
+      its own partner for one of two strangers. Without those terms it is zero for two equal sets, and unbiased where
+      pairs are drawn independently. Labels dealt evenly are not quite: strangers share one less often than chance
+      has it, so what differs from class to class weighs less (a third, at 128 pictures of 60 classes). All rows of a
+      table are dealt the same labels: it ranks them, and is not the distance of two distributions.
     - The features are divided by the reference's root mean square, since a cubic kernel is not free of their scale.
     - Its interval is the delete-half jackknife's: the spread over random halves.
     """

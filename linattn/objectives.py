@@ -146,7 +146,7 @@ PRESETS = {
     "mediator": Objective(task=1.0),
     # One recipe for all, so that operators compare: the teacher's answers, since they are what is judged, and a little
     # of the task, as in all three papers that distil. Without it a control has nothing to learn (docs/LOG.md).
-    "protocol": Objective(task=0.2, noise=1.0, variance=0.05, features=0.1, feature_norm="relative"),
+    "protocol": Objective(task=0.1, noise=1.0, variance=0.05, features=0.1, feature_norm="relative"),
 }
 
 

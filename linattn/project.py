@@ -3,11 +3,12 @@
 - `ROOT` is found from the package, else from the working directory, so notebooks run from anywhere.
 - Only the notebook runner of the pipeline writes to DVC's outs: it sets LINATTN_PIPELINE. The same notebook run by
   hand in JupyterLab writes to `.scratch/lab/` and reads what the pipeline made.
-- Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of other settings is
-  never continued; nothing in `.scratch/` is needed to read a result.
+- Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of other settings (or,
+  with `code()` among them, of other code) is never continued; nothing in `.scratch/` is needed to read a result.
 - `facts()` says what ran on what. It carries no date and no path: a result must not change because it was made again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,11 +17,12 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PIPELINE = "LINATTN_PIPELINE"  # set by notebooks.py and nobody else
+PIPELINE = "LINATTN_PIPELINE"
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -48,6 +50,20 @@ ROOT = _root()
 
 def in_pipeline() -> bool:
     return os.environ.get(PIPELINE) == "1"
+
+
+@contextlib.contextmanager
+def pipeline() -> Iterator[None]:
+    """Paths are the pipeline's, whatever was made by hand in between."""
+    before = os.environ.get(PIPELINE)
+    os.environ[PIPELINE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(PIPELINE, None)
+        else:
+            os.environ[PIPELINE] = before
 
 
 def outputs() -> Path:
@@ -129,6 +145,13 @@ def device() -> str:
 
 def digest(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def code() -> str:
+    """Names the library's source as it is now: what was begun by another is begun anew."""
+    modules = sorted((ROOT / "linattn").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()[:12]
 
 
 def scratch(name: str, **settings: Any) -> Path:

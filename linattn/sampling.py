@@ -253,6 +253,19 @@ def ddpm_times(scheduler: Any, steps: int) -> Tensor:
     return walker.timesteps.flip(0)
 
 
+def noise_levels(teacher_or_pipe: Any, steps: int | None = None, sampler: str = "card") -> list[float]:
+    """The levels a draw visits, from noise to picture; 1 is pure noise."""
+    source = Source.of(teacher_or_pipe)
+    plan = Plan.of(source, None, steps, None, sampler)
+    if _is_ancestral(source, plan):
+        times = ddpm_times(source.scheduler, plan.steps).flip(0)
+    else:
+        scheduler = _scheduler(source.scheduler, plan.sampler)
+        scheduler.set_timesteps(plan.steps)
+        times = scheduler.timesteps
+    return [float(time) / source.scheduler.config.num_train_timesteps for time in times]
+
+
 def _scheduler(scheduler: Any, sampler: str) -> Any:
     """A fresh scheduler on the source's noise schedule.
 

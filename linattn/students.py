@@ -3,8 +3,8 @@
 - What is kept: the replaced layers (reports/students/<name>/, as `linattn.load` reads them) and the training curve,
   without times: the same code gives the same bytes.
 - Under `accelerate launch` all processes train and one writes.
-- Checkpoints lie in scratch, in a folder named by everything the result depends on: a killed run goes on where it was,
-  an edited one begins anew.
+- Checkpoints lie in scratch, in a folder named by everything the result depends on, code included: a killed run goes
+  on where it was, an edited one begins anew.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def make(name: str, profile: str | None = None) -> list[Result]:
     results = []
     for seed in recipe.seeds:
         config = of_params(student, recipe, seed)
-        scratch = project.scratch(f"distill-{name}", **config.recipe(teacher, samples))
+        scratch = project.scratch(f"distill-{name}", code=project.code(), **config.recipe(teacher, samples))
         folder = project.student(name, None if seed == first else seed, write=True)
         config = dataclasses.replace(config, scratch=str(scratch))
         results.append(distill(config, teacher, samples, folder=folder, accelerator=accelerator))

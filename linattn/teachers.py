@@ -59,7 +59,7 @@ class Teacher:
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
         """Pictures (batch, 3, side, side) in [0, 1]."""
         scaled = latents / self.vae.config.scaling_factor
-        parts = [self.vae.decode(part).sample for part in scaled.to(self.vae.dtype).split(batch)]
+        parts = [self.vae.decode(part).sample for part in scaled.to(self.vae.device, self.vae.dtype).split(batch)]
         return torch.cat(parts).float().add(1).div(2).clamp(0, 1)
 
     @torch.no_grad()

@@ -273,3 +273,17 @@ def test_steps_of_whole_models_are_timed_against_the_named_one():
     assert families.layers(models["student"])[0].operator is not None
     with pytest.raises(ValueError, match="no model named 'dense'"):
         costs.time_forward(models, 4, baseline="dense")
+
+
+def test_what_comes_before_the_projections_is_timed_on_a_line_of_its_own():
+    operators = {"plain": ("linfusion", {"hidden": 0}), "mlps": ("linfusion", {}), "lit": ("lit", {})}
+    assert list(costs.with_inputs(operators)) == ["plain", "mlps", "mlps + inputs", "lit"]
+    rows = costs.time_operators(operators, [64], 2, 8, 1, memory=False)
+    assert [row["operator"] for row in rows] == [costs.BASELINE, "plain", "mlps", "mlps + inputs", "lit"]
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_forward_memory_follows_a_schedule():
+    model = tiny.model()
+    surgery.linearize(model, "mediator", schedule=[{"until": 0.5, "count": 1}, {"until": 0.0, "count": 256}])
+    assert costs.forward_memory(model, 64, noise=0.1) > costs.forward_memory(model, 64, noise=0.9)

@@ -373,7 +373,7 @@ def test_history_has_a_row_every_few_steps(teacher, capsys):
     assert {"loss", "noise", "variance", "gradient", "learning_rate", "seconds"} <= result.history[-1].keys()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
-    assert lines[-1].startswith("end-to-end 5/5 noise")
+    assert lines[-1].startswith("end-to-end 5/5 task")
     assert "samples/s, 0 s left" in lines[-1]
     assert result.seconds > 0
     assert result.samples_per_second == pytest.approx(9 * 4 / result.seconds, rel=0.01)
