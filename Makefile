@@ -47,7 +47,7 @@ lab: setup
 	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/00_tour.ipynb
 
 bench: setup
-	@python -m linattn.notebooks benchmark
+	@python -m linattn.notebooks benchmark --by-hand
 
 lint: setup
 	@ruff check .

@@ -51,19 +51,21 @@ class Failed(RuntimeError):
     """A cell raised; the message says which error and where the notebook is."""
 
 
-def run_stage(stage: str, **names: str) -> Path:
-    """Run a stage's notebook and leave the executed copy at its DVC place."""
+def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
+    """Run a stage's notebook and leave the executed copy at its DVC place; by hand, all it makes goes to scratch."""
     spec = STAGES[params.known(stage, STAGES, "stage")]
     name = names.get(spec.takes)
     if spec.takes and name is None:
         raise ValueError(f"stage {stage} is run for one {spec.takes}: --{spec.takes} NAME")
     title = f"{spec.notebook}/{name}" if name else spec.notebook
+    root = project.by_hand() if by_hand else project.ROOT
     try:
-        return run(source(spec.notebook), project.ROOT / "reports" / "notebooks" / f"{title}.ipynb", **names)
+        return run(source(spec.notebook), root / "reports" / "notebooks" / f"{title}.ipynb", by_hand=by_hand, **names)
     except Failed as error:
         if name:
             facts = {"facts": project.facts(), "error": f"{stage}: {error.__cause__}"}
-            project.write_json(project.run_result(name), facts)
+            with project.pipeline():  # where the report looks, whatever was made by hand
+                project.write_json(project.run_result(name, write=True), facts)
         raise
 
 
@@ -71,7 +73,7 @@ def source(notebook: str) -> Path:
     return project.ROOT / "notebooks" / f"{notebook}.ipynb"
 
 
-def run(notebook: Path, out: Path, **names: Any) -> Path:
+def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
     """Execute `notebook` with `names` injected; `out` appears only when every cell has run."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -80,7 +82,7 @@ def run(notebook: Path, out: Path, **names: Any) -> Path:
     title = f"{out.parent.name}-{out.stem}".removeprefix("notebooks-")
     draft = project.scratch("notebooks") / f"{title}.ipynb"
     kept = project.failed(title)
-    with _pipeline(), Log(draft.with_suffix(".log")) as log:
+    with _pipeline("0" if by_hand else "1"), Log(draft.with_suffix(".log")) as log:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -143,11 +145,11 @@ def check_names(notebook: Path, names: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _pipeline() -> Iterator[None]:
+def _pipeline(official: str = "1") -> Iterator[None]:
     """The kernel's environment: results go to their DVC places, and this repository is the one imported."""
     paths = [str(project.ROOT), str(project.ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     changes = {
-        project.PIPELINE: "1",
+        project.PIPELINE: official,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home folder must not win over this one
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -228,10 +230,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--student", help="a name of params.yaml, or `teacher` for evaluate")
     parser.add_argument("--profile", help="instead of the one params.yaml names")
+    parser.add_argument("--by-hand", action="store_true", help="as from JupyterLab: results go to .scratch/lab")
     options = parser.parse_args(arguments)
     names = {name: value for name in ("student", "profile") if (value := getattr(options, name)) is not None}
     try:
-        run_stage(options.stage, **names)
+        out = run_stage(options.stage, options.by_hand, **names)
+        if options.by_hand:
+            print(f"Executed: {out}")
     except (ValueError, Failed) as error:
         cause = f"{error.__cause__}; " if error.__cause__ else ""
         print(

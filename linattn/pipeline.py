@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from linattn import notebooks, params, project
+from linattn import notebooks, params, project, world
 
 OWN = ("dvc.lock", "reports/results", "reports/students")  # of a copy: its results are not the repository's
 LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints"}
@@ -24,7 +24,14 @@ LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cach
 
 def repro() -> int:
     settings = params.load()
-    for role, teacher in settings.teachers.items():
+    for role in {settings.student(name).teacher for name in settings.students}:
+        teacher = settings.teachers[role]
+        if not teacher.folder:
+            raise ValueError(
+                f"the judge knows the {len(world.LABELS)} classes of the small world, which {teacher.source} does not "
+                "draw: its students cannot be evaluated yet. They can be made: python -m linattn.notebooks sample, "
+                f"then python -m linattn.distill --student NAME, both with --profile {settings.profile}"
+            )
         if teacher.folder and not (teacher.folder / "model_index.json").exists():
             raise ValueError(
                 f"the {role} teacher, {teacher.source}, is not there: get a clone that holds it, or train it "
@@ -84,8 +91,8 @@ def would_run(said: str) -> list[str]:
 
 def check() -> int:
     if not (project.ROOT / "dvc.lock").exists():
-        print("No run is committed yet: there is no dvc.lock to be in step with.")
-        return 0
+        print("There is no dvc.lock: make repro writes it.", file=sys.stderr)
+        return 1
     changed = stale()
     if not changed:
         print("dvc.lock is in step with the code.")
@@ -157,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.profile and options.profile != params.load().profile:
             params.load(options.profile)  # a misspelt name is refused before anything is copied
             return elsewhere(options.profile)
-        return repro()
+        with project.pipeline():  # never what was made by hand
+            return repro()
     except (ValueError, RuntimeError) as error:
         print(f"linattn: {error}", file=sys.stderr)
         return 1

@@ -68,7 +68,11 @@ def pipeline() -> Iterator[None]:
 
 def outputs() -> Path:
     """The root that results are written under: the repository in a pipeline run, scratch when run by hand."""
-    return ROOT if in_pipeline() else ROOT / ".scratch" / "lab"
+    return ROOT if in_pipeline() else by_hand()
+
+
+def by_hand() -> Path:
+    return ROOT / ".scratch" / "lab"
 
 
 def _place(relative: str, write: bool) -> Path:

@@ -68,8 +68,8 @@ LIMITS = (
     "is not shown to be good on photographs.",
     "The teacher is small and sees 256 tokens. At that size no sub-quadratic operator has much to save; what it costs "
     "at real sizes is the section on time, measured on one attention call and not on a whole model.",
-    "The training is short and the same for all. The papers train each method longer and with a recipe of its own, so "
-    "a rank here is a rank for this budget, not the method's best.",
+    "The training is short, and one recipe for all whose page names no other. The papers train each method longer and "
+    "with a recipe of its own, so a rank here is a rank for this budget, not the method's best.",
     "KID and FID are taken in the feature space of this repository's own judge. They compare rows of this page and "
     "nothing else: never with a published FID, which uses Inception.",
     "The judge is a network too. Its marks are right for nearly all pictures of the world, and unknown for pictures "
@@ -168,6 +168,7 @@ def read(students: Mapping[str, Any], profile: str, show: int = 8) -> Data:
     for name in data.students:
         data.runs[name] = _json(project.run_result(name)) or {}
         result, problem = _result(project.result(name))
+        problem = problem or _other_settings(data, name, result)
         problem = data.runs[name].get("error") or problem
         if problem:
             data.failures[name] = problem
@@ -208,6 +209,19 @@ def _result(path: Path) -> tuple[dict[str, Any] | None, str | None]:
         return json.loads(path.read_text()), None
     except ValueError as error:
         return None, f"the result file is damaged: {error}"
+
+
+def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | None:
+    """Why a result that is there is not this student's: params.yaml was edited and the stage has not run since."""
+    made = {"profile": result.get("profile"), "operator": result.get("operator"), **(result.get("options") or {})}
+    asked = {"profile": data.profile, "operator": data.students[name]["operator"], **_options(data.students[name])}
+    for key in ("layers", "initialise"):
+        asked.pop(key, None)
+    asked = json.loads(json.dumps(asked))
+    if made == asked:
+        return None
+    told = ", ".join(f"{key} {made.get(key)!r}" for key in {**made, **asked} if made.get(key) != asked.get(key))
+    return f"its result is of other settings ({told}): make repro"
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -257,8 +271,11 @@ def table(data: Data) -> Table:
     def cells(result: Mapping[str, Any], judged: bool = False) -> tuple[Cell, ...]:
         return tuple(_cell(column, column.read(result), best[column.key] if judged else None) for column in columns)
 
-    steps = (data.teacher.get("training") or {}).get("steps")
-    references = [Row("teacher", "reference", cells(data.teacher), note=f"{steps:,} steps" if steps else "")]
+    steps = (data.teacher.get("pictures") or {}).get("steps")
+    references = [Row("teacher", "reference", cells(data.teacher), note=f"{steps} steps" if steps else "")]
+    if quick := data.teacher.get("quick"):
+        few = f"teacher, {data.teacher['pictures']['quick_steps']} steps"
+        references.append(Row(few, "reference", cells({"quality": quick})))
     references += [Row("chance", "reference", cells(data.chance), note="guessing")] if data.chance else []
     groups: dict[str, list[Row]] = {"reference": references, "control": [], "student": [], "undistilled": []}
     for name in data.students:
@@ -276,6 +293,8 @@ def table(data: Data) -> Table:
 
 def _best(column: Column, results: Sequence[Mapping[str, Any]]) -> float | None:
     values = [measure["value"] for measure in map(column.read, results) if measure]
+    if column.key.startswith("kid"):  # below zero is as good as zero: an estimate of no distance has both signs
+        values = [max(0.0, value) for value in values]
     return (max if column.better == "higher" else min)(values) if values else None
 
 
@@ -285,9 +304,23 @@ def _cell(column: Column, measure: Mapping[str, Any] | None, best: float | None)
     value, low, high = (measure.get(key) for key in ("value", "low", "high"))
     interval = f"{column.text(low)} to {column.text(high)}" if low is not None and high is not None else ""
     # Equal as printed is equal: two students on 93.8 % are both best.
-    is_best = best is not None and column.text(value) == column.text(best)
+    level = max(0.0, value) if column.key.startswith("kid") else value
+    is_best = best is not None and column.text(level) == column.text(best)
     reaches = best is not None and low is not None and low <= best <= high
     return Cell(column.text(value), interval, is_best, reaches and not is_best)
+
+
+def sizes(data: Data) -> str:
+    """N and steps behind each column, in a sentence."""
+    size = data.teacher.get("pictures")
+    if not size:
+        return ""
+    quick = size["quick_steps"]
+    return (
+        f"{size['pictures']} pictures a row, of {size['steps']} steps; the error over {size['errors']} of the "
+        f"teacher's latents; at {size['cross']} times the side {size['cross_pictures']} pictures of {quick} steps. "
+        f"Rows that were not distilled have {quick} steps and are compared with the teacher's of {quick}."
+    )
 
 
 def page_of(name: str) -> str:
@@ -307,11 +340,12 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}\u00a0%"  # a space that no line breaks at
 
 
-def said(value: Mapping[str, Any]) -> str:
+def said(value: Mapping[str, Any], digits: int = 1) -> str:
     """93.8 % (88.3 to 96.8)"""
     if value.get("low") is None:
-        return percent(value["value"])
-    return f"{percent(value['value'])} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+        return percent(value["value"], digits)
+    low, high = (f"{100 * value[side]:.{digits}f}" for side in ("low", "high"))
+    return f"{percent(value['value'], digits)} ({low} to {high})"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -343,9 +377,9 @@ def _closest(data: Data) -> Iterable[str]:
     )
     if len(ranked) > 1:
         second, value = ranked[1]
-        apart = first.get("high") is not None and value.get("low") is not None and first["high"] < value["low"]
         sentence += f", before {second} with {said(value)}"
-        sentence += "; their intervals do not touch" if apart else "; their intervals overlap, so the order is open"
+        touch = "do not touch" if _apart(first, value) else "overlap, so the order is open"
+        sentence += f"; their intervals {touch}"
     yield sentence + "."
 
 
@@ -361,7 +395,11 @@ def _truth(data: Data) -> Iterable[str]:
     yield f"Of what {name} draws, {found}, {word} the teacher's {said(teacher)}."
     if len(ranked) > 1:
         yield f"The least right by shape is {ranked[-1][0]} with {said(ranked[-1][1])}."
-    near = [each for each, value in ranked if value.get("high") is not None and value["high"] >= teacher["value"]]
+    near = [
+        each
+        for each, value in ranked
+        if value.get("high") is not None and value["low"] <= teacher["value"] <= value["high"]
+    ]
     if near:
         yield f"With this many pictures {listed(near)} cannot be told from the teacher by shape."
 
@@ -386,23 +424,33 @@ def _against_control(data: Data) -> Iterable[str]:
     controls = [name for name in data.controls if measure(data.results[name], "error")]
     if not controls:
         return
-    control = controls[0]
-    value = measure(data.results[control], "error")["value"]
-    lost = [name for name, each in _ranked(data, data.methods, "error", "lower") if each["value"] > value]
-    won = [name for name in data.methods if name not in lost and measure(data.results[name], "error")]
-    if lost:
-        yield (
-            f"The control {control}, which keeps softmax and trains as long, stays at {percent(value, 2)}; "
-            f"{_of_all(len(lost), len(lost) + len(won))} lost to it, as an approximation must"
-            + (f", but not {listed(won)}." if won else ".")
-        )
+    control, own = controls[0], measure(data.results[controls[0]], "error")
+    yield (
+        f"The control {control} keeps softmax and trains as the others do; it moves {said(own, 2)} away from the "
+        "teacher it began as. So much of any error here is the training's, not the attention's."
+    )
+    ranked = _ranked(data, data.methods, "error", "lower")
+    near = [name for name, value in ranked if not _apart(value, own)]
+    nearer = [name for name, value in ranked if _apart(value, own) and value["value"] < own["value"]]
+    if near:
+        yield f"By error {listed(near)} cannot be told from that control."
+    if nearer:
+        yield f"By error {listed(nearer)} {_are(nearer)} nearer to the teacher than that control."
     truth = measure(data.results[control], "shape")
     if truth and truth.get("low") is not None:
         below = [n for n, each in _ranked(data, data.methods, "shape", "higher") if each.get("high", 1) < truth["low"]]
         if below:
-            yield f"By shape, {listed(below)} {'is' if len(below) == 1 else 'are'} clearly below that control."
+            yield f"By shape, {listed(below)} {_are(below)} clearly below that control."
         else:
             yield "By shape, no method's interval lies clearly below that control's."
+
+
+def _apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two intervals do not touch; without intervals, whether the values differ."""
+    low, high = sorted((first, second), key=lambda each: each["value"])
+    if low.get("high") is None or high.get("low") is None:
+        return low["value"] < high["value"]
+    return low["high"] < high["low"]
 
 
 def _convolution(data: Data) -> Iterable[str]:
@@ -412,10 +460,12 @@ def _convolution(data: Data) -> Iterable[str]:
         return
     first, second = (measure(data.results[names[0]], "error") for names in (plain, with_conv))
     if first and second:
-        says = "takes it nearer to the teacher" if second["value"] < first["value"] else "brings it no nearer"
+        says = "moves it no clearly different way"
+        if _apart(first, second):
+            says = "moves it further" if second["value"] > first["value"] else "moves it less far"
         yield (
-            f"The convolution alone, added to softmax, {says}: an error of {percent(first['value'], 2)} without "
-            f"and {percent(second['value'], 2)} with it."
+            f"A convolution added to softmax {says}: {percent(first['value'], 2)} without, "
+            f"{percent(second['value'], 2)} with it."
         )
 
 
@@ -453,8 +503,12 @@ def _time(data: Data) -> Iterable[str]:
         yield f"At {sizes[0]:,} tokens {_slower(slow)}."
 
 
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
 def _slower(names: list[str]) -> str:
-    return f"{listed(names)} {'is' if len(names) == 1 else 'are'} slower"
+    return f"{listed(names)} {_are(names)} slower"
 
 
 def timed(data: Data) -> list[dict[str, Any]]:
@@ -617,7 +671,7 @@ def index_html(data: Data, notebooks: Sequence[Mapping[str, str]] = ()) -> str:
         title=f"Linear attention for a diffusion transformer: {len(data.students)} students of one teacher",
         data=data, table=table(data), findings=findings(data), plots=plots(data), strips=strips(data),
         columns=column_names(data), ideas=_ideas(data), limits=LIMITS, machine=machine(data), notebooks=notebooks,
-        counts=_counts(data), baseline=baseline(data), root="",
+        counts=_counts(data), sizes=sizes(data), baseline=baseline(data), root="",
     )  # fmt: skip
 
 
@@ -629,7 +683,7 @@ def student_html(data: Data, name: str, notebooks: Sequence[Mapping[str, str]] =
         options=_options(entry), idea=IDEAS.get(entry["operator"], ""), failure=data.failures.get(name),
         numbers=_numbers(data, name), rows=_detail(data, name), columns=column_names(data), notebooks=own,
         plots=_student_plots(data, name), seconds=data.runs.get(name, {}).get("seconds") or {},
-        machine=machine(data, name), root="../", names=list(data.students),
+        machine=machine(data, name), sizes=sizes(data), root="../", names=list(data.students),
     )  # fmt: skip
 
 

@@ -36,6 +36,9 @@ FACTS = {
 }
 
 
+OWN = ("operator", "layers", "initialise", "teacher", "recipe")  # keys of an entry that are no options
+
+
 def measure(value: float, spread: float, n: int = 128) -> dict:
     return {"value": value, "low": value - spread, "high": value + spread, "n": n}
 
@@ -57,6 +60,7 @@ def result(name: str, entry: dict) -> dict:
     confusion[0, 1] = confusion[4, 5] = 2
     return {
         "student": name, "operator": entry["operator"], "profile": "nano", "seeds": [0],
+        "options": {key: value for key, value in entry.items() if key not in OWN},
         "control": entry["operator"] == "softmax", "quality": quality(after, 128), "undistilled": quality(before, 64),
         "by_noise": {
             "noise": NOISE,
@@ -86,6 +90,10 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
         project.write_json(project.run_result(name, write=True), {"facts": FACTS, "seconds": {"distill": 44.0}})
     teacher = {"quality": {**quality(0.0, 128), "error": None, "psnr": None, "ssim": None, "kid_teacher": None}}
     teacher["cost"] = {"core_macs": 100.7e6, "added": 0}
+    teacher["pictures"] = {
+        "pictures": 128, "steps": 20, "quick_steps": 8, "cross": 2, "cross_pictures": 32, "errors": 64, "seed": 1000
+    }  # fmt: skip
+    teacher["quick"] = {"shape": measure(0.94, 0.04), "colour": measure(0.99, 0.01)}
     project.write_json(project.result("teacher", write=True), teacher)
     guess = {"quality": {"shape": {"value": 0.1}, "colour": {"value": 1 / 6}}}
     project.write_json(project.result("chance", write=True), guess)

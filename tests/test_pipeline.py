@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from linattn import pipeline, project
+from linattn import params, pipeline, project
 
 STUDENTS = """students:
   softmax: {operator: softmax}
@@ -27,10 +27,13 @@ STUDENTS = """students:
 NAMES = ("softmax", "clear", "mediator-schedule")
 EACH = ("distill", "evaluate")
 
-pytestmark = pytest.mark.skipif(
-    not (project.ROOT / "data/teachers/dit-nano/model_index.json").exists(),
-    reason="data/teachers/dit-nano is not there",
-)
+
+def test_a_teacher_the_judge_does_not_know_is_refused_before_anything_runs(monkeypatch):
+    paper = params.load("paper")
+    monkeypatch.setattr(params, "load", lambda profile=None: paper)
+    monkeypatch.setattr(pipeline, "dvc", lambda *words, **options: pytest.fail("dvc was run"))
+    with pytest.raises(ValueError, match="60 classes.*facebook/DiT-XL-2-256.*--profile paper"):
+        pipeline.repro()
 
 
 class Clone:

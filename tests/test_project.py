@@ -47,6 +47,27 @@ def test_by_hand_what_was_made_by_hand_is_read_first(tmp_path, monkeypatch):
     assert project.student("clear") == tmp_path / "reports/students/clear"
 
 
+def test_the_pipelines_paths_can_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.delenv(project.PIPELINE, raising=False)
+    project.write_json(project.result("clear", write=True), {})
+    with project.pipeline():
+        assert project.result("clear") == tmp_path / "reports/results/clear.json"
+    assert not project.in_pipeline()
+
+
+def test_edited_code_is_other_code(tmp_path, monkeypatch):
+    (tmp_path / "linattn").mkdir()
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    names = set()
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "linattn" / "one.py").write_text(text)
+        project.code.cache_clear()
+        names.add(project.code())
+    project.code.cache_clear()
+    assert len(names) == 2
+
+
 def test_scratch_is_another_folder_for_other_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     first = project.scratch("distill", steps=3, rate=0.1)

@@ -7,7 +7,7 @@ import pytest
 import synthetic_results
 from nbformat import v4
 
-from linattn import project, report
+from linattn import metrics, project, report
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 
@@ -178,7 +178,7 @@ def test_the_table_has_all_kinds_of_rows(data):
     table = report.table(data)
     assert [heading for heading, _ in table.groups] == list(report.KINDS.values())
     names = [(row.kind, row.name) for row in table.rows]
-    assert names[:2] == [("reference", "teacher"), ("reference", "chance")]
+    assert names[:3] == [("reference", "teacher"), ("reference", "teacher, 8 steps"), ("reference", "chance")]
     assert ("control", "softmax") in names
     assert ("undistilled", "clear") in names
     lit = next(row for row in table.rows if (row.kind, row.name) == ("student", "lit"))
@@ -188,18 +188,50 @@ def test_the_table_has_all_kinds_of_rows(data):
 def test_findings_follow_the_numbers(data):
     told = " ".join(report.findings(data))
     assert "Closest to the teacher's prediction is lit" in told
-    assert "all 2 methods lost to it" in told
+    assert "The control softmax keeps softmax and trains as the others do; it moves 0.10 % (" in told
+    assert "cannot be told from that control" not in told
     assert "Distillation reduced the error of all 2 methods" in told
     worse = {**data.results["lit"]}
     worse["undistilled"] = {"error": {"value": 0.001}}
     worse["quality"] = {**worse["quality"], "error": {"value": 0.0005, "low": 0.0004, "high": 0.0006, "n": 8}}
     changed = report.Data(**{**vars(data), "results": {**data.results, "lit": worse}})
     told = " ".join(report.findings(changed))
-    assert "1 of 2 methods lost to it, as an approximation must, but not lit" in told
+    assert "By error lit cannot be told from that control." in told
+    assert "By error lit is nearer" not in told
     worse["quality"]["error"]["value"] = 0.2
     told = " ".join(report.findings(changed))
     assert "Closest to the teacher's prediction is clear" in told
     assert "It did not help lit" in told
+
+
+@pytest.mark.parametrize(
+    ("with_conv", "says"),
+    [(0.004, "no clearly different way"), (0.01, "moves it further"), (0.001, "moves it less far")],
+    ids=["overlapping", "further", "nearer"],
+)
+def test_the_convolution_helps_only_where_the_intervals_say_so(with_conv, says):
+    def row(value):
+        return {"quality": {"error": {"value": value, "low": value * 0.9, "high": value * 1.1, "n": 64}}}
+
+    students = {"softmax": {"operator": "softmax"}, "softmax-conv": {"operator": "softmax", "conv": 3}}
+    data = report.Data("nano", students, results={"softmax": row(0.0042), "softmax-conv": row(with_conv)})
+    assert says in next(iter(report._convolution(data)))
+
+
+@pytest.mark.parametrize(("right", "told_apart"), [(128, True), (122, False)], ids=["above", "within"])
+def test_a_student_above_its_teacher_is_told_from_it_too(data, right, told_apart):
+    lit = {**data.results["lit"], "quality": {**data.results["lit"]["quality"], "shape": metrics.wilson(right, 128)}}
+    teacher = {**data.teacher, "quality": {**data.teacher["quality"], "shape": metrics.wilson(120, 128)}}
+    changed = report.Data(**{**vars(data), "results": {"lit": lit}, "teacher": teacher})
+    said = " ".join(report._truth(changed))
+    assert ("lit cannot be told from the teacher" in said) is not told_apart
+
+
+def test_a_kid_below_zero_is_no_better_than_none():
+    column = next(column for column in report.COLUMNS if column.key == "kid_teacher")
+    rows = [{"quality": {"kid_teacher": {"value": value, "low": value, "high": 0.01}}} for value in (-0.02, 0.0)]
+    best = report._best(column, rows)
+    assert [report._cell(column, column.read(row), best).best for row in rows] == [True, True]
 
 
 def test_a_slower_operator_is_called_slower(data):
@@ -251,6 +283,18 @@ def test_a_damaged_result_is_a_failure(root):
         assert "damaged" in report.read(FEW, "nano").failures["clear"]
     finally:
         path.write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"radius": 6}, "radius 4"), ({"pool": 2}, "pool None"), ({"operator": "lit"}, "operator 'clear'")],
+    ids=str,
+)
+def test_a_result_of_other_settings_is_no_result(root, changes, says):
+    edited = {**FEW, "clear": {**FEW["clear"], **changes}}
+    assert says in report.read(edited, "nano").failures["clear"]
+    assert "clear" not in report.read(edited, "nano").done
+    assert "profile 'nano'" in report.read(FEW, "tiny").failures["clear"]
 
 
 def test_a_notebook_keeps_its_alt_texts_and_loses_its_addresses(written):

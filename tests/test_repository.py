@@ -28,7 +28,7 @@ def text(path):
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "docs/LOG.md", ".ci/run", "requirements.lock", "dvc.yaml"],
+    ["README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "docs/LOG.md", ".ci/run", "requirements.lock", "dvc.lock"],
 )
 def test_the_repository_has_its(path):
     assert path in FILES
@@ -295,7 +295,6 @@ def test_stages_run_the_notebooks_they_name():
         assert f"notebooks/{notebooks.STAGES[words[3]].notebook}.ipynb" in body(name)["deps"]
 
 
-@pytest.mark.skipif(not (ROOT / "dvc.lock").exists(), reason="no run is committed yet: there is no dvc.lock")
 def test_dvc_lock_is_in_step_with_the_code():
     changed = pipeline.stale()
     assert not changed, "make repro, or dvc commit for an edit that cannot alter results; then commit dvc.lock"
