@@ -285,5 +285,5 @@ def test_what_comes_before_the_projections_is_timed_on_a_line_of_its_own():
 
 def test_forward_memory_follows_a_schedule():
     model = tiny.model()
-    surgery.linearize(model, "mediator", schedule=[{"until": 0.5, "count": 1}, {"until": 0.0, "count": 256}])
-    assert costs.forward_memory(model, 64, noise=0.1) > costs.forward_memory(model, 64, noise=0.9)
+    surgery.linearize(model, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 1024}])
+    assert costs.forward_memory(model, 32, noise=0.1) > costs.forward_memory(model, 32, noise=0.9)
