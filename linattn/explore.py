@@ -271,7 +271,8 @@ class Explorer:
             self.field.children = [self._button(w, cell, token, grid) for token in range(grid.picture)]
         for token, (button, colour) in enumerate(zip(self.field.children, colours, strict=True)):
             button.style.button_color = colour
-            button.description = "●" if token == self.token else ""
+            # A blank, since the browser does not redraw a button whose text has become nothing.
+            button.description = "●" if token == self.token else " "
 
     def _button(self, w: Any, cell: Any, token: int, grid: Grid) -> Any:
         row, column = divmod(token, grid.width)
