@@ -20,7 +20,7 @@ export PYTHONUNBUFFERED := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make repro   run the pipeline and print the path of the report (half an hour or less on 2 cores)"
+	@echo "make repro   run the pipeline and print the path of the report (about half an hour on 2 cores)"
 	@echo "make test    run every test there is on this machine, and say what was skipped and why"
 	@echo "make lab     open JupyterLab at the tour"
 	@echo "make bench   time attention against tokens on this machine"
