@@ -150,13 +150,14 @@ def _added(operator: nn.Module) -> int:
 
 
 @torch.no_grad()
-def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu") -> int:
+def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu", warm: bool = False) -> int:
     """Bytes handed out at the worst moment of the second call, above those held when it began.
 
-    The first call fills caches. On the CPU the allocator's events are recorded by torch.profiler and summed in their
-    order; on a GPU the allocator keeps the peak itself.
+    The first call fills caches; it is left out where they are `warm`. On the CPU the allocator's events are recorded by
+    torch.profiler and summed in their order; on a GPU the allocator keeps the peak itself.
     """
-    call()
+    if not warm:
+        call()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -330,7 +331,8 @@ def time_operators(
                 measured = {"seconds": None, "ratio": None, "skipped": skipped[label]}
             else:
                 measured = _timed(found[label], dense)
-                measured["bytes"] = peak_memory(calls[label], device) if memory and found[label][0] <= limit else None
+                fits = memory and found[label][0] <= limit
+                measured["bytes"] = peak_memory(calls[label], device, warm=True) if fits else None
             rows.append({"operator": label, **shared_row, "baseline_seconds": dense, **measured})
             if progress is not None:
                 progress(rows[-1])

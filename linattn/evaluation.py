@@ -130,7 +130,10 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
     say(f"teacher: the same of {part.quick_steps} steps, and {part.cross_pictures} at {part.cross} x the side")
     quick = draw(bench, None, part.pictures, part.quick_steps)
     cross = draw(bench, None, part.cross_pictures, part.quick_steps, part.cross)
-    return {"latents": latents, "labels": labels, "pictures": pictures, "quick": quick, "cross": cross}
+    asked = {"count": part.errors, "batch": part.batch, "seed": part.seed}
+    said = metrics.predictions(bench.teacher, bench.teacher.model, (latents, labels), part.noise, **asked)
+    drawn = {"pictures": pictures, "quick": quick, "cross": cross}
+    return {"latents": latents, "labels": labels, "predictions": said, **drawn}
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -155,9 +158,9 @@ def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
     """Of the prediction, by noise level and on the whole."""
     part = bench.part
     given = (bench.reference["latents"], bench.reference["labels"])
-    return metrics.prediction_error(
-        bench.teacher, model, given, part.noise, count=part.errors, batch=part.batch, seed=part.seed
-    )
+    asked = {"count": part.errors, "batch": part.batch, "seed": part.seed}
+    theirs = bench.reference["predictions"]
+    return metrics.prediction_error(bench.teacher, model, given, part.noise, theirs=theirs, **asked)
 
 
 def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:

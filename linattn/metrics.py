@@ -27,6 +27,7 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels: time over 1000, 1 is pure no
 FID_PICTURES = 2048  # below it the bias of FID is larger than what it should tell apart
 KID_SUBSET = 1000  # of larger sets: the size that published KIDs take
 PSNR_MOST = 100.0  # dB: what two identical pictures get, since infinity is no number in JSON
+PIECE = 8  # pictures that are compared at once
 DRAWN = 1 << 22  # values that a bootstrap holds at once
 NORMAL = 1.959964  # half the width of a 95 % interval, in standard deviations
 
@@ -89,6 +90,12 @@ def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
         )
     if min(pictures.shape[-2:]) < 11:
         raise ValueError(f"pictures of {tuple(pictures.shape[-2:])} px; SSIM's window needs at least 11 x 11")
+    # A few at a time: SSIM's windows of 128 pictures at once take over a gigabyte, ten seconds of page faults.
+    parts = [_distances(*pair) for pair in zip(pictures.split(PIECE), reference.split(PIECE), strict=True)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
     ours, theirs = pictures.double().cpu(), reference.double().cpu()
     mse = (ours - theirs).square().flatten(1).mean(1)
     cosine = nn.functional.cosine_similarity((ours * 2 - 1).flatten(1), (theirs * 2 - 1).flatten(1), eps=1e-12)
@@ -101,34 +108,71 @@ def distance(pictures: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Re
     return {name: summary(values, seed) for name, values in distances(pictures, reference).items()}
 
 
-@torch.no_grad()
 def prediction_error(
     teacher: Any,
     student: nn.Module,
     samples: Any,
     levels: Sequence[float] = LEVELS,
     *,
+    theirs: Tensor | None = None,
     count: int = 64,
     batch: int = 32,
     seed: int = 0,
 ) -> dict[str, Any]:
     """||student - teacher||^2 / ||teacher||^2 of the prediction on noised samples, summed over pictures.
 
-    `samples` is a `Samples` or (latents, labels). Picture i's noise at a level comes from (seed, i, level) alone, so
-    all students are asked the same. No guidance: what is compared is the model, not the sampler. The result has one
-    entry a level and their mean; its interval resamples pictures, each with all its levels.
+    `samples` is a `Samples` or (latents, labels). No guidance: what is compared is the model, not the sampler. The
+    result has one entry a level and their mean; its interval resamples pictures, each with all its levels. `theirs`,
+    the teacher's `predictions`, are the same for every student and may be kept.
+    """
+    asked = {"count": count, "batch": batch, "seed": seed}
+    if theirs is None:
+        theirs = predictions(teacher, sampling.Source.of(teacher).model, samples, levels, **asked)
+    ours = predictions(teacher, student, samples, levels, **asked)
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"predictions are {tuple(ours.shape)}, the teacher's that were kept {tuple(theirs.shape)}; "
+            "ask both for the same levels and pictures"
+        )
+    # (pictures, levels, 2): squared error, squared size of the teacher's prediction
+    sums = torch.stack([torch.stack([_squares(a - b), _squares(b)], 1) for a, b in zip(ours, theirs, strict=True)], 1)
+    rows, steps = [], diffusion_of(teacher).steps
+    for place, level in enumerate(levels):
+        rows.append({"noise": level, "time": level_time(level, steps), **_ratio(sums[:, place : place + 1], seed)})
+    return {"levels": rows, "mean": _ratio(sums, seed)}
+
+
+@torch.no_grad()
+def predictions(
+    teacher: Any,
+    model: nn.Module,
+    samples: Any,
+    levels: Sequence[float] = LEVELS,
+    *,
+    count: int = 64,
+    batch: int = 32,
+    seed: int = 0,
+) -> Tensor:
+    """What a model says of noised samples, without the variance half: (levels, pictures, channels, side, side).
+
+    Picture i's noise at a level comes from (seed, i, level) alone, so all students are asked the same.
     """
     latents, labels = samples if isinstance(samples, tuple) else samples.first(min(count, len(samples)))
     latents, labels = latents[:count].float(), labels[:count]
     if len(latents) == 0 or len(latents) != len(labels):
         raise ValueError(f"{len(latents)} latents and {len(labels)} labels; pass as many of each, at least 1")
-    times = [level_time(level, diffusion_of(teacher).steps) for level in levels]
-    # (pictures, levels, 2)
-    sums = torch.stack([_squares(teacher, student, latents, labels, t, batch, seed) for t in times], 1)
-    rows = []
-    for place, (level, t) in enumerate(zip(levels, times, strict=True)):
-        rows.append({"noise": level, "time": t, **_ratio(sums[:, place : place + 1], seed)})
-    return {"levels": rows, "mean": _ratio(sums, seed)}
+    found = []
+    with sampling.evaluating(model):
+        for t in [level_time(level, diffusion_of(teacher).steps) for level in levels]:
+            for start in range(0, len(latents), batch):
+                part = slice(start, start + batch)
+                found.append(_prediction(model, noised(teacher, latents[part], t, seed, start), t, labels[part]))
+    return torch.cat(found).unflatten(0, (len(levels), len(latents)))
+
+
+def _squares(values: Tensor) -> Tensor:
+    """(pictures, ...) -> (pictures,), in float64."""
+    return values.double().square().flatten(1).sum(1)
 
 
 def diffusion_of(teacher_or_pipe: Any) -> Diffusion:
@@ -157,28 +201,12 @@ def noised(teacher: Any, latents: Tensor, t: int, seed: int = 0, start: int = 0)
     return diffusion_of(teacher).noised(clean, level_noise(clean.shape, t, seed, start), time)
 
 
-def _squares(
-    teacher: Any, student: nn.Module, latents: Tensor, labels: Tensor, t: int, batch: int, seed: int
-) -> Tensor:
-    """(pictures, 2) in float64: squared error, squared size of the teacher's prediction."""
-    model, parts = sampling.Source.of(teacher).model, []
-    with sampling.evaluating(model), sampling.evaluating(student):
-        for start in range(0, len(latents), batch):
-            part = slice(start, start + batch)
-            noisy = noised(teacher, latents[part], t, seed, start)
-            theirs, ours = (_prediction(each, noisy, t, labels[part]) for each in (model, student))
-            error = (ours - theirs).square().flatten(1).sum(1)
-            parts.append(torch.stack([error, theirs.square().flatten(1).sum(1)], 1))
-    return torch.cat(parts)
-
-
 def _prediction(model: nn.Module, noisy: Tensor, t: int, labels: Tensor) -> Tensor:
-    """Without the variance half, float64 on the CPU."""
     weight = next(model.parameters())
     inputs = noisy.to(weight.device, weight.dtype)
     times, classes = torch.full((len(noisy),), t, device=weight.device), labels.to(weight.device)
     output = model(inputs, timestep=times, class_labels=classes, return_dict=False)[0]
-    return output[:, : noisy.shape[1]].double().cpu()
+    return output[:, : noisy.shape[1]].cpu()
 
 
 def _ratio(sums: Tensor, seed: int) -> Result:

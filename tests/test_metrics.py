@@ -92,7 +92,9 @@ def test_distances_by_hand():
     assert found["ssim"].tolist() == pytest.approx([1e-4 / (0.01 + 1e-4)] * 2, rel=1e-3)
 
 
-def test_distances_are_a_pictures_own():
+@pytest.mark.parametrize("piece", [1, 3, 8])
+def test_distances_are_a_pictures_own(piece, monkeypatch):
+    monkeypatch.setattr(metrics, "PIECE", piece)
     ours, theirs = pictures(4, seed=1), pictures(4, seed=2)
     together = metrics.distances(ours, theirs)
     alone = [metrics.distances(ours[i : i + 1], theirs[i : i + 1]) for i in range(4)]
@@ -159,6 +161,17 @@ def test_prediction_error_of_one_picture_and_one_level():
 def test_prediction_error_refuses_a_level_outside():
     with pytest.raises(ValueError, match="500"):
         metrics.prediction_error(tiny.pipeline(), other(), asked(1), levels=(500,))
+
+
+def test_the_teachers_predictions_may_be_kept():
+    pipe, student = tiny.pipeline(), other()
+    levels = (0.2, 0.8)
+    kept = metrics.predictions(pipe, pipe.transformer, asked(), levels, count=3)
+    assert kept.shape == (2, 3, 4, 8, 8)
+    found = metrics.prediction_error(pipe, student, asked(), levels, theirs=kept, count=3)
+    assert found == metrics.prediction_error(pipe, student, asked(), levels, count=3)
+    with pytest.raises(ValueError, match="same levels and pictures"):
+        metrics.prediction_error(pipe, student, asked(), theirs=kept)
 
 
 def test_level_noise_is_a_pictures_own():
