@@ -126,6 +126,7 @@ class Data:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
+    teacher_failure: str = ""
     chance: dict[str, Any] = field(default_factory=dict)
     benchmark: dict[str, Any] = field(default_factory=dict)
     anatomy: dict[str, Any] = field(default_factory=dict)
@@ -174,8 +175,10 @@ def read(students: Mapping[str, Any], profile: str, show: int = 8) -> Data:
             data.failures[name] = problem
         elif result:
             data.results[name] = result
-    data.teacher = _json(project.result("teacher")) or {}
     data.runs["teacher"] = _json(project.run_result("teacher")) or {}
+    result, problem = _result(project.result("teacher"))
+    data.teacher_failure = data.runs["teacher"].get("error") or problem or ""
+    data.teacher = {} if data.teacher_failure else result
     data.chance = _json(project.result("chance")) or {}
     data.benchmark = _json(project.run_result("benchmark")) or _json(project.result("benchmark")) or {}
     data.anatomy = _json(project.result("anatomy")) or {}
@@ -272,7 +275,8 @@ def table(data: Data) -> Table:
         return tuple(_cell(column, column.read(result), best[column.key] if judged else None) for column in columns)
 
     steps = (data.teacher.get("pictures") or {}).get("steps")
-    references = [Row("teacher", "reference", cells(data.teacher), note=f"{steps} steps" if steps else "")]
+    note = f"{steps} steps" if steps else ""
+    references = [Row("teacher", "reference", cells(data.teacher), failure=data.teacher_failure, note=note)]
     if quick := data.teacher.get("quick"):
         few = f"teacher, {data.teacher['pictures']['quick_steps']} steps"
         references.append(Row(few, "reference", cells({"quality": quick})))
@@ -359,6 +363,8 @@ def findings(data: Data) -> list[str]:
 
 
 def _failed(data: Data) -> Iterable[str]:
+    if data.teacher_failure:
+        yield f"The teacher's own row failed, so nothing is compared with it ({data.teacher_failure})."
     if data.failures:
         reasons = "; ".join(f"{name}: {why}" for name, why in data.failures.items())
         count = f"{_count(len(data.failures), 'student')} of {len(data.students)}"

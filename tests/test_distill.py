@@ -13,7 +13,18 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from linattn import checkpoint, distill as module, families, lesson, surgery, training
+from linattn import (
+    checkpoint,
+    distill as module,
+    families,
+    lesson,
+    metrics,
+    project,
+    sampling,
+    surgery,
+    teachers,
+    training,
+)
 from linattn.diffusion import Diffusion
 from linattn.distill import DistillConfig, convert, distill, select
 from linattn.lesson import NULL_CLASS, Lesson, draw
@@ -269,6 +280,32 @@ def test_end_to_end_brings_the_prediction_closer(teacher):
     nn.init.normal_(teacher.model.proj_out_2.weight, std=0.3)
     rows = distill(config, teacher, TinyData()).history
     assert rows[-1]["noise"] < 0.7 * rows[0]["noise"]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """The committed teacher and sixteen latents it draws here, in few steps."""
+    found = teachers.load(project.ROOT / "data" / "teachers" / "dit-nano")
+    labels = torch.arange(0, 48, 3)
+    return found, Drawn(sampling.draw_latents(found, labels, steps=6, seed=5), labels)
+
+
+class Drawn(TinyData):
+    def __init__(self, latents, labels):
+        self.latents, self.labels = latents, labels
+
+
+@pytest.mark.parametrize("operator", ["clear", "linfusion", "mediator", "lit"])
+def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operator):
+    options = {"clear": {"radius": 3}, "mediator": {"count": 16}}.get(operator, {})
+    config = DistillConfig(operator, options, layerwise_steps=8, steps=8, batch=4, warmup=2)
+
+    def error(student):
+        found = metrics.prediction_error(nano[0], student, nano[1].batch(slice(None)), (0.3, 0.7), count=8, seed=9)
+        return found["mean"]["value"]
+
+    result = distill(config, *nano, evaluate=error)
+    assert result.after < 0.75 * result.before
 
 
 def test_only_replaced_layers_are_regressed(teacher):

@@ -273,7 +273,7 @@ def test_nothing_at_all_is_still_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     index = report.write(report.read(FEW, "tiny"), tmp_path / "reports")
     page = check(index.read_text())
-    assert sum("no result" in cell["text"] for row in page.rows for cell in row) == len(FEW)
+    assert sum("no result" in cell["text"] for row in page.rows for cell in row) == len(FEW) + 1  # and the teacher
 
 
 def test_a_damaged_result_is_a_failure(root):
@@ -284,6 +284,17 @@ def test_a_damaged_result_is_a_failure(root):
         assert "damaged" in report.read(FEW, "nano").failures["clear"]
     finally:
         path.write_text(kept)
+
+
+def test_a_teacher_that_failed_says_why(root):
+    path = project.run_result("teacher")
+    path.write_text(json.dumps({"facts": synthetic_results.FACTS, "error": "evaluate: no room"}))
+    try:
+        page = report.index_html(report.read(FEW, "nano", show=2))
+    finally:
+        path.unlink()
+    assert "evaluate: no room" in check(page).rows[2][1]["text"]
+    assert "own row failed, so nothing is compared" in page
 
 
 @pytest.mark.parametrize(
