@@ -42,8 +42,8 @@ class DistillConfig:
     initialise: str = "all"
     objective: str | Mapping[str, float | str] = "protocol"
     trains: Trains = "attention"
-    layerwise_steps: int = 60
-    steps: int = 120
+    layerwise_steps: int = 50
+    steps: int = 100
     batch: int = 16
     layerwise_learning_rate: float = 8e-3
     learning_rate: float = 8e-3

@@ -2,8 +2,8 @@
 
 - Same noise, same labels, same latents for all: picture i of a student differs from picture i of the teacher by the
   attention alone. Pictures are compared as 8-bit pictures, which is what anyone would save.
-- The rows that only bound the others (undistilled, twice the side) take fewer steps; their reference is the teacher
-  drawn with those steps.
+- The rows that only bound the others (undistilled, twice the side) take fewer pictures and steps; their reference is
+  the teacher drawn with those.
 - Nothing here was trained on: labels, noise and world pictures come from a seed and an index of their own.
 - Several training seeds: the value is their mean, the interval holds both the choice of pictures and of seeds.
 - Quality holds no time and no machine, so the same code gives the same bytes; those go to the run file.
@@ -79,10 +79,8 @@ class Bench:
     @cached_property
     def known(self) -> dict[str, Tensor]:
         """Features of what students are compared with."""
-        scenes = [
-            world.scene(self.part.seed, HELD_OUT + number, label=label)
-            for number, label in enumerate(self.labels(self.part.pictures).tolist())
-        ]
+        labels = self.labels(max(self.part.pictures, self.part.quick_pictures)).tolist()
+        scenes = [world.scene(self.part.seed, HELD_OUT + number, label=label) for number, label in enumerate(labels)]
         found = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
         return found | {"world": self.features(eight_bits(world.render(scenes, self.side)))}
 
@@ -127,8 +125,8 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
         bench.teacher, labels, size=bench.side, steps=part.steps, seed=part.seed, batch=part.batch
     )
     pictures = eight_bits(sampling.decode(bench.teacher, latents, part.batch))
-    say(f"teacher: the same of {part.quick_steps} steps, and {part.cross_pictures} at {part.cross} x the side")
-    quick = draw(bench, None, part.pictures, part.quick_steps)
+    say(f"teacher: {part.quick_pictures} of {part.quick_steps} steps, {part.cross_pictures} at {part.cross} x the side")
+    quick = draw(bench, None, part.quick_pictures, part.quick_steps)
     cross = draw(bench, None, part.cross_pictures, part.quick_steps, part.cross)
     asked = {"count": part.errors, "batch": part.batch, "seed": part.seed}
     said = metrics.predictions(bench.teacher, bench.teacher.model, (latents, labels), part.noise, **asked)
@@ -144,7 +142,7 @@ def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
     seed, features = bench.part.seed, bench.features(pictures)
     found = metrics.distance(unit(pictures), unit(bench.reference[reference]), seed)
     found["kid_teacher"] = metrics.judge_kid(features, bench.known[reference], seed)
-    found["kid_world"] = metrics.judge_kid(features, bench.known["world"], seed)
+    found["kid_world"] = metrics.judge_kid(features, bench.known["world"][: len(features)], seed)
     found["fid_teacher"] = metrics.judge_fid(features, bench.known[reference], seed)
     return found
 
@@ -209,7 +207,7 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     pictures = {"pictures": drawn["pictures"], "labels": drawn["labels"], "cross": drawn["cross"]}
     save_file(pictures, project.pictures("teacher", write=True))
     part = bench.part
-    world_kid = metrics.judge_kid(bench.known["pictures"], bench.known["world"], part.seed)
+    world_kid = metrics.judge_kid(bench.known["pictures"], bench.known["world"][: part.pictures], part.seed)
     quality = truth(bench, drawn["pictures"]) | truth(bench, drawn["cross"], "cross_") | {"kid_world": world_kid}
     quick = truth(bench, drawn["quick"])
     result = {
@@ -243,6 +241,7 @@ def sizes(bench: Bench) -> dict[str, Any]:
     return {
         "pictures": part.pictures,
         "steps": part.steps,
+        "quick_pictures": part.quick_pictures,
         "quick_steps": part.quick_steps,
         "cross": part.cross,
         "cross_pictures": part.cross_pictures,
@@ -304,9 +303,9 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         rows.append({"error": error["mean"], **marks})
         if seed == first:
             shown, kept = (pictures, cross), model
-    say(f"{name}, converted and not distilled: {part.pictures} pictures of {part.quick_steps} steps")
+    say(f"{name}, converted and not distilled: {part.quick_pictures} pictures of {part.quick_steps} steps")
     converted = undistilled(bench, student, first)
-    raw = draw(bench, converted, part.pictures, part.quick_steps)
+    raw = draw(bench, converted, part.quick_pictures, part.quick_steps)
     before = errors(bench, converted)
     bounds = truth(bench, raw) | distance(bench, raw, "quick") | {"error": before["mean"]}
     training = project.read_json(project.student(name) / "training.json")

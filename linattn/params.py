@@ -116,7 +116,8 @@ class Published:
 class Evaluate:
     pictures: int = between(2)
     steps: int = between(1, 1000)
-    quick_steps: int = between(1, 1000)  # of the rows that only bound the others
+    quick_pictures: int = between(2)  # of the rows that only bound the others
+    quick_steps: int = between(1, 1000)
     cross: int = between(2, 64)  # times the side it was trained at
     cross_pictures: int = between(2)
     noise: tuple[float, ...] = between(0, 1)

@@ -323,7 +323,8 @@ def sizes(data: Data) -> str:
     return (
         f"{size['pictures']} pictures a row, of {size['steps']} steps; the error over {size['errors']} of the "
         f"teacher's latents; at {size['cross']} times the side {size['cross_pictures']} pictures of {quick} steps. "
-        f"Rows that were not distilled have {quick} steps and are compared with the teacher's of {quick}."
+        f"Rows that were not distilled have {size['quick_pictures']} pictures of {quick} steps and are compared with "
+        f"the teacher's of {quick}."
     )
 
 

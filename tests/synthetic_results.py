@@ -91,7 +91,8 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
     teacher = {"quality": {**quality(0.0, 128), "error": None, "psnr": None, "ssim": None, "kid_teacher": None}}
     teacher["cost"] = {"core_macs": 100.7e6, "added": 0}
     teacher["pictures"] = {
-        "pictures": 128, "steps": 20, "quick_steps": 8, "cross": 2, "cross_pictures": 32, "errors": 64, "seed": 1000
+        "pictures": 128, "steps": 20, "quick_pictures": 64, "quick_steps": 8, "cross": 2, "cross_pictures": 24,
+        "errors": 64, "seed": 1000,
     }  # fmt: skip
     teacher["quick"] = {"shape": measure(0.94, 0.04), "colour": measure(0.99, 0.01)}
     project.write_json(project.result("teacher", write=True), teacher)
