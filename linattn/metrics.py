@@ -206,7 +206,7 @@ def _prediction(model: nn.Module, noisy: Tensor, t: int, labels: Tensor) -> Tens
     inputs = noisy.to(weight.device, weight.dtype)
     times, classes = torch.full((len(noisy),), t, device=weight.device), labels.to(weight.device)
     output = model(inputs, timestep=times, class_labels=classes, return_dict=False)[0]
-    return output[:, : noisy.shape[1]].cpu()
+    return output[:, : noisy.shape[1]].contiguous().cpu()
 
 
 def _ratio(sums: Tensor, seed: int) -> Result:

@@ -58,8 +58,8 @@ def repro() -> int:
 
 
 def failures(settings: params.Params) -> list[str]:
-    """Students without a result, or whose last run ended in an error."""
-    return [name for name in settings.students if not project.result(name).exists() or _error(name)]
+    """The teacher's row and students without a result, or whose last run ended in an error."""
+    return [name for name in ("teacher", *settings.students) if not project.result(name).exists() or _error(name)]
 
 
 def _error(name: str) -> str | None:

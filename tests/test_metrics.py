@@ -168,6 +168,7 @@ def test_the_teachers_predictions_may_be_kept():
     levels = (0.2, 0.8)
     kept = metrics.predictions(pipe, pipe.transformer, asked(), levels, count=3)
     assert kept.shape == (2, 3, 4, 8, 8)
+    assert kept.is_contiguous()  # safetensors takes nothing else
     found = metrics.prediction_error(pipe, student, asked(), levels, theirs=kept, count=3)
     assert found == metrics.prediction_error(pipe, student, asked(), levels, count=3)
     with pytest.raises(ValueError, match="same levels and pictures"):
