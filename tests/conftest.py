@@ -1,12 +1,20 @@
 """What every test runs under: poisoned memory and few threads.
 
 - Fresh memory is NaN: an output that nobody wrote shows instead of passing by luck.
+- Triton is interpreted where there is no GPU.
 - One thread: tests are tiny and share their machine, where the barrier of a second thread waits for the scheduler
   (measured under load: 8 ms an operation that takes .1 ms). `threads` gives a test more.
 """
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton: whether a kernel is interpreted is decided where it is defined. Who wants it on
+    # the CPU asks for it (use_backend); the default there is PyTorch.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,186 @@
+"""Which path a call takes, and why: Triton on a GPU, PyTorch elsewhere, the definition on request.
+
+- `backend(tensor)` answers for one tensor; `use_backend("torch")` decides for all calls inside it, in every thread.
+- A call decides once: its backward takes the path its forward took, on whatever thread autograd runs it.
+- Triton also runs on the CPU where its interpreter is on (TRITON_INTERPRET=1) and `use_backend("triton")` asks for it:
+  for tests, thousands of times slower.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+PATHS = ("triton", "torch", "reference")
+CAPABILITY = (8, 0)  # bf16 and asynchronous copies; what the configurations are compiled for
+CLASSES = {torch.float16: "half", torch.bfloat16: "half", torch.float32: "single", torch.float64: "double"}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_forced: str | None = None
+
+
+class Backend(NamedTuple):
+    path: str
+    reason: str
+
+
+@contextmanager
+def use_backend(path: str) -> Iterator[None]:
+    """Every call inside takes this path; where Triton cannot run, it is an error to ask for it."""
+    if path not in PATHS:
+        raise ValueError(f"backend {path!r}; choose one of {', '.join(PATHS)}")
+    global _forced
+    before, _forced = _forced, path
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend(tensor: Tensor) -> Backend:
+    """The path a call with this tensor takes, and why."""
+    missing = obstacle(tensor.device)
+    if _forced is not None:
+        if _forced == "triton" and missing:
+            raise RuntimeError(f"the triton backend was asked for, but {missing}; leave the choice to the library")
+        return Backend(_forced, "asked for by use_backend")
+    if tensor.device.type == "cpu":
+        return Backend("torch", "the tensors are on the CPU")  # the interpreter is for those who ask for it
+    if missing is None:
+        return Backend("triton", "a GPU that Triton compiles for")
+    if tensor.device.type == "cuda":
+        _warn(missing)
+    return Backend("torch", missing)
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why Triton cannot run there; None where it can."""
+    return _obstacle(device.type, device.index)
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _obstacle(kind: str, index: int | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if INTERPRETED:
+        return None
+    if kind != "cuda":
+        return f"the tensors are on {kind}"
+    if torch.version.hip:
+        return "the GPU is no NVIDIA one, which is all the kernels were compiled for"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < CAPABILITY:
+        return f"the GPU's compute capability is {capability[0]}.{capability[1]}, below {CAPABILITY[0]}.{CAPABILITY[1]}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _warn(missing: str) -> None:
+    warnings.warn(f"linattn_kernels takes its PyTorch paths on this GPU: {missing}", RuntimeWarning, stacklevel=4)
+
+
+def exact(function: Callable) -> Callable:
+    """Without autocast: an operation's inside keeps the precision it was written in."""
+
+    @functools.wraps(function)
+    def inside(*arguments):
+        kind = next(each for each in arguments if isinstance(each, Tensor)).device.type
+        with torch.autocast(kind, enabled=False):
+            return function(*arguments)
+
+    return inside
+
+
+def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """As autocast would have them, where it is on."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(each if each is None or each.dtype == torch.float64 else each.to(dtype) for each in tensors)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums are kept in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def like(tensor: Tensor) -> Tensor:
+    """Room for a result of that shape, whatever the strides."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def unit(tensor: Tensor | None) -> Tensor | None:
+    """With unit stride in the last dimension, which is all that kernels ask of a layout."""
+    if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def on(device: torch.device):
+    """Launches go to the tensors' own GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple[int, int]:
+    """(splits, tokens a split): two programs a multiprocessor, each with four tiles at least."""
+    wanted = -(-2 * processors(device) // max(programs, 1))
+    tiles = -(-tokens // tile)
+    each = -(-tiles // max(1, min(wanted, tiles // 4)))
+    return max(1, -(-tiles // each) if each else 1), max(each, 1) * tile
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """(0, 0) is the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def config(kernel: str, like: Tensor, dim: int, tokens: int = 1) -> dict[str, int]:
+    """Tile sizes and launch settings from the table: never searched for, never keyed by the exact length."""
+    return _config(kernel, capability(like.device), CLASSES[like.dtype], dim, max(tokens, 1).bit_length() - 1)
+
+
+@functools.cache
+def _config(kernel: str, capability: tuple[int, int], kind: str, dim: int, bucket: int) -> dict[str, int]:
+    """The entry of the newest architecture, the narrowest head and the longest sequence that still fit."""
+    fitting = [
+        entry
+        for entry in table()[kernel]
+        if entry["kind"] in (kind, "any")
+        and tuple(entry["capability"]) <= capability
+        and entry.get("dim", dim) >= dim
+        and entry.get("bucket", 0) <= bucket
+    ]
+    if not fitting:
+        raise ValueError(
+            f"no configuration of {kernel} for {kind} precision, heads of {dim} and capability {capability}"
+        )
+    best = max(fitting, key=lambda entry: (entry["capability"], -entry.get("dim", 1 << 20), entry.get("bucket", 0)))
+    return best["with"]
+
+
+@functools.cache
+def table() -> dict[str, list[dict[str, Any]]]:
+    """Every shipped configuration, by kernel."""
+    folder = Path(__file__).parent / "configs"
+    return {name: rows for path in sorted(folder.glob("*.json")) for name, rows in json.loads(path.read_text()).items()}
+
+
+def strides(tensor: Tensor | None) -> tuple[int, ...]:
+    """Of batch, tokens and heads; the last is one."""
+    return (0, 0, 0) if tensor is None else tensor.stride()[:3]

@@ -1,0 +1,568 @@
+"""Linear attention in Triton: four kernels and one that adds up partial sums.
+
+- A head's channels are cut into two parts whose widths are powers of two (72 = 64 + 8 in 16): no padding of 72 to 128.
+- Keys are read once, by several programs a head; their partial sums are added in a fixed order: no atomics, the same
+  bits every time. Queries are read once too, by programs that load the state for several tiles.
+- The state is float32. Where inputs are half precision it enters a product as two numbers of that precision, its
+  rounded self and the rest: one alone puts a floor of 2e-4 under the error at any length.
+- In fp16 the state is divided by its largest entry first: sums over keys leave fp16's range on both sides.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from linattn_kernels import launch
+from linattn_kernels.launch import strides, unit
+from linattn_kernels.tiles import TYPES, dot, parts, powers, precision
+
+# What every kernel shares --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _phi(x, MAP: tl.constexpr, shift):
+    if MAP == "elu1":
+        x = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+    elif MAP == "relu":
+        x = tl.maximum(x, 0.0)
+    elif MAP == "relu2":
+        x = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
+    return x + shift
+
+
+@triton.jit
+def _slope(x, MAP: tl.constexpr):
+    if MAP == "elu1":
+        x = tl.exp(tl.minimum(x, 0.0))
+    elif MAP == "relu":
+        x = tl.where(x > 0, x * 0 + 1, x * 0)
+    elif MAP == "relu2":
+        x = 2 * tl.maximum(x, 0.0)
+    else:
+        x = x * 0 + 1
+    return x
+
+
+@triton.jit
+def _rows(base, n, stride, columns, live, DIM: tl.constexpr, ACC: tl.constexpr):
+    """A tile of tokens n and channels columns, wide; zeros outside."""
+    offset = n.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(base + offset, mask=live[:, None] & (columns < DIM)[None, :], other=0.0).to(ACC)
+
+
+@triton.jit
+def _features(x, live, columns, DIM: tl.constexpr, MAP: tl.constexpr, shift):
+    """phi, and zero where there is no token or no channel: phi(0) is not."""
+    return tl.where(live[:, None] & (columns < DIM)[None, :], _phi(x, MAP, shift), 0.0)
+
+
+@triton.jit
+def _halves(s, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """(scale, rounded, rest): s = scale (rounded + rest) up to the square of the precision."""
+    if EXACT:
+        return 1.0, s, s
+    if tl.float16 == DOT:
+        scale = tl.maximum(tl.max(tl.max(tl.abs(s), 1), 0), 1e-30)
+        s = s / scale
+    else:
+        scale = 1.0
+    rounded = s.to(DOT)
+    return scale, rounded, (s - rounded.to(tl.float32)).to(DOT)
+
+
+@triton.jit
+def _times(a, rounded, rest, scale, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr):
+    """a @ s, s as `_halves` gives it."""
+    out = dot(a, rounded, DOT, ACC)
+    if not EXACT:
+        out = (out + dot(a, rest, DOT, ACC)) * scale
+    return out
+
+
+@triton.jit
+def _inverse(bottom):
+    return tl.where(bottom == 0, 0.0, 1.0 / tl.where(bottom == 0, 1.0, bottom))
+
+
+# What is kept of the keys --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _state_kernel(
+    k, v, below, mask, weight, below_weight, values, keys,
+    k_b, k_n, k_h, v_b, v_n, v_h, below_b, below_n, below_h, mask_b,
+    tokens, heads, chunk, shift,
+    MAP: tl.constexpr, BELOW: tl.constexpr, MASK: tl.constexpr, WEIGHT: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
+    BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Partial sums over one split's tokens: values += phi(k)^T v, keys += phi(k). Weights are a number a token."""
+    split, place, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    k += batch * k_b + head * k_h
+    v += batch * v_b + head * v_h
+    if BELOW:
+        below += batch * below_b + head * below_h
+    if WEIGHT:
+        weight += place.to(tl.int64) * tokens
+        below_weight += place.to(tl.int64) * tokens
+    d1, e = tl.arange(0, D1), column * BE + tl.arange(0, BE)
+    s1, z1 = tl.zeros((D1, BE), ACC), tl.zeros((D1,), ACC)
+    if D2:
+        d2 = D1 + tl.arange(0, D2)
+        s2, z2 = tl.zeros((D2, BE), ACC), tl.zeros((D2,), ACC)
+    end = tl.minimum(tokens, (split + 1) * chunk)
+    for start in range(split * chunk, end, BN):
+        n = start + tl.arange(0, BN)
+        live = n < end
+        if MASK:
+            live = live & (tl.load(mask + batch * mask_b + n, mask=live, other=0) != 0)
+        value = _rows(v, n, v_n, e, live, EXIT, ACC)
+        f1 = _features(_rows(k, n, k_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+        g1 = f1
+        if BELOW:
+            g1 = _features(_rows(below, n, below_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+        if WEIGHT:
+            w, u = tl.load(weight + n, mask=live, other=0.0), tl.load(below_weight + n, mask=live, other=0.0)
+            f1, g1 = f1 * w[:, None], g1 * u[:, None]
+        s1 += dot(tl.trans(f1), value, DOT, ACC)
+        z1 += tl.sum(g1, 0)
+        if D2:
+            f2 = _features(_rows(k, n, k_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+            g2 = f2
+            if BELOW:
+                g2 = _features(_rows(below, n, below_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+            if WEIGHT:
+                f2, g2 = f2 * w[:, None], g2 * u[:, None]
+            s2 += dot(tl.trans(f2), value, DOT, ACC)
+            z2 += tl.sum(g2, 0)
+    values += (split * tl.num_programs(1) + place).to(tl.int64) * DIM * EXIT
+    keys += (split * tl.num_programs(1) + place).to(tl.int64) * DIM
+    tl.store(values + d1[:, None] * EXIT + e[None, :], s1, mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :])
+    tl.store(keys + d1, z1, mask=(d1 < DIM) & (column == 0))
+    if D2:
+        tl.store(values + d2[:, None] * EXIT + e[None, :], s2, mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :])
+        tl.store(keys + d2, z2, mask=(d2 < DIM) & (column == 0))
+
+
+@triton.jit
+def _sum_kernel(
+    values_in, keys_in, values, keys, count, counted, heads, known, splits,
+    SIZE: tl.constexpr, KEYS: tl.constexpr, MEAN: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Partial sums added in their order and divided by the number of keys that count."""
+    place, many = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total, below = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
+    other = at - SIZE
+    is_key = (other >= 0) & (other < KEYS)
+    for split in range(0, splits):
+        row = split * many + place
+        total += tl.load(values_in + row * SIZE + at, mask=at < SIZE, other=0.0)
+        below += tl.load(keys_in + row * KEYS + other, mask=is_key, other=0.0)
+    if MEAN:
+        seen = known
+        if MASK:
+            seen = tl.load(counted + place // heads)
+        share = 1.0 / tl.maximum(seen, 1.0)
+        total, below = total * share, below * share
+        if (tl.program_id(0) == 0) & (place % heads == 0):
+            tl.store(count + place // heads, seen)
+    tl.store(values + place * SIZE + at, total, mask=at < SIZE)
+    tl.store(keys + place * KEYS + other, below, mask=is_key)
+
+
+@triton.jit
+def _state_backward_kernel(
+    d_values, d_keys, count, k, v, below, mask, dk, dv, d_below,
+    k_b, k_n, k_h, v_b, v_n, v_h, below_b, below_n, below_h, mask_b, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
+    tokens, heads, shift,
+    MAP: tl.constexpr, BELOW: tl.constexpr, MASK: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
+    BN: tl.constexpr, TILES: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dk = v dS^T phi'(k) + dz phi'(k), dv = phi(k) dS, both over the number of keys."""
+    place = tl.program_id(1)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    share = 1.0 / tl.maximum(tl.load(count + batch), 1.0)
+    k += batch * k_b + head * k_h
+    v += batch * v_b + head * v_h
+    dk += batch * dk_b + head * dk_h
+    dv += batch * dv_b + head * dv_h
+    if BELOW:
+        below += batch * below_b + head * below_h
+        d_below += batch * dk_b + head * dk_h
+    d_values += place.to(tl.int64) * DIM * EXIT
+    d1 = tl.arange(0, D1)
+    z1 = tl.load(d_keys + place * DIM + d1, mask=d1 < DIM, other=0.0) * share
+    if D2:
+        d2 = D1 + tl.arange(0, D2)
+        z2 = tl.load(d_keys + place * DIM + d2, mask=d2 < DIM, other=0.0) * share
+    for tile in range(0, TILES):
+        n = (tl.program_id(0) * TILES + tile) * BN + tl.arange(0, BN)
+        inside = n < tokens
+        live = inside
+        if MASK:
+            live = live & (tl.load(mask + batch * mask_b + n, mask=live, other=0) != 0)
+        x1 = _rows(k, n, k_n, d1, live, DIM, ACC)
+        f1, a1 = _features(x1, live, d1, DIM, MAP, shift), tl.zeros((BN, D1), ACC)
+        if D2:
+            x2 = _rows(k, n, k_n, d2, live, DIM, ACC)
+            f2, a2 = _features(x2, live, d2, DIM, MAP, shift), tl.zeros((BN, D2), ACC)
+        for first in range(0, EXIT, BE):
+            e = first + tl.arange(0, BE)
+            value = _rows(v, n, v_n, e, live, EXIT, ACC)
+            at = d1[:, None] * EXIT + e[None, :]
+            s1 = tl.load(d_values + at, mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0) * share
+            scale, rounded, rest = _halves(s1, DOT, EXACT)
+            a1 += _times(value, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+            slope_v = _times(f1, rounded, rest, scale, DOT, EXACT, ACC)
+            if D2:
+                at = d2[:, None] * EXIT + e[None, :]
+                s2 = tl.load(d_values + at, mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0) * share
+                scale, rounded, rest = _halves(s2, DOT, EXACT)
+                a2 += _times(value, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+                slope_v += _times(f2, rounded, rest, scale, DOT, EXACT, ACC)
+            at = n.to(tl.int64)[:, None] * dv_n + e[None, :]
+            tl.store(dv + at, slope_v, mask=inside[:, None] & (e < EXIT)[None, :])
+        if not BELOW:
+            a1 += z1[None, :]
+        a1 = tl.where(live[:, None], a1 * _slope(x1, MAP), 0.0)
+        at = n.to(tl.int64)[:, None] * dk_n
+        tl.store(dk + at + d1[None, :], a1, mask=inside[:, None] & (d1 < DIM)[None, :])
+        if BELOW:
+            y1 = _rows(below, n, below_n, d1, live, DIM, ACC)
+            b1 = tl.where(live[:, None], z1[None, :] * _slope(y1, MAP), 0.0)
+            tl.store(d_below + at + d1[None, :], b1, mask=inside[:, None] & (d1 < DIM)[None, :])
+        if D2:
+            if not BELOW:
+                a2 += z2[None, :]
+            a2 = tl.where(live[:, None], a2 * _slope(x2, MAP), 0.0)
+            tl.store(dk + at + d2[None, :], a2, mask=inside[:, None] & (d2 < DIM)[None, :])
+            if BELOW:
+                y2 = _rows(below, n, below_n, d2, live, DIM, ACC)
+                b2 = tl.where(live[:, None], z2[None, :] * _slope(y2, MAP), 0.0)
+                tl.store(d_below + at + d2[None, :], b2, mask=inside[:, None] & (d2 < DIM)[None, :])
+
+
+# What queries read ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _read_kernel(
+    q, below, values, keys, out,
+    q_b, q_n, q_h, below_b, below_n, below_h, out_b, out_n, out_h,
+    tokens, heads, shift, eps,
+    MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
+    BN: tl.constexpr, TILES: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out = phi(q) S / (phi(q) z + eps) for TILES tiles of queries: the state is loaded and rounded once."""
+    place, column = tl.program_id(1), tl.program_id(2)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    q += batch * q_b + head * q_h
+    if BELOW:
+        below += batch * below_b + head * below_h
+    out += batch * out_b + head * out_h
+    values += place.to(tl.int64) * DIM * EXIT
+    keys += place.to(tl.int64) * DIM
+    d1, e = tl.arange(0, D1), column * BE + tl.arange(0, BE)
+    s1 = tl.load(values + d1[:, None] * EXIT + e[None, :], mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0)
+    z1 = tl.load(keys + d1, mask=d1 < DIM, other=0.0)
+    scale1, rounded1, rest1 = _halves(s1, DOT, EXACT)
+    if D2:
+        d2 = D1 + tl.arange(0, D2)
+        s2 = tl.load(
+            values + d2[:, None] * EXIT + e[None, :], mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0
+        )
+        z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
+        scale2, rounded2, rest2 = _halves(s2, DOT, EXACT)
+    for tile in range(0, TILES):
+        n = (tl.program_id(0) * TILES + tile) * BN + tl.arange(0, BN)
+        live = n < tokens
+        f1 = _features(_rows(q, n, q_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+        read = _times(f1, rounded1, rest1, scale1, DOT, EXACT, ACC)
+        if D2:
+            f2 = _features(_rows(q, n, q_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+            read += _times(f2, rounded2, rest2, scale2, DOT, EXACT, ACC)
+        if NORMALISE:
+            if BELOW:
+                f1 = _features(_rows(below, n, below_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+            bottom = tl.sum(f1 * z1[None, :], 1) + eps
+            if D2:
+                if BELOW:
+                    f2 = _features(_rows(below, n, below_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+                bottom += tl.sum(f2 * z2[None, :], 1)
+            read = read * _inverse(bottom)[:, None]
+        at = n.to(tl.int64)[:, None] * out_n + e[None, :]
+        tl.store(out + at, read, mask=live[:, None] & (e < EXIT)[None, :])
+
+
+@triton.jit
+def _read_backward_kernel(
+    grad, q, below, values, keys, dq, d_below, d_values, d_keys, weight, below_weight,
+    grad_b, grad_n, grad_h, q_b, q_n, q_h, below_b, below_n, below_h, dq_b, dq_n, dq_h,
+    tokens, heads, chunk, shift, eps,
+    MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr, FUSED: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
+    BN: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One pass over q and grad: dq, and partial sums of dS and dz.
+
+    t = grad S^T says everything: the numerator's part of the denominator's gradient is phi(q) t, so the output is not
+    read. Where dS does not fit beside it (FUSED is False), each token's two factors are written for `_state_kernel`.
+    """
+    split, place = tl.program_id(0), tl.program_id(1)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    grad += batch * grad_b + head * grad_h
+    q += batch * q_b + head * q_h
+    dq += batch * dq_b + head * dq_h
+    if BELOW:
+        below += batch * below_b + head * below_h
+        d_below += batch * dq_b + head * dq_h
+    if NORMALISE and not FUSED:
+        weight += place.to(tl.int64) * tokens
+        below_weight += place.to(tl.int64) * tokens
+    values += place.to(tl.int64) * DIM * EXIT
+    keys += place.to(tl.int64) * DIM
+    d1, e = tl.arange(0, D1), tl.arange(0, BE)
+    z1 = tl.load(keys + d1, mask=d1 < DIM, other=0.0)
+    if D2:
+        d2 = D1 + tl.arange(0, D2)
+        z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
+    if FUSED:
+        s1 = tl.load(
+            values + d1[:, None] * EXIT + e[None, :], mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0
+        )
+        scale1, rounded1, rest1 = _halves(s1, DOT, EXACT)
+        ds1, dz1 = tl.zeros((D1, BE), ACC), tl.zeros((D1,), ACC)
+        if D2:
+            s2 = tl.load(
+                values + d2[:, None] * EXIT + e[None, :], mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0
+            )
+            scale2, rounded2, rest2 = _halves(s2, DOT, EXACT)
+            ds2, dz2 = tl.zeros((D2, BE), ACC), tl.zeros((D2,), ACC)
+    end = tl.minimum(tokens, (split + 1) * chunk)
+    for start in range(split * chunk, end, BN):
+        n = start + tl.arange(0, BN)
+        live = n < end
+        x1 = _rows(q, n, q_n, d1, live, DIM, ACC)
+        f1 = _features(x1, live, d1, DIM, MAP, shift)
+        if D2:
+            x2 = _rows(q, n, q_n, d2, live, DIM, ACC)
+            f2 = _features(x2, live, d2, DIM, MAP, shift)
+        if FUSED:
+            told = _rows(grad, n, grad_n, e, live, EXIT, ACC)
+            t1 = _times(told, tl.trans(rounded1), tl.trans(rest1), scale1, DOT, EXACT, ACC)
+            if D2:
+                t2 = _times(told, tl.trans(rounded2), tl.trans(rest2), scale2, DOT, EXACT, ACC)
+        else:
+            t1 = tl.zeros((BN, D1), ACC)
+            if D2:
+                t2 = tl.zeros((BN, D2), ACC)
+            for first in range(0, EXIT, BE):
+                c = first + tl.arange(0, BE)
+                told = _rows(grad, n, grad_n, c, live, EXIT, ACC)
+                at = values + d1[:, None] * EXIT + c[None, :]
+                s1 = tl.load(at, mask=(d1 < DIM)[:, None] & (c < EXIT)[None, :], other=0.0)
+                scale, rounded, rest = _halves(s1, DOT, EXACT)
+                t1 += _times(told, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+                if D2:
+                    at = values + d2[:, None] * EXIT + c[None, :]
+                    s2 = tl.load(at, mask=(d2 < DIM)[:, None] & (c < EXIT)[None, :], other=0.0)
+                    scale, rounded, rest = _halves(s2, DOT, EXACT)
+                    t2 += _times(told, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+        at = n.to(tl.int64)[:, None] * dq_n
+        inner1 = live[:, None] & (d1 < DIM)[None, :]
+        if D2:
+            inner2 = live[:, None] & (d2 < DIM)[None, :]
+        if NORMALISE:
+            y1, g1 = x1, f1
+            if BELOW:
+                y1 = _rows(below, n, below_n, d1, live, DIM, ACC)
+                g1 = _features(y1, live, d1, DIM, MAP, shift)
+            bottom, above = tl.sum(g1 * z1[None, :], 1) + eps, tl.sum(f1 * t1, 1)
+            if D2:
+                y2, g2 = x2, f2
+                if BELOW:
+                    y2 = _rows(below, n, below_n, d2, live, DIM, ACC)
+                    g2 = _features(y2, live, d2, DIM, MAP, shift)
+                bottom += tl.sum(g2 * z2[None, :], 1)
+                above += tl.sum(f2 * t2, 1)
+            inverse = _inverse(bottom)
+            d_bottom = -above * inverse * inverse
+            t1 = t1 * inverse[:, None]
+            if BELOW:
+                tl.store(d_below + at + d1[None, :], d_bottom[:, None] * z1[None, :] * _slope(y1, MAP), mask=inner1)
+            else:
+                t1 += d_bottom[:, None] * z1[None, :]
+            if D2:
+                t2 = t2 * inverse[:, None]
+                if BELOW:
+                    tl.store(d_below + at + d2[None, :], d_bottom[:, None] * z2[None, :] * _slope(y2, MAP), mask=inner2)
+                else:
+                    t2 += d_bottom[:, None] * z2[None, :]
+            if FUSED:
+                dz1 += tl.sum(g1 * d_bottom[:, None], 0)
+                f1 = f1 * inverse[:, None]
+                if D2:
+                    dz2 += tl.sum(g2 * d_bottom[:, None], 0)
+                    f2 = f2 * inverse[:, None]
+            else:
+                tl.store(weight + n, inverse, mask=live)
+                tl.store(below_weight + n, d_bottom, mask=live)
+        else:
+            if BELOW:
+                tl.store(d_below + at + d1[None, :], x1 * 0, mask=inner1)
+                if D2:
+                    tl.store(d_below + at + d2[None, :], x2 * 0, mask=inner2)
+        if FUSED:
+            ds1 += dot(tl.trans(f1), told, DOT, ACC)
+            if D2:
+                ds2 += dot(tl.trans(f2), told, DOT, ACC)
+        tl.store(dq + at + d1[None, :], t1 * _slope(x1, MAP), mask=inner1)
+        if D2:
+            tl.store(dq + at + d2[None, :], t2 * _slope(x2, MAP), mask=inner2)
+    if FUSED:
+        row = (split * tl.num_programs(1) + place).to(tl.int64)
+        d_values += row * DIM * EXIT
+        d_keys += row * DIM
+        tl.store(d_values + d1[:, None] * EXIT + e[None, :], ds1, mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :])
+        tl.store(d_keys + d1, dz1, mask=d1 < DIM)
+        if D2:
+            tl.store(d_values + d2[:, None] * EXIT + e[None, :], ds2, mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :])
+            tl.store(d_keys + d2, dz2, mask=d2 < DIM)
+
+
+# Launching -----------------------------------------------------------------------------------------------------------
+
+
+def state(k, v, below, mask, feature_map, shift):
+    k, v, below = unit(k), unit(v), unit(below)
+    batch, tokens, heads, dim = k.shape
+    exit_dim, wide = v.shape[3], launch.wide(k.dtype)
+    values, keys = k.new_empty(batch, heads, dim, exit_dim, dtype=wide), k.new_empty(batch, heads, dim, dtype=wide)
+    count, counted = k.new_empty(batch, dtype=wide), None
+    if mask is not None:
+        mask = mask.contiguous().view(torch.uint8) if mask.dtype == torch.bool else (mask != 0).view(torch.uint8)
+        counted = mask.sum(1, dtype=wide)
+    partial = _accumulate(k, v, below, mask, None, None, feature_map, shift)
+    _add(partial, values, keys, count, counted, tokens, mean=True)
+    return values, keys, count
+
+
+def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shift):
+    k, v, below = unit(k), unit(v), unit(below)
+    batch, tokens, heads, dim = k.shape
+    dk, dv = launch.like(k), launch.like(v)
+    d_below = k.new_empty(0) if below is None else launch.like(below)
+    if not k.numel():
+        return dk, dv, d_below
+    how = launch.config("linear_state_backward", k, dim, tokens)
+    grid = (triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads)
+    mask = None if mask is None else (mask != 0).view(torch.uint8)
+    with launch.on(k.device):
+        _state_backward_kernel[grid](
+            d_values.contiguous(), d_keys.contiguous(), count, k, v, below, mask, dk, dv, d_below,
+            *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
+            *strides(dk), *strides(dv), tokens, heads, shift,
+            MAP=feature_map, BELOW=below is not None, MASK=mask is not None,
+            **_shape(dim, v.shape[3], how), **precision(k, exact=True),
+        )  # fmt: skip
+    return dk, dv, d_below
+
+
+def read(q, below, values, keys, feature_map, shift, eps, normalise):
+    q, below = unit(q), unit(below)
+    batch, tokens, heads, dim = q.shape
+    out = q.new_empty(batch, tokens, heads, values.shape[3])
+    if not out.numel():
+        return out
+    how = _shape(dim, values.shape[3], launch.config("linear_read", q, dim, tokens))
+    grid = (triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads, triton.cdiv(values.shape[3], how["BE"]))
+    with launch.on(q.device):
+        _read_kernel[grid](
+            q, below, values.contiguous(), keys.contiguous(), out,
+            *strides(q), *strides(below), *strides(out), tokens, heads, shift, eps,
+            MAP=feature_map, BELOW=below is not None, NORMALISE=normalise, **precision(q, exact=True), **how,
+        )  # fmt: skip
+    return out
+
+
+def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normalise):
+    grad, q, below = unit(grad), unit(q), unit(below)
+    batch, tokens, heads, dim = q.shape
+    dq, d_below = launch.like(q), q.new_empty(0) if below is None else launch.like(below)
+    d_values, d_keys = launch.like(values), launch.like(keys)
+    if not q.numel():
+        return dq, d_below, d_values.zero_(), d_keys.zero_()
+    fused = max(dim, values.shape[3]) <= FUSED[launch.CLASSES[q.dtype]]
+    how = launch.config("linear_read_backward" if fused else "linear_read_backward_wide", q, dim, tokens)
+    how = _shape(dim, values.shape[3], how)
+    splits, chunk = launch.splits(tokens, batch * heads, how["BN"], q.device)
+    partial, weights = (None, None), (None, None)
+    if fused:
+        partial = _room(splits, values, keys)
+    elif normalise:
+        weights = tuple(q.new_empty(batch, heads, tokens, dtype=values.dtype) for _ in range(2))
+    with launch.on(q.device):
+        _read_backward_kernel[(splits, batch * heads)](
+            grad, q, below, values.contiguous(), keys.contiguous(), dq, d_below, *partial, *weights,
+            *strides(grad), *strides(q), *strides(below), *strides(dq), tokens, heads, chunk, shift, eps,
+            MAP=feature_map, BELOW=below is not None, NORMALISE=normalise, FUSED=fused,
+            **precision(q, exact=True), **how,
+        )  # fmt: skip
+    if not fused:
+        partial = _accumulate(q, grad, below, None, *weights, feature_map, shift)
+    _add(partial, d_values, d_keys)
+    return dq, d_below, d_values, d_keys if normalise else d_keys.zero_()
+
+
+# The widest head whose dS stays in registers beside a tile's own sums.
+FUSED = {"half": 128, "single": 64, "double": 64}
+
+
+def _accumulate(k, v, below, mask, weight, below_weight, feature_map, shift) -> tuple[Tensor, Tensor]:
+    """Partial sums of phi(k)^T v and phi(k), (splits, batch x heads, ...)."""
+    batch, tokens, heads, dim = k.shape
+    how = _shape(dim, v.shape[3], launch.config("linear_state", k, dim, tokens))
+    columns = triton.cdiv(v.shape[3], how["BE"])
+    splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], k.device)
+    wide = launch.wide(k.dtype)
+    values = k.new_empty(splits, batch * heads, dim * v.shape[3], dtype=wide)
+    keys = k.new_empty(splits, batch * heads, dim, dtype=wide)
+    with launch.on(k.device):
+        _state_kernel[(splits, batch * heads, columns)](
+            k, v, below, mask, weight, below_weight, values, keys,
+            *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
+            tokens, heads, chunk, shift,
+            MAP=feature_map, BELOW=below is not None, MASK=mask is not None, WEIGHT=weight is not None,
+            **precision(k), **how,
+        )  # fmt: skip
+    return values, keys
+
+
+def _room(splits: int, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    many = values.shape[0] * values.shape[1]
+    return (
+        values.new_empty(splits, many, values.shape[2] * values.shape[3]),
+        keys.new_empty(splits, many, keys.shape[2]),
+    )
+
+
+def _add(partial, values, keys, count=None, counted=None, tokens=0, mean=False) -> None:
+    batch, heads, dim, exit_dim = values.shape
+    how = launch.config("linear_sum", values, dim)
+    with launch.on(values.device):
+        _sum_kernel[(triton.cdiv(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
+            *partial, values, keys, count, counted, heads, float(tokens), partial[0].shape[0],
+            SIZE=dim * exit_dim, KEYS=dim, MEAN=mean, MASK=counted is not None, ACC=TYPES[values.dtype], **how,
+        )  # fmt: skip
+
+
+def _shape(dim: int, exit_dim: int, how: dict[str, int]) -> dict[str, int]:
+    """The configuration, with the channels' parts and no wider a tile of values than there are values."""
+    first, second = parts(dim)
+    return {**how, "DIM": dim, "D1": first, "D2": second, "EXIT": exit_dim, "BE": min(how["BE"], powers(exit_dim))}

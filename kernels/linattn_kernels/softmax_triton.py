@@ -1,0 +1,378 @@
+"""Plain softmax attention with one short side, in Triton: what mediators and the text of a window are made of.
+
+- `rows` read `columns`. Where the rows are few, the columns are split among programs and merged by their log-sum-exp;
+  where the columns are few, their gradients are sums over splits of the rows. Sums are taken in a fixed order.
+- Scores live in base 2 inside a kernel; log-sum-exps outside are natural.
+- A bias is read by its strides, 0 where it is broadcast.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from linattn_kernels import launch
+from linattn_kernels.launch import strides, unit
+from linattn_kernels.tiles import dot, load, precision, shape_of, store
+
+LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def scores(a1, a2, b1, b2, D2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+    """a b^T of tiles in two parts."""
+    s = dot(a1, tl.trans(b1), DOT, ACC)
+    if D2:
+        s += dot(a2, tl.trans(b2), DOT, ACC)
+    return s
+
+
+@triton.jit
+def online(s, top, total):
+    """One step of the running softmax: (weights, the old sums' factor, new maximum, new total), all in base 2."""
+    high = tl.maximum(top, tl.max(s, 1))
+    safe = tl.where(high == float("-inf"), 0.0, high)  # a row that has seen nothing yet
+    p = tl.exp2(s - safe[:, None])
+    old = tl.exp2(top - safe)
+    return p, old, high, total * old + tl.sum(p, 1)
+
+
+@triton.jit
+def _biased(s, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.constexpr):
+    if BIAS:
+        at = place_r.to(tl.int64)[:, None] * bias_r + place_c.to(tl.int64)[None, :] * bias_c
+        s += tl.load(bias + at, mask=live, other=0.0).to(s.dtype) * 1.4426950408889634
+    return tl.where(live, s, float("-inf"))
+
+
+@triton.jit
+def _attend_kernel(
+    a, b, c, bias, out, lse, part, part_top, part_total,
+    a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c, out_b, out_n, out_h,
+    lse_b, lse_h, rows, columns, heads, chunk, scale,
+    BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    place, split = tl.program_id(1), tl.program_id(2)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    a += batch * a_b + head * a_h
+    b += batch * b_b + head * b_h
+    c += batch * c_b + head * c_h
+    if BIAS:
+        bias += batch * bias_b + head * bias_h
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
+    a1 = load(a, m, a_n, d1, m < rows, DIM)
+    acc1 = tl.zeros((BM, E1), ACC)
+    if D2:
+        d2 = D1 + tl.arange(0, D2)
+        a2 = load(a, m, a_n, d2, m < rows, DIM)
+    else:
+        a2, b2 = a1, a1
+    if E2:
+        e2 = E1 + tl.arange(0, E2)
+        acc2 = tl.zeros((BM, E2), ACC)
+    top, total = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC)
+    end = tl.minimum(columns, (split + 1) * chunk)
+    for start in range(split * chunk, end, BN):
+        n = start + tl.arange(0, BN)
+        live = n < end
+        b1 = load(b, n, b_n, d1, live, DIM)
+        if D2:
+            b2 = load(b, n, b_n, d2, live, DIM)
+        s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
+        s = _biased(s, bias, m, n, bias_r, bias_c, (m < rows)[:, None] & live[None, :], BIAS)
+        p, old, top, total = online(s, top, total)
+        acc1 = acc1 * old[:, None] + dot(p, load(c, n, c_n, e1, live, EXIT), DOT, ACC)
+        if E2:
+            acc2 = acc2 * old[:, None] + dot(p, load(c, n, c_n, e2, live, EXIT), DOT, ACC)
+    if SPLIT:
+        row = (split * tl.num_programs(1) + place).to(tl.int64) * rows
+        part += row * EXIT
+        store(part, m, EXIT, e1, m < rows, EXIT, acc1)
+        if E2:
+            store(part, m, EXIT, e2, m < rows, EXIT, acc2)
+        tl.store(part_top + row + m, top, mask=m < rows)
+        tl.store(part_total + row + m, total, mask=m < rows)
+    else:
+        out += batch * out_b + head * out_h
+        share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
+        store(out, m, out_n, e1, m < rows, EXIT, acc1 * share)
+        if E2:
+            store(out, m, out_n, e2, m < rows, EXIT, acc2 * share)
+        tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
+
+
+@triton.jit
+def _merge_kernel(
+    part, part_top, part_total, out, lse, out_b, out_n, out_h, lse_b, lse_h, rows, heads, splits,
+    EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The splits' results, weighed by their share of the whole sum."""
+    place, many = tl.program_id(1), tl.num_programs(1)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    m, e = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BE)
+    top, total, acc = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC), tl.zeros((BM, BE), ACC)
+    for split in range(0, splits):
+        row = (split * many + place).to(tl.int64) * rows
+        own = tl.load(part_top + row + m, mask=m < rows, other=float("-inf"))
+        sums = tl.load(part_total + row + m, mask=m < rows, other=0.0)
+        high = tl.maximum(top, own)
+        safe = tl.where(high == float("-inf"), 0.0, high)
+        old, new = tl.exp2(top - safe), tl.exp2(own - safe)
+        acc = acc * old[:, None] + load(part + row * EXIT, m, EXIT, e, m < rows, EXIT) * new[:, None]
+        total, top = total * old + sums * new, high
+    out += batch * out_b + head * out_h
+    store(out, m, out_n, e, m < rows, EXIT, acc / tl.where(total == 0, 1.0, total)[:, None])
+    tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
+
+
+@triton.jit
+def _delta_kernel(
+    grad, out, d_lse, delta, grad_b, grad_n, grad_h, out_b, out_n, out_h, lse_b, lse_h, delta_b, delta_h, rows, heads,
+    LSE: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """sum(grad o out) a row, less the gradient of the log-sum-exp."""
+    place = tl.program_id(1)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    m, e = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BE)
+    one = load(grad + batch * grad_b + head * grad_h, m, grad_n, e, m < rows, EXIT).to(ACC)
+    two = load(out + batch * out_b + head * out_h, m, out_n, e, m < rows, EXIT).to(ACC)
+    found = tl.sum(one * two, 1)
+    if LSE:
+        found -= tl.load(d_lse + batch * lse_b + head * lse_h + m, mask=m < rows, other=0.0).to(ACC)
+    tl.store(delta + batch * delta_b + head * delta_h + m, found, mask=m < rows)
+
+
+@triton.jit
+def _rows_kernel(
+    grad, a, b, c, bias, lse, delta, d_bias, part,
+    grad_b, grad_n, grad_h, a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c,
+    lse_b, lse_h, part_s, part_b, part_n, part_h, rows, columns, heads, chunk, scale,
+    BIAS: tl.constexpr, D_BIAS: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The rows' gradient over one split of the columns, and the bias's."""
+    place, split = tl.program_id(1), tl.program_id(2)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    grad += batch * grad_b + head * grad_h
+    a += batch * a_b + head * a_h
+    b += batch * b_b + head * b_h
+    c += batch * c_b + head * c_h
+    if BIAS:
+        bias += batch * bias_b + head * bias_h
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    within = m < rows
+    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
+    a1, g1 = load(a, m, a_n, d1, within, DIM), load(grad, m, grad_n, e1, within, EXIT)
+    acc1 = tl.zeros((BM, D1), ACC)
+    if D2:
+        d2 = D1 + tl.arange(0, D2)
+        a2, acc2 = load(a, m, a_n, d2, within, DIM), tl.zeros((BM, D2), ACC)
+    else:
+        a2, b2 = a1, a1
+    if E2:
+        e2 = E1 + tl.arange(0, E2)
+        g2 = load(grad, m, grad_n, e2, within, EXIT)
+    else:
+        g2, c2 = g1, g1
+    at = batch * lse_b + head * lse_h + m
+    sums = tl.load(lse + at, mask=within, other=0.0).to(ACC) * 1.4426950408889634
+    less = tl.load(delta + at, mask=within, other=0.0).to(ACC)
+    end = tl.minimum(columns, (split + 1) * chunk)
+    for start in range(split * chunk, end, BN):
+        n = start + tl.arange(0, BN)
+        live = n < end
+        b1, c1 = load(b, n, b_n, d1, live, DIM), load(c, n, c_n, e1, live, EXIT)
+        if D2:
+            b2 = load(b, n, b_n, d2, live, DIM)
+        if E2:
+            c2 = load(c, n, c_n, e2, live, EXIT)
+        s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
+        both = within[:, None] & live[None, :]
+        p = tl.exp2(_biased(s, bias, m, n, bias_r, bias_c, both, BIAS) - sums[:, None])
+        ds = p * (scores(g1, g2, c1, c2, E2, DOT, ACC) - less[:, None])
+        if D_BIAS:
+            where = ((place.to(tl.int64) * rows + m)[:, None]) * columns + n[None, :]
+            tl.store(d_bias + where, ds, mask=both)
+        acc1 += dot(ds, b1, DOT, ACC)
+        if D2:
+            acc2 += dot(ds, b2, DOT, ACC)
+    part += split.to(tl.int64) * part_s + batch * part_b + head * part_h
+    natural = scale / 1.4426950408889634
+    store(part, m, part_n, d1, within, DIM, acc1 * natural)
+    if D2:
+        store(part, m, part_n, d2, within, DIM, acc2 * natural)
+
+
+@triton.jit
+def _columns_kernel(
+    grad, a, b, c, bias, lse, delta, part_b_, part_c_,
+    grad_b, grad_n, grad_h, a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c,
+    lse_b, lse_h, db_s, db_b, db_n, db_h, dc_s, dc_b, dc_n, dc_h, rows, columns, heads, chunk, scale,
+    BIAS: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The columns' gradients over one split of the rows."""
+    place, split = tl.program_id(1), tl.program_id(2)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    grad += batch * grad_b + head * grad_h
+    a += batch * a_b + head * a_h
+    b += batch * b_b + head * b_h
+    c += batch * c_b + head * c_h
+    lse += batch * lse_b + head * lse_h
+    delta += batch * lse_b + head * lse_h
+    if BIAS:
+        bias += batch * bias_b + head * bias_h
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    live = n < columns
+    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
+    b1, c1 = load(b, n, b_n, d1, live, DIM), load(c, n, c_n, e1, live, EXIT)
+    db1, dc1 = tl.zeros((BN, D1), ACC), tl.zeros((BN, E1), ACC)
+    if D2:
+        d2 = D1 + tl.arange(0, D2)
+        b2, db2 = load(b, n, b_n, d2, live, DIM), tl.zeros((BN, D2), ACC)
+    else:
+        a2, b2 = b1, b1
+    if E2:
+        e2 = E1 + tl.arange(0, E2)
+        c2, dc2 = load(c, n, c_n, e2, live, EXIT), tl.zeros((BN, E2), ACC)
+    else:
+        g2, c2 = c1, c1
+    end = tl.minimum(rows, (split + 1) * chunk)
+    for start in range(split * chunk, end, BM):
+        m = start + tl.arange(0, BM)
+        within = m < end
+        a1, g1 = load(a, m, a_n, d1, within, DIM), load(grad, m, grad_n, e1, within, EXIT)
+        if D2:
+            a2 = load(a, m, a_n, d2, within, DIM)
+        if E2:
+            g2 = load(grad, m, grad_n, e2, within, EXIT)
+        sums = tl.load(lse + m, mask=within, other=0.0).to(ACC) * 1.4426950408889634
+        less = tl.load(delta + m, mask=within, other=0.0).to(ACC)
+        s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
+        both = within[:, None] & live[None, :]
+        p = tl.exp2(_biased(s, bias, m, n, bias_r, bias_c, both, BIAS) - sums[:, None])
+        ds = p * (scores(g1, g2, c1, c2, E2, DOT, ACC) - less[:, None])
+        dc1 += dot(tl.trans(p), g1, DOT, ACC)
+        db1 += dot(tl.trans(ds), a1, DOT, ACC)
+        if E2:
+            dc2 += dot(tl.trans(p), g2, DOT, ACC)
+        if D2:
+            db2 += dot(tl.trans(ds), a2, DOT, ACC)
+    part_b_ += split.to(tl.int64) * db_s + batch * db_b + head * db_h
+    part_c_ += split.to(tl.int64) * dc_s + batch * dc_b + head * dc_h
+    natural = scale / 1.4426950408889634
+    store(part_b_, n, db_n, d1, live, DIM, db1 * natural)
+    store(part_c_, n, dc_n, e1, live, EXIT, dc1)
+    if D2:
+        store(part_b_, n, db_n, d2, live, DIM, db2 * natural)
+    if E2:
+        store(part_c_, n, dc_n, e2, live, EXIT, dc2)
+
+
+# Launching -----------------------------------------------------------------------------------------------------------
+
+
+def attend(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float, out: Tensor, lse: Tensor) -> None:
+    """softmax(a b^T scale + bias) c into out (batch, rows, heads, dim) and lse (batch, heads, rows), both views."""
+    a, b, c = unit(a), unit(b), unit(c)
+    batch, rows, heads, dim = a.shape
+    columns, exit_dim, wide = b.shape[1], c.shape[3], launch.wide(a.dtype)
+    how = launch.config("softmax_attend", a, max(dim, exit_dim), columns)
+    tiles = triton.cdiv(rows, how["BM"])
+    splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
+    part, tops = (None, None), (None, None)
+    if splits > 1:
+        part = a.new_empty(splits, batch * heads, rows, exit_dim, dtype=wide)
+        tops = [a.new_empty(splits, batch * heads, rows, dtype=wide) for _ in range(2)]
+    with launch.on(a.device):
+        _attend_kernel[(tiles, batch * heads, splits)](
+            a, b, c, bias, out, lse, part if splits > 1 else None, *tops,
+            *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns), *strides(out),
+            *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E,
+            BIAS=bias is not None, SPLIT=splits > 1, **shape_of(dim, exit_dim), **precision(a), **how,
+        )  # fmt: skip
+        if splits > 1:
+            how = launch.config("softmax_merge", a, exit_dim)
+            _merge_kernel[(triton.cdiv(rows, how["BM"]), batch * heads)](
+                part, *tops, out, lse, *strides(out), *lse.stride()[:2], rows, heads, splits,
+                EXIT=exit_dim, BE=triton.next_power_of_2(exit_dim), ACC=precision(a)["ACC"], **how,
+            )  # fmt: skip
+
+
+def delta_of(grad: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
+    """(batch, heads, rows)."""
+    batch, rows, heads, dim = out.shape
+    delta = grad.new_empty(batch, heads, rows, dtype=launch.wide(grad.dtype))
+    how = launch.config("softmax_delta", grad, dim)
+    with launch.on(grad.device):
+        _delta_kernel[(triton.cdiv(rows, how["BM"]), batch * heads)](
+            grad, out, d_lse, delta, *strides(grad), *strides(out),
+            *((0, 0) if d_lse is None else d_lse.stride()[:2]), *delta.stride()[:2], rows, heads,
+            LSE=d_lse is not None, EXIT=dim, BE=triton.next_power_of_2(dim), ACC=precision(grad)["ACC"], **how,
+        )  # fmt: skip
+    return delta
+
+
+def rows_slope(
+    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """(gradient of the rows in the wide dtype, of the bias before it was broadcast)."""
+    grad, a, b, c = unit(grad), unit(a), unit(b), unit(c)
+    batch, rows, heads, dim = a.shape
+    columns, wide = b.shape[1], launch.wide(a.dtype)
+    how = launch.config("softmax_rows", a, max(dim, c.shape[3]), columns)
+    tiles = triton.cdiv(rows, how["BM"])
+    splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
+    part = a.new_empty(splits, batch, rows, heads, dim, dtype=wide if splits > 1 else a.dtype)
+    d_bias = None if bias is None else a.new_empty(batch, heads, rows, columns, dtype=wide)
+    with launch.on(a.device):
+        _rows_kernel[(tiles, batch * heads, splits)](
+            grad, a, b, c, bias, lse, delta, d_bias, part,
+            *strides(grad), *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns),
+            *_row_strides(lse, delta), *part.stride()[:4], rows, columns, heads, chunk, scale * LOG2E,
+            BIAS=bias is not None, D_BIAS=bias is not None, **shape_of(dim, c.shape[3]), **precision(a), **how,
+        )  # fmt: skip
+    return _summed(part, a.dtype), None if bias is None else d_bias.sum_to_size(bias.shape).to(bias.dtype)
+
+
+def columns_slope(
+    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of b and c."""
+    grad, a, b, c = unit(grad), unit(a), unit(b), unit(c)
+    batch, rows, heads, dim = a.shape
+    columns, exit_dim, wide = b.shape[1], c.shape[3], launch.wide(a.dtype)
+    how = launch.config("softmax_columns", a, max(dim, exit_dim), rows)
+    tiles = triton.cdiv(columns, how["BN"])
+    splits, chunk = launch.splits(rows, tiles * batch * heads, how["BM"], a.device)
+    dtype = wide if splits > 1 else a.dtype
+    db = a.new_empty(splits, batch, columns, heads, dim, dtype=dtype)
+    dc = a.new_empty(splits, batch, columns, heads, exit_dim, dtype=dtype)
+    with launch.on(a.device):
+        _columns_kernel[(tiles, batch * heads, splits)](
+            grad, a, b, c, bias, lse, delta, db, dc,
+            *strides(grad), *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns),
+            *_row_strides(lse, delta), *db.stride()[:4], *dc.stride()[:4], rows, columns, heads, chunk, scale * LOG2E,
+            BIAS=bias is not None, **shape_of(dim, exit_dim), **precision(a), **how,
+        )  # fmt: skip
+    return _summed(db, a.dtype), _summed(dc, a.dtype)
+
+
+def _summed(part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part[0] if part.shape[0] == 1 else part.sum(0).to(dtype)
+
+
+def _bias_strides(bias: Tensor | None, *full: int) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if bias is None else bias.expand(full).stride()
+
+
+def _row_strides(lse: Tensor, delta: Tensor) -> tuple[int, int]:
+    """Numbers a row are read by the same strides."""
+    if lse.stride() != delta.stride():
+        raise ValueError(f"log-sum-exp has strides {lse.stride()}, delta {delta.stride()}; slice both alike")
+    return lse.stride()[:2]

@@ -1,0 +1,63 @@
+"""Products and sizes of tiles, for all kernels."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from linattn_kernels import launch
+
+LEAST = 16  # the smallest side of a product on a GPU
+TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+def powers(size: int) -> int:
+    """The power of two that holds `size`, at least the smallest tile."""
+    return max(LEAST, triton.next_power_of_2(size))
+
+
+def parts(dim: int) -> tuple[int, int]:
+    """Two powers of two that hold `dim` channels together, the second 0 where one does: 72 is 64 and 16, 128 is 128."""
+    whole = powers(dim)
+    first = whole // 2
+    if first < LEAST or dim == whole:
+        return whole, 0
+    second = powers(dim - first)
+    return (whole, 0) if second >= first else (first, second)
+
+
+def shape_of(dim: int, exit_dim: int) -> dict[str, int]:
+    """Both parts of a head's channels on the way in and out."""
+    (d1, d2), (e1, e2) = parts(dim), parts(exit_dim)
+    return {"DIM": dim, "D1": d1, "D2": d2, "EXIT": exit_dim, "E1": e1, "E2": e2}
+
+
+def precision(like: Tensor, exact: bool = False) -> dict:
+    """What products are taken of, and what they are added up in. The interpreter multiplies bf16 as bit patterns."""
+    dtype = torch.float32 if launch.INTERPRETED and like.dtype == torch.bfloat16 else like.dtype
+    found = {"DOT": TYPES[dtype], "ACC": TYPES[launch.wide(dtype)]}
+    return found | {"EXACT": dtype in (torch.float32, torch.float64)} if exact else found
+
+
+@triton.jit
+def load(base, n, stride, columns, live, DIM: tl.constexpr):
+    """Tokens n, channels `columns`: (tokens, channels) in the tensor's own precision, zeros outside."""
+    offset = n.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(base + offset, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store(base, n, stride, columns, live, DIM: tl.constexpr, values):
+    offset = n.to(tl.int64)[:, None] * stride + columns[None, :]
+    tl.store(base + offset, values, mask=live[:, None] & (columns < DIM)[None, :])
+
+
+@triton.jit
+def dot(a, b, DOT: tl.constexpr, ACC: tl.constexpr):
+    """a @ b of operands rounded to DOT, added up in ACC; float32 is never rounded to tf32."""
+    return tl.dot(a.to(DOT), b.to(DOT), input_precision="ieee", out_dtype=ACC)

@@ -1,0 +1,470 @@
+"""The three kernels, by every path this machine has, against their definitions in float64.
+
+Triton runs in its interpreter where there is no GPU: tiles of 16, sizes that nobody tuned for. What only hardware can
+show (speed, bf16 products, registers) is in tests/test_kernel_builds.py and `make gpu-check`.
+"""
+
+import math
+import threading
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import linattn_kernels
+from linattn_kernels import linear_attention, mediator_attention, reference, use_backend, window_attention
+from linattn_kernels.launch import INTERPRETED, obstacle
+from linattn_kernels.reference import State
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+RUNS = obstacle(DEVICE) is None and (DEVICE.type == "cuda" or INTERPRETED)
+NEEDS_TRITON = pytest.mark.skipif(not RUNS, reason="Triton cannot run here")
+PATHS = ["torch", pytest.param("triton", marks=NEEDS_TRITON)]
+BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2 if INTERPRETED else 8e-3}
+LINEAR, WINDOW, MEDIATOR = reference.linear_attention, reference.window_attention, reference.mediator_attention
+
+
+def tensors(*shapes, dtype=torch.float32, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=draw, dtype=torch.float64).to(DEVICE, dtype) for shape in shapes]
+
+
+def qkv(batch, queries, keys, heads, dim, exit_dim, **more):
+    return tensors((batch, queries, heads, dim), (batch, keys, heads, dim), (batch, keys, heads, exit_dim), **more)
+
+
+def results(function, given, seed=7):
+    """[result .., gradient of each tensor ..] for random gradients of all results."""
+    given = [each.detach().clone().requires_grad_() for each in given]
+    found = function(*given)
+    found = [each for each in (found if isinstance(found, tuple) else (found,)) if each.numel()]
+    draw = torch.Generator().manual_seed(seed)
+    told = [torch.randn(each.shape, generator=draw, dtype=torch.float64).to(each) for each in found]
+    torch.autograd.backward(found, told)
+    return [each.detach() for each in found], [each.grad for each in given]
+
+
+def judge(function, definition, given, path):
+    """Results and gradients equal the definition's, relative to the tensor, or are as near as it is in this precision.
+
+    (One key's gradient is what is left of two numbers that cancel.)
+    """
+    with use_backend(path):
+        found, slopes = results(function, given)
+    exact, exact_slopes = results(definition, [each.double() for each in given])
+    plain, plain_slopes = results(definition, given)
+    bound = BOUND[given[0].dtype]
+    for one, two, three in zip(found + slopes, exact + exact_slopes, plain + plain_slopes, strict=True):
+        assert one.shape == two.shape
+        size = two.norm() if two.square().mean() > 1e-6 else two.numel() ** 0.5  # all cancels: beside inputs of size 1
+        error, usual = ((each.double() - two).norm() / size for each in (one, three))
+        assert error < max(bound, 1.5 * usual), f"{error:.1e}, where {bound:g} is allowed and {usual:.1e} usual"
+    assert all(each.dtype == given[0].dtype for each in (found[0], *slopes))
+
+
+# Linear attention ----------------------------------------------------------------------------------------------------
+
+SIZES = [
+    (1, 1, 1, 1, 8, 8),
+    (2, 5, 7, 3, 16, 16),
+    (1, 33, 50, 2, 24, 16),
+    (1, 17, 64, 2, 40, 40),
+    (1, 65, 15, 1, 72, 30),
+    (2, 16, 19, 1, 24, 130),
+    (1, 20, 20, 1, 160, 144),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_linear(size, path):
+    options = {"eps": 0.1}
+    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), qkv(*size), path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("feature_map", reference.FEATURE_MAPS)
+@pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "plain"])
+def test_linear_feature_maps(feature_map, normalise, path):
+    given = qkv(2, 19, 21, 2, 24, 16)
+    if feature_map == "identity":  # a denominator that crosses zero has no gradient to compare
+        given = [given[0].abs(), given[1].abs(), given[2]]
+    options = {"feature_map": feature_map, "shift": 0.05, "eps": 0.1, "normalise": normalise}
+    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), given, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dim", [16, 40, 130])
+def test_linear_with_a_normaliser_of_its_own(dim, path):
+    given = qkv(2, 17, 20, 2, dim, 24) + tensors((2, 17, 2, dim), (2, 20, 2, dim), seed=1)
+
+    def with_normaliser(function):
+        return lambda q, k, v, a, b: function(q, k, v, eps=0.1, normaliser=(a, b))
+
+    judge(with_normaliser(linear_attention), with_normaliser(LINEAR), given, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_linear_key_mask(path):
+    mask = torch.rand(3, 37, generator=torch.Generator().manual_seed(2)).to(DEVICE) > 0.4
+    mask[1] = False  # nothing counts: the denominator is epsilon alone
+    mask[2, 20:] = False
+    options = {"key_mask": mask, "eps": 0.1}
+    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), qkv(3, 5, 37, 2, 16, 16), path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_linear_parts_of_a_sequence_join(path):
+    """The state of one part, given to another with its own keys, is the whole; gradients pass through it."""
+
+    def joined(function):
+        def call(q, k, v, more_k, more_v, mask):
+            _, first = function(q[:, :1], k, v, eps=0.1, return_state=True)
+            out, whole = function(q, more_k, more_v, eps=0.1, state=first, key_mask=mask, return_state=True)
+            return out, whole.values, whole.keys
+
+        return call
+
+    q, k, v = qkv(2, 6, 40, 2, 16, 24)
+    more_k, more_v = tensors((2, 9, 2, 16), (2, 9, 2, 24), seed=3)
+    mask = torch.arange(9, device=DEVICE) < torch.tensor([[9], [4]], device=DEVICE)
+    given = [q, k, v, more_k, more_v]
+    judge(lambda *t: joined(linear_attention)(*t, mask), lambda *t: joined(LINEAR)(*t, mask), given, path)
+    with use_backend(path):
+        whole = joined(linear_attention)(*given, torch.ones_like(mask))[0]
+        once = linear_attention(q, torch.cat([k, more_k], 1), torch.cat([v, more_v], 1), eps=0.1)
+    torch.testing.assert_close(whole, once, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_linear_of_nothing(path):
+    q, k, v = qkv(2, 5, 0, 2, 16, 16)
+    with use_backend(path):
+        assert not linear_attention(q, k, v).any()
+        assert linear_attention(k, q, q).shape == (2, 0, 2, 16)
+        _, slopes = results(lambda q, k, v: linear_attention(q, k, v, eps=0.1), [q, k, v])
+    assert not slopes[0].any()
+    assert slopes[1].shape == k.shape
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_query_that_nothing_answers_reads_nothing(path):
+    q, k, v = qkv(1, 20, 20, 1, 16, 16)
+    q[:, 3] = -1.0
+    with use_backend(path):
+        found, slopes = results(lambda *t: linear_attention(*t, feature_map="relu", eps=0.0), [q, k, v])
+    assert not found[0][:, 3].any()
+    assert not slopes[0][:, 3].any()
+    assert all(each.isfinite().all() for each in slopes)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_linear_gives_back_a_constant(path):
+    q, k, v = qkv(1, 40, 40, 2, 24, 24)
+    with use_backend(path):
+        out = linear_attention(q, k, v[:, :1].expand_as(v), eps=0.0)
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+        shuffled = linear_attention(q, k[:, order], v[:, order])
+        straight = linear_attention(q, k, v)
+    torch.testing.assert_close(out, v[:, :1].expand_as(v), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shuffled, straight, rtol=1e-5, atol=1e-6)
+
+
+# Windows -------------------------------------------------------------------------------------------------------------
+
+PICTURES = [(1, 1, 1), (5, 7, 2), (4, 4, 1), (9, 6, 3), (3, 17, 2.5), (8, 8, 20)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("shape", reference.SHAPES)
+@pytest.mark.parametrize("text", [0, 3])
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: "x".join(map(str, picture)))
+def test_window(picture, text, shape, path):
+    height, width, radius = picture
+    tokens = text + height * width
+    options = {"height": height, "width": width, "radius": radius, "text": text, "shape": shape}
+    given = qkv(1, tokens, tokens, 2, 16, 16)
+    judge(lambda *t: window_attention(*t, **options), lambda *t: WINDOW(*t, **options), given, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("dim", "exit_dim"), [(8, 8), (24, 40), (40, 24), (72, 72)])
+def test_window_head_dims_extra_keys_and_log_sum_exp(dim, exit_dim, path):
+    options = {"height": 5, "width": 6, "radius": 2, "text": 2, "scale": 0.3, "return_lse": True}
+    given = qkv(2, 32, 32, 1, dim, exit_dim) + tensors((2, 5, 1, dim), (2, 5, 1, exit_dim), seed=4)
+
+    def with_extra(function):
+        return lambda q, k, v, a, b: function(q, k, v, extra=(a, b), **options)
+
+    judge(with_extra(window_attention), with_extra(WINDOW), given, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_window_over_everything_is_dense(path):
+    q, k, v = qkv(2, 3 + 30, 33, 2, 16, 16)
+    with use_backend(path):
+        out = window_attention(q, k, v, height=5, width=6, radius=9, text=3)
+    dense = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(out, dense, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_one_huge_key_wins(path):
+    q, k, v = qkv(1, 36, 36, 1, 16, 16)
+    k[:, 14] = 300 * q[:, 14]
+    with use_backend(path):
+        out = window_attention(q, k, v, height=6, width=6, radius=3)
+    torch.testing.assert_close(out[:, 14], v[:, 14])
+    assert out.isfinite().all()
+
+
+# Mediators -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("count", [1, 4, 9, 16, 49])
+@pytest.mark.parametrize(("dim", "exit_dim"), [(16, 16), (40, 24)])
+def test_mediators(count, dim, exit_dim, path):
+    given = qkv(2, 37, 50, 2, dim, exit_dim) + tensors((2, count, 2, dim), seed=5)
+    judge(mediator_attention, MEDIATOR, given, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "bias", [((2, 3, 5, 70), (2, 3, 20, 5)), ((3, 1, 70), (5,)), ((1, 1, 5, 70), (3, 1, 5))], ids=str
+)
+def test_mediators_with_biases(bias, path):
+    given = qkv(2, 20, 70, 3, 16, 16) + tensors((2, 5, 3, 16), *bias, seed=6)
+
+    def with_biases(function):
+        return lambda q, k, v, m, one, two: function(q, k, v, m, scale=0.4, bias_in=one, bias_out=two)
+
+    judge(with_biases(mediator_attention), with_biases(MEDIATOR), given, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_mediators_made_of_the_queries_learn_through_both(path):
+    def pooled(function):
+        return lambda q, k, v: function(q, k, v, q.unflatten(1, (4, -1)).mean(2))
+
+    judge(pooled(mediator_attention), pooled(MEDIATOR), qkv(1, 32, 40, 2, 16, 16), path)
+
+
+# All three -----------------------------------------------------------------------------------------------------------
+
+PICTURE = {"height": 5, "width": 4, "radius": 2, "text": 2}
+CALLS = {
+    "linear": lambda q, k, v: linear_attention(q, k, v, eps=0.1),
+    "window": lambda q, k, v: window_attention(q, k, v, **PICTURE),
+    "mediator": lambda q, k, v: mediator_attention(q, k, v, q[:, :4]),
+}
+DEFINITIONS = {
+    "linear": lambda q, k, v: LINEAR(q, k, v, eps=0.1),
+    "window": lambda q, k, v: WINDOW(q, k, v, **PICTURE),
+    "mediator": lambda q, k, v: MEDIATOR(q, k, v, q[:, :4]),
+}
+each_kernel = pytest.mark.parametrize("kernel", CALLS)
+
+
+def layouts():
+    """The same numbers in every layout that callers have."""
+    q, k, v = qkv(2, 22, 22, 3, 16, 16)
+    fused = torch.stack([q, k, v], 2).flatten(3).contiguous()  # (batch, tokens, 3, channels)
+    yield "slices of one projection", [each.unflatten(2, (3, 16)) for each in fused.unbind(2)]
+    yield "heads first", [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (q, k, v)]
+    yield "channels not last", [each.transpose(1, 3).contiguous().transpose(1, 3) for each in (q, k, v)]
+    padded = [F.pad(each, (1, 0)) for each in (q, k, v)]  # begins 4 bytes off an address that divides by 16
+    yield "unaligned", [each[..., 1:] for each in padded]
+    yield "one example expanded", [each[:1].expand(2, -1, -1, -1) for each in (q, k, v)]
+
+
+@each_kernel
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("place", range(5), ids=[name for name, _ in layouts()])
+def test_layouts(kernel, path, place):
+    given = list(layouts())[place][1]
+    with use_backend(path):
+        found = CALLS[kernel](*given)
+    torch.testing.assert_close(found, DEFINITIONS[kernel](*given), rtol=1e-5, atol=1e-6)
+
+
+@each_kernel
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(kernel, path, dtype):
+    judge(CALLS[kernel], DEFINITIONS[kernel], qkv(1, 22, 22, 2, 24, 24, dtype=dtype), path)
+
+
+@each_kernel
+@pytest.mark.parametrize("path", PATHS)
+def test_gradcheck(kernel, path):
+    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 3, 3, dtype=torch.float64)]
+    with use_backend(path):
+        assert torch.autograd.gradcheck(CALLS[kernel], given, fast_mode=True)
+
+
+@each_kernel
+@pytest.mark.parametrize("path", PATHS)
+def test_twice_the_same_bits_and_without_gradients_too(kernel, path):
+    given = qkv(2, 22, 22, 2, 16, 16)
+    with use_backend(path):
+        (one,), slopes = results(CALLS[kernel], given)
+        (two,), again = results(CALLS[kernel], given)
+        with torch.no_grad():
+            three = CALLS[kernel](*given)
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
+    assert all(torch.equal(a, b) for a, b in zip(slopes, again, strict=True))
+
+
+@each_kernel
+@pytest.mark.parametrize("path", PATHS)
+def test_one_tensor_in_all_places(kernel, path):
+    given = [qkv(1, 22, 22, 2, 16, 16)[0]]
+    judge(lambda x: CALLS[kernel](x, x, x), lambda x: DEFINITIONS[kernel](x, x, x), given, path)
+
+
+@each_kernel
+@pytest.mark.parametrize(
+    ("path", "other"), [("torch", "reference"), pytest.param("triton", "torch", marks=NEEDS_TRITON)]
+)
+def test_the_backward_takes_its_forwards_path(kernel, path, other, monkeypatch):
+    """On whatever thread, whatever is asked for by then."""
+    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16)]
+    with use_backend(path):
+        out = CALLS[kernel](*given)
+    if path == "triton":
+        for name in ("linear_torch.state_backward", "window_torch.window_backward", "mediator_torch.gather_backward"):
+            monkeypatch.delattr(f"linattn_kernels.{name}")
+    with use_backend(other):
+        thread = threading.Thread(target=lambda: out.sum().backward())
+        thread.start()
+        thread.join()
+    exact = [each.detach().double().requires_grad_() for each in given]
+    DEFINITIONS[kernel](*exact).sum().backward()
+    for one, two in zip(given, exact, strict=True):
+        torch.testing.assert_close(one.grad.double(), two.grad, rtol=1e-4, atol=1e-6)
+
+
+@each_kernel
+def test_a_gradient_of_a_gradient_is_refused(kernel):
+    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16)]
+    slope = torch.autograd.grad(CALLS[kernel](*given).square().sum(), given, create_graph=True)[0]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        slope.sum().backward()
+
+
+@each_kernel
+def test_compiles_without_a_graph_break(kernel):
+    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16)]
+    compiled = torch.compile(CALLS[kernel], fullgraph=True, backend="aot_eager")
+    found, slopes = results(compiled, given)
+    plain, plain_slopes = results(CALLS[kernel], given)
+    for one, two in zip(found + slopes, plain + plain_slopes, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@each_kernel
+def test_autocast(kernel):
+    given = qkv(1, 22, 22, 1, 16, 16)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        found = CALLS[kernel](*given)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, CALLS[kernel](*(each.bfloat16() for each in given)))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_operations_keep_their_promises_to_pytorch(path):
+    from linattn_kernels import linear, mediator, window
+
+    q, k, v = (each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16))
+    values, keys = tensors((1, 1, 16, 16), (1, 1, 16))
+    calls = [
+        (linear._state, (k, v, None, None, "elu1", 0.0, path)),
+        (linear._state, (k, v, q, torch.ones(1, 22, dtype=torch.bool, device=DEVICE), "relu", 0.1, path)),
+        (linear._read, (q, None, values, keys.abs(), "elu1", 0.0, 0.1, True, path)),
+        (window._window, (q, k, v, None, None, 5, 4, 2.0, 2, "disc", 0.25, True, path)),
+        (window._window, (q, k, v, k[:, :3], v[:, :3], 11, 2, 2.0, 0, "square", 0.25, False, path)),
+        (mediator._gather, (q[:, :4], k, v, None, 0.25, path)),
+        (mediator._spread, (q, k[:, :4], v[:, :4], None, 0.25, path)),
+    ]
+    for operation, arguments in calls:
+        torch.library.opcheck(
+            operation, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
+
+
+# Which path ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cpu_takes_pytorch_and_says_so():
+    found = linattn_kernels.backend(torch.zeros(1))
+    assert found.path == "torch"
+    assert "CPU" in found.reason
+
+
+def test_a_backend_holds_as_long_as_it_is_asked_for():
+    with use_backend("reference"):
+        assert linattn_kernels.backend(torch.zeros(1)).path == "reference"
+        with use_backend("torch"):
+            assert linattn_kernels.backend(torch.zeros(1)).path == "torch"
+        assert linattn_kernels.backend(torch.zeros(1)).path == "reference"
+    assert linattn_kernels.backend(torch.zeros(1)).path == "torch"
+    with pytest.raises(ValueError, match="'trition'.*triton, torch, reference"), use_backend("trition"):
+        pass
+
+
+@each_kernel
+def test_the_definition_itself_can_be_asked_for(kernel):
+    given = qkv(1, 22, 22, 1, 16, 16)
+    with use_backend("reference"):
+        assert torch.equal(CALLS[kernel](*given), DEFINITIONS[kernel](*given))
+
+
+# Mistakes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda q: linear_attention(q, q, q, feature_map="elu"), "'elu'.*did you mean"),
+        (lambda q: linear_attention(q[0], q, q), r"q is \(6, 2, 16\)"),
+        (lambda q: linear_attention(q, q[:, :5], q), "v has 6 keys, k has 5"),
+        (lambda q: linear_attention(q, q.double(), q), "k is torch.float64, q torch.float32"),
+        (lambda q: linear_attention(q, q[:, :, :1], q), "k has batch 1 and 1 heads, q has batch 1 and 2"),
+        (lambda q: linear_attention(q.long(), q, q), "q is torch.int64"),
+        (lambda q: linear_attention(*[torch.zeros(1, 2, 1, 289)] * 3), "head_dim of 289; from 1 to 288"),
+        (lambda q: linear_attention(q, q, q, key_mask=torch.ones(1, 5)), r"key_mask is \(1, 5\); .* is \(1, 6\)"),
+        (
+            lambda q: linear_attention(
+                q, q, q, state=State(torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 16), torch.ones(1))
+            ),
+            r"values are \(1, 2, 16, 8\)",
+        ),
+        (lambda q: window_attention(q, q, q, height=2, width=2, radius=2), "6 tokens; 0 of text .* make 4"),
+        (lambda q: window_attention(q, q, q, height=2, width=3, radius=0), "a radius of 0"),
+        (lambda q: window_attention(q, q, q, height=2, width=3, radius=2, shape="disk"), "did you mean 'disc'"),
+        (lambda q: mediator_attention(q, q, q, q[:, :0]), "0 mediators read 6 keys"),
+        (
+            lambda q: mediator_attention(q, q, q, q[:, :3], bias_in=torch.zeros(4, 6)),
+            r"bias_in is \(4, 6\); .*\(1, 2, 3, 6\)",
+        ),
+    ],
+    ids=range(14),
+)
+def test_mistakes_are_named(call, says):
+    with pytest.raises(ValueError, match=says):
+        call(torch.zeros(1, 6, 2, 16))
+
+
+def test_the_softmax_of_half_a_million_scores_is_not_written_out():
+    """The window's memory grows with tokens: four times as many take four times the room, not sixteen."""
+    from linattn import costs
+
+    def peak(side):
+        q, k, v = qkv(1, side * side, side * side, 1, 16, 16)
+        return costs.peak_memory(lambda: window_attention(q, k, v, height=side, width=side, radius=4))
+
+    assert peak(64) < 6 * peak(32)
+    assert peak(64) < 64**4 * 4 / 4
+    assert math.isfinite(peak(8))
