@@ -16,14 +16,15 @@ export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup repro test lab bench lint clean
+.PHONY: help setup repro test lab bench gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make repro   run the pipeline and print the path of the report (about half an hour on 2 cores)"
+	@echo "make repro   run the pipeline and print the path of the report (20 to 30 minutes on 2 cores)"
 	@echo "make test    run every test there is on this machine, and say what was skipped and why"
 	@echo "make lab     open JupyterLab at the tour"
-	@echo "make bench   time attention against tokens on this machine"
+	@echo "make bench   time attention against tokens on this machine: the operators, then the kernels beside their peers"
+	@echo "make gpu-check   all that only a GPU shows, under ten minutes: numbers, graphs, a million tokens, times"
 	@echo "make lint    what CI checks besides the tests"
 	@echo "make clean   remove what can be made again; the environment and DVC's cache stay"
 	@echo
@@ -48,6 +49,10 @@ lab: setup
 
 bench: setup
 	@python -m linattn.notebooks benchmark --by-hand
+	@python kernels/bench.py --out .scratch/lab/kernels
+
+gpu-check: setup
+	@python kernels/gpu_check.py --out reports/gpu
 
 lint: setup
 	@ruff check .
