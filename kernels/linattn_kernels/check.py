@@ -1,6 +1,7 @@
 """What a call may be given: every mistake is named with both values before anything runs."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 import torch
@@ -76,6 +77,8 @@ def linear(
         same(1, "keys", k=k, normaliser_k=below_k)
     if key_mask is not None and tuple(key_mask.shape) != tuple(k.shape[:2]):
         raise ValueError(f"key_mask is {tuple(key_mask.shape)}; (batch, keys) is {tuple(k.shape[:2])}")
+    if key_mask is not None and key_mask.device != k.device:
+        raise ValueError(f"key_mask is on {key_mask.device}, k on {k.device}; move one of them")
     if state is not None:
         batch, _, heads, dim = k.shape
         wanted = (batch, heads, dim, v.shape[3])
@@ -102,8 +105,8 @@ def window(
     same(1, "tokens", q=q, k=k, v=v)
     same(3, "channels a head", q=q, k=k)
     within(MOST_SOFTMAX, q=q, v=v)
-    if not radius > 0:
-        raise ValueError(f"a radius of {radius}; above 0 a token sees itself at least")
+    if not 0 < radius < math.inf:
+        raise ValueError(f"a radius of {radius}; above 0 a token sees itself at least, and it must be finite")
     if min(height, width) < 1 or text < 0:
         raise ValueError(f"a picture of {height} x {width} after {text} text tokens; sides are at least 1, text 0")
     if q.shape[1] != text + height * width:

@@ -63,10 +63,14 @@ def backend(tensor: Tensor) -> Backend:
 
 def obstacle(device: torch.device) -> str | None:
     """Why Triton cannot run there; None where it can."""
-    return _obstacle(device.type, device.index)
+    return _constant(device.type, device.index)
 
 
 @torch.compiler.assume_constant_result
+def _constant(kind: str, index: int | None) -> str | None:
+    return _obstacle(kind, index)  # a cached function would be traced through
+
+
 @functools.cache
 def _obstacle(kind: str, index: int | None) -> str | None:
     if importlib.util.find_spec("triton") is None:
@@ -84,9 +88,13 @@ def _obstacle(kind: str, index: int | None) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _warn(missing: str) -> None:
-    warnings.warn(f"linattn_kernels takes its PyTorch paths on this GPU: {missing}", RuntimeWarning, stacklevel=4)
+    _warn_once(missing)
+
+
+@functools.cache
+def _warn_once(missing: str) -> None:
+    warnings.warn(f"linattn_kernels takes its PyTorch paths on this GPU: {missing}", RuntimeWarning, stacklevel=6)
 
 
 def exact(function: Callable) -> Callable:
@@ -130,6 +138,13 @@ def unit(tensor: Tensor | None) -> Tensor | None:
 def on(device: torch.device):
     """Launches go to the tensors' own GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def grid(*programs: int) -> tuple[int, ...]:
+    """CUDA takes 65,535 programs in all dimensions but the first."""
+    if max(programs[1:]) > 65535:
+        raise ValueError(f"a batch of {programs[1]} heads in all; a launch takes 65535: split the batch")
+    return programs
 
 
 def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from linattn_kernels import launch
 from linattn_kernels.launch import strides, unit
-from linattn_kernels.tiles import TYPES, dot, parts, powers, precision
+from linattn_kernels.tiles import TYPES, aligned, dot, load, parts, powers, precision, store
 
 # What every kernel shares --------------------------------------------------------------------------------------------
 
@@ -42,13 +42,6 @@ def _slope(x, MAP: tl.constexpr):
     else:
         x = x * 0 + 1
     return x
-
-
-@triton.jit
-def _rows(base, n, stride, columns, live, DIM: tl.constexpr, ACC: tl.constexpr):
-    """A tile of tokens n and channels columns, wide; zeros outside."""
-    offset = n.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(base + offset, mask=live[:, None] & (columns < DIM)[None, :], other=0.0).to(ACC)
 
 
 @triton.jit
@@ -88,14 +81,14 @@ def _inverse(bottom):
 # What is kept of the keys --------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunk"])
 def _state_kernel(
     k, v, below, mask, weight, below_weight, values, keys,
     k_b, k_n, k_h, v_b, v_n, v_h, below_b, below_n, below_h, mask_b,
     tokens, heads, chunk, shift,
     MAP: tl.constexpr, BELOW: tl.constexpr, MASK: tl.constexpr, WEIGHT: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Partial sums over one split's tokens: values += phi(k)^T v, keys += phi(k). Weights are a number a token."""
     split, place, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -118,21 +111,21 @@ def _state_kernel(
         live = n < end
         if MASK:
             live = live & (tl.load(mask + batch * mask_b + n, mask=live, other=0) != 0)
-        value = _rows(v, n, v_n, e, live, EXIT, ACC)
-        f1 = _features(_rows(k, n, k_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+        value = load(v, n, v_n, e, live, EXIT, ALIGNED).to(ACC)
+        f1 = _features(load(k, n, k_n, d1, live, DIM, ALIGNED).to(ACC), live, d1, DIM, MAP, shift)
         g1 = f1
         if BELOW:
-            g1 = _features(_rows(below, n, below_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+            g1 = _features(load(below, n, below_n, d1, live, DIM, ALIGNED).to(ACC), live, d1, DIM, MAP, shift)
         if WEIGHT:
             w, u = tl.load(weight + n, mask=live, other=0.0), tl.load(below_weight + n, mask=live, other=0.0)
             f1, g1 = f1 * w[:, None], g1 * u[:, None]
         s1 += dot(tl.trans(f1), value, DOT, ACC)
         z1 += tl.sum(g1, 0)
         if D2:
-            f2 = _features(_rows(k, n, k_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+            f2 = _features(load(k, n, k_n, d2, live, DIM, ALIGNED).to(ACC), live, d2, DIM, MAP, shift)
             g2 = f2
             if BELOW:
-                g2 = _features(_rows(below, n, below_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+                g2 = _features(load(below, n, below_n, d2, live, DIM, ALIGNED).to(ACC), live, d2, DIM, MAP, shift)
             if WEIGHT:
                 f2, g2 = f2 * w[:, None], g2 * u[:, None]
             s2 += dot(tl.trans(f2), value, DOT, ACC)
@@ -146,7 +139,7 @@ def _state_kernel(
         tl.store(keys + d2, z2, mask=(d2 < DIM) & (column == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _sum_kernel(
     values_in, keys_in, values, keys, count, counted, heads, known, splits,
     SIZE: tl.constexpr, KEYS: tl.constexpr, MEAN: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
@@ -174,14 +167,15 @@ def _sum_kernel(
     tl.store(keys + place * KEYS + other, below, mask=is_key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _state_backward_kernel(
     d_values, d_keys, count, k, v, below, mask, dk, dv, d_below,
     k_b, k_n, k_h, v_b, v_n, v_h, below_b, below_n, below_h, mask_b, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
     tokens, heads, shift,
     MAP: tl.constexpr, BELOW: tl.constexpr, MASK: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, TILES: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    BN: tl.constexpr, TILES: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dk = v dS^T phi'(k) + dz phi'(k), dv = phi(k) dS, both over the number of keys."""
     place = tl.program_id(1)
@@ -206,14 +200,14 @@ def _state_backward_kernel(
         live = inside
         if MASK:
             live = live & (tl.load(mask + batch * mask_b + n, mask=live, other=0) != 0)
-        x1 = _rows(k, n, k_n, d1, live, DIM, ACC)
+        x1 = load(k, n, k_n, d1, live, DIM, ALIGNED).to(ACC)
         f1, a1 = _features(x1, live, d1, DIM, MAP, shift), tl.zeros((BN, D1), ACC)
         if D2:
-            x2 = _rows(k, n, k_n, d2, live, DIM, ACC)
+            x2 = load(k, n, k_n, d2, live, DIM, ALIGNED).to(ACC)
             f2, a2 = _features(x2, live, d2, DIM, MAP, shift), tl.zeros((BN, D2), ACC)
         for first in range(0, EXIT, BE):
             e = first + tl.arange(0, BE)
-            value = _rows(v, n, v_n, e, live, EXIT, ACC)
+            value = load(v, n, v_n, e, live, EXIT, ALIGNED).to(ACC)
             at = d1[:, None] * EXIT + e[None, :]
             s1 = tl.load(d_values + at, mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0) * share
             scale, rounded, rest = _halves(s1, DOT, EXACT)
@@ -225,39 +219,38 @@ def _state_backward_kernel(
                 scale, rounded, rest = _halves(s2, DOT, EXACT)
                 a2 += _times(value, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
                 slope_v += _times(f2, rounded, rest, scale, DOT, EXACT, ACC)
-            at = n.to(tl.int64)[:, None] * dv_n + e[None, :]
-            tl.store(dv + at, slope_v, mask=inside[:, None] & (e < EXIT)[None, :])
+            store(dv, n, dv_n, e, inside, EXIT, ALIGNED, slope_v)
         if not BELOW:
             a1 += z1[None, :]
         a1 = tl.where(live[:, None], a1 * _slope(x1, MAP), 0.0)
-        at = n.to(tl.int64)[:, None] * dk_n
-        tl.store(dk + at + d1[None, :], a1, mask=inside[:, None] & (d1 < DIM)[None, :])
+        store(dk, n, dk_n, d1, inside, DIM, ALIGNED, a1)
         if BELOW:
-            y1 = _rows(below, n, below_n, d1, live, DIM, ACC)
+            y1 = load(below, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
             b1 = tl.where(live[:, None], z1[None, :] * _slope(y1, MAP), 0.0)
-            tl.store(d_below + at + d1[None, :], b1, mask=inside[:, None] & (d1 < DIM)[None, :])
+            store(d_below, n, dk_n, d1, inside, DIM, ALIGNED, b1)
         if D2:
             if not BELOW:
                 a2 += z2[None, :]
             a2 = tl.where(live[:, None], a2 * _slope(x2, MAP), 0.0)
-            tl.store(dk + at + d2[None, :], a2, mask=inside[:, None] & (d2 < DIM)[None, :])
+            store(dk, n, dk_n, d2, inside, DIM, ALIGNED, a2)
             if BELOW:
-                y2 = _rows(below, n, below_n, d2, live, DIM, ACC)
+                y2 = load(below, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
                 b2 = tl.where(live[:, None], z2[None, :] * _slope(y2, MAP), 0.0)
-                tl.store(d_below + at + d2[None, :], b2, mask=inside[:, None] & (d2 < DIM)[None, :])
+                store(d_below, n, dk_n, d2, inside, DIM, ALIGNED, b2)
 
 
 # What queries read ---------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _read_kernel(
     q, below, values, keys, out,
     q_b, q_n, q_h, below_b, below_n, below_h, out_b, out_n, out_h,
     tokens, heads, shift, eps,
     MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, TILES: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    BN: tl.constexpr, TILES: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out = phi(q) S / (phi(q) z + eps) for TILES tiles of queries: the state is loaded and rounded once."""
     place, column = tl.program_id(1), tl.program_id(2)
@@ -282,32 +275,31 @@ def _read_kernel(
     for tile in range(0, TILES):
         n = (tl.program_id(0) * TILES + tile) * BN + tl.arange(0, BN)
         live = n < tokens
-        f1 = _features(_rows(q, n, q_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+        f1 = _features(load(q, n, q_n, d1, live, DIM, ALIGNED).to(ACC), live, d1, DIM, MAP, shift)
         read = _times(f1, rounded1, rest1, scale1, DOT, EXACT, ACC)
         if D2:
-            f2 = _features(_rows(q, n, q_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+            f2 = _features(load(q, n, q_n, d2, live, DIM, ALIGNED).to(ACC), live, d2, DIM, MAP, shift)
             read += _times(f2, rounded2, rest2, scale2, DOT, EXACT, ACC)
         if NORMALISE:
             if BELOW:
-                f1 = _features(_rows(below, n, below_n, d1, live, DIM, ACC), live, d1, DIM, MAP, shift)
+                f1 = _features(load(below, n, below_n, d1, live, DIM, ALIGNED).to(ACC), live, d1, DIM, MAP, shift)
             bottom = tl.sum(f1 * z1[None, :], 1) + eps
             if D2:
                 if BELOW:
-                    f2 = _features(_rows(below, n, below_n, d2, live, DIM, ACC), live, d2, DIM, MAP, shift)
+                    f2 = _features(load(below, n, below_n, d2, live, DIM, ALIGNED).to(ACC), live, d2, DIM, MAP, shift)
                 bottom += tl.sum(f2 * z2[None, :], 1)
             read = read * _inverse(bottom)[:, None]
-        at = n.to(tl.int64)[:, None] * out_n + e[None, :]
-        tl.store(out + at, read, mask=live[:, None] & (e < EXIT)[None, :])
+        store(out, n, out_n, e, live, EXIT, ALIGNED, read)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunk"])
 def _read_backward_kernel(
     grad, q, below, values, keys, dq, d_below, d_values, d_keys, weight, below_weight,
     grad_b, grad_n, grad_h, q_b, q_n, q_h, below_b, below_n, below_h, dq_b, dq_n, dq_h,
     tokens, heads, chunk, shift, eps,
     MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr, FUSED: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One pass over q and grad: dq, and partial sums of dS and dz.
 
@@ -348,13 +340,13 @@ def _read_backward_kernel(
     for start in range(split * chunk, end, BN):
         n = start + tl.arange(0, BN)
         live = n < end
-        x1 = _rows(q, n, q_n, d1, live, DIM, ACC)
+        x1 = load(q, n, q_n, d1, live, DIM, ALIGNED).to(ACC)
         f1 = _features(x1, live, d1, DIM, MAP, shift)
         if D2:
-            x2 = _rows(q, n, q_n, d2, live, DIM, ACC)
+            x2 = load(q, n, q_n, d2, live, DIM, ALIGNED).to(ACC)
             f2 = _features(x2, live, d2, DIM, MAP, shift)
         if FUSED:
-            told = _rows(grad, n, grad_n, e, live, EXIT, ACC)
+            told = load(grad, n, grad_n, e, live, EXIT, ALIGNED).to(ACC)
             t1 = _times(told, tl.trans(rounded1), tl.trans(rest1), scale1, DOT, EXACT, ACC)
             if D2:
                 t2 = _times(told, tl.trans(rounded2), tl.trans(rest2), scale2, DOT, EXACT, ACC)
@@ -364,7 +356,7 @@ def _read_backward_kernel(
                 t2 = tl.zeros((BN, D2), ACC)
             for first in range(0, EXIT, BE):
                 c = first + tl.arange(0, BE)
-                told = _rows(grad, n, grad_n, c, live, EXIT, ACC)
+                told = load(grad, n, grad_n, c, live, EXIT, ALIGNED).to(ACC)
                 at = values + d1[:, None] * EXIT + c[None, :]
                 s1 = tl.load(at, mask=(d1 < DIM)[:, None] & (c < EXIT)[None, :], other=0.0)
                 scale, rounded, rest = _halves(s1, DOT, EXACT)
@@ -374,20 +366,16 @@ def _read_backward_kernel(
                     s2 = tl.load(at, mask=(d2 < DIM)[:, None] & (c < EXIT)[None, :], other=0.0)
                     scale, rounded, rest = _halves(s2, DOT, EXACT)
                     t2 += _times(told, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
-        at = n.to(tl.int64)[:, None] * dq_n
-        inner1 = live[:, None] & (d1 < DIM)[None, :]
-        if D2:
-            inner2 = live[:, None] & (d2 < DIM)[None, :]
         if NORMALISE:
             y1, g1 = x1, f1
             if BELOW:
-                y1 = _rows(below, n, below_n, d1, live, DIM, ACC)
+                y1 = load(below, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
                 g1 = _features(y1, live, d1, DIM, MAP, shift)
             bottom, above = tl.sum(g1 * z1[None, :], 1) + eps, tl.sum(f1 * t1, 1)
             if D2:
                 y2, g2 = x2, f2
                 if BELOW:
-                    y2 = _rows(below, n, below_n, d2, live, DIM, ACC)
+                    y2 = load(below, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
                     g2 = _features(y2, live, d2, DIM, MAP, shift)
                 bottom += tl.sum(g2 * z2[None, :], 1)
                 above += tl.sum(f2 * t2, 1)
@@ -395,13 +383,13 @@ def _read_backward_kernel(
             d_bottom = -above * inverse * inverse
             t1 = t1 * inverse[:, None]
             if BELOW:
-                tl.store(d_below + at + d1[None, :], d_bottom[:, None] * z1[None, :] * _slope(y1, MAP), mask=inner1)
+                store(d_below, n, dq_n, d1, live, DIM, ALIGNED, d_bottom[:, None] * z1[None, :] * _slope(y1, MAP))
             else:
                 t1 += d_bottom[:, None] * z1[None, :]
             if D2:
                 t2 = t2 * inverse[:, None]
                 if BELOW:
-                    tl.store(d_below + at + d2[None, :], d_bottom[:, None] * z2[None, :] * _slope(y2, MAP), mask=inner2)
+                    store(d_below, n, dq_n, d2, live, DIM, ALIGNED, d_bottom[:, None] * z2[None, :] * _slope(y2, MAP))
                 else:
                     t2 += d_bottom[:, None] * z2[None, :]
             if FUSED:
@@ -415,16 +403,16 @@ def _read_backward_kernel(
                 tl.store(below_weight + n, d_bottom, mask=live)
         else:
             if BELOW:
-                tl.store(d_below + at + d1[None, :], x1 * 0, mask=inner1)
+                store(d_below, n, dq_n, d1, live, DIM, ALIGNED, x1 * 0)
                 if D2:
-                    tl.store(d_below + at + d2[None, :], x2 * 0, mask=inner2)
+                    store(d_below, n, dq_n, d2, live, DIM, ALIGNED, x2 * 0)
         if FUSED:
             ds1 += dot(tl.trans(f1), told, DOT, ACC)
             if D2:
                 ds2 += dot(tl.trans(f2), told, DOT, ACC)
-        tl.store(dq + at + d1[None, :], t1 * _slope(x1, MAP), mask=inner1)
+        store(dq, n, dq_n, d1, live, DIM, ALIGNED, t1 * _slope(x1, MAP))
         if D2:
-            tl.store(dq + at + d2[None, :], t2 * _slope(x2, MAP), mask=inner2)
+            store(dq, n, dq_n, d2, live, DIM, ALIGNED, t2 * _slope(x2, MAP))
     if FUSED:
         row = (split * tl.num_programs(1) + place).to(tl.int64)
         d_values += row * DIM * EXIT
@@ -444,10 +432,9 @@ def state(k, v, below, mask, feature_map, shift):
     batch, tokens, heads, dim = k.shape
     exit_dim, wide = v.shape[3], launch.wide(k.dtype)
     values, keys = k.new_empty(batch, heads, dim, exit_dim, dtype=wide), k.new_empty(batch, heads, dim, dtype=wide)
-    count, counted = k.new_empty(batch, dtype=wide), None
-    if mask is not None:
-        mask = mask.contiguous().view(torch.uint8) if mask.dtype == torch.bool else (mask != 0).view(torch.uint8)
-        counted = mask.sum(1, dtype=wide)
+    count = k.new_empty(batch, dtype=wide)
+    mask = _bytes(mask)
+    counted = None if mask is None else mask.sum(1, dtype=wide)
     partial = _accumulate(k, v, below, mask, None, None, feature_map, shift)
     _add(partial, values, keys, count, counted, tokens, mean=True)
     return values, keys, count
@@ -461,14 +448,14 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     if not k.numel():
         return dk, dv, d_below
     how = launch.config("linear_state_backward", k, dim, tokens)
-    grid = (triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads)
-    mask = None if mask is None else (mask != 0).view(torch.uint8)
+    grid = launch.grid(triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads)
+    mask = _bytes(mask)
     with launch.on(k.device):
         _state_backward_kernel[grid](
             d_values.contiguous(), d_keys.contiguous(), count, k, v, below, mask, dk, dv, d_below,
             *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
             *strides(dk), *strides(dv), tokens, heads, shift,
-            MAP=feature_map, BELOW=below is not None, MASK=mask is not None,
+            MAP=feature_map, BELOW=below is not None, MASK=mask is not None, ALIGNED=aligned(k, v, below, dk, dv),
             **_shape(dim, v.shape[3], how), **precision(k, exact=True),
         )  # fmt: skip
     return dk, dv, d_below
@@ -481,12 +468,15 @@ def read(q, below, values, keys, feature_map, shift, eps, normalise):
     if not out.numel():
         return out
     how = _shape(dim, values.shape[3], launch.config("linear_read", q, dim, tokens))
-    grid = (triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads, triton.cdiv(values.shape[3], how["BE"]))
+    grid = launch.grid(
+        triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads, triton.cdiv(values.shape[3], how["BE"])
+    )
     with launch.on(q.device):
         _read_kernel[grid](
             q, below, values.contiguous(), keys.contiguous(), out,
             *strides(q), *strides(below), *strides(out), tokens, heads, shift, eps,
-            MAP=feature_map, BELOW=below is not None, NORMALISE=normalise, **precision(q, exact=True), **how,
+            MAP=feature_map, BELOW=below is not None, NORMALISE=normalise, ALIGNED=aligned(q, below, out),
+            **precision(q, exact=True), **how,
         )  # fmt: skip
     return out
 
@@ -508,11 +498,11 @@ def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normali
     elif normalise:
         weights = tuple(q.new_empty(batch, heads, tokens, dtype=values.dtype) for _ in range(2))
     with launch.on(q.device):
-        _read_backward_kernel[(splits, batch * heads)](
+        _read_backward_kernel[launch.grid(splits, batch * heads)](
             grad, q, below, values.contiguous(), keys.contiguous(), dq, d_below, *partial, *weights,
             *strides(grad), *strides(q), *strides(below), *strides(dq), tokens, heads, chunk, shift, eps,
             MAP=feature_map, BELOW=below is not None, NORMALISE=normalise, FUSED=fused,
-            **precision(q, exact=True), **how,
+            ALIGNED=aligned(grad, q, below, dq), **precision(q, exact=True), **how,
         )  # fmt: skip
     if not fused:
         partial = _accumulate(q, grad, below, None, *weights, feature_map, shift)
@@ -534,12 +524,12 @@ def _accumulate(k, v, below, mask, weight, below_weight, feature_map, shift) -> 
     values = k.new_empty(splits, batch * heads, dim * v.shape[3], dtype=wide)
     keys = k.new_empty(splits, batch * heads, dim, dtype=wide)
     with launch.on(k.device):
-        _state_kernel[(splits, batch * heads, columns)](
+        _state_kernel[launch.grid(splits, batch * heads, columns)](
             k, v, below, mask, weight, below_weight, values, keys,
             *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
             tokens, heads, chunk, shift,
             MAP=feature_map, BELOW=below is not None, MASK=mask is not None, WEIGHT=weight is not None,
-            **precision(k), **how,
+            ALIGNED=aligned(k, v, below), **precision(k), **how,
         )  # fmt: skip
     return values, keys
 
@@ -556,10 +546,14 @@ def _add(partial, values, keys, count=None, counted=None, tokens=0, mean=False) 
     batch, heads, dim, exit_dim = values.shape
     how = launch.config("linear_sum", values, dim)
     with launch.on(values.device):
-        _sum_kernel[(triton.cdiv(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
+        _sum_kernel[launch.grid(triton.cdiv(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
             *partial, values, keys, count, counted, heads, float(tokens), partial[0].shape[0],
             SIZE=dim * exit_dim, KEYS=dim, MEAN=mean, MASK=counted is not None, ACC=TYPES[values.dtype], **how,
         )  # fmt: skip
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else (mask != 0).contiguous().view(torch.uint8)
 
 
 def _shape(dim: int, exit_dim: int, how: dict[str, int]) -> dict[str, int]:

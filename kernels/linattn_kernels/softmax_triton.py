@@ -13,7 +13,7 @@ from torch import Tensor
 
 from linattn_kernels import launch
 from linattn_kernels.launch import strides, unit
-from linattn_kernels.tiles import dot, load, precision, shape_of, store
+from linattn_kernels.tiles import aligned, dot, load, precision, shape_of, store
 
 LOG2E = 1.4426950408889634
 
@@ -45,14 +45,14 @@ def _biased(s, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.constexpr)
     return tl.where(live, s, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "chunk"])
 def _attend_kernel(
     a, b, c, bias, out, lse, part, part_top, part_total,
     a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c, out_b, out_n, out_h,
     lse_b, lse_h, rows, columns, heads, chunk, scale,
     BIAS: tl.constexpr, SPLIT: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     place, split = tl.program_id(1), tl.program_id(2)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
@@ -63,11 +63,11 @@ def _attend_kernel(
         bias += batch * bias_b + head * bias_h
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    a1 = load(a, m, a_n, d1, m < rows, DIM)
+    a1 = load(a, m, a_n, d1, m < rows, DIM, ALIGNED)
     acc1 = tl.zeros((BM, E1), ACC)
     if D2:
         d2 = D1 + tl.arange(0, D2)
-        a2 = load(a, m, a_n, d2, m < rows, DIM)
+        a2 = load(a, m, a_n, d2, m < rows, DIM, ALIGNED)
     else:
         a2, b2 = a1, a1
     if E2:
@@ -78,36 +78,36 @@ def _attend_kernel(
     for start in range(split * chunk, end, BN):
         n = start + tl.arange(0, BN)
         live = n < end
-        b1 = load(b, n, b_n, d1, live, DIM)
+        b1 = load(b, n, b_n, d1, live, DIM, ALIGNED)
         if D2:
-            b2 = load(b, n, b_n, d2, live, DIM)
+            b2 = load(b, n, b_n, d2, live, DIM, ALIGNED)
         s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
         s = _biased(s, bias, m, n, bias_r, bias_c, (m < rows)[:, None] & live[None, :], BIAS)
         p, old, top, total = online(s, top, total)
-        acc1 = acc1 * old[:, None] + dot(p, load(c, n, c_n, e1, live, EXIT), DOT, ACC)
+        acc1 = acc1 * old[:, None] + dot(p, load(c, n, c_n, e1, live, EXIT, ALIGNED), DOT, ACC)
         if E2:
-            acc2 = acc2 * old[:, None] + dot(p, load(c, n, c_n, e2, live, EXIT), DOT, ACC)
+            acc2 = acc2 * old[:, None] + dot(p, load(c, n, c_n, e2, live, EXIT, ALIGNED), DOT, ACC)
     if SPLIT:
         row = (split * tl.num_programs(1) + place).to(tl.int64) * rows
         part += row * EXIT
-        store(part, m, EXIT, e1, m < rows, EXIT, acc1)
+        store(part, m, EXIT, e1, m < rows, EXIT, ALIGNED, acc1)
         if E2:
-            store(part, m, EXIT, e2, m < rows, EXIT, acc2)
+            store(part, m, EXIT, e2, m < rows, EXIT, ALIGNED, acc2)
         tl.store(part_top + row + m, top, mask=m < rows)
         tl.store(part_total + row + m, total, mask=m < rows)
     else:
         out += batch * out_b + head * out_h
         share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
-        store(out, m, out_n, e1, m < rows, EXIT, acc1 * share)
+        store(out, m, out_n, e1, m < rows, EXIT, ALIGNED, acc1 * share)
         if E2:
-            store(out, m, out_n, e2, m < rows, EXIT, acc2 * share)
+            store(out, m, out_n, e2, m < rows, EXIT, ALIGNED, acc2 * share)
         tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "splits"])
 def _merge_kernel(
     part, part_top, part_total, out, lse, out_b, out_n, out_h, lse_b, lse_h, rows, heads, splits,
-    EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, ACC: tl.constexpr,
+    EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, ALIGNED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The splits' results, weighed by their share of the whole sum."""
     place, many = tl.program_id(1), tl.num_programs(1)
@@ -121,38 +121,39 @@ def _merge_kernel(
         high = tl.maximum(top, own)
         safe = tl.where(high == float("-inf"), 0.0, high)
         old, new = tl.exp2(top - safe), tl.exp2(own - safe)
-        acc = acc * old[:, None] + load(part + row * EXIT, m, EXIT, e, m < rows, EXIT) * new[:, None]
+        acc = acc * old[:, None] + load(part + row * EXIT, m, EXIT, e, m < rows, EXIT, ALIGNED) * new[:, None]
         total, top = total * old + sums * new, high
     out += batch * out_b + head * out_h
-    store(out, m, out_n, e, m < rows, EXIT, acc / tl.where(total == 0, 1.0, total)[:, None])
+    store(out, m, out_n, e, m < rows, EXIT, ALIGNED, acc / tl.where(total == 0, 1.0, total)[:, None])
     tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _delta_kernel(
     grad, out, d_lse, delta, grad_b, grad_n, grad_h, out_b, out_n, out_h, lse_b, lse_h, delta_b, delta_h, rows, heads,
-    LSE: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, ACC: tl.constexpr,
+    LSE: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr,
+    ALIGNED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """sum(grad o out) a row, less the gradient of the log-sum-exp."""
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     m, e = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BE)
-    one = load(grad + batch * grad_b + head * grad_h, m, grad_n, e, m < rows, EXIT).to(ACC)
-    two = load(out + batch * out_b + head * out_h, m, out_n, e, m < rows, EXIT).to(ACC)
+    one = load(grad + batch * grad_b + head * grad_h, m, grad_n, e, m < rows, EXIT, ALIGNED).to(ACC)
+    two = load(out + batch * out_b + head * out_h, m, out_n, e, m < rows, EXIT, ALIGNED).to(ACC)
     found = tl.sum(one * two, 1)
     if LSE:
         found -= tl.load(d_lse + batch * lse_b + head * lse_h + m, mask=m < rows, other=0.0).to(ACC)
     tl.store(delta + batch * delta_b + head * delta_h + m, found, mask=m < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "chunk"])
 def _rows_kernel(
     grad, a, b, c, bias, lse, delta, d_bias, part,
     grad_b, grad_n, grad_h, a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c,
     lse_b, lse_h, part_s, part_b, part_n, part_h, rows, columns, heads, chunk, scale,
     BIAS: tl.constexpr, D_BIAS: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The rows' gradient over one split of the columns, and the bias's."""
     place, split = tl.program_id(1), tl.program_id(2)
@@ -166,16 +167,16 @@ def _rows_kernel(
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     within = m < rows
     d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    a1, g1 = load(a, m, a_n, d1, within, DIM), load(grad, m, grad_n, e1, within, EXIT)
+    a1, g1 = load(a, m, a_n, d1, within, DIM, ALIGNED), load(grad, m, grad_n, e1, within, EXIT, ALIGNED)
     acc1 = tl.zeros((BM, D1), ACC)
     if D2:
         d2 = D1 + tl.arange(0, D2)
-        a2, acc2 = load(a, m, a_n, d2, within, DIM), tl.zeros((BM, D2), ACC)
+        a2, acc2 = load(a, m, a_n, d2, within, DIM, ALIGNED), tl.zeros((BM, D2), ACC)
     else:
         a2, b2 = a1, a1
     if E2:
         e2 = E1 + tl.arange(0, E2)
-        g2 = load(grad, m, grad_n, e2, within, EXIT)
+        g2 = load(grad, m, grad_n, e2, within, EXIT, ALIGNED)
     else:
         g2, c2 = g1, g1
     at = batch * lse_b + head * lse_h + m
@@ -185,11 +186,11 @@ def _rows_kernel(
     for start in range(split * chunk, end, BN):
         n = start + tl.arange(0, BN)
         live = n < end
-        b1, c1 = load(b, n, b_n, d1, live, DIM), load(c, n, c_n, e1, live, EXIT)
+        b1, c1 = load(b, n, b_n, d1, live, DIM, ALIGNED), load(c, n, c_n, e1, live, EXIT, ALIGNED)
         if D2:
-            b2 = load(b, n, b_n, d2, live, DIM)
+            b2 = load(b, n, b_n, d2, live, DIM, ALIGNED)
         if E2:
-            c2 = load(c, n, c_n, e2, live, EXIT)
+            c2 = load(c, n, c_n, e2, live, EXIT, ALIGNED)
         s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
         both = within[:, None] & live[None, :]
         p = tl.exp2(_biased(s, bias, m, n, bias_r, bias_c, both, BIAS) - sums[:, None])
@@ -202,19 +203,19 @@ def _rows_kernel(
             acc2 += dot(ds, b2, DOT, ACC)
     part += split.to(tl.int64) * part_s + batch * part_b + head * part_h
     natural = scale / 1.4426950408889634
-    store(part, m, part_n, d1, within, DIM, acc1 * natural)
+    store(part, m, part_n, d1, within, DIM, ALIGNED, acc1 * natural)
     if D2:
-        store(part, m, part_n, d2, within, DIM, acc2 * natural)
+        store(part, m, part_n, d2, within, DIM, ALIGNED, acc2 * natural)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "chunk"])
 def _columns_kernel(
     grad, a, b, c, bias, lse, delta, part_b_, part_c_,
     grad_b, grad_n, grad_h, a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c,
     lse_b, lse_h, db_s, db_b, db_n, db_h, dc_s, dc_b, dc_n, dc_h, rows, columns, heads, chunk, scale,
     BIAS: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The columns' gradients over one split of the rows."""
     place, split = tl.program_id(1), tl.program_id(2)
@@ -230,27 +231,27 @@ def _columns_kernel(
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     live = n < columns
     d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    b1, c1 = load(b, n, b_n, d1, live, DIM), load(c, n, c_n, e1, live, EXIT)
+    b1, c1 = load(b, n, b_n, d1, live, DIM, ALIGNED), load(c, n, c_n, e1, live, EXIT, ALIGNED)
     db1, dc1 = tl.zeros((BN, D1), ACC), tl.zeros((BN, E1), ACC)
     if D2:
         d2 = D1 + tl.arange(0, D2)
-        b2, db2 = load(b, n, b_n, d2, live, DIM), tl.zeros((BN, D2), ACC)
+        b2, db2 = load(b, n, b_n, d2, live, DIM, ALIGNED), tl.zeros((BN, D2), ACC)
     else:
         a2, b2 = b1, b1
     if E2:
         e2 = E1 + tl.arange(0, E2)
-        c2, dc2 = load(c, n, c_n, e2, live, EXIT), tl.zeros((BN, E2), ACC)
+        c2, dc2 = load(c, n, c_n, e2, live, EXIT, ALIGNED), tl.zeros((BN, E2), ACC)
     else:
         g2, c2 = c1, c1
     end = tl.minimum(rows, (split + 1) * chunk)
     for start in range(split * chunk, end, BM):
         m = start + tl.arange(0, BM)
         within = m < end
-        a1, g1 = load(a, m, a_n, d1, within, DIM), load(grad, m, grad_n, e1, within, EXIT)
+        a1, g1 = load(a, m, a_n, d1, within, DIM, ALIGNED), load(grad, m, grad_n, e1, within, EXIT, ALIGNED)
         if D2:
-            a2 = load(a, m, a_n, d2, within, DIM)
+            a2 = load(a, m, a_n, d2, within, DIM, ALIGNED)
         if E2:
-            g2 = load(grad, m, grad_n, e2, within, EXIT)
+            g2 = load(grad, m, grad_n, e2, within, EXIT, ALIGNED)
         sums = tl.load(lse + m, mask=within, other=0.0).to(ACC) * 1.4426950408889634
         less = tl.load(delta + m, mask=within, other=0.0).to(ACC)
         s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
@@ -266,12 +267,12 @@ def _columns_kernel(
     part_b_ += split.to(tl.int64) * db_s + batch * db_b + head * db_h
     part_c_ += split.to(tl.int64) * dc_s + batch * dc_b + head * dc_h
     natural = scale / 1.4426950408889634
-    store(part_b_, n, db_n, d1, live, DIM, db1 * natural)
-    store(part_c_, n, dc_n, e1, live, EXIT, dc1)
+    store(part_b_, n, db_n, d1, live, DIM, ALIGNED, db1 * natural)
+    store(part_c_, n, dc_n, e1, live, EXIT, ALIGNED, dc1)
     if D2:
-        store(part_b_, n, db_n, d2, live, DIM, db2 * natural)
+        store(part_b_, n, db_n, d2, live, DIM, ALIGNED, db2 * natural)
     if E2:
-        store(part_c_, n, dc_n, e2, live, EXIT, dc2)
+        store(part_c_, n, dc_n, e2, live, EXIT, ALIGNED, dc2)
 
 
 # Launching -----------------------------------------------------------------------------------------------------------
@@ -290,17 +291,19 @@ def attend(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float, o
         part = a.new_empty(splits, batch * heads, rows, exit_dim, dtype=wide)
         tops = [a.new_empty(splits, batch * heads, rows, dtype=wide) for _ in range(2)]
     with launch.on(a.device):
-        _attend_kernel[(tiles, batch * heads, splits)](
+        _attend_kernel[launch.grid(tiles, batch * heads, splits)](
             a, b, c, bias, out, lse, part if splits > 1 else None, *tops,
             *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns), *strides(out),
             *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E,
-            BIAS=bias is not None, SPLIT=splits > 1, **shape_of(dim, exit_dim), **precision(a), **how,
+            BIAS=bias is not None, SPLIT=splits > 1, ALIGNED=aligned(a, b, c, out),
+            **shape_of(dim, exit_dim), **precision(a), **how,
         )  # fmt: skip
         if splits > 1:
             how = launch.config("softmax_merge", a, exit_dim)
-            _merge_kernel[(triton.cdiv(rows, how["BM"]), batch * heads)](
+            _merge_kernel[launch.grid(triton.cdiv(rows, how["BM"]), batch * heads)](
                 part, *tops, out, lse, *strides(out), *lse.stride()[:2], rows, heads, splits,
-                EXIT=exit_dim, BE=triton.next_power_of_2(exit_dim), ACC=precision(a)["ACC"], **how,
+                EXIT=exit_dim, BE=triton.next_power_of_2(exit_dim), ALIGNED=aligned(out),
+                ACC=precision(a)["ACC"], **how,
             )  # fmt: skip
 
 
@@ -310,10 +313,11 @@ def delta_of(grad: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
     delta = grad.new_empty(batch, heads, rows, dtype=launch.wide(grad.dtype))
     how = launch.config("softmax_delta", grad, dim)
     with launch.on(grad.device):
-        _delta_kernel[(triton.cdiv(rows, how["BM"]), batch * heads)](
+        _delta_kernel[launch.grid(triton.cdiv(rows, how["BM"]), batch * heads)](
             grad, out, d_lse, delta, *strides(grad), *strides(out),
             *((0, 0) if d_lse is None else d_lse.stride()[:2]), *delta.stride()[:2], rows, heads,
-            LSE=d_lse is not None, EXIT=dim, BE=triton.next_power_of_2(dim), ACC=precision(grad)["ACC"], **how,
+            LSE=d_lse is not None, EXIT=dim, BE=triton.next_power_of_2(dim), ALIGNED=aligned(grad, out),
+            ACC=precision(grad)["ACC"], **how,
         )  # fmt: skip
     return delta
 
@@ -331,11 +335,12 @@ def rows_slope(
     part = a.new_empty(splits, batch, rows, heads, dim, dtype=wide if splits > 1 else a.dtype)
     d_bias = None if bias is None else a.new_empty(batch, heads, rows, columns, dtype=wide)
     with launch.on(a.device):
-        _rows_kernel[(tiles, batch * heads, splits)](
+        _rows_kernel[launch.grid(tiles, batch * heads, splits)](
             grad, a, b, c, bias, lse, delta, d_bias, part,
             *strides(grad), *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns),
             *_row_strides(lse, delta), *part.stride()[:4], rows, columns, heads, chunk, scale * LOG2E,
-            BIAS=bias is not None, D_BIAS=bias is not None, **shape_of(dim, c.shape[3]), **precision(a), **how,
+            BIAS=bias is not None, D_BIAS=bias is not None, ALIGNED=aligned(grad, a, b, c, part[0]),
+            **shape_of(dim, c.shape[3]), **precision(a), **how,
         )  # fmt: skip
     return _summed(part, a.dtype), None if bias is None else d_bias.sum_to_size(bias.shape).to(bias.dtype)
 
@@ -354,11 +359,12 @@ def columns_slope(
     db = a.new_empty(splits, batch, columns, heads, dim, dtype=dtype)
     dc = a.new_empty(splits, batch, columns, heads, exit_dim, dtype=dtype)
     with launch.on(a.device):
-        _columns_kernel[(tiles, batch * heads, splits)](
+        _columns_kernel[launch.grid(tiles, batch * heads, splits)](
             grad, a, b, c, bias, lse, delta, db, dc,
             *strides(grad), *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns),
             *_row_strides(lse, delta), *db.stride()[:4], *dc.stride()[:4], rows, columns, heads, chunk, scale * LOG2E,
-            BIAS=bias is not None, **shape_of(dim, exit_dim), **precision(a), **how,
+            BIAS=bias is not None, ALIGNED=aligned(grad, a, b, c, db[0], dc[0]),
+            **shape_of(dim, exit_dim), **precision(a), **how,
         )  # fmt: skip
     return _summed(db, a.dtype), _summed(dc, a.dtype)
 

@@ -44,17 +44,36 @@ def precision(like: Tensor, exact: bool = False) -> dict:
     return found | {"EXACT": dtype in (torch.float32, torch.float64)} if exact else found
 
 
+def aligned(*tensors: Tensor | None) -> bool:
+    """Whether every row of channels begins at an address that 16 bytes divide.
+
+    Triton looks at strides alone and knows 16 elements only: to it the 72 channels of a DiT head begin anywhere, and
+    loads fall apart into single numbers.
+    """
+    there = [each for each in tensors if each is not None]
+    return all(
+        each.data_ptr() % 16 == 0 and all(stride * each.element_size() % 16 == 0 for stride in each.stride()[:3])
+        for each in there
+    )
+
+
 @triton.jit
-def load(base, n, stride, columns, live, DIM: tl.constexpr):
+def pointers(base, n, stride, columns, ALIGNED: tl.constexpr):
+    at = base + (n.to(tl.int64)[:, None] * stride + columns[None, :])
+    return tl.multiple_of(at, [1, 16]) if ALIGNED else at
+
+
+@triton.jit
+def load(base, n, stride, columns, live, DIM: tl.constexpr, ALIGNED: tl.constexpr):
     """Tokens n, channels `columns`: (tokens, channels) in the tensor's own precision, zeros outside."""
-    offset = n.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(base + offset, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
+    at = pointers(base, n, stride, columns, ALIGNED)
+    return tl.load(at, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
 
 
 @triton.jit
-def store(base, n, stride, columns, live, DIM: tl.constexpr, values):
-    offset = n.to(tl.int64)[:, None] * stride + columns[None, :]
-    tl.store(base + offset, values, mask=live[:, None] & (columns < DIM)[None, :])
+def store(base, n, stride, columns, live, DIM: tl.constexpr, ALIGNED: tl.constexpr, values):
+    at = pointers(base, n, stride, columns, ALIGNED)
+    tl.store(at, values, mask=live[:, None] & (columns < DIM)[None, :])
 
 
 @triton.jit

@@ -1,0 +1,247 @@
+"""What ptxas makes of every kernel, without a GPU: `python kernels/builds.py --capability 9.0`.
+
+- The library's own launchers run on tensors without memory, for a driver that only names its target; Triton compiles
+  each launch for the arguments it would have on that GPU (strides that divide by 16, ones) and launches nothing.
+- A row a kernel: registers, spilled bytes, shared memory, and which of the architecture's instructions are in it.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+sys.path.insert(0, str(Path(__file__).parent))
+from linattn_kernels import launch, linear_triton, mediator_triton, window_triton
+from linattn_kernels.check import MOST_SOFTMAX
+
+SHARED = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
+TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Build:
+    kernel: str
+    case: str
+    capability: tuple[int, int]
+    registers: int
+    spilled: int
+    shared: int
+    wgmma: int
+    mma: int
+    copies: int  # asynchronous ones, TMA or cp.async of 16 bytes
+
+    @property
+    def faults(self) -> list[str]:
+        """What keeps it from being shipped."""
+        found = []
+        if self.spilled:
+            found.append(f"{self.spilled} bytes spilled")
+        if self.shared > SHARED[self.capability]:
+            found.append(f"{self.shared >> 10} KB of shared memory, {SHARED[self.capability] >> 10} on the chip")
+        return found
+
+
+# Cases: every operation in every precision and at the heads that are asked for ----------------------------------------
+
+
+def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def projected(dim: int, heads: int, dtype: torch.dtype, count: int = 3) -> list[torch.Tensor]:
+    """q, k, v as slices of one projection, as models have them."""
+    return list(tensor(1, TOKENS, count, heads, dim, dtype=dtype).unbind(2))
+
+
+def linear(
+    dim: int,
+    dtype: torch.dtype,
+    exit_dim: int | None = None,
+    normaliser: bool = False,
+    masked: bool = False,
+    normalise: bool = True,
+    feature_map: str = "elu1",
+) -> None:
+    q, k, v = projected(dim, 8, dtype)
+    v = v if exit_dim is None else tensor(1, TOKENS, 8, exit_dim, dtype=dtype)
+    below_q, below_k = projected(dim, 8, dtype, 2) if normaliser else (None, None)
+    mask = tensor(1, TOKENS, dtype=torch.bool) if masked else None
+    asked = (feature_map, 0.0, 1e-4, normalise)
+    values, keys, count = linear_triton.state(k, v, below_k, mask, feature_map, 0.0)
+    grad = linear_triton.read(q, below_q, values, keys, *asked)
+    linear_triton.read_backward(grad, q, below_q, values, keys, *asked)
+    linear_triton.state_backward(values, keys, count, k, v, below_k, mask, feature_map, 0.0)
+
+
+def window(
+    dim: int, dtype: torch.dtype, text: int = 512, extra: int = 64, shape: str = "disc", lse: bool = False
+) -> None:
+    tokens = text + 64 * 64
+    q, k, v = tensor(1, tokens, 3, 8, dim, dtype=dtype).unbind(2)
+    more = [tensor(1, extra, 8, dim, dtype=dtype) if extra else None for _ in range(2)]
+    place = (64, 64, 8.0, text, shape, dim**-0.5)
+    out, sums = window_triton.window(q, k, v, *more, *place, lse)
+    window_triton.window_backward(out, sums if lse else None, q, k, v, *more, out, sums, *place)
+
+
+def mediator(dim: int, dtype: torch.dtype, count: int = 64, bias: bool = False) -> None:
+    q, k, v = projected(dim, 8, dtype)
+    m, told = tensor(1, count, 8, dim, dtype=dtype), tensor(1, count, 8, dim, dtype=dtype)
+    inner = tensor(1, 8, count, TOKENS, dtype=dtype) if bias else None
+    outer = tensor(1, 8, TOKENS, count, dtype=dtype) if bias else None
+    lse = tensor(1, 8, count, dtype=launch.wide(dtype))
+    mediator_triton.gather(m, k, v, inner, dim**-0.5)
+    mediator_triton.gather_backward(told, m, k, v, inner, told, lse, dim**-0.5)
+    out, lse = mediator_triton.spread(q, m, told, outer, dim**-0.5)
+    mediator_triton.spread_backward(out, q, m, told, outer, out, lse, dim**-0.5)
+
+
+# Every branch that the plain calls do not take.
+BRANCHES = {
+    "linear normaliser": lambda dtype: linear(64, dtype, normaliser=True),
+    "linear mask": lambda dtype: linear(64, dtype, masked=True, feature_map="relu"),
+    "linear plain": lambda dtype: linear(64, dtype, normalise=False, feature_map="relu2"),
+    "linear values": lambda dtype: linear(72, dtype, exit_dim=40, feature_map="identity"),
+    "linear wide normaliser": lambda dtype: linear(160, dtype, normaliser=True),
+    "window picture": lambda dtype: window(64, dtype, text=0, extra=0),
+    "window square": lambda dtype: window(64, dtype, extra=0, shape="square", lse=True),
+    "mediator bias": lambda dtype: mediator(64, dtype, count=49, bias=True),
+}
+
+
+def cases(dims: list[int], dtypes: list[torch.dtype]) -> Iterator[tuple[str, Callable[[], None]]]:
+    for dtype in dtypes:
+        short = str(dtype).removeprefix("torch.")
+        for dim in dims:
+            yield f"linear {dim} {short}", functools.partial(linear, dim, dtype)
+            if dim <= MOST_SOFTMAX:
+                yield f"window {dim} {short}", functools.partial(window, dim, dtype)
+                yield f"mediator {dim} {short}", functools.partial(mediator, dim, dtype)
+        if 64 in dims:
+            for name, case in BRANCHES.items():
+                yield f"{name} {short}", functools.partial(case, dtype)
+
+
+# Compiling -----------------------------------------------------------------------------------------------------------
+
+
+class Named:
+    """A driver that says what the target is and nothing else."""
+
+    def __init__(self, capability: tuple[int, int]):
+        self.target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
+        self.utils = SimpleNamespace()
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # what Triton keeps its compiled kernels by
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+@contextlib.contextmanager
+def aimed(capability: tuple[int, int], built: list) -> Iterator[None]:
+    """Inside, launches compile for that architecture and are collected."""
+    run, was = JITFunction.run, (launch.capability, launch.processors)
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        compiled = run(self, *arguments, grid=grid, warmup=True, **options)
+        built.append(compiled)
+        return compiled
+
+    launch.capability, launch.processors = lambda device: capability, lambda device: 132
+    JITFunction.run = compile_only
+    driver.set_active(Named(capability))
+    try:
+        yield
+    finally:
+        JITFunction.run = run
+        launch.capability, launch.processors = was
+
+
+def build(name: str, case: Callable[[], None], capability: tuple[int, int]) -> list[Build]:
+    """Every kernel of a case, each once."""
+    built: list = []
+    with aimed(capability, built):
+        case()
+    found = {compiled.hash: compiled for compiled in built}
+    return [read(compiled, name, capability) for compiled in found.values()]
+
+
+def read(compiled, case: str, capability: tuple[int, int]) -> Build:
+    ptx = compiled.asm["ptx"]
+    registers, spilled = resources(compiled.asm["cubin"])
+    return Build(
+        kernel=compiled.metadata.name,
+        case=case,
+        capability=capability,
+        registers=registers,
+        spilled=spilled,
+        shared=compiled.metadata.shared,
+        wgmma=len(re.findall(r"wgmma\.mma_async", ptx)),
+        mma=len(re.findall(r"\bmma\.sync", ptx)) + len(re.findall(r"tcgen05\.mma", ptx)),
+        copies=len(re.findall(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10", ptx))
+        + len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
+    )
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """(registers a thread, bytes of stack), as cuobjdump reads them."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    return int(found[1]), int(found[2])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", default="9.0")
+    parser.add_argument("--dims", type=int, nargs="+", default=[40, 64, 72, 80, 128, 160, 288])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--plain", action="store_true", help="leave out the branches that plain calls do not take")
+    parser.add_argument("--only", choices=("linear", "window", "mediator"))
+    parser.add_argument("--json", help="write the rows there as well")
+    options = parser.parse_args()
+    capability = tuple(int(part) for part in options.capability.split("."))
+    rows = []
+    for name, case in cases(options.dims, [getattr(torch, dtype) for dtype in options.dtypes]):
+        kernel, *branch = name.rsplit(" ", 1)[0].split()
+        if options.only not in (None, kernel) or (options.plain and not branch[0].isdigit()):
+            continue
+        for row in build(name, case, capability):
+            rows.append(row)
+            print(
+                f"{row.case:<32}{row.kernel:<24}{row.registers:>4} registers {row.spilled:>5} spilled "
+                f"{row.shared / 1024:>6.1f} KB {row.wgmma:>3} wgmma {row.mma:>4} mma {row.copies:>4} copies "
+                f"{'; '.join(row.faults)}",
+                flush=True,
+            )
+    if options.json:
+        Path(options.json).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 1 if any(row.faults for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What ptxas makes of the kernels for GPUs that are not here: no spills, tensor cores, room in shared memory.
+
+Each architecture is a process of its own, since this one interprets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+ROOT = Path(__file__).resolve().parents[1]
+PRODUCTS = ("_sum_kernel", "_merge_kernel", "_delta_kernel")  # all others multiply matrices
+
+
+def builds(folder: Path, *arguments: str, code: str | None = None) -> tuple[list[dict], subprocess.CompletedProcess]:
+    out = folder / "builds.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    command = ["-c", code] if code else [str(ROOT / "kernels" / "builds.py")]
+    done = subprocess.run(
+        [sys.executable, *command, *arguments, "--json", str(out)],
+        env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT,
+    )  # fmt: skip
+    assert out.exists(), done.stderr[-2000:]
+    return json.loads(out.read_text()), done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "dims", "more"),
+    [
+        ("bfloat16", "40 64 72 128 160 288", ()),
+        ("float16", "64", ("--plain",)),
+        ("float32", "64 128 160 288", ("--plain",)),
+    ],
+    ids=["bfloat16", "float16", "float32"],
+)
+def test_every_configuration_for_hopper(tmp_path, dtype, dims, more):
+    rows, done = builds(tmp_path, "--dims", *dims.split(), "--dtypes", dtype, *more)
+    assert done.returncode == 0, [row for row in rows if row["spilled"]]
+    half = [row for row in rows if dtype != "float32" and row["kernel"] not in PRODUCTS]
+    assert all(row["wgmma"] + row["mma"] for row in half), "a product that no tensor core takes"
+    # A head of one part, as models mostly have, is fed asynchronously and multiplied by the whole warp group.
+    narrow = [row for row in half if row["case"].split()[1] in ("64", "128")]
+    assert all(row["wgmma"] and row["copies"] for row in narrow), [
+        (row["case"], row["kernel"]) for row in narrow if not (row["wgmma"] and row["copies"])
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["8.0", "8.9", "10.0"])
+def test_one_head_for_other_architectures(tmp_path, capability):
+    rows, done = builds(tmp_path, "--plain", "--dims", "64", "--dtypes", "bfloat16", "--capability", capability)
+    assert done.returncode == 0, [row for row in rows if row["spilled"]]
+
+
+SPILLING = """
+import sys
+sys.argv[0] = "builds.py"
+sys.path.insert(0, "kernels")
+import builds
+from linattn_kernels import launch
+
+for row in launch.table()["softmax_attend"]:
+    row["with"] |= {"num_warps": 1, "BM": 64, "BN": 128}
+sys.exit(builds.main())
+"""
+
+
+def test_a_configuration_that_spills_is_refused(tmp_path):
+    rows, done = builds(tmp_path, "--dims", "128", "--dtypes", "bfloat16", "--only", "mediator", code=SPILLING)
+    assert done.returncode == 1
+    assert any(row["spilled"] for row in rows if row["kernel"] == "_attend_kernel")
+    assert "bytes spilled" in done.stdout
