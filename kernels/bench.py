@@ -31,7 +31,15 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from linattn_kernels import backend, linear_attention, mediator_attention, reference, use_backend, window_attention
+from linattn_kernels import (
+    backend,
+    launch,
+    linear_attention,
+    mediator_attention,
+    reference,
+    use_backend,
+    window_attention,
+)
 
 SHAPES = {"flux": (24, 128), "dit": (16, 72), "sdxl": (10, 64), "sdxl-20": (20, 64)}  # heads, head_dim
 MODES = ("forward", "backward", "both")
@@ -78,8 +86,8 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Tensors that must be moved: each once, but q twice where mediators are made of it."""
-        forward, backward = {"linear": (4, 7), "window": (4, 8), "mediator": (5, 9)}[self.kernel]
+        """Tensors that must be moved, each once; softmax needs its result again, linear attention does not."""
+        forward, backward = {"linear": (4, 7), "window": (4, 8), "mediator": (4, 8)}[self.kernel]
         return self.tensor * {"forward": forward, "backward": backward, "both": forward + backward}[self.mode]
 
     @property
@@ -108,18 +116,22 @@ def pairs(height: int, width: int, radius: int, text: int) -> int:
     return near + text * (text + picture) + picture * text
 
 
-def executed(case: Case) -> int | None:
+def executed(case: Case, device: torch.device) -> int | None:
     """What the tiles of the window's forward do; None where it is what is useful, or is not known."""
-    if case.kernel != "window" or case.mode != "forward":
+    if case.kernel != "window" or case.mode != "forward" or device.type != "cuda":
         return None
-    height, width = case.sides
-    far, keys = case.radius - 1, 0
-    for y in range(0, height, 8):
-        rows = min(y + 8 + far, height) - max(y - far, 0)
-        for x in range(0, width, 16):
-            columns = min(x + 16 + far, width) - max(x - far, 0)
-            keys += -(-rows // 8) * -(-columns // 8) * 64 + -(-case.text // 64) * 64
-    return 4 * case.heads * case.dim * (keys * 128 + case.text * (case.text + height * width))
+    from linattn_kernels.tiles import parts
+
+    like = torch.empty(0, dtype=case.dtype, device=device)
+    how = launch.config("window_forward", like, case.dim, case.tokens)
+    (height, width), far, keys = case.sides, case.radius - 1, 0
+    for y in range(0, height, how["QY"]):
+        rows = min(y + how["QY"] + far, height) - max(y - far, 0)
+        for x in range(0, width, how["QX"]):
+            columns = min(x + how["QX"] + far, width) - max(x - far, 0)
+            keys += -(-rows // how["KY"]) * -(-columns // how["KX"]) + -(-case.text // (how["KY"] * how["KX"]))
+    tile = how["QY"] * how["QX"] * how["KY"] * how["KX"]
+    return 4 * case.heads * sum(parts(case.dim)) * (keys * tile + case.text * (case.text + height * width))
 
 
 # Inputs --------------------------------------------------------------------------------------------------------------
@@ -193,11 +205,11 @@ def eager(case: Case) -> Callable[..., Tensor]:
     if case.tokens > 1 << 13:
         raise NotImplementedError("a mask of N x N")
     seen = reference.window_mask(*case.sides, case.radius)
-    seen = F.pad(seen, (case.text, 0, case.text, 0), value=True)
+    seen = F.pad(seen, (case.text, 0, case.text, 0), value=True).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, seen.to(q.device)).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2)
 
     return masked
 
@@ -267,20 +279,17 @@ SAME = ("ours", "two-sdpa", "flex", "eager", "compiled")  # compute what the def
 # The gate ------------------------------------------------------------------------------------------------------------
 
 
-def gate(case: Case, calls: dict[str, Callable[..., Tensor]], device: torch.device) -> dict[str, str]:
+def gate(case: Case, name: str, device: torch.device) -> str:
     """Why a provider must not be timed: it disagrees with the definition at 1,024 tokens."""
+    if name not in SAME:
+        return ""
     small = replace(case, tokens=1024, mode="forward")
     given = inputs(small, device, 1, seed=3)[0]
     with use_backend("reference"):
         exact = ours(small)(*(each.double() for each in given))
-    bound, wrong = 8e-3 if case.dtype == torch.bfloat16 else 1e-5, {}
-    for name in calls:
-        if name in SAME:
-            found = PROVIDERS[name](small)(*given).double()
-            error = ((found - exact).norm() / exact.norm()).item()
-            if not error < bound:
-                wrong[name] = f"differs from the definition by {error:.1e}, more than {bound:g}"
-    return wrong
+    bound = 8e-3 if case.dtype == torch.bfloat16 else 1e-5
+    error = ((PROVIDERS[name](small)(*given).double() - exact).norm() / exact.norm()).item()
+    return "" if error < bound else f"differs from the definition by {error:.1e}, more than {bound:g}"
 
 
 # Timing --------------------------------------------------------------------------------------------------------------
@@ -305,10 +314,14 @@ def steps(case: Case, call: Callable[..., Tensor], sets: Sequence[list[Tensor]])
         told = torch.randn_like(out)
         if case.mode == "backward":
             made.append(
-                lambda out=out, leaves=leaves, told=told: torch.autograd.grad(out, leaves, told, retain_graph=True)
+                lambda out=out, leaves=leaves, told=told: torch.autograd.grad(
+                    out, leaves, told, retain_graph=True, allow_unused=True
+                )
             )
         else:
-            made.append(lambda leaves=leaves, told=told: torch.autograd.grad(call(*leaves), leaves, told))
+            made.append(
+                lambda leaves=leaves, told=told: torch.autograd.grad(call(*leaves), leaves, told, allow_unused=True)
+            )
     return made
 
 
@@ -336,6 +349,7 @@ def once(run: Callable[[], Any], device: torch.device) -> float:
         run()
         return time.perf_counter() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(1_000_000)  # half a millisecond in which the host queues the call: its own time is not measured
     start.record()
     run()
     end.record()
@@ -347,43 +361,35 @@ def measure(
     case: Case, names: Sequence[str], device: torch.device, repeats: int, budget: float
 ) -> list[dict[str, Any]]:
     """A row a provider; those that cannot run say why."""
-    copies = max(1, min(8, L2 // max(1, 3 * case.tensor) + 1)) if device.type == "cuda" else 1
-    sets = inputs(case, device, copies)
-    rows, ready = [], {}
-    calls = {}
+    torch._dynamo.reset()  # a peer that was compiled too often would silently run uncompiled
+    copies = max(1, min(64, L2 // max(1, 3 * case.tensor) + 1)) if device.type == "cuda" else 1
+    sets, rows, ready = inputs(case, device, copies), [], {}
     for name in names:
         try:
-            calls[name] = PROVIDERS[name](case)
-        except (NotImplementedError, ImportError) as reason:
-            rows.append(row(case, name, skipped=str(reason) or type(reason).__name__))
-    try:
-        wrong = gate(case, calls, device)
-    except torch.OutOfMemoryError:
-        wrong = {name: "the gate ran out of memory" for name in calls}
-    for name, call in calls.items():
-        if name in wrong:
-            rows.append(row(case, name, skipped=wrong[name]))
-            continue
-        try:
+            call = PROVIDERS[name](case)
+            if wrong := gate(case, name, device):
+                rows.append(row(case, name, device, skipped=wrong))
+                continue
             runs = steps(case, call, sets)
-            for run in runs[:1]:
-                first = once(run, device)
-                first = once(run, device)  # the first one compiled
+            first = [once(runs[0], device) for _ in range(2)][1]  # the first one compiled
+            memory = peak(runs[0], device)
             graph = device.type == "cuda" and case.tensor < GRAPHED and case.mode == "forward" and first < 0.05
-            ready[name] = (graphed(runs) if graph else runs, first, graph)
+            ready[name] = (graphed(runs) if graph else runs, first, graph, memory)
         except Exception as reason:  # a peer that cannot run must not stop the others
-            rows.append(row(case, name, skipped=f"{type(reason).__name__}: {str(reason).splitlines()[0][:120]}"))
+            rows.append(
+                row(
+                    case, name, device, skipped=f"{type(reason).__name__}: {(str(reason) or '-').splitlines()[0][:120]}"
+                )
+            )
             with suppress(Exception):
                 torch.cuda.empty_cache()
     times: dict[str, list[float]] = {name: [] for name in ready}
     for turn in range(repeats):
-        for name, (runs, first, _) in ready.items():
-            if turn and first * turn > budget:
-                continue
-            times[name].append(once(runs[turn % len(runs)], device))
+        for name, (runs, first, _, _) in ready.items():
+            if not turn or first * turn <= budget:
+                times[name].append(once(runs[turn % len(runs)], device))
     for name, seconds in times.items():
-        memory = peak(ready[name][0][0], device)
-        rows.append(row(case, name, seconds=seconds, graph=ready[name][2], memory=memory))
+        rows.append(row(case, name, device, seconds=seconds, graph=ready[name][2], memory=ready[name][3]))
     return rows
 
 
@@ -417,14 +423,13 @@ def floor(case: Case, device: torch.device) -> float:
     return max(case.bytes / rate, case.useful / products)
 
 
-def row(case: Case, provider: str, seconds: Sequence[float] = (), **more: Any) -> dict[str, Any]:
+def row(case: Case, provider: str, device: torch.device, seconds: Sequence[float] = (), **more: Any) -> dict[str, Any]:
     found = {"case": case.name, "kernel": case.kernel, "shape": case.shape, "tokens": case.tokens, "mode": case.mode}
     found |= {"provider": provider, "skipped": more.pop("skipped", "")}
     if not seconds:
         return found
     median = statistics.median(seconds)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    done = executed(case) if provider == "ours" else None
+    done = executed(case, device) if provider == "ours" else None
     return found | {
         "ms": 1e3 * median,
         "low": 1e3 * min(seconds),
@@ -460,7 +465,10 @@ def plan(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[Case]:
 
 def facts(device: torch.device) -> dict[str, str]:
     """Beside every number."""
-    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    commit = os.environ.get("LINATTN_COMMIT", "")
+    with suppress(OSError):
+        git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        commit = commit or git.stdout.strip()
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     with suppress(ImportError):
         import triton
@@ -468,7 +476,6 @@ def facts(device: torch.device) -> dict[str, str]:
         versions["triton"] = triton.__version__
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or 'CPU'}"
     threads = {} if device.type == "cuda" else {"threads": str(torch.get_num_threads())}
-    commit = os.environ.get("LINATTN_COMMIT") or git.stdout.strip()
     path = backend(torch.zeros(1, device=device)).path
     return {"date": str(date.today()), "commit": commit, "hardware": hardware, "path": path, **threads, **versions}
 
@@ -555,7 +562,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, began = [], time.monotonic()
     for case in plan(options, torch.bfloat16 if cuda else torch.float32):
         if time.monotonic() - began > options.total:
-            rows.append(row(case, "all", skipped=f"the run's {options.total:g} s were over"))
+            rows.append(row(case, "all", options.device, skipped=f"the run's {options.total:g} s were over"))
             continue
         dense_is_slow = case.tokens > 1 << 17
         names = [name for name in options.providers if not (dense_is_slow and name.startswith("sdpa"))]

@@ -1,0 +1,56 @@
+"""The benchmark's arithmetic and its files; what it times on a GPU is not here."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+from linattn_kernels import reference
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
+import bench
+import gpu_check
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "radius", "text"), [(1, 1, 1, 0), (5, 7, 2, 3), (6, 4, 3, 0), (4, 4, 9, 2)]
+)
+def test_pairs_are_counted_as_the_mask_has_them(height, width, radius, text):
+    near = int(reference.window_mask(height, width, radius).sum())
+    picture = height * width
+    assert bench.pairs(height, width, radius, text) == near + text * (text + picture) + picture * text
+
+
+def test_a_floor_counts_every_tensor_once():
+    case = bench.Case("linear", "flux", 65536)
+    assert case.tensor == 65536 * 24 * 128 * 2
+    assert case.bytes == 4 * case.tensor
+    assert bench.replace(case, mode="both").bytes == 11 * case.tensor
+    assert case.useful == 4 * 65536 * 128 * 24 * 128
+
+
+def test_a_run_leaves_its_rows(tmp_path, capsys):
+    asked = ["mediator", "--shapes", "sdxl", "--tokens", "64", "--modes", "both", "--counts", "4", "--repeats", "1"]
+    assert bench.main([*asked, "--providers", "ours", "sdpa", "flex", "--out", str(tmp_path)]) == 0
+    with (tmp_path / "bench.csv").open() as file:
+        rows = {row["provider"]: row for row in csv.DictReader(file)}
+    assert float(rows["ours"]["ms"]) > 0
+    assert rows["flex"]["skipped"] == "NotImplementedError: for windows"
+    assert rows["ours"]["torch"]
+    assert (tmp_path / "mediator-m4-sdxl-both.png").exists()
+
+
+def test_what_disagrees_with_the_definition_is_not_timed(monkeypatch):
+    case = bench.Case("linear", "sdxl", 64, dtype=bench.torch.float32)
+    monkeypatch.setitem(bench.PROVIDERS, "ours", lambda case: lambda q, k, v: 1.01 * bench.linear_attention(q, k, v))
+    (row,) = bench.measure(case, ["ours"], bench.torch.device("cpu"), 1, 1.0)
+    assert "differs from the definition" in row["skipped"]
+
+
+def test_without_a_gpu_the_check_says_so(monkeypatch, capsys, tmp_path):
+    if bench.torch.cuda.is_available():
+        pytest.skip("there is a GPU: make gpu-check")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
+    assert gpu_check.main() == 1
+    assert "no GPU here" in capsys.readouterr().err
