@@ -41,6 +41,11 @@ from linattn_kernels import (
     window_attention,
 )
 
+
+class Unfit(ValueError):
+    """A provider has nothing to say of a case; the message says why."""
+
+
 SHAPES = {"flux": (24, 128), "dit": (16, 72), "sdxl": (10, 64), "sdxl-20": (20, 64)}  # heads, head_dim
 MODES = ("forward", "backward", "both")
 GRAPHED = 64 << 20  # bytes of a tensor below which launches would show
@@ -203,7 +208,7 @@ def eager(case: Case) -> Callable[..., Tensor]:
 
         return agent
     if case.tokens > 1 << 13:
-        raise NotImplementedError("a mask of N x N")
+        raise Unfit("a mask of N x N")
     seen = reference.window_mask(*case.sides, case.radius)
     seen = F.pad(seen, (case.text, 0, case.text, 0), value=True).to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -220,7 +225,7 @@ def compiled(case: Case) -> Callable[..., Tensor]:
 
 def two_sdpa(case: Case) -> Callable[..., Tensor]:
     if case.kernel != "mediator":
-        raise NotImplementedError("for mediators")
+        raise Unfit("for mediators")
 
     def call(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
         q, k, v, m = (each.transpose(1, 2) for each in (q, k, v, m))
@@ -235,9 +240,9 @@ def flex(case: Case) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if case.kernel != "window":
-        raise NotImplementedError("for windows")
+        raise Unfit("for windows")
     if case.tokens > 1 << 16:
-        raise NotImplementedError("its mask is evaluated for every pair")
+        raise Unfit("its mask is evaluated for every pair")
     (_, width), text, limit = case.sides, case.text, case.radius**2
 
     def seen(batch, head, i, j):
@@ -255,7 +260,7 @@ def flex(case: Case) -> Callable[..., Tensor]:
 def fla(case: Case) -> Callable[..., Tensor]:
     """flash-linear-attention from PyPI, causal: the nearest published kernel; its numbers are not ours."""
     if case.kernel != "linear":
-        raise NotImplementedError("for linear attention")
+        raise Unfit("for linear attention")
     from fla.ops.linear_attn import chunk_linear_attn
 
     return lambda q, k, v: chunk_linear_attn(F.elu(q) + 1, F.elu(k) + 1, v, normalize=False)[0]

@@ -36,7 +36,7 @@ def test_a_run_leaves_its_rows(tmp_path, capsys):
     with (tmp_path / "bench.csv").open() as file:
         rows = {row["provider"]: row for row in csv.DictReader(file)}
     assert float(rows["ours"]["ms"]) > 0
-    assert rows["flex"]["skipped"] == "NotImplementedError: for windows"
+    assert rows["flex"]["skipped"] == "Unfit: for windows"
     assert rows["ours"]["torch"]
     assert (tmp_path / "mediator-m4-sdxl-both.png").exists()
 
