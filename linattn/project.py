@@ -111,7 +111,7 @@ def result(name: str, write: bool = False) -> Path:
 
 def run_result(name: str, write: bool = False) -> Path:
     """Facts and seconds of the last run: not in Git, different every time."""
-    return _place(f"reports/results/{name}.run.json", write)
+    return _place(f"reports/runs/{name}.run.json", write)
 
 
 def executed(notebook: str, write: bool = False) -> Path:

@@ -20,7 +20,7 @@ are absent. Keys that do not apply are absent or null.
     confusion     shapes x shapes counts, asked by seen
     cost          {macs, macs_counted, core_macs, added, trained}: one forward of one picture
     training      {steps, layerwise_steps, batch, trained, curve {step [..], loss [..], stage [..]}}
-`<name>.run.json`, not in Git:
+`<name>.run.json`, in reports/runs and not in Git:
     facts         project.facts()
     seconds       {distill, evaluate, draw}; memory (bytes)
     error         what went wrong, in a line, when the stage failed

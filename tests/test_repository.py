@@ -288,6 +288,15 @@ def test_every_stage_depends_on_its_notebook_and_every_path_in_deps_exists():
                 assert (ROOT / dep).exists(), f"{name}: {dep}"
 
 
+def test_a_folder_that_a_stage_reads_is_wholly_in_git_or_wholly_out_of_it():
+    """Of a folder partly there a clean clone cannot tell whether its stage is up to date, and CI refuses it."""
+    outs = [out for name in stages() for kind in ("outs", "metrics") for out in body(name).get(kind, [])]
+    kept = {path: isinstance(out, dict) for out in outs for path in ([out] if isinstance(out, str) else out)}
+    for name in stages():
+        for dep in body(name)["deps"]:
+            assert len({kept[out] for out in kept if out.startswith(f"{dep}/")}) < 2, f"{name}: {dep}"
+
+
 def test_stages_run_the_notebooks_they_name():
     for name in stages():
         words = body(name)["cmd"].split()
