@@ -33,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path.insert(0, str(Path(__file__).parent))
 from linattn_kernels import (
     backend,
+    flops,
     launch,
     linear_attention,
     mediator_attention,
@@ -105,20 +106,9 @@ class Case:
             forward = 8 * self.tokens * self.count * channels
             backward = 5 * forward // 2
         else:
-            forward = 4 * channels * pairs(*self.sides, self.radius, self.text)
+            forward = 4 * channels * flops.useful_pairs(*self.sides, self.radius, self.text)
             backward = 5 * forward // 2
         return {"forward": forward, "backward": backward, "both": forward + backward}[self.mode]
-
-
-@functools.cache
-def pairs(height: int, width: int, radius: int, text: int) -> int:
-    """Query-key pairs of a disc on a picture with text before it."""
-    far, near = math.ceil(radius) - 1, 0
-    for dy in range(-min(far, height - 1), min(far, height - 1) + 1):
-        chord = min(math.isqrt(max(math.ceil(radius * radius - dy * dy) - 1, 0)), width - 1)
-        near += (height - abs(dy)) * (width * (2 * chord + 1) - chord * (chord + 1))
-    picture = height * width
-    return near + text * (text + picture) + picture * text
 
 
 def executed(case: Case, device: torch.device) -> int | None:
@@ -127,16 +117,9 @@ def executed(case: Case, device: torch.device) -> int | None:
         return None
     from linattn_kernels.tiles import parts
 
-    like = torch.empty(0, dtype=case.dtype, device=device)
-    how = launch.config("window_forward", like, case.dim, case.tokens)
-    (height, width), far, keys = case.sides, case.radius - 1, 0
-    for y in range(0, height, how["QY"]):
-        rows = min(y + how["QY"] + far, height) - max(y - far, 0)
-        for x in range(0, width, how["QX"]):
-            columns = min(x + how["QX"] + far, width) - max(x - far, 0)
-            keys += -(-rows // how["KY"]) * -(-columns // how["KX"]) + -(-case.text // (how["KY"] * how["KX"]))
-    tile = how["QY"] * how["QX"] * how["KY"] * how["KX"]
-    return 4 * case.heads * sum(parts(case.dim)) * (keys * tile + case.text * (case.text + height * width))
+    how = launch.config("window_forward", torch.empty(0, dtype=case.dtype, device=device), case.dim, case.tokens)
+    found = flops.tiled_pairs("triton", *case.sides, case.radius, case.text, 0, how)
+    return 4 * case.heads * sum(parts(case.dim)) * found
 
 
 # Inputs --------------------------------------------------------------------------------------------------------------

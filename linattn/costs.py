@@ -238,43 +238,6 @@ def _seconds(call: Callable[[], Any], device: str | torch.device) -> float:
     return time.perf_counter() - began
 
 
-@torch.no_grad()
-def time_forward(
-    models: Mapping[str, nn.Module],
-    side: int | None = None,
-    *,
-    batch: int = 1,
-    repeats: int = 5,
-    baseline: str = "teacher",
-) -> list[Row]:
-    """Seconds of one step of whole models, interleaved; `ratio` is how many times faster than the baseline's."""
-    if baseline not in models:
-        raise ValueError(f"no model named {baseline!r} to compare with; there are {', '.join(models)}")
-    # The models are called as they are given, compiled or not; what is inside says what they take.
-    inputs = {name: example(families.model_of(model), side, batch) for name, model in models.items()}
-    weight = next(models[baseline].parameters())
-    calls = {name: lambda name=name: models[name](**inputs[name]) for name in models}
-    with _all_evaluating(models.values()):
-        found = interleaved(calls, repeats, device=weight.device)
-    dense = statistics.median(found[baseline])
-    return [
-        {
-            "model": name,
-            "baseline": baseline,
-            "batch": batch,
-            **_timed(seconds, dense),
-            **facts(weight.dtype, weight.device),
-        }
-        for name, seconds in found.items()
-    ]
-
-
-@contextmanager
-def _all_evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
-    with evaluating(nn.ModuleList(models)):
-        yield
-
-
 def time_mix(
     name: str,
     options: Mapping[str, Any] | None = None,
@@ -307,8 +270,9 @@ def time_operators(
 
     `operators`: label -> (operator's name, options). One that computes something before its projections (LinFusion's
     MLPs) has a second label, `with_inputs`, where that is timed as well. A row is {operator, tokens, grid, seconds,
-    fastest, slowest, repeats, ratio, baseline, baseline_seconds, bytes} and the facts; ratio: how many times faster
-    than the baseline. A row that was not measured has seconds None and `skipped`, the reason.
+    fastest, slowest, repeats, ratio, baseline, baseline_seconds, bytes, backend} and the facts; ratio: how many times
+    faster than the baseline; backend: the kernels' path. A row that was not measured has seconds None and `skipped`,
+    the reason.
     """
     rows: list[Row] = []
     shared = facts(dtype, device)
@@ -330,10 +294,13 @@ def time_operators(
             if label in skipped:
                 measured = {"seconds": None, "ratio": None, "skipped": skipped[label]}
             else:
-                measured = _timed(found[label], dense)
+                measured = timed(found[label], dense)
                 fits = memory and found[label][0] <= limit
                 measured["bytes"] = peak_memory(calls[label], device, warm=True) if fits else None
-            rows.append({"operator": label, **shared_row, "baseline_seconds": dense, **measured})
+            taken = (
+                {} if label == BASELINE else {"backend": _made(label, cases, given).runs(given[0].device, dtype).path}
+            )
+            rows.append({"operator": label, **shared_row, "baseline_seconds": dense, **taken, **measured})
             if progress is not None:
                 progress(rows[-1])
     return rows
@@ -377,17 +344,23 @@ def _call(
     if label == BASELINE:
         dense = [each.transpose(1, 2) for each in (q, k, v)]  # (1, heads, tokens, head_dim)
         return lambda: F.scaled_dot_product_attention(*dense)
-    name, options = operators[label]
-    heads, head_dim = q.shape[2:]
-    operator = attention.create(name, LayerShape(heads * head_dim, heads, head_dim), **options)
-    operator = operator.to(q.device, q.dtype).eval()
+    operator = _made(label, operators, given)
     level = None if noise is None else q.new_full((1,), noise)
     if label.endswith(WITH_INPUTS):
         return lambda: (operator.inputs(x, grid), operator.mix(q, k, v, grid, x=x, noise=level))[1]
     return lambda: operator.mix(q, k, v, grid, x=x, noise=level)
 
 
-def _timed(seconds: Sequence[float], dense: float | None) -> Row:
+def _made(
+    label: str, operators: Mapping[str, tuple[str, Mapping[str, Any]]], given: tuple[Tensor, ...]
+) -> attention.Operator:
+    name, options = operators[label]
+    heads, head_dim = given[0].shape[2:]
+    operator = attention.create(name, LayerShape(heads * head_dim, heads, head_dim), **options)
+    return operator.to(given[0].device, given[0].dtype).eval()
+
+
+def timed(seconds: Sequence[float], dense: float | None) -> Row:
     median = statistics.median(seconds)
     return {
         "seconds": median,

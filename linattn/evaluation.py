@@ -258,6 +258,7 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
     run = {
         "facts": project.facts(),
         "seconds": {key: round(value, 2) for key, value in {**before, **seconds}.items()},
+        "backend": surgery.backends(model),
         "memory": max(costs.forward_memory(model, noise=level) for level in levels_of(bench, model)),
     }
     project.write_json(project.run_result(name, write=True), run)

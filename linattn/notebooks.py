@@ -43,6 +43,9 @@ NOISE = ("Expected types for id2label",)  # diffusers' annotation, which its own
 # glibc gives large buffers back to the system and faults them in again at every operation: of the nano run's 61 minutes
 # of CPU time 12 were the kernel's. Without that, a training step takes three quarters of its time.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(1 << 26)}
+# MKL chooses its kernels by addresses and by how many threads it finds worth while, unless told that results must repeat:
+# of some twenty trainings of one student two gave the same other bytes. No slower, see docs/LOG.md, 2026-11-21.
+REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -153,7 +156,7 @@ def _pipeline(official: str = "1") -> Iterator[None]:
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home folder must not win over this one
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **{name: os.environ.get(name, value) for name, value in ALLOCATOR.items()},
+        **{name: os.environ.get(name, value) for name, value in {**ALLOCATOR, **REPEATABLE}.items()},
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)

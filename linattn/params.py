@@ -133,6 +133,7 @@ class Benchmark:
     head_dim: int = between(1)
     repeats: int = between(1)
     seconds: float = between(0)  # most for one point; a slower one is not repeated
+    sides: tuple[int, ...] = between(1)  # of the latents that whole steps are timed at
 
 
 @dataclass(frozen=True, kw_only=True)

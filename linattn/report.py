@@ -23,9 +23,11 @@ are absent. Keys that do not apply are absent or null.
 `<name>.run.json`, in reports/runs and not in Git:
     facts         project.facts()
     seconds       {distill, evaluate, draw}; memory (bytes)
+    backend       {layer: the path its attention takes: why}
     error         what went wrong, in a line, when the stage failed
 `chance.json`     quality {shape, colour}: what guessing gives
-`benchmark.run.json`: facts, baseline; rows of costs.time_operators; operators {row's name: operator}
+`benchmark.run.json`: facts, baseline; rows of costs.time_operators; operators {row's name: operator}; steps, rows of
+    amdahl.time_steps
 `anatomy.json`    noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order and query of the maps
 Pictures (project.pictures): safetensors with `pictures` (N, 3, side, side) uint8 or in [0, 1], `labels`, and for a
 student also `undistilled`; the same row is the same noise and class in every file. In pictures("anatomy"): `picture`
@@ -35,6 +37,7 @@ student also `undistilled`; the same row is the same noise and class in every fi
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -522,6 +525,27 @@ def timed(data: Data) -> list[dict[str, Any]]:
     return [row for row in data.benchmark.get("rows") or [] if row.get("seconds")]
 
 
+def steps(data: Data) -> dict[str, Any]:
+    """Whole steps as a table: a column for each size; lines for the dense step, its bound and the others."""
+    rows = [row for row in data.benchmark.get("steps") or [] if row.get("seconds")]
+    sizes = sorted({row["tokens"] for row in rows})
+    lines: dict[str, dict[int, str]] = {}
+    for row in rows:
+        time, tokens = _clock(row["seconds"]), row["tokens"]
+        if row["operator"] == "dense":
+            lines.setdefault("dense", {})[tokens] = time
+            lines.setdefault("attention's share of it", {})[tokens] = f"{100 * row['share']:.0f} %"
+            bound = "no bound" if row["most"] is None else f"{row['most']:.2f}×"
+            lines.setdefault("so at most", {})[tokens] = bound
+        else:
+            lines.setdefault(row["operator"], {})[tokens] = f"{row['ratio']:.2f}× ({time})"
+    return {"sizes": sizes, "lines": [(name, [cells.get(size, "") for size in sizes]) for name, cells in lines.items()]}
+
+
+def _clock(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
 def baseline(data: Data) -> str:
     """The dense attention everything is timed against, by its name."""
     named = (row.get("baseline") for row in data.benchmark.get("rows") or [])
@@ -678,7 +702,7 @@ def index_html(data: Data, notebooks: Sequence[Mapping[str, str]] = ()) -> str:
         title=f"Linear attention for a diffusion transformer: {len(data.students)} students of one teacher",
         data=data, table=table(data), findings=findings(data), plots=plots(data), strips=strips(data),
         columns=column_names(data), ideas=_ideas(data), limits=LIMITS, machine=machine(data), notebooks=notebooks,
-        counts=_counts(data), sizes=sizes(data), baseline=baseline(data), root="",
+        counts=_counts(data), sizes=sizes(data), baseline=baseline(data), steps=steps(data), root="",
     )  # fmt: skip
 
 
@@ -756,12 +780,12 @@ def _student_plots(data: Data, name: str) -> dict[str, Picture | None]:
 
 def machine(data: Data, name: str | None = None) -> list[tuple[str, str]]:
     """What ran on what, as lines of a list; differing machines are all named."""
-    facts = [(each, run["facts"]) for each, run in data.runs.items() if run.get("facts") and name in (None, each)]
-    if not facts and data.facts:
-        facts = [("", data.facts)]
+    runs = [(each, run) for each, run in data.runs.items() if run.get("facts") and name in (None, each)]
+    if not runs and data.facts:
+        runs = [("", {"facts": data.facts})]
     lines: dict[str, dict[str, list[str]]] = {}
-    for who, fact in facts:
-        for key, value in _facts(fact):
+    for who, run in runs:
+        for key, value in (*_facts(run["facts"]), *_paths(run.get("backend") or {})):
             lines.setdefault(key, {}).setdefault(value, []).append(who)
     told = []
     for key, values in lines.items():
@@ -770,6 +794,13 @@ def machine(data: Data, name: str | None = None) -> list[tuple[str, str]]:
         else:
             told.append((key, "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())))
     return told
+
+
+def _paths(backend: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """Which path the layers' attention takes, and why."""
+    counts = Counter(backend.values())
+    if counts:
+        yield "Attention", ", ".join(f"{_count(many, 'layer')} {path}" for path, many in counts.items())
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from linattn import params, project, teachers
+from linattn import params, project, surgery, teachers
 from linattn.distill import DistillConfig, Result, distill, of_params
 from linattn.samples import Samples
 
@@ -47,6 +47,7 @@ def make(name: str, profile: str | None = None) -> list[Result]:
 def _write_run(name: str, results: list[Result]) -> None:
     run = {"facts": project.facts(), "seconds": {"distill": round(sum(result.seconds for result in results), 2)}}
     run["samples_per_second"] = results[0].samples_per_second
+    run["backend"] = surgery.backends(results[0].model)
     project.write_json(project.run_result(f"{name}.distill", write=True), run)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from linattn import attention, families, identity
 from linattn.attention.options import nearest
 from linattn.families import KEY, Layer
+from linattn_kernels.launch import PATHS, Backend
 
 FORMAT = 1
 CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
@@ -127,16 +128,19 @@ def linearize(
     layers: Selection = "all",
     initialise: str = "all",
     keep_original: bool = True,
+    backend: str | None = None,
     **options: Any,
 ) -> Any:
     """Replace the attention of the chosen self-attention layers, in place; returns what it was given.
 
     Called again on other layers it mixes operators; on the same layers it starts from their original weights.
-    `keep_original=False` saves the memory of a CPU copy and gives up `restore`.
+    `keep_original=False` saves the memory of a CPU copy and gives up `restore`. `backend` is triton, torch or
+    reference; None leaves it to the device, and `describe` says which one that is.
     """
     model = families.model_of(model_or_pipeline)
     if initialise not in attention.POLICIES:
         raise nearest("initialise policy", initialise, attention.POLICIES)
+    _check_backend(backend)
     chosen = select(families.layers(model), layers)
     before = _conversion(model)
     if lost := [layer.name for layer in chosen if before and layer.name in before.forgotten]:
@@ -144,7 +148,7 @@ def linearize(
             f"the original weights of {_few(lost)} were not kept (keep_original=False), and a layer is always "
             "converted from its original: load the base again"
         )
-    operators = [_built(model, layer, name, options) for layer in chosen]
+    operators = [_built(layer, name, options, backend) for layer in chosen]
 
     def start(layer: Layer, operator: nn.Module) -> None:
         operator.initialise(layer.attn, initialise)
@@ -222,11 +226,17 @@ def _install(
     families.watch(model)
 
 
-def _built(model: nn.Module, layer: Layer, name: str, options: dict[str, Any]) -> nn.Module:
+def _built(layer: Layer, name: str, options: dict[str, Any], backend: str | None = None) -> nn.Module:
     operator = attention.create(name, layer.shape, **options)
+    operator.backend = backend
     like = identity.tensors(layer.attn)["to_q.weight"]
     dtype = like.dtype if like.is_floating_point() else None
     return operator.to(like.device, dtype).train(layer.attn.training)
+
+
+def _check_backend(backend: str | None) -> None:
+    if backend is not None and backend not in PATHS:
+        raise nearest("backend", backend, PATHS)
 
 
 def _release(model: nn.Module) -> None:
@@ -292,6 +302,9 @@ def describe(model_or_pipeline: Any) -> list[dict[str, Any]]:
     rows = []
     for layer in families.layers(model_or_pipeline):
         operator = layer.operator
+        weight = identity.tensors(layer.attn)["to_q.weight"]
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        runs = Backend("torch", "not linearised") if operator is None else operator.runs(weight.device, dtype)
         rows.append(
             {
                 "index": layer.index,
@@ -299,10 +312,16 @@ def describe(model_or_pipeline: Any) -> list[dict[str, Any]]:
                 "operator": "softmax (dense)" if operator is None else operator.name,
                 "options": {} if operator is None else operator.options,
                 "parameters": sum(parameter.numel() for parameter in layer.attn.parameters()),
-                "backend": "torch",
+                "backend": runs.path,
+                "because": runs.reason,
             }
         )
     return rows
+
+
+def backends(model_or_pipeline: Any) -> dict[str, str]:
+    """Which path every layer takes where the model lies, and why: what a run writes down."""
+    return {row["name"]: f"{row['backend']}: {row['because']}" for row in describe(model_or_pipeline)}
 
 
 def attention_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
@@ -405,18 +424,21 @@ def load(
     strict: bool = True,
     keep_original: bool = True,
     revision: str | None = None,
+    backend: str | None = None,
 ) -> Any:
     """Make the base a saved student, in place; returns what it was given. A student already there is restored first.
 
     A base of another class, public config or weights is refused. `strict=False` takes any base whose tensors have the
-    same shapes, a fine-tune for instance, and warns of what differs. Nothing is ever unpickled.
+    same shapes, a fine-tune for instance, and warns of what differs. Nothing is ever unpickled. `backend` is
+    `linearize`'s: it belongs to the machine, so no folder holds it.
     """
     model = families.model_of(model_or_pipeline)
+    _check_backend(backend)
     folder = _folder(folder_or_hub_id, revision)
     card, tensors = _read(folder)
     conversion = _conversion(model) or Conversion.of(model)
     _check_base(conversion.base, card["base"], folder, strict)
-    chosen, operators = _operators(model, card, folder)
+    chosen, operators = _operators(model, card, folder, backend)
     _check_tensors(model, chosen, operators, tensors, folder)
     if _conversion(model):
         restore(model)
@@ -509,14 +531,16 @@ def _check_base(ours: dict[str, Any], theirs: dict[str, Any], folder: Path, stri
     warnings.warn(message, stacklevel=3)
 
 
-def _operators(model: nn.Module, card: dict[str, Any], folder: Path) -> tuple[list[Layer], list[nn.Module]]:
+def _operators(
+    model: nn.Module, card: dict[str, Any], folder: Path, backend: str | None
+) -> tuple[list[Layer], list[nn.Module]]:
     layers = {layer.name: layer for layer in families.layers(model)}
     if unknown := [entry["name"] for entry in card["layers"] if entry["name"] not in layers]:
         raise ValueError(f"{folder} replaces {_few(unknown)}, which this {type(model).__name__} does not have")
     chosen = [layers[entry["name"]] for entry in card["layers"]]
     try:
         built = [
-            _built(model, layer, entry["operator"], entry["options"])
+            _built(layer, entry["operator"], entry["options"], backend)
             for layer, entry in zip(chosen, card["layers"], strict=True)
         ]
     except ValueError as error:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from linattn.attention.disc import inside
-from linattn.attention.features import elu1, linear_attention as fast
+from linattn.attention import LayerShape, create
+from linattn.attention.features import linear_map
+from linattn.grid import Grid
 from linattn_kernels import reference
 from linattn_kernels.reference import FEATURE_MAPS, linear_attention, mediator_attention, window_attention
 
@@ -34,7 +35,8 @@ def test_linear_weights_sum_to_one(feature_map, tokens):
 
 def test_linear_is_linfusions():
     q, k, v = tensors(tokens=9)
-    close(linear_attention(q, k, v, eps=0.3), fast(elu1(q), elu1(k), v, 0.3))
+    wanted = torch.einsum("bhij,bjhd->bihd", linear_map(q, k, "elu1", 0.3), v)
+    close(linear_attention(q, k, v, eps=0.3), wanted)
 
 
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
@@ -118,8 +120,8 @@ def test_the_smallest_window_is_the_token_itself(height, width):
 @pytest.mark.parametrize("radius", [1, 1.5, 2, 3, 8])
 def test_the_disc_is_strict_and_the_librarys(radius):
     mask = reference.window_mask(5, 7, radius)
-    y, x = torch.arange(35) // 7, torch.arange(35) % 7
-    assert torch.equal(mask, inside(y[:, None] - y, x[:, None] - x, radius))
+    clear = create("clear", LayerShape(4, 1, 4), radius=radius)
+    assert torch.equal(mask, clear.allowed(Grid(5, 7), radius, mask.device))
     assert mask.sum() <= reference.window_mask(5, 7, radius, "square").sum()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 import linattn_kernels
-from linattn_kernels import linear_attention, mediator_attention, reference, use_backend, window_attention
+from linattn_kernels import launch, linear_attention, mediator_attention, reference, use_backend, window_attention
 from linattn_kernels.launch import INTERPRETED, obstacle
 from linattn_kernels.reference import State
 
@@ -426,6 +426,32 @@ def test_a_backend_holds_as_long_as_it_is_asked_for():
         pass
 
 
+def test_a_call_can_ask_for_itself():
+    q = torch.randn(1, 6, 2, 16)
+    with use_backend("torch"):
+        assert linattn_kernels.backend(q, "reference").path == "reference"
+    asked = window_attention(q, q, q, height=2, width=3, radius=2, backend="reference")
+    assert torch.equal(asked, reference.window_attention(q, q, q, height=2, width=3, radius=2))
+
+
+def test_heads_wider_than_the_kernels_are_pytorchs(monkeypatch):
+    """Of LiT with one head of 1,152 channels, say; who asks for Triton there is told why not."""
+    wide = qkv(1, 4, 4, 1, 289, 289)
+    torch.testing.assert_close(linear_attention(*wide), reference.linear_attention(*wide))
+    with pytest.raises(RuntimeError, match="heads of 289 are wider than the kernels' 288"):
+        linear_attention(*wide, backend="triton")
+    monkeypatch.setattr(launch, "obstacle", lambda device: None)
+    for dim, path in ((288, "triton"), (289, "torch")):
+        assert launch.choose(torch.device("cuda"), torch.float32, dim, None, 288).path == path
+
+
+def test_float64_is_pytorchs_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(launch, "obstacle", lambda device: None)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    assert launch.choose(torch.device("cuda"), torch.float64).path == "torch"
+    assert launch.choose(torch.device("cuda"), torch.bfloat16).path == "triton"
+
+
 @each_kernel
 def test_the_definition_itself_can_be_asked_for(kernel):
     given = qkv(1, 22, 22, 1, 16, 16)
@@ -445,7 +471,8 @@ def test_the_definition_itself_can_be_asked_for(kernel):
         (lambda q: linear_attention(q, q.double(), q), "k is torch.float64, q torch.float32"),
         (lambda q: linear_attention(q, q[:, :, :1], q), "k has batch 1 and 1 heads, q has batch 1 and 2"),
         (lambda q: linear_attention(q.long(), q, q), "q is torch.int64"),
-        (lambda q: linear_attention(*[torch.zeros(1, 2, 1, 289)] * 3), "head_dim of 289; from 1 to 288"),
+        (lambda q: linear_attention(*[torch.zeros(1, 2, 1, 0)] * 3), "q has a head_dim of 0"),
+        (lambda q: linear_attention(q, q, q, backend="cuda"), "'cuda'.*triton, torch, reference"),
         (lambda q: linear_attention(q, q, q, key_mask=torch.ones(1, 5)), r"key_mask is \(1, 5\); .* is \(1, 6\)"),
         (
             lambda q: linear_attention(
@@ -462,7 +489,7 @@ def test_the_definition_itself_can_be_asked_for(kernel):
             r"bias_in is \(4, 6\); .*\(1, 2, 3, 6\)",
         ),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_mistakes_are_named(call, says):
     with pytest.raises(ValueError, match=says):

@@ -254,6 +254,29 @@ def test_a_slower_operator_is_called_slower(data):
     ]
 
 
+def test_whole_steps_stand_beside_what_they_can_gain_at_most(data, written):
+    found = report.steps(data)
+    assert found["sizes"] == [256, 1024]
+    assert dict(found["lines"]) == {
+        "dense": ["4 ms", "4 ms"],
+        "attention's share of it": ["25 %", "50 %"],
+        "so at most": ["1.33×", "2.00×"],
+        "clear": ["1.25× (3.2 ms)", "1.25× (3.2 ms)"],
+        "lit": ["0.80× (5 ms)", "0.80× (5 ms)"],
+    }
+    assert "A whole step" in written.read_text()
+    assert report.steps(report.Data("nano", FEW)) == {"sizes": [], "lines": []}
+
+
+def test_the_path_that_attention_took_is_named_with_its_layers(data):
+    runs = {
+        "clear": {"facts": data.facts, "backend": {"a": "triton: a GPU", "b": "triton: a GPU", "c": "torch: wide"}},
+        "lit": {"facts": data.facts},
+    }
+    told = dict(report.machine(report.Data("nano", FEW, runs=runs)))
+    assert told["Attention"] == "2 layers triton: a GPU, 1 layer torch: wide"
+
+
 def test_the_same_data_gives_the_same_bytes(written, root, data):
     again = report.write(report.read(FEW, "nano", show=4), root / "again", {"A notebook": root / "executed.ipynb"})
     first = sorted(path.relative_to(written.parent) for path in (written.parent / "pages").iterdir())

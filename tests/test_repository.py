@@ -279,6 +279,16 @@ def test_what_an_operator_imports_is_a_dep_of_its_students(operator):
         assert helpers <= set(body(name)["deps"])
 
 
+def test_a_stage_that_runs_attention_depends_on_the_kernels_pytorch_side():
+    ignored = (ROOT / ".dvcignore").read_text()
+    for name in stages():
+        deps = body(name)["deps"]
+        assert ("kernels/linattn_kernels" in deps) == ("linattn/attention/base.py" in deps), name
+    for path in (ROOT / "kernels" / "linattn_kernels").glob("*.py"):
+        if path.name.endswith("_torch.py") or path.stem in ("linear", "window", "mediator", "launch", "check"):
+            assert path.name not in ignored
+
+
 def test_every_stage_depends_on_its_notebook_and_every_path_in_deps_exists():
     for name in stages():
         deps = body(name)["deps"]

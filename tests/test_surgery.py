@@ -362,7 +362,9 @@ def test_describe():
         "options": {},
         "parameters": 4 * (32 * 32 + 32),
         "backend": "torch",
+        "because": "not linearised",
     }
+    assert (rows[1]["backend"], rows[1]["because"]) == ("torch", "the tensors are on the CPU")
     assert (rows[1]["operator"], rows[1]["options"]["radius"]) == ("clear", 3)
 
 

@@ -1,6 +1,7 @@
 """Which path a call takes, and why: Triton on a GPU, PyTorch elsewhere, the definition on request.
 
-- `backend(tensor)` answers for one tensor; `use_backend("torch")` decides for all calls inside it, in every thread.
+- `backend(tensor)` answers for one tensor; `use_backend("torch")` decides for all calls inside it, in every thread, and
+  a call's own `backend=` for that call.
 - A call decides once: its backward takes the path its forward took, on whatever thread autograd runs it.
 - Triton also runs on the CPU where its interpreter is on (TRITON_INTERPRET=1) and `use_backend("triton")` asks for it:
   for tests, thousands of times slower.
@@ -35,30 +36,49 @@ class Backend(NamedTuple):
 @contextmanager
 def use_backend(path: str) -> Iterator[None]:
     """Every call inside takes this path; where Triton cannot run, it is an error to ask for it."""
-    if path not in PATHS:
-        raise ValueError(f"backend {path!r}; choose one of {', '.join(PATHS)}")
     global _forced
-    before, _forced = _forced, path
+    before, _forced = _forced, valid(path)
     try:
         yield
     finally:
         _forced = before
 
 
-def backend(tensor: Tensor) -> Backend:
-    """The path a call with this tensor takes, and why."""
-    missing = obstacle(tensor.device)
-    if _forced is not None:
-        if _forced == "triton" and missing:
-            raise RuntimeError(f"the triton backend was asked for, but {missing}; leave the choice to the library")
-        return Backend(_forced, "asked for by use_backend")
-    if tensor.device.type == "cpu":
+def valid(path: str) -> str:
+    if path not in PATHS:
+        raise ValueError(f"backend {path!r}; choose one of {', '.join(PATHS)}")
+    return path
+
+
+def backend(tensor: Tensor, asked: str | None = None, most: int | None = None) -> Backend:
+    """The path a call with this tensor takes, and why; `asked`: what that call asks for, `most`: its widest head."""
+    return choose(tensor.device, tensor.dtype, tensor.shape[-1] if tensor.ndim else 1, asked, most)
+
+
+def choose(
+    device: torch.device, dtype: torch.dtype, dim: int = 1, asked: str | None = None, most: int | None = None
+) -> Backend:
+    """The same before there is a tensor."""
+    missing = obstacle(device)
+    unfit = missing or _unfit(dtype, dim, most)
+    if asked is not None or _forced is not None:
+        path = valid(asked or _forced)
+        if path == "triton" and unfit:
+            raise RuntimeError(f"the triton backend was asked for, but {unfit}; leave the choice to the library")
+        return Backend(path, "asked for")
+    if device.type == "cpu":
         return Backend("torch", "the tensors are on the CPU")  # the interpreter is for those who ask for it
-    if missing is None:
+    if unfit is None:
         return Backend("triton", "a GPU that Triton compiles for")
-    if tensor.device.type == "cuda":
+    if missing and device.type == "cuda":
         _warn(missing)
-    return Backend("torch", missing)
+    return Backend("torch", unfit)
+
+
+def _unfit(dtype: torch.dtype, dim: int, most: int | None) -> str | None:
+    if dtype == torch.float64 and not INTERPRETED:
+        return "float64 has no kernels: it is what they are judged in"
+    return None if most is None or dim <= most else f"heads of {dim} are wider than the kernels' {most}"
 
 
 def obstacle(device: torch.device) -> str | None:

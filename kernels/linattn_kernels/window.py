@@ -27,15 +27,17 @@ def window_attention(
     scale: float | None = None,
     extra: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Every picture token reads those strictly inside `radius` (disc: dy^2 + dx^2, square: |dy| and |dx|), like v.
 
     q, k, v (batch, text + height x width, heads, head_dim), the picture row by row after the text. `extra`: keys and
     values that every picture token sees, and no text token. `return_lse` adds the log-sum-exp of the scores, (batch,
-    heads, tokens), through which gradients pass.
+    heads, tokens), through which gradients pass. `backend`: the path this call takes, as `use_backend`
+    says it for all.
     """
     check.window(q, k, v, height, width, radius, text, shape, extra)
-    path = launch.backend(q).path
+    path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX).path
     scale = q.shape[3] ** -0.5 if scale is None else scale
     more_k, more_v = (None, None) if extra is None else extra
     q, k, v, more_k, more_v = launch.cast(q, k, v, more_k, more_v)

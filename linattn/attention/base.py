@@ -5,8 +5,9 @@
 - `mix` is the fast path; `attention_map` and `local` are the definition, written apart from it and judging it.
 - A subclass writes `core`, `dense` and, if it has a convolution, `convolution`; `values` are its options at the noise
   of that call, so that any of them can follow the noise without the subclass knowing.
-- The core computes in the wider of float32 and the input's dtype, with autocast off: half precision overflows in
-  N-long sums (methods: LiT reports NaN), and float64 stays float64.
+- The core gets the dtype it was given, with autocast off, and sums in float32 or wider (`linattn_kernels` does): half
+  precision overflows in N-long sums (methods: LiT reports NaN), and float64 stays float64.
+- `backend` asks for one of the kernels' paths; `runs` says which one is taken on a device, and why.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.options import Option, check, check_names, nearest, settle
 from linattn.grid import Grid
+from linattn_kernels.launch import Backend, choose
 
 POLICIES = ("mlp_only", "out", "v", "all")
 KEPT = {"mlp_only": (), "out": ("to_out",), "v": ("to_v", "to_out"), "all": ("to_q", "to_k", "to_v", "to_out")}
@@ -48,11 +50,13 @@ class LayerShape:
 class Operator(nn.Module):
     name: ClassVar[str]
     table: ClassVar[dict[str, Option]] = {}
+    widest: ClassVar[int | None] = None  # heads that its kernels take; None: it has none, PyTorch serves it everywhere
 
     def __init__(self, shape: LayerShape, **options: Any):
         super().__init__()
         self.shape = shape
         self.convolution: DepthwiseConvolution | None = None
+        self.backend: str | None = None  # None: the kernels' own choice, by device
         given = dict(options)
         entries = given.pop("schedule", None)
         settled = settle(self.name, {**self.table, **_SCHEDULE}, given)
@@ -168,14 +172,25 @@ class Operator(nn.Module):
     ) -> Tensor:
         """The attention itself, (batch, tokens, heads, head_dim) like v; noise is (batch,), 1 is pure noise."""
         self._fits(grid, q, k, v)
-        wide = _wide(q, k, v)
+        dtype = common(q, k, v)
 
         def mixed(values: SimpleNamespace, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
             out = self.core(q, k, v, grid, x, values)
             return out if self.convolution is None else out + self.convolution(v, grid, self.side(values))
 
         with torch.autocast(v.device.type, enabled=False):
-            return self._grouped(mixed, noise, q.to(wide), k.to(wide), v.to(wide), x).to(v.dtype)
+            return self._grouped(mixed, noise, q.to(dtype), k.to(dtype), v.to(dtype), x).to(v.dtype)
+
+    def runs(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+        """Which path `mix` takes on a device, and why."""
+        if self.widest is None:
+            return Backend("torch", "PyTorch's own operations")
+        return choose(device, dtype, self.head_dim, self.backend, self.widest)
+
+    @property
+    def head_dim(self) -> int:
+        """Of the heads the core works with."""
+        return self.shape.head_dim
 
     def initialise(self, attn: nn.Module, policy: str = "all") -> None:
         """Keep of the teacher's projections what the policy names and draw the others afresh (Xavier, as LiT does)."""
@@ -195,7 +210,7 @@ class Operator(nn.Module):
     def attention_map(self, q: Tensor, k: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
         """The N x N matrix of every head, (batch, heads, tokens, tokens): row i says whom token i reads."""
         self._fits(grid, q, k)
-        wide = _wide(q, k)
+        wide = common(q, k, least=torch.float32)
         with torch.autocast(q.device.type, enabled=False):
             return self._grouped(lambda values, q, k: self.dense(q, k, grid, values), noise, q.to(wide), k.to(wide))
 
@@ -205,7 +220,9 @@ class Operator(nn.Module):
         if self.convolution is None:
             return torch.zeros_like(v)
         return self._grouped(
-            lambda values, v: self.convolution.definition(v, grid, self.side(values)), noise, v.to(_wide(v))
+            lambda values, v: self.convolution.definition(v, grid, self.side(values)),
+            noise,
+            v.to(common(v, least=torch.float32)),
         )
 
     def definition(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
@@ -228,7 +245,7 @@ class Operator(nn.Module):
         """Names of the parameters that the teacher does not have."""
         return [name for name, _ in self.named_parameters()]
 
-    # What a subclass writes; q, k, v are wide already
+    # What a subclass writes; q, k, v have one dtype, in `dense` float32 at least
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
         """Like v, sub-quadratic, without the convolution."""
@@ -264,11 +281,12 @@ class Operator(nn.Module):
 _SCHEDULE = {"schedule": Option(None, lambda value: value, scheduled=False)}
 
 
-def _wide(*tensors: Tensor) -> torch.dtype:
-    wide = torch.float32
+def common(*tensors: Tensor, least: torch.dtype | None = None) -> torch.dtype:
+    """The dtype that holds them all, and `least`."""
+    found = least or tensors[0].dtype
     for tensor in tensors:
-        wide = torch.promote_types(wide, tensor.dtype)
-    return wide
+        found = torch.promote_types(found, tensor.dtype)
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -284,8 +302,7 @@ def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.einsum("bihd,bjhd->bhij", q, k) * scale
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention of tensors laid out as (batch, tokens, heads, head_dim); bias is (heads, queries, keys)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """PyTorch's softmax attention of tensors laid out as (batch, tokens, heads, head_dim)."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (batch, heads, tokens, head_dim)
-    bias = None if bias is None else bias[None]  # PyTorch's flash path takes masks of 2 or 4 dimensions only
-    return nn.functional.scaled_dot_product_attention(q, k, v, bias, scale=scale).transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)

@@ -18,16 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn.attention.base import LayerShape, Operator, attend, scores
-from linattn.attention.disc import disc_attention, inside
+from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.options import flag, number, whole
 from linattn.grid import Grid
+from linattn_kernels import window_attention
+from linattn_kernels.check import MOST_SOFTMAX
 
 PUBLISHED_LENGTH = 4608  # 512 text tokens + 64 x 64
 
 
 class Clear(Operator):
     name = "clear"
+    widest = MOST_SOFTMAX
     table = {
         "radius": number(8, above=0),
         "pool": whole(1, least=1),
@@ -51,29 +53,24 @@ class Clear(Operator):
 
     def pooled(self, tokens: Tensor, grid: Grid, factor: int) -> Tensor:
         """(batch, cells, heads, head_dim); what lies beyond the border is zero and adds nothing."""
-        rows = grid.rows(tokens)  # (batch, height, width, heads, head_dim)
+        wide = common(tokens, least=torch.float32)
+        rows = grid.rows(tokens.to(wide))  # (batch, height, width, heads, head_dim)
         rows = F.pad(rows, (0, 0, 0, 0, 0, -grid.width % factor, 0, -grid.height % factor))
         cells = rows.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
-        kernel = self.pooling[str(factor)].to(tokens.dtype)
-        return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2)
+        kernel = self.pooling[str(factor)].to(wide)
+        return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2).to(tokens.dtype)
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
-        text, scale = grid.text, self.scale(grid, values)
-        extra_k, extra_v = k[:, :text], v[:, :text]
-        if values.pool > 1:
-            extra_k = torch.cat([extra_k, self.pooled(k, grid, values.pool)], 1)
-            extra_v = torch.cat([extra_v, self.pooled(v, grid, values.pool)], 1)
-        q_picture, k_picture, v_picture = (tensor[:, text:] for tensor in (q, k, v))
-        picture = disc_attention(
-            q_picture, k_picture, v_picture, extra_k, extra_v, grid.height, grid.width, values.radius, scale
-        )
-        return torch.cat([attend(q[:, :text], k, v, scale), picture], 1) if text else picture
+        extra = tuple(self.pooled(each, grid, values.pool) for each in (k, v)) if values.pool > 1 else None
+        place = {"height": grid.height, "width": grid.width, "radius": values.radius, "text": grid.text}
+        how = {"scale": self.scale(grid, values), "extra": extra, "backend": self.backend}
+        return window_attention(q, k, v, **place, **how)
 
     def allowed(self, grid: Grid, radius: float, device: torch.device) -> Tensor:
         """(tokens, tokens): whether the row reads the column."""
         place = torch.arange(grid.picture, device=device)
         y, x = place // grid.width, place % grid.width
-        near = inside(y[:, None] - y, x[:, None] - x, radius)
+        near = (y[:, None] - y).double() ** 2 + (x[:, None] - x).double() ** 2 < radius**2
         return F.pad(near, (grid.text, 0, grid.text, 0), value=True)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:

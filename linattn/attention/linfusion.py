@@ -13,9 +13,11 @@ from types import SimpleNamespace
 from torch import Tensor, nn
 
 from linattn.attention.base import LayerShape, Operator
-from linattn.attention.features import FEATURE_MAPS, linear_attention, linear_map
+from linattn.attention.features import SHIFTS, linear_map
 from linattn.attention.options import choice, number, whole
 from linattn.grid import Grid
+from linattn_kernels import linear_attention
+from linattn_kernels.check import MOST
 
 
 class Shift(nn.Sequential):
@@ -29,8 +31,9 @@ class Shift(nn.Sequential):
 
 class LinFusion(Operator):
     name = "linfusion"
+    widest = MOST
     table = {
-        "feature_map": choice("elu1", FEATURE_MAPS),
+        "feature_map": choice("elu1", SHIFTS),
         "hidden": whole(None, least=0, scheduled=False),
         "eps": number(1e-4, least=0),
     }
@@ -41,7 +44,6 @@ class LinFusion(Operator):
         self.hidden = shape.width if hidden is None else hidden
         self.query = Shift(shape.width, self.hidden) if self.hidden else None
         self.key = Shift(shape.width, self.hidden) if self.hidden else None
-        self.feature_map = FEATURE_MAPS[self.values.feature_map]
 
     def inputs(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         if not self.hidden:
@@ -49,10 +51,11 @@ class LinFusion(Operator):
         return x + self.query(x), x + self.key(x), x
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
-        return linear_attention(self.feature_map(q), self.feature_map(k), v, values.eps)
+        how = {"feature_map": values.feature_map, "shift": SHIFTS[values.feature_map], "eps": values.eps}
+        return linear_attention(q, k, v, **how, backend=self.backend)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
-        return linear_map(self.feature_map(q), self.feature_map(k), values.eps)
+        return linear_map(q, k, values.feature_map, values.eps)
 
     def cost(self, grid: Grid, values: SimpleNamespace) -> int:
         state = 2 * grid.tokens * self.shape.channels * self.shape.head_dim

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from linattn.attention.base import LayerShape, Operator
 from linattn.attention.convolution import DepthwiseConvolution
-from linattn.attention.features import FEATURE_MAPS, linear_attention, linear_map
+from linattn.attention.features import SHIFTS, linear_map
 from linattn.attention.options import choice, flag, kernel, number, whole
 from linattn.grid import Grid
+from linattn_kernels import linear_attention
+from linattn_kernels.check import MOST
 
 PUBLISHED_HEADS = {384: 2, 768: 3, 1024: 4, 1152: 4}  # DiT-S, B, L, XL
 
@@ -29,10 +31,11 @@ def few_heads(shape: LayerShape) -> int:
 
 class LiT(Operator):
     name = "lit"
+    widest = MOST
     table = {
         "heads": whole(None, least=1, scheduled=False),
         "kernel": kernel(5),
-        "feature_map": choice("relu", FEATURE_MAPS),
+        "feature_map": choice("relu", SHIFTS),
         "eps": number(1e-6, least=0),
         "shared_conv": flag(True),
     }
@@ -44,17 +47,21 @@ class LiT(Operator):
             raise ValueError(f"lit: heads={self.heads} does not divide the layer's {shape.channels} channels")
         if side := max(self.ever("kernel")):
             self.convolution = DepthwiseConvolution(shape.channels, side, self.heads if self.values.shared_conv else 1)
-        self.feature_map = FEATURE_MAPS[self.values.feature_map]
+
+    @property
+    def head_dim(self) -> int:
+        return self.shape.channels // self.heads
 
     def regrouped(self, tensor: Tensor) -> Tensor:
         return tensor.flatten(2).unflatten(2, (self.heads, -1))  # (batch, tokens, few heads, channels / heads)
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
-        q, k = self.feature_map(self.regrouped(q)), self.feature_map(self.regrouped(k))
-        return linear_attention(q, k, self.regrouped(v), values.eps).reshape(v.shape)
+        how = {"feature_map": values.feature_map, "shift": SHIFTS[values.feature_map], "eps": values.eps}
+        grouped = (self.regrouped(each) for each in (q, k, v))
+        return linear_attention(*grouped, **how, backend=self.backend).reshape(v.shape)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
-        return linear_map(self.feature_map(self.regrouped(q)), self.feature_map(self.regrouped(k)), values.eps)
+        return linear_map(self.regrouped(q), self.regrouped(k), values.feature_map, values.eps)
 
     def cost(self, grid: Grid, values: SimpleNamespace) -> int:
         return 2 * grid.tokens * self.shape.channels**2 // self.heads

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn.attention.base import LayerShape, Operator, attend, scores
+from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.options import Option, choice, kernel
 from linattn.attention.resample import averages, interpolation
 from linattn.grid import Grid
+from linattn_kernels import mediator_attention
+from linattn_kernels.check import MOST_SOFTMAX
 
 Count = int | tuple[int, int]
 TABLE = 7  # the paper's side of the tables
@@ -92,6 +94,7 @@ def _along(matrix: Tensor, table: Tensor) -> Tensor:
 
 class Mediator(Operator):
     name = "mediator"
+    widest = MOST_SOFTMAX
     table = {
         "count": counts(64),
         "bias": choice("none", ("none", "factorised", "full")),
@@ -114,14 +117,15 @@ class Mediator(Operator):
             self.tokens = nn.Parameter(torch.randn(1, *stored, shape.channels))
 
     def mediators(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
-        """(batch, mediators, heads, head_dim)."""
+        """(batch, mediators, heads, head_dim) of q's dtype, averaged in float32 at least."""
+        wide = common(q, least=torch.float32)
         if self.tokens is not None:
-            tokens = resized(self.tokens.to(q.dtype), rows, columns).expand(q.shape[0], -1, -1, -1)
-            return tokens.flatten(1, 2).unflatten(2, q.shape[2:])
-        picture = grid.rows(q).flatten(3)  # (batch, height, width, channels)
-        bands = averages(grid.height, rows, q) @ picture.flatten(2)  # (batch, rows, width x channels)
-        cells = averages(grid.width, columns, q) @ bands.unflatten(2, (grid.width, -1))
-        return cells.flatten(1, 2).unflatten(2, q.shape[2:])
+            cells = resized(self.tokens.to(wide), rows, columns).expand(q.shape[0], -1, -1, -1)
+        else:
+            picture = grid.rows(q).flatten(3).to(wide)  # (batch, height, width, channels)
+            bands = averages(grid.height, rows, picture) @ picture.flatten(2)  # (batch, rows, width x channels)
+            cells = averages(grid.width, columns, picture) @ bands.unflatten(2, (grid.width, -1))
+        return cells.flatten(1, 2).unflatten(2, q.shape[2:]).to(q.dtype)
 
     def biases(self, grid: Grid, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         """(heads, mediators, tokens) and (heads, tokens, mediators); zero for text."""
@@ -133,9 +137,9 @@ class Mediator(Operator):
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
         rows, columns = partition(values.count, grid)
-        mediators, scale = self.mediators(q, grid, rows, columns), self.shape.head_dim**-0.5
-        reading, query = self.biases(grid, rows, columns, q.dtype)
-        return attend(q, mediators, attend(mediators, k, v, scale, reading), scale, query)
+        mediators = self.mediators(q, grid, rows, columns)
+        reading, query = self.biases(grid, rows, columns, common(q, least=torch.float32))
+        return mediator_attention(q, k, v, mediators, bias_in=reading, bias_out=query, backend=self.backend)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
         rows, columns = partition(values.count, grid)

@@ -1,0 +1,110 @@
+"""Operators call the kernels' package: each by every path, asked for by name, told of in every description."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+
+import linattn
+from linattn import surgery
+from linattn.attention import LayerShape, create
+from linattn_kernels import linear, mediator, window
+
+FORMS = {
+    "clear": ("clear", {"radius": 2}),
+    "clear-pool": ("clear", {"radius": 2, "pool": 2}),
+    "linfusion": ("linfusion", {}),
+    "mediator": ("mediator", {"count": 4, "bias": "full"}),
+    "lit": ("lit", {"kernel": 3}),
+}
+KERNELS = {"clear": window, "clear-pool": window, "linfusion": linear, "mediator": mediator, "lit": linear}
+each_form = pytest.mark.parametrize("form", FORMS)
+
+
+def student(form, **more):
+    name, options = FORMS[form]
+    torch.manual_seed(0)
+    return linattn.linearize(tiny.model(layers=1), name, **options, **more)
+
+
+def slopes(model):
+    model.requires_grad_(True)
+    tiny.run(model, **tiny.inputs(side=4)).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@each_form
+@pytest.mark.parametrize("path", ["triton", "torch", "reference"])
+def test_every_path_gives_the_same_and_the_same_gradients(form, path):
+    asked, own = student(form, backend=path), student(form)
+    inputs = tiny.inputs(side=4)
+    torch.testing.assert_close(tiny.run(asked, **inputs), tiny.run(own, **inputs), rtol=1e-4, atol=1e-5)
+    wanted, found = slopes(own), slopes(asked)
+    assert wanted.keys() == found.keys()
+    largest = max(
+        gradient.abs().max().item() for gradient in wanted.values()
+    )  # that of a key's bias is 0 but for noise
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-6 * largest, msg=name)
+
+
+@each_form
+@pytest.mark.parametrize("path", ["triton", "torch"])
+def test_the_path_that_is_asked_for_is_the_one_that_runs(form, path, monkeypatch):
+    model, ran = student(form, backend=path), []
+    for kernel in (linear, mediator, window):
+        whole = kernel._on
+
+        def on(taken, whole=whole, kernel=kernel):
+            ran.append((kernel, taken))
+            return whole(taken)
+
+        monkeypatch.setattr(kernel, "_on", on)
+    with torch.no_grad():
+        tiny.run(model, **tiny.inputs(side=4))
+    assert set(ran) == {(KERNELS[form], path)}
+    assert linattn.describe(model)[0]["backend"] == path
+
+
+def test_an_unknown_path_is_refused_before_anything_changes():
+    model = tiny.model()
+    with pytest.raises(ValueError, match="unknown backend 'trition': did you mean 'triton'"):
+        linattn.linearize(model, "clear", backend="trition")
+    assert all(row["operator"].startswith("softmax") for row in linattn.describe(model))
+
+
+def test_a_description_says_which_path_and_why():
+    model = linattn.linearize(tiny.model(), "linfusion", layers=[0], backend="reference")
+    assert surgery.backends(model) == {
+        "transformer_blocks.0.attn1": "reference: asked for",
+        "transformer_blocks.1.attn1": "torch: not linearised",
+    }
+    linattn.linearize(model, "softmax", layers=[1])
+    assert surgery.backends(model)["transformer_blocks.1.attn1"] == "torch: PyTorch's own operations"
+
+
+def test_a_folder_holds_no_path_and_load_takes_one(tmp_path):
+    linattn.save(linattn.linearize(tiny.model(), "lit", backend="reference"), tmp_path)
+    assert "reference" not in (tmp_path / "linattn.json").read_text()
+    assert linattn.describe(linattn.load(tiny.model(), tmp_path))[0]["backend"] == "torch"
+    assert linattn.describe(linattn.load(tiny.model(), tmp_path, backend="reference"))[0]["backend"] == "reference"
+    with pytest.raises(ValueError, match="unknown backend"):
+        linattn.load(tiny.model(), tmp_path, backend="cuda")
+
+
+def test_a_copy_keeps_what_was_asked_for():
+    assert linattn.describe(copy.deepcopy(student("lit", backend="reference")))[0]["backend"] == "reference"
+
+
+@pytest.mark.parametrize(("name", "dim"), [("linfusion", 289), ("lit", 73), ("clear", 161), ("mediator", 161)])
+def test_heads_too_wide_for_the_kernels_are_named(name, dim, monkeypatch):
+    """LiT merges four heads into one of 292 channels here."""
+    operator = create(name, LayerShape(4 * dim, 4, dim))
+    assert operator.runs(torch.device("cpu"), torch.float32).path == "torch"
+    monkeypatch.setattr("linattn_kernels.launch.obstacle", lambda device: None)
+    runs = operator.runs(torch.device("cuda"), torch.bfloat16)
+    assert runs.path == "torch"
+    assert "wider than the kernels'" in runs.reason
+    narrow = create(name, LayerShape(4 * 64, 4, 64))
+    assert narrow.runs(torch.device("cuda"), torch.bfloat16).path == "triton"
