@@ -13,18 +13,20 @@ from torch import Tensor
 
 from linattn_kernels import launch
 from linattn_kernels.launch import strides, unit
-from linattn_kernels.tiles import aligned, dot, load, precision, shape_of, store
+from linattn_kernels.tiles import (
+    add_parts,
+    aligned,
+    load,
+    load_parts,
+    precision,
+    product,
+    shape_of,
+    store,
+    store_parts,
+    zero_parts,
+)
 
 LOG2E = 1.4426950408889634
-
-
-@triton.jit
-def scores(a1, a2, b1, b2, D2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
-    """a b^T of tiles in two parts."""
-    s = dot(a1, tl.trans(b1), DOT, ACC)
-    if D2:
-        s += dot(a2, tl.trans(b2), DOT, ACC)
-    return s
 
 
 @triton.jit
@@ -35,6 +37,36 @@ def online(s, top, total):
     p = tl.exp2(s - safe[:, None])
     old = tl.exp2(top - safe)
     return p, old, high, total * old + tl.sum(p, 1)
+
+
+@triton.jit
+def attend_step(
+    s, top, total, acc1, acc2, v, n, v_n, live,
+    EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The running softmax over one more tile of scores and its values."""
+    p, old, top, total = online(s, top, total)
+    v1, v2 = load_parts(v, n, v_n, live, EXIT, E1, E2, ALIGNED)
+    acc1 = acc1 * old[:, None]
+    if E2:
+        acc2 = acc2 * old[:, None]
+    acc1, acc2 = add_parts(acc1, acc2, p, v1, v2, E2, DOT, ACC)
+    return top, total, acc1, acc2
+
+
+@triton.jit
+def slopes_of(s, sums, g1, g2, v1, v2, less, E2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+    """(weights, gradient of the scores) from scores and log-sum-exp in base 2."""
+    p = tl.exp2(s - sums[:, None])
+    return p, p * (product(g1, g2, v1, v2, E2, DOT, ACC) - less[:, None])
+
+
+@triton.jit
+def row_sums(lse, delta, at, live, ACC: tl.constexpr):
+    """Log-sum-exp in base 2, and what is taken off the gradient of a row's scores."""
+    sums = tl.load(lse + at, mask=live, other=0.0).to(ACC) * 1.4426950408889634
+    return sums, tl.load(delta + at, mask=live, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -62,45 +94,29 @@ def _attend_kernel(
     if BIAS:
         bias += batch * bias_b + head * bias_h
     m = tl.program_id(0) * BM + tl.arange(0, BM)
-    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    a1 = load(a, m, a_n, d1, m < rows, DIM, ALIGNED)
-    acc1 = tl.zeros((BM, E1), ACC)
-    if D2:
-        d2 = D1 + tl.arange(0, D2)
-        a2 = load(a, m, a_n, d2, m < rows, DIM, ALIGNED)
-    else:
-        a2, b2 = a1, a1
-    if E2:
-        e2 = E1 + tl.arange(0, E2)
-        acc2 = tl.zeros((BM, E2), ACC)
+    a1, a2 = load_parts(a, m, a_n, m < rows, DIM, D1, D2, ALIGNED)
+    acc1, acc2 = zero_parts(BM, E1, E2, ACC)
     top, total = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC)
     end = tl.minimum(columns, (split + 1) * chunk)
     for start in range(split * chunk, end, BN):
         n = start + tl.arange(0, BN)
         live = n < end
-        b1 = load(b, n, b_n, d1, live, DIM, ALIGNED)
-        if D2:
-            b2 = load(b, n, b_n, d2, live, DIM, ALIGNED)
-        s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
+        b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
+        s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
         s = _biased(s, bias, m, n, bias_r, bias_c, (m < rows)[:, None] & live[None, :], BIAS)
-        p, old, top, total = online(s, top, total)
-        acc1 = acc1 * old[:, None] + dot(p, load(c, n, c_n, e1, live, EXIT, ALIGNED), DOT, ACC)
-        if E2:
-            acc2 = acc2 * old[:, None] + dot(p, load(c, n, c_n, e2, live, EXIT, ALIGNED), DOT, ACC)
+        top, total, acc1, acc2 = attend_step(
+            s, top, total, acc1, acc2, c, n, c_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
+        )
     if SPLIT:
         row = (split * tl.num_programs(1) + place).to(tl.int64) * rows
         part += row * EXIT
-        store(part, m, EXIT, e1, m < rows, EXIT, ALIGNED, acc1)
-        if E2:
-            store(part, m, EXIT, e2, m < rows, EXIT, ALIGNED, acc2)
+        store_parts(part, m, EXIT, m < rows, acc1, acc2, EXIT, E1, E2, ALIGNED)
         tl.store(part_top + row + m, top, mask=m < rows)
         tl.store(part_total + row + m, total, mask=m < rows)
     else:
         out += batch * out_b + head * out_h
         share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
-        store(out, m, out_n, e1, m < rows, EXIT, ALIGNED, acc1 * share)
-        if E2:
-            store(out, m, out_n, e2, m < rows, EXIT, ALIGNED, acc2 * share)
+        store_parts(out, m, out_n, m < rows, acc1 * share, acc2 * share, EXIT, E1, E2, ALIGNED)
         tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
 
 
@@ -166,46 +182,27 @@ def _rows_kernel(
         bias += batch * bias_b + head * bias_h
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     within = m < rows
-    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    a1, g1 = load(a, m, a_n, d1, within, DIM, ALIGNED), load(grad, m, grad_n, e1, within, EXIT, ALIGNED)
-    acc1 = tl.zeros((BM, D1), ACC)
-    if D2:
-        d2 = D1 + tl.arange(0, D2)
-        a2, acc2 = load(a, m, a_n, d2, within, DIM, ALIGNED), tl.zeros((BM, D2), ACC)
-    else:
-        a2, b2 = a1, a1
-    if E2:
-        e2 = E1 + tl.arange(0, E2)
-        g2 = load(grad, m, grad_n, e2, within, EXIT, ALIGNED)
-    else:
-        g2, c2 = g1, g1
-    at = batch * lse_b + head * lse_h + m
-    sums = tl.load(lse + at, mask=within, other=0.0).to(ACC) * 1.4426950408889634
-    less = tl.load(delta + at, mask=within, other=0.0).to(ACC)
+    a1, a2 = load_parts(a, m, a_n, within, DIM, D1, D2, ALIGNED)
+    g1, g2 = load_parts(grad, m, grad_n, within, EXIT, E1, E2, ALIGNED)
+    acc1, acc2 = zero_parts(BM, D1, D2, ACC)
+    sums, less = row_sums(lse, delta, batch * lse_b + head * lse_h + m, within, ACC)
     end = tl.minimum(columns, (split + 1) * chunk)
     for start in range(split * chunk, end, BN):
         n = start + tl.arange(0, BN)
         live = n < end
-        b1, c1 = load(b, n, b_n, d1, live, DIM, ALIGNED), load(c, n, c_n, e1, live, EXIT, ALIGNED)
-        if D2:
-            b2 = load(b, n, b_n, d2, live, DIM, ALIGNED)
-        if E2:
-            c2 = load(c, n, c_n, e2, live, EXIT, ALIGNED)
-        s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
+        b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
+        c1, c2 = load_parts(c, n, c_n, live, EXIT, E1, E2, ALIGNED)
+        s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
         both = within[:, None] & live[None, :]
-        p = tl.exp2(_biased(s, bias, m, n, bias_r, bias_c, both, BIAS) - sums[:, None])
-        ds = p * (scores(g1, g2, c1, c2, E2, DOT, ACC) - less[:, None])
+        s = _biased(s, bias, m, n, bias_r, bias_c, both, BIAS)
+        _, ds = slopes_of(s, sums, g1, g2, c1, c2, less, E2, DOT, ACC)
         if D_BIAS:
             where = ((place.to(tl.int64) * rows + m)[:, None]) * columns + n[None, :]
             tl.store(d_bias + where, ds, mask=both)
-        acc1 += dot(ds, b1, DOT, ACC)
-        if D2:
-            acc2 += dot(ds, b2, DOT, ACC)
+        acc1, acc2 = add_parts(acc1, acc2, ds, b1, b2, D2, DOT, ACC)
     part += split.to(tl.int64) * part_s + batch * part_b + head * part_h
     natural = scale / 1.4426950408889634
-    store(part, m, part_n, d1, within, DIM, ALIGNED, acc1 * natural)
-    if D2:
-        store(part, m, part_n, d2, within, DIM, ALIGNED, acc2 * natural)
+    store_parts(part, m, part_n, within, acc1 * natural, acc2 * natural, DIM, D1, D2, ALIGNED)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "chunk"])
@@ -230,49 +227,28 @@ def _columns_kernel(
         bias += batch * bias_b + head * bias_h
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     live = n < columns
-    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    b1, c1 = load(b, n, b_n, d1, live, DIM, ALIGNED), load(c, n, c_n, e1, live, EXIT, ALIGNED)
-    db1, dc1 = tl.zeros((BN, D1), ACC), tl.zeros((BN, E1), ACC)
-    if D2:
-        d2 = D1 + tl.arange(0, D2)
-        b2, db2 = load(b, n, b_n, d2, live, DIM, ALIGNED), tl.zeros((BN, D2), ACC)
-    else:
-        a2, b2 = b1, b1
-    if E2:
-        e2 = E1 + tl.arange(0, E2)
-        c2, dc2 = load(c, n, c_n, e2, live, EXIT, ALIGNED), tl.zeros((BN, E2), ACC)
-    else:
-        g2, c2 = c1, c1
+    b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
+    c1, c2 = load_parts(c, n, c_n, live, EXIT, E1, E2, ALIGNED)
+    db1, db2 = zero_parts(BN, D1, D2, ACC)
+    dc1, dc2 = zero_parts(BN, E1, E2, ACC)
     end = tl.minimum(rows, (split + 1) * chunk)
     for start in range(split * chunk, end, BM):
         m = start + tl.arange(0, BM)
         within = m < end
-        a1, g1 = load(a, m, a_n, d1, within, DIM, ALIGNED), load(grad, m, grad_n, e1, within, EXIT, ALIGNED)
-        if D2:
-            a2 = load(a, m, a_n, d2, within, DIM, ALIGNED)
-        if E2:
-            g2 = load(grad, m, grad_n, e2, within, EXIT, ALIGNED)
-        sums = tl.load(lse + m, mask=within, other=0.0).to(ACC) * 1.4426950408889634
-        less = tl.load(delta + m, mask=within, other=0.0).to(ACC)
-        s = scores(a1, a2, b1, b2, D2, DOT, ACC) * scale
+        a1, a2 = load_parts(a, m, a_n, within, DIM, D1, D2, ALIGNED)
+        g1, g2 = load_parts(grad, m, grad_n, within, EXIT, E1, E2, ALIGNED)
+        sums, less = row_sums(lse, delta, m, within, ACC)
+        s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
         both = within[:, None] & live[None, :]
-        p = tl.exp2(_biased(s, bias, m, n, bias_r, bias_c, both, BIAS) - sums[:, None])
-        ds = p * (scores(g1, g2, c1, c2, E2, DOT, ACC) - less[:, None])
-        dc1 += dot(tl.trans(p), g1, DOT, ACC)
-        db1 += dot(tl.trans(ds), a1, DOT, ACC)
-        if E2:
-            dc2 += dot(tl.trans(p), g2, DOT, ACC)
-        if D2:
-            db2 += dot(tl.trans(ds), a2, DOT, ACC)
+        s = _biased(s, bias, m, n, bias_r, bias_c, both, BIAS)
+        p, ds = slopes_of(s, sums, g1, g2, c1, c2, less, E2, DOT, ACC)
+        dc1, dc2 = add_parts(dc1, dc2, tl.trans(p), g1, g2, E2, DOT, ACC)
+        db1, db2 = add_parts(db1, db2, tl.trans(ds), a1, a2, D2, DOT, ACC)
     part_b_ += split.to(tl.int64) * db_s + batch * db_b + head * db_h
     part_c_ += split.to(tl.int64) * dc_s + batch * dc_b + head * dc_h
     natural = scale / 1.4426950408889634
-    store(part_b_, n, db_n, d1, live, DIM, ALIGNED, db1 * natural)
-    store(part_c_, n, dc_n, e1, live, EXIT, ALIGNED, dc1)
-    if D2:
-        store(part_b_, n, db_n, d2, live, DIM, ALIGNED, db2 * natural)
-    if E2:
-        store(part_c_, n, dc_n, e2, live, EXIT, ALIGNED, dc2)
+    store_parts(part_b_, n, db_n, live, db1 * natural, db2 * natural, DIM, D1, D2, ALIGNED)
+    store_parts(part_c_, n, dc_n, live, dc1, dc2, EXIT, E1, E2, ALIGNED)
 
 
 # Launching -----------------------------------------------------------------------------------------------------------

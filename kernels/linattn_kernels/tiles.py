@@ -76,6 +76,55 @@ def store(base, n, stride, columns, live, DIM: tl.constexpr, ALIGNED: tl.constex
     tl.store(at, values, mask=live[:, None] & (columns < DIM)[None, :])
 
 
+# A head's channels in two parts (`parts`); where one holds them all, the second is the first again and nobody reads it.
+
+
+@triton.jit
+def load_parts(base, n, stride, live, DIM: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ALIGNED: tl.constexpr):
+    one = load(base, n, stride, tl.arange(0, P1), live, DIM, ALIGNED)
+    if P2:
+        return one, load(base, n, stride, P1 + tl.arange(0, P2), live, DIM, ALIGNED)
+    else:
+        return one, one
+
+
+@triton.jit
+def store_parts(
+    base, n, stride, live, one, two,
+    DIM: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    store(base, n, stride, tl.arange(0, P1), live, DIM, ALIGNED, one)
+    if P2:
+        store(base, n, stride, P1 + tl.arange(0, P2), live, DIM, ALIGNED, two)
+
+
+@triton.jit
+def zero_parts(ROWS: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ACC: tl.constexpr):
+    one = tl.zeros((ROWS, P1), ACC)
+    if P2:
+        return one, tl.zeros((ROWS, P2), ACC)
+    else:
+        return one, one
+
+
+@triton.jit
+def add_parts(acc1, acc2, weights, one, two, P2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+    """acc + weights @ parts."""
+    acc1 += dot(weights, one, DOT, ACC)
+    if P2:
+        acc2 += dot(weights, two, DOT, ACC)
+    return acc1, acc2
+
+
+@triton.jit
+def product(a1, a2, b1, b2, P2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+    """a b^T."""
+    s = dot(a1, tl.trans(b1), DOT, ACC)
+    if P2:
+        s += dot(a2, tl.trans(b2), DOT, ACC)
+    return s
+
+
 @triton.jit
 def dot(a, b, DOT: tl.constexpr, ACC: tl.constexpr):
     """a @ b of operands rounded to DOT, added up in ACC; float32 is never rounded to tf32."""

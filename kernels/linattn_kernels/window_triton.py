@@ -16,8 +16,17 @@ import triton.language as tl
 
 from linattn_kernels import launch
 from linattn_kernels.launch import strides, unit
-from linattn_kernels.softmax_triton import LOG2E, attend, columns_slope, delta_of, online, rows_slope, scores
-from linattn_kernels.tiles import aligned, dot, load, precision, shape_of, store
+from linattn_kernels.softmax_triton import (
+    LOG2E,
+    attend,
+    attend_step,
+    columns_slope,
+    delta_of,
+    row_sums,
+    rows_slope,
+    slopes_of,
+)
+from linattn_kernels.tiles import add_parts, aligned, load_parts, precision, product, shape_of, store_parts, zero_parts
 
 # Never compiled anew for another picture.
 SIZES = ["height", "width", "across", "far", "text", "extra"]
@@ -53,6 +62,51 @@ def _box(tile, across, far, height, width, ROWS: tl.constexpr, COLUMNS: tl.const
     )
 
 
+@triton.jit
+def _step_over(box, step, text, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(y, x, place among all tokens, inside) of a box's tile number `step`."""
+    first_y, end_y, first_x, end_x = box
+    wide = tl.cdiv(end_x - first_x, COLUMNS)
+    i = tl.arange(0, ROWS * COLUMNS)
+    y, x = first_y + (step // wide) * ROWS + i // COLUMNS, first_x + (step % wide) * COLUMNS + i % COLUMNS
+    return y, x, text + y * width + x, (y < end_y) & (x < end_x)
+
+
+@triton.jit
+def _steps(box, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    first_y, end_y, first_x, end_x = box
+    return tl.cdiv(end_y - first_y, ROWS) * tl.cdiv(end_x - first_x, COLUMNS)
+
+
+@triton.jit
+def _read(
+    q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Forward over one tile of keys, of which `seen` are."""
+    k1, k2 = load_parts(k, n, k_n, live, DIM, D1, D2, ALIGNED)
+    s = tl.where(seen, product(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
+    return attend_step(s, top, total, acc1, acc2, v, n, v_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC)
+
+
+@triton.jit
+def _read_all(
+    q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, count, scale, BN: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Forward over the first `count` keys, text or extra, which everyone sees."""
+    for start in range(0, count, BN):
+        n = start + tl.arange(0, BN)
+        live = n < count
+        top, total, acc1, acc2 = _read(
+            q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, n, live, live[None, :], scale,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
+    return top, total, acc1, acc2
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
     q, k, v, extra_k, extra_v, out, lse,
@@ -72,66 +126,63 @@ def _forward_kernel(
     v += batch * v_b + head * v_h
     y, x, inside = _places(tile, across, height, width, QY, QX)
     m = text + y * width + x
-    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    q1 = load(q, m, q_n, d1, inside, DIM, ALIGNED)
-    acc1 = tl.zeros((BM, E1), ACC)
-    if D2:
-        d2 = D1 + tl.arange(0, D2)
-        q2 = load(q, m, q_n, d2, inside, DIM, ALIGNED)
-    else:
-        q2, k2 = q1, q1
-    if E2:
-        e2 = E1 + tl.arange(0, E2)
-        acc2 = tl.zeros((BM, E2), ACC)
+    q1, q2 = load_parts(q, m, q_n, inside, DIM, D1, D2, ALIGNED)
+    acc1, acc2 = zero_parts(BM, E1, E2, ACC)
     top, total = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC)
-    for start in range(0, text, BN):
-        n = start + tl.arange(0, BN)
-        live = n < text
-        k1 = load(k, n, k_n, d1, live, DIM, ALIGNED)
-        if D2:
-            k2 = load(k, n, k_n, d2, live, DIM, ALIGNED)
-        s = tl.where(live[None, :], scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-        p, old, top, total = online(s, top, total)
-        acc1 = acc1 * old[:, None] + dot(p, load(v, n, v_n, e1, live, EXIT, ALIGNED), DOT, ACC)
-        if E2:
-            acc2 = acc2 * old[:, None] + dot(p, load(v, n, v_n, e2, live, EXIT, ALIGNED), DOT, ACC)
+    top, total, acc1, acc2 = _read_all(
+        q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, text, scale, BN,
+        DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+    )  # fmt: skip
     if EXTRA:
         extra_k += batch * ek_b + head * ek_h
         extra_v += batch * ev_b + head * ev_h
-        for start in range(0, extra, BN):
-            n = start + tl.arange(0, BN)
-            live = n < extra
-            k1 = load(extra_k, n, ek_n, d1, live, DIM, ALIGNED)
-            if D2:
-                k2 = load(extra_k, n, ek_n, d2, live, DIM, ALIGNED)
-            s = tl.where(live[None, :], scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-            p, old, top, total = online(s, top, total)
-            acc1 = acc1 * old[:, None] + dot(p, load(extra_v, n, ev_n, e1, live, EXIT, ALIGNED), DOT, ACC)
-            if E2:
-                acc2 = acc2 * old[:, None] + dot(p, load(extra_v, n, ev_n, e2, live, EXIT, ALIGNED), DOT, ACC)
-    first_y, end_y, first_x, end_x = _box(tile, across, far, height, width, QY, QX)
-    wide = tl.cdiv(end_x - first_x, KX)
-    i = tl.arange(0, BN)
-    for step in range(0, tl.cdiv(end_y - first_y, KY) * wide):
-        ky, kx = first_y + (step // wide) * KY + i // KX, first_x + (step % wide) * KX + i % KX
-        live = (ky < end_y) & (kx < end_x)
-        n = text + ky * width + kx
-        k1 = load(k, n, k_n, d1, live, DIM, ALIGNED)
-        if D2:
-            k2 = load(k, n, k_n, d2, live, DIM, ALIGNED)
+        top, total, acc1, acc2 = _read_all(
+            q1, q2, top, total, acc1, acc2, extra_k, ek_n, extra_v, ev_n, extra, scale, BN,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
+    box = _box(tile, across, far, height, width, QY, QX)
+    for step in range(0, _steps(box, KY, KX)):
+        ky, kx, n, live = _step_over(box, step, text, width, KY, KX)
         seen = _near(y, x, ky, kx, far, limit, DISC) & live[None, :]
-        s = tl.where(seen, scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-        p, old, top, total = online(s, top, total)
-        acc1 = acc1 * old[:, None] + dot(p, load(v, n, v_n, e1, live, EXIT, ALIGNED), DOT, ACC)
-        if E2:
-            acc2 = acc2 * old[:, None] + dot(p, load(v, n, v_n, e2, live, EXIT, ALIGNED), DOT, ACC)
+        top, total, acc1, acc2 = _read(
+            q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
     share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
     out += batch * out_b + head * out_h
-    store(out, m, out_n, e1, inside, EXIT, ALIGNED, acc1 * share)
-    if E2:
-        store(out, m, out_n, e2, inside, EXIT, ALIGNED, acc2 * share)
+    store_parts(out, m, out_n, inside, acc1 * share, acc2 * share, EXIT, E1, E2, ALIGNED)
     sums = (top + tl.log2(tl.where(total == 0, 1.0, total))) / 1.4426950408889634
     tl.store(lse + batch * lse_b + head * lse_h + m, sums, mask=inside)
+
+
+@triton.jit
+def _pull(
+    q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The queries' gradient over one tile of keys, of which `seen` are."""
+    k1, k2 = load_parts(k, n, k_n, live, DIM, D1, D2, ALIGNED)
+    v1, v2 = load_parts(v, n, v_n, live, EXIT, E1, E2, ALIGNED)
+    s = tl.where(seen, product(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
+    _, ds = slopes_of(s, sums, g1, g2, v1, v2, less, E2, DOT, ACC)
+    return add_parts(acc1, acc2, ds, k1, k2, D2, DOT, ACC)
+
+
+@triton.jit
+def _pull_all(
+    q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, count, scale, BN: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    for start in range(0, count, BN):
+        n = start + tl.arange(0, BN)
+        live = n < count
+        acc1, acc2 = _pull(
+            q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, n, live, live[None, :], scale,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
+    return acc1, acc2
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -156,74 +207,49 @@ def _queries_kernel(
     v += batch * v_b + head * v_h
     y, x, inside = _places(tile, across, height, width, QY, QX)
     m = text + y * width + x
-    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    q1, g1 = load(q, m, q_n, d1, inside, DIM, ALIGNED), load(grad, m, grad_n, e1, inside, EXIT, ALIGNED)
-    acc1 = tl.zeros((BM, D1), ACC)
-    if D2:
-        d2 = D1 + tl.arange(0, D2)
-        q2, acc2 = load(q, m, q_n, d2, inside, DIM, ALIGNED), tl.zeros((BM, D2), ACC)
-    else:
-        q2, k2 = q1, q1
-    if E2:
-        e2 = E1 + tl.arange(0, E2)
-        g2 = load(grad, m, grad_n, e2, inside, EXIT, ALIGNED)
-    else:
-        g2, v2 = g1, g1
-    at = batch * lse_b + head * lse_h + m
-    sums = tl.load(lse + at, mask=inside, other=0.0).to(ACC) * 1.4426950408889634
-    less = tl.load(delta + at, mask=inside, other=0.0).to(ACC)
-    for start in range(0, text, BN):
-        n = start + tl.arange(0, BN)
-        live = n < text
-        k1, v1 = load(k, n, k_n, d1, live, DIM, ALIGNED), load(v, n, v_n, e1, live, EXIT, ALIGNED)
-        if D2:
-            k2 = load(k, n, k_n, d2, live, DIM, ALIGNED)
-        if E2:
-            v2 = load(v, n, v_n, e2, live, EXIT, ALIGNED)
-        s = tl.where(live[None, :], scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-        ds = tl.exp2(s - sums[:, None]) * (scores(g1, g2, v1, v2, E2, DOT, ACC) - less[:, None])
-        acc1 += dot(ds, k1, DOT, ACC)
-        if D2:
-            acc2 += dot(ds, k2, DOT, ACC)
+    q1, q2 = load_parts(q, m, q_n, inside, DIM, D1, D2, ALIGNED)
+    g1, g2 = load_parts(grad, m, grad_n, inside, EXIT, E1, E2, ALIGNED)
+    acc1, acc2 = zero_parts(BM, D1, D2, ACC)
+    sums, less = row_sums(lse, delta, batch * lse_b + head * lse_h + m, inside, ACC)
+    acc1, acc2 = _pull_all(
+        q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, text, scale, BN,
+        DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+    )  # fmt: skip
     if EXTRA:
         extra_k += batch * ek_b + head * ek_h
         extra_v += batch * ev_b + head * ev_h
-        for start in range(0, extra, BN):
-            n = start + tl.arange(0, BN)
-            live = n < extra
-            k1, v1 = load(extra_k, n, ek_n, d1, live, DIM, ALIGNED), load(extra_v, n, ev_n, e1, live, EXIT, ALIGNED)
-            if D2:
-                k2 = load(extra_k, n, ek_n, d2, live, DIM, ALIGNED)
-            if E2:
-                v2 = load(extra_v, n, ev_n, e2, live, EXIT, ALIGNED)
-            s = tl.where(live[None, :], scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-            ds = tl.exp2(s - sums[:, None]) * (scores(g1, g2, v1, v2, E2, DOT, ACC) - less[:, None])
-            acc1 += dot(ds, k1, DOT, ACC)
-            if D2:
-                acc2 += dot(ds, k2, DOT, ACC)
-    first_y, end_y, first_x, end_x = _box(tile, across, far, height, width, QY, QX)
-    wide = tl.cdiv(end_x - first_x, KX)
-    i = tl.arange(0, BN)
-    for step in range(0, tl.cdiv(end_y - first_y, KY) * wide):
-        ky, kx = first_y + (step // wide) * KY + i // KX, first_x + (step % wide) * KX + i % KX
-        live = (ky < end_y) & (kx < end_x)
-        n = text + ky * width + kx
-        k1, v1 = load(k, n, k_n, d1, live, DIM, ALIGNED), load(v, n, v_n, e1, live, EXIT, ALIGNED)
-        if D2:
-            k2 = load(k, n, k_n, d2, live, DIM, ALIGNED)
-        if E2:
-            v2 = load(v, n, v_n, e2, live, EXIT, ALIGNED)
+        acc1, acc2 = _pull_all(
+            q1, q2, g1, g2, sums, less, acc1, acc2, extra_k, ek_n, extra_v, ev_n, extra, scale, BN,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
+    box = _box(tile, across, far, height, width, QY, QX)
+    for step in range(0, _steps(box, KY, KX)):
+        ky, kx, n, live = _step_over(box, step, text, width, KY, KX)
         seen = _near(y, x, ky, kx, far, limit, DISC) & live[None, :]
-        s = tl.where(seen, scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-        ds = tl.exp2(s - sums[:, None]) * (scores(g1, g2, v1, v2, E2, DOT, ACC) - less[:, None])
-        acc1 += dot(ds, k1, DOT, ACC)
-        if D2:
-            acc2 += dot(ds, k2, DOT, ACC)
+        acc1, acc2 = _pull(
+            q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
     natural = scale / 1.4426950408889634
     dq += batch * dq_b + head * dq_h
-    store(dq, m, dq_n, d1, inside, DIM, ALIGNED, acc1 * natural)
-    if D2:
-        store(dq, m, dq_n, d2, inside, DIM, ALIGNED, acc2 * natural)
+    store_parts(dq, m, dq_n, inside, acc1 * natural, acc2 * natural, DIM, D1, D2, ALIGNED)
+
+
+@triton.jit
+def _gather(
+    k1, k2, v1, v2, dk1, dk2, dv1, dv2, q, q_n, grad, grad_n, lse, delta, m, live, seen, scale,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The keys' and values' gradients over one tile of queries, by which they are `seen`."""
+    q1, q2 = load_parts(q, m, q_n, live, DIM, D1, D2, ALIGNED)
+    g1, g2 = load_parts(grad, m, grad_n, live, EXIT, E1, E2, ALIGNED)
+    sums, less = row_sums(lse, delta, m, live, ACC)
+    s = tl.where(seen, product(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
+    p, ds = slopes_of(s, sums, g1, g2, v1, v2, less, E2, DOT, ACC)
+    dv1, dv2 = add_parts(dv1, dv2, tl.trans(p), g1, g2, E2, DOT, ACC)
+    dk1, dk2 = add_parts(dk1, dk2, tl.trans(ds), q1, q2, D2, DOT, ACC)
+    return dk1, dk2, dv1, dv2
 
 
 @triton.jit(do_not_specialize=SIZES[:-1])
@@ -247,72 +273,30 @@ def _keys_kernel(
     delta += batch * lse_b + head * lse_h
     y, x, inside = _places(tile, across, height, width, KY, KX)
     n = text + y * width + x
-    d1, e1 = tl.arange(0, D1), tl.arange(0, E1)
-    k1 = load(k + batch * k_b + head * k_h, n, k_n, d1, inside, DIM, ALIGNED)
-    v1 = load(v + batch * v_b + head * v_h, n, v_n, e1, inside, EXIT, ALIGNED)
-    dk1, dv1 = tl.zeros((BN, D1), ACC), tl.zeros((BN, E1), ACC)
-    if D2:
-        d2 = D1 + tl.arange(0, D2)
-        k2, dk2 = load(k + batch * k_b + head * k_h, n, k_n, d2, inside, DIM, ALIGNED), tl.zeros((BN, D2), ACC)
-    else:
-        q2, k2 = k1, k1
-    if E2:
-        e2 = E1 + tl.arange(0, E2)
-        v2, dv2 = load(v + batch * v_b + head * v_h, n, v_n, e2, inside, EXIT, ALIGNED), tl.zeros((BN, E2), ACC)
-    else:
-        g2, v2 = v1, v1
+    k1, k2 = load_parts(k + batch * k_b + head * k_h, n, k_n, inside, DIM, D1, D2, ALIGNED)
+    v1, v2 = load_parts(v + batch * v_b + head * v_h, n, v_n, inside, EXIT, E1, E2, ALIGNED)
+    dk1, dk2 = zero_parts(BN, D1, D2, ACC)
+    dv1, dv2 = zero_parts(BN, E1, E2, ACC)
     for start in range(0, text, BM):
         m = start + tl.arange(0, BM)
         live = m < text
-        q1, g1 = load(q, m, q_n, d1, live, DIM, ALIGNED), load(grad, m, grad_n, e1, live, EXIT, ALIGNED)
-        if D2:
-            q2 = load(q, m, q_n, d2, live, DIM, ALIGNED)
-        if E2:
-            g2 = load(grad, m, grad_n, e2, live, EXIT, ALIGNED)
-        sums = tl.load(lse + m, mask=live, other=0.0).to(ACC) * 1.4426950408889634
-        less = tl.load(delta + m, mask=live, other=0.0).to(ACC)
-        s = tl.where(live[:, None], scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-        p = tl.exp2(s - sums[:, None])
-        ds = p * (scores(g1, g2, v1, v2, E2, DOT, ACC) - less[:, None])
-        dv1 += dot(tl.trans(p), g1, DOT, ACC)
-        dk1 += dot(tl.trans(ds), q1, DOT, ACC)
-        if E2:
-            dv2 += dot(tl.trans(p), g2, DOT, ACC)
-        if D2:
-            dk2 += dot(tl.trans(ds), q2, DOT, ACC)
-    first_y, end_y, first_x, end_x = _box(tile, across, far, height, width, KY, KX)
-    wide = tl.cdiv(end_x - first_x, QX)
-    i = tl.arange(0, BM)
-    for step in range(0, tl.cdiv(end_y - first_y, QY) * wide):
-        qy, qx = first_y + (step // wide) * QY + i // QX, first_x + (step % wide) * QX + i % QX
-        live = (qy < end_y) & (qx < end_x)
-        m = text + qy * width + qx
-        q1, g1 = load(q, m, q_n, d1, live, DIM, ALIGNED), load(grad, m, grad_n, e1, live, EXIT, ALIGNED)
-        if D2:
-            q2 = load(q, m, q_n, d2, live, DIM, ALIGNED)
-        if E2:
-            g2 = load(grad, m, grad_n, e2, live, EXIT, ALIGNED)
-        sums = tl.load(lse + m, mask=live, other=0.0).to(ACC) * 1.4426950408889634
-        less = tl.load(delta + m, mask=live, other=0.0).to(ACC)
+        dk1, dk2, dv1, dv2 = _gather(
+            k1, k2, v1, v2, dk1, dk2, dv1, dv2, q, q_n, grad, grad_n, lse, delta, m, live, live[:, None], scale,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
+    box = _box(tile, across, far, height, width, KY, KX)
+    for step in range(0, _steps(box, QY, QX)):
+        qy, qx, m, live = _step_over(box, step, text, width, QY, QX)
         seen = _near(qy, qx, y, x, far, limit, DISC) & live[:, None]
-        s = tl.where(seen, scores(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-        p = tl.exp2(s - sums[:, None])
-        ds = p * (scores(g1, g2, v1, v2, E2, DOT, ACC) - less[:, None])
-        dv1 += dot(tl.trans(p), g1, DOT, ACC)
-        dk1 += dot(tl.trans(ds), q1, DOT, ACC)
-        if E2:
-            dv2 += dot(tl.trans(p), g2, DOT, ACC)
-        if D2:
-            dk2 += dot(tl.trans(ds), q2, DOT, ACC)
+        dk1, dk2, dv1, dv2 = _gather(
+            k1, k2, v1, v2, dk1, dk2, dv1, dv2, q, q_n, grad, grad_n, lse, delta, m, live, seen, scale,
+            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
+        )  # fmt: skip
     natural = scale / 1.4426950408889634
     dk += batch * dk_b + head * dk_h
     dv += batch * dv_b + head * dv_h
-    store(dk, n, dk_n, d1, inside, DIM, ALIGNED, dk1 * natural)
-    store(dv, n, dv_n, e1, inside, EXIT, ALIGNED, dv1)
-    if D2:
-        store(dk, n, dk_n, d2, inside, DIM, ALIGNED, dk2 * natural)
-    if E2:
-        store(dv, n, dv_n, e2, inside, EXIT, ALIGNED, dv2)
+    store_parts(dk, n, dk_n, inside, dk1 * natural, dk2 * natural, DIM, D1, D2, ALIGNED)
+    store_parts(dv, n, dv_n, inside, dv1, dv2, EXIT, E1, E2, ALIGNED)
 
 
 # Launching -----------------------------------------------------------------------------------------------------------
