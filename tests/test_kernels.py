@@ -300,6 +300,20 @@ def test_layouts(kernel, path, place):
     torch.testing.assert_close(found, DEFINITIONS[kernel](*given), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dim", [16, 40, 160], ids=["fused", "two parts", "in two passes"])
+def test_fp16_survives_a_channel_that_no_key_has(path, dim):
+    """phi(q) / normaliser is 5e5 there and the state's row a millionth of the others: both beyond half precision."""
+    q, k, v = qkv(1, 24, 24, 1, dim, dim, dtype=torch.float16)
+    q[..., 0], q[..., 1:], k[..., 0] = 8, -1, -1
+    options = {"feature_map": "relu", "shift": 1e-6, "eps": 1e-6}
+    with use_backend(path):
+        found, slopes = results(lambda *g: linear_attention(*g, **options), [q, k, v])
+    exact, exact_slopes = results(lambda *g: LINEAR(*g, **options), [each.double() for each in (q, k, v)])
+    for one, two in zip(found + slopes, exact + exact_slopes, strict=True):
+        assert (one.double() - two).norm() < 5e-3 * two.norm()
+
+
 @each_kernel
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -307,8 +321,59 @@ def test_half_precision(kernel, path, dtype):
     judge(CALLS[kernel], DEFINITIONS[kernel], qkv(1, 22, 22, 2, 24, 24, dtype=dtype), path)
 
 
-@each_kernel
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
+def test_half_precision_where_all_mediators_say_nearly_the_same(path, dtype, biased):
+    """The definition in half precision is no excuse here: its own gradients are off by a tenth and more."""
+    q, k, v, m = tensors((1, 150, 2, 24), (1, 150, 2, 24), (1, 150, 2, 24), (1, 9, 2, 24), dtype=dtype)
+    biases = tensors((2, 9, 150), (2, 150, 9)) if biased else (None, None)
+
+    def call(function):
+        return lambda q, k, v, m: function(q, k, v, m, bias_in=biases[0], bias_out=biases[1])
+
+    with use_backend(path):
+        found, slopes = results(call(mediator_attention), [q, k, v + 3, m])
+    biases = [None if each is None else each.double() for each in biases]
+    exact, exact_slopes = results(call(MEDIATOR), [each.double() for each in (q, k, v + 3, m)])
+    for one, two in zip(found + slopes, exact + exact_slopes, strict=True):
+        assert (one.double() - two).norm() < 1.5e-2 * two.norm()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_fp16_holds_large_and_small_features(path):
+    """relu2 leaves fp16's range on both sides: 300 squared is beyond it, .003 squared is below its normal numbers."""
+    for size in (300, 3e-3):
+        q, k, v = qkv(1, 20, 20, 1, 16, 16, dtype=torch.float16)
+        given = [size * q, k, v]
+        judge(
+            lambda *g: linear_attention(*g, feature_map="relu2", eps=1e-6),
+            lambda *g: LINEAR(*g, feature_map="relu2", eps=1e-6),
+            given,
+            path,
+        )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("feature_map", reference.FEATURE_MAPS)
+def test_half_precision_with_a_mask_and_a_normaliser_of_its_own(feature_map, path):
+    given = qkv(1, 20, 20, 2, 16, 16, dtype=torch.bfloat16) + tensors(
+        *[(1, 20, 2, 16)] * 2, dtype=torch.bfloat16, seed=1
+    )
+    mask = torch.arange(20, device=DEVICE)[None] < 13
+
+    def call(function):
+        return lambda q, k, v, a, b: function(
+            q, k, v, feature_map=feature_map, shift=0.5, eps=8.0, normaliser=(a, b), key_mask=mask
+        )
+
+    judge(call(linear_attention), call(LINEAR), given, path)
+
+
+@each_kernel
+@pytest.mark.parametrize(
+    "path", ["torch", pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="float64"))]
+)
 def test_gradcheck(kernel, path):
     given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 3, 3, dtype=torch.float64)]
     with use_backend(path):

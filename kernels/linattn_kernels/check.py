@@ -132,3 +132,5 @@ def mediator(
         sides = (1,) * (4 - bias.ndim) + tuple(bias.shape)
         if len(sides) > 4 or any(one != 1 and one != whole for one, whole in zip(sides, full, strict=True)):
             raise ValueError(f"{name} is {tuple(bias.shape)}; it must broadcast to {full}")
+        if bias.device != q.device:
+            raise ValueError(f"{name} is on {bias.device}, q on {q.device}; move one of them")

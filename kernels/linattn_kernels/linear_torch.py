@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from linattn_kernels import launch
 
-PIECE = 1 << 19  # numbers at a time: what a piece needs stays near the core
+# Numbers at a time: near the core what a piece needs stays in its cache, elsewhere a launch must be worth while.
+PIECE, LARGE = 1 << 19, 1 << 25
 
 
 def phi_(x: Tensor, feature_map: str, shift: float) -> Tensor:
@@ -38,7 +39,8 @@ def pulled(grad: Tensor, x: Tensor, feature_map: str) -> Tensor:
 def _pieces(like: Tensor) -> Iterator[slice]:
     """Of the tokens of a tensor (batch, tokens, heads, dim)."""
     batch, tokens, heads, dim = like.shape
-    size = max(64, PIECE // max(1, batch * heads * dim))
+    most = PIECE if like.device.type == "cpu" else LARGE
+    size = max(64, most // max(1, batch * heads * dim))
     for start in range(0, tokens, size):
         yield slice(start, start + size)
 
@@ -99,7 +101,7 @@ def _write(place: Tensor, found: Tensor, factor: Tensor | None = None) -> None:
     elif place.dtype == found.dtype:
         torch.mul(found.transpose(1, 2), factor.transpose(1, 2), out=place)
     else:
-        place.copy_(found.mul_(factor).transpose(1, 2))
+        place.copy_((found * factor).transpose(1, 2))
 
 
 @launch.exact

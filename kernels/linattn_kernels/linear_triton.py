@@ -5,7 +5,7 @@
   bits every time. Queries are read once too, by programs that load the state for several tiles.
 - The state is float32. Where inputs are half precision it enters a product as two numbers of that precision, its
   rounded self and the rest: one alone puts a floor of 2e-4 under the error at any length.
-- In fp16 the state is divided by its largest entry first: sums over keys leave fp16's range on both sides.
+- In fp16 rows are divided by their largest entry first: features and sums over keys leave its range on both sides.
 """
 
 import torch
@@ -52,25 +52,67 @@ def _features(x, live, columns, DIM: tl.constexpr, MAP: tl.constexpr, shift):
 
 @triton.jit
 def _halves(s, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """(scale, rounded, rest): s = scale (rounded + rest) up to the square of the precision."""
+    """(scale of each row, rounded, rest): s = scale (rounded + rest) up to the square of the precision."""
     if EXACT:
         return 1.0, s, s
     if tl.float16 == DOT:
-        scale = tl.maximum(tl.max(tl.max(tl.abs(s), 1), 0), 1e-30)
-        s = s / scale
+        scale = tl.maximum(tl.max(tl.abs(s), 1), 1e-30)
+        s = s / scale[:, None]
     else:
         scale = 1.0
     rounded = s.to(DOT)
     return scale, rounded, (s - rounded.to(tl.float32)).to(DOT)
 
 
+# In fp16 the rows of the other operand are divided by their largest entry as well, after they took the state's scale.
+
+
 @triton.jit
 def _times(a, rounded, rest, scale, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr):
     """a @ s, s as `_halves` gives it."""
-    out = dot(a, rounded, DOT, ACC)
-    if not EXACT:
-        out = (out + dot(a, rest, DOT, ACC)) * scale
-    return out
+    if EXACT:
+        return dot(a, rounded, DOT, ACC)
+    if tl.float16 == DOT:
+        a = a * scale[None, :]
+        size = tl.maximum(tl.max(tl.abs(a), 1), 1e-30)[:, None]
+        a = a / size
+        return (dot(a, rounded, DOT, ACC) + dot(a, rest, DOT, ACC)) * size
+    else:
+        return dot(a, rounded, DOT, ACC) + dot(a, rest, DOT, ACC)
+
+
+@triton.jit
+def _times_turned(a, rounded, rest, scale, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr):
+    """a @ s^T."""
+    if EXACT:
+        return dot(a, tl.trans(rounded), DOT, ACC)
+    if tl.float16 == DOT:
+        size = tl.maximum(tl.max(tl.abs(a), 1), 1e-30)[:, None]
+        a = a / size
+        return (dot(a, tl.trans(rounded), DOT, ACC) + dot(a, tl.trans(rest), DOT, ACC)) * size * scale[None, :]
+    else:
+        return dot(a, tl.trans(rounded), DOT, ACC) + dot(a, tl.trans(rest), DOT, ACC)
+
+
+@triton.jit
+def _outer(f, told, DOT: tl.constexpr, ACC: tl.constexpr):
+    """f^T told. In fp16 a channel is divided by its largest entry: phi(q) over a normaliser of 1e-6 is beyond it."""
+    if tl.float16 == DOT:
+        scale = tl.maximum(tl.max(tl.abs(f), 0), 1e-30)
+        return dot(tl.trans(f / scale[None, :]), told, DOT, ACC) * scale[:, None]
+    else:
+        return dot(tl.trans(f), told, DOT, ACC)
+
+
+@triton.jit
+def _square(values, d, e, DIM: tl.constexpr, EXIT: tl.constexpr):
+    """Channels d x e of a state."""
+    return tl.load(values + d[:, None] * EXIT + e[None, :], mask=(d < DIM)[:, None] & (e < EXIT)[None, :], other=0.0)
+
+
+@triton.jit
+def _put_square(values, d, e, found, DIM: tl.constexpr, EXIT: tl.constexpr):
+    tl.store(values + d[:, None] * EXIT + e[None, :], found, mask=(d < DIM)[:, None] & (e < EXIT)[None, :])
 
 
 @triton.jit
@@ -119,7 +161,7 @@ def _state_kernel(
         if WEIGHT:
             w, u = tl.load(weight + n, mask=live, other=0.0), tl.load(below_weight + n, mask=live, other=0.0)
             f1, g1 = f1 * w[:, None], g1 * u[:, None]
-        s1 += dot(tl.trans(f1), value, DOT, ACC)
+        s1 += _outer(f1, value, DOT, ACC)
         z1 += tl.sum(g1, 0)
         if D2:
             f2 = _features(load(k, n, k_n, d2, live, DIM, ALIGNED).to(ACC), live, d2, DIM, MAP, shift)
@@ -128,14 +170,14 @@ def _state_kernel(
                 g2 = _features(load(below, n, below_n, d2, live, DIM, ALIGNED).to(ACC), live, d2, DIM, MAP, shift)
             if WEIGHT:
                 f2, g2 = f2 * w[:, None], g2 * u[:, None]
-            s2 += dot(tl.trans(f2), value, DOT, ACC)
+            s2 += _outer(f2, value, DOT, ACC)
             z2 += tl.sum(g2, 0)
     values += (split * tl.num_programs(1) + place).to(tl.int64) * DIM * EXIT
     keys += (split * tl.num_programs(1) + place).to(tl.int64) * DIM
-    tl.store(values + d1[:, None] * EXIT + e[None, :], s1, mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :])
+    _put_square(values, d1, e, s1, DIM, EXIT)
     tl.store(keys + d1, z1, mask=(d1 < DIM) & (column == 0))
     if D2:
-        tl.store(values + d2[:, None] * EXIT + e[None, :], s2, mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :])
+        _put_square(values, d2, e, s2, DIM, EXIT)
         tl.store(keys + d2, z2, mask=(d2 < DIM) & (column == 0))
 
 
@@ -208,16 +250,12 @@ def _state_backward_kernel(
         for first in range(0, EXIT, BE):
             e = first + tl.arange(0, BE)
             value = load(v, n, v_n, e, live, EXIT, ALIGNED).to(ACC)
-            at = d1[:, None] * EXIT + e[None, :]
-            s1 = tl.load(d_values + at, mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0) * share
-            scale, rounded, rest = _halves(s1, DOT, EXACT)
-            a1 += _times(value, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+            scale, rounded, rest = _halves(_square(d_values, d1, e, DIM, EXIT) * share, DOT, EXACT)
+            a1 += _times_turned(value, rounded, rest, scale, DOT, EXACT, ACC)
             slope_v = _times(f1, rounded, rest, scale, DOT, EXACT, ACC)
             if D2:
-                at = d2[:, None] * EXIT + e[None, :]
-                s2 = tl.load(d_values + at, mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0) * share
-                scale, rounded, rest = _halves(s2, DOT, EXACT)
-                a2 += _times(value, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+                scale, rounded, rest = _halves(_square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT)
+                a2 += _times_turned(value, rounded, rest, scale, DOT, EXACT, ACC)
                 slope_v += _times(f2, rounded, rest, scale, DOT, EXACT, ACC)
             store(dv, n, dv_n, e, inside, EXIT, ALIGNED, slope_v)
         if not BELOW:
@@ -262,16 +300,12 @@ def _read_kernel(
     values += place.to(tl.int64) * DIM * EXIT
     keys += place.to(tl.int64) * DIM
     d1, e = tl.arange(0, D1), column * BE + tl.arange(0, BE)
-    s1 = tl.load(values + d1[:, None] * EXIT + e[None, :], mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0)
     z1 = tl.load(keys + d1, mask=d1 < DIM, other=0.0)
-    scale1, rounded1, rest1 = _halves(s1, DOT, EXACT)
+    scale1, rounded1, rest1 = _halves(_square(values, d1, e, DIM, EXIT), DOT, EXACT)
     if D2:
         d2 = D1 + tl.arange(0, D2)
-        s2 = tl.load(
-            values + d2[:, None] * EXIT + e[None, :], mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0
-        )
         z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
-        scale2, rounded2, rest2 = _halves(s2, DOT, EXACT)
+        scale2, rounded2, rest2 = _halves(_square(values, d2, e, DIM, EXIT), DOT, EXACT)
     for tile in range(0, TILES):
         n = (tl.program_id(0) * TILES + tile) * BN + tl.arange(0, BN)
         live = n < tokens
@@ -325,16 +359,10 @@ def _read_backward_kernel(
         d2 = D1 + tl.arange(0, D2)
         z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
     if FUSED:
-        s1 = tl.load(
-            values + d1[:, None] * EXIT + e[None, :], mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0
-        )
-        scale1, rounded1, rest1 = _halves(s1, DOT, EXACT)
+        scale1, rounded1, rest1 = _halves(_square(values, d1, e, DIM, EXIT), DOT, EXACT)
         ds1, dz1 = tl.zeros((D1, BE), ACC), tl.zeros((D1,), ACC)
         if D2:
-            s2 = tl.load(
-                values + d2[:, None] * EXIT + e[None, :], mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :], other=0.0
-            )
-            scale2, rounded2, rest2 = _halves(s2, DOT, EXACT)
+            scale2, rounded2, rest2 = _halves(_square(values, d2, e, DIM, EXIT), DOT, EXACT)
             ds2, dz2 = tl.zeros((D2, BE), ACC), tl.zeros((D2,), ACC)
     end = tl.minimum(tokens, (split + 1) * chunk)
     for start in range(split * chunk, end, BN):
@@ -347,9 +375,9 @@ def _read_backward_kernel(
             f2 = _features(x2, live, d2, DIM, MAP, shift)
         if FUSED:
             told = load(grad, n, grad_n, e, live, EXIT, ALIGNED).to(ACC)
-            t1 = _times(told, tl.trans(rounded1), tl.trans(rest1), scale1, DOT, EXACT, ACC)
+            t1 = _times_turned(told, rounded1, rest1, scale1, DOT, EXACT, ACC)
             if D2:
-                t2 = _times(told, tl.trans(rounded2), tl.trans(rest2), scale2, DOT, EXACT, ACC)
+                t2 = _times_turned(told, rounded2, rest2, scale2, DOT, EXACT, ACC)
         else:
             t1 = tl.zeros((BN, D1), ACC)
             if D2:
@@ -357,15 +385,11 @@ def _read_backward_kernel(
             for first in range(0, EXIT, BE):
                 c = first + tl.arange(0, BE)
                 told = load(grad, n, grad_n, c, live, EXIT, ALIGNED).to(ACC)
-                at = values + d1[:, None] * EXIT + c[None, :]
-                s1 = tl.load(at, mask=(d1 < DIM)[:, None] & (c < EXIT)[None, :], other=0.0)
-                scale, rounded, rest = _halves(s1, DOT, EXACT)
-                t1 += _times(told, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+                scale, rounded, rest = _halves(_square(values, d1, c, DIM, EXIT), DOT, EXACT)
+                t1 += _times_turned(told, rounded, rest, scale, DOT, EXACT, ACC)
                 if D2:
-                    at = values + d2[:, None] * EXIT + c[None, :]
-                    s2 = tl.load(at, mask=(d2 < DIM)[:, None] & (c < EXIT)[None, :], other=0.0)
-                    scale, rounded, rest = _halves(s2, DOT, EXACT)
-                    t2 += _times(told, tl.trans(rounded), tl.trans(rest), scale, DOT, EXACT, ACC)
+                    scale, rounded, rest = _halves(_square(values, d2, c, DIM, EXIT), DOT, EXACT)
+                    t2 += _times_turned(told, rounded, rest, scale, DOT, EXACT, ACC)
         if NORMALISE:
             y1, g1 = x1, f1
             if BELOW:
@@ -407,9 +431,9 @@ def _read_backward_kernel(
                 if D2:
                     store(d_below, n, dq_n, d2, live, DIM, ALIGNED, x2 * 0)
         if FUSED:
-            ds1 += dot(tl.trans(f1), told, DOT, ACC)
+            ds1 += _outer(f1, told, DOT, ACC)
             if D2:
-                ds2 += dot(tl.trans(f2), told, DOT, ACC)
+                ds2 += _outer(f2, told, DOT, ACC)
         store(dq, n, dq_n, d1, live, DIM, ALIGNED, t1 * _slope(x1, MAP))
         if D2:
             store(dq, n, dq_n, d2, live, DIM, ALIGNED, t2 * _slope(x2, MAP))
@@ -417,10 +441,10 @@ def _read_backward_kernel(
         row = (split * tl.num_programs(1) + place).to(tl.int64)
         d_values += row * DIM * EXIT
         d_keys += row * DIM
-        tl.store(d_values + d1[:, None] * EXIT + e[None, :], ds1, mask=(d1 < DIM)[:, None] & (e < EXIT)[None, :])
+        _put_square(d_values, d1, e, ds1, DIM, EXIT)
         tl.store(d_keys + d1, dz1, mask=d1 < DIM)
         if D2:
-            tl.store(d_values + d2[:, None] * EXIT + e[None, :], ds2, mask=(d2 < DIM)[:, None] & (e < EXIT)[None, :])
+            _put_square(d_values, d2, e, ds2, DIM, EXIT)
             tl.store(d_keys + d2, dz2, mask=d2 < DIM)
 
 

@@ -36,14 +36,17 @@ def mediator_attention(
     scale = float(q.shape[3] ** -0.5 if scale is None else scale)
     q, k, v, mediators, bias_in, bias_out = launch.cast(q, k, v, mediators, bias_in, bias_out)
     if path == "reference":
-        return reference.mediator_attention(q, k, v, mediators, scale=scale, bias_in=bias_in, bias_out=bias_out)
+        biases = {"bias_in": bias_in, "bias_out": bias_out}
+        biases = {name: None if bias is None else bias.to(q.dtype) for name, bias in biases.items()}
+        return reference.mediator_attention(q, k, v, mediators, scale=scale, **biases)
     bias_in, bias_out = (None if bias is None else bias[(None,) * (4 - bias.ndim)] for bias in (bias_in, bias_out))
     told, _ = _gather(mediators, k, v, bias_in, scale, path)
     return _spread(q, mediators, told, bias_out, scale, path)[0]
 
 
 # The operations ------------------------------------------------------------------------------------------------------
-# Both are softmax(a b^T + bias) c: `gather` has few rows a, `spread` few columns b and c.
+# Both are softmax(a b^T + bias) c: `gather` has few rows a, `spread` few columns b and c. What is gathered stays wide
+# between them: mediators of one picture say nearly the same, and their differences are all the backward sees.
 
 
 @torch.library.custom_op("linattn_kernels::mediator_gather", mutates_args=())
@@ -94,10 +97,15 @@ def _on(path: str) -> ModuleType:
     return importlib.import_module(f"linattn_kernels.mediator_{path}")
 
 
-def _shapes(a, b, c, bias, scale, path):
+def _wide_shapes(a, b, c, bias, scale, path):
     batch, rows, heads, _ = a.shape
-    lse = a.new_empty(batch, heads, rows, dtype=launch.wide(a.dtype))
-    return a.new_empty(batch, rows, heads, c.shape[3]), lse
+    wide = launch.wide(a.dtype)
+    return a.new_empty(batch, rows, heads, c.shape[3], dtype=wide), a.new_empty(batch, heads, rows, dtype=wide)
+
+
+def _shapes(a, *rest):
+    out, lse = _wide_shapes(a, *rest)
+    return torch.empty_like(out, dtype=a.dtype), lse
 
 
 def _slopes(grad, a, b, c, bias, out, lse, scale, path):
@@ -117,7 +125,10 @@ def _step(backward):
     return step
 
 
-for _forward, _backward in ((_gather, _gather_backward), (_spread, _spread_backward)):
-    _forward.register_fake(_shapes)
+for _forward, _backward, _outputs in (
+    (_gather, _gather_backward, _wide_shapes),
+    (_spread, _spread_backward, _shapes),
+):
+    _forward.register_fake(_outputs)
     _backward.register_fake(_slopes)
     _forward.register_autograd(_step(_backward), setup_context=_keep)

@@ -24,12 +24,20 @@ def gather(mediators, k, v, bias, scale):
 
 @launch.exact
 def gather_backward(grad, mediators, k, v, bias, out, lse, scale):
-    if _is_fused(mediators, v, bias):
-        return _fused_slopes(grad, mediators, k, v, out, lse, scale)
-    return _backward(grad, mediators, k, v, bias, scale)
+    return _slopes(grad, mediators, k, v, bias, out, lse, scale)
 
 
-spread, spread_backward = gather, gather_backward
+@launch.exact
+def spread(q, mediators, told, bias, scale):
+    out, lse = _attend(q, mediators, told, bias, scale)
+    return out.to(q.dtype), lse
+
+
+@launch.exact
+def spread_backward(grad, q, mediators, told, bias, out, lse, scale):
+    if out.dtype != told.dtype:  # rounded: the gradient of the scores is what is left of two numbers that cancel
+        out, lse = _attend(q, mediators, told, bias, scale)
+    return _slopes(grad, q, mediators, told, bias, out, lse, scale)
 
 
 def _is_fused(a: Tensor, c: Tensor, bias: Tensor | None) -> bool:
@@ -37,6 +45,7 @@ def _is_fused(a: Tensor, c: Tensor, bias: Tensor | None) -> bool:
 
 
 def _attend(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """(result, log-sum-exp), both wide."""
     dtype = launch.wide(a.dtype)
     rows, keys, values = (heads_first(launch.unit(each), dtype) for each in (a, b, c))
     if _is_fused(a, c, bias):
@@ -44,7 +53,16 @@ def _attend(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float) 
     else:
         out = F.scaled_dot_product_attention(rows, keys, values, None if bias is None else bias.to(dtype), scale=scale)
         lse = a.new_empty(out.shape[:3], dtype=dtype)  # nothing is read of it: backward writes the scores again
-    return out.transpose(1, 2).to(a.dtype).contiguous(), lse.contiguous()
+    return out.transpose(1, 2).contiguous(), lse.contiguous()
+
+
+def _slopes(
+    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    fused = _is_fused(a, c, bias)
+    found = _fused_slopes(grad, a, b, c, out, lse, scale) if fused else _written(grad, a, b, c, bias, scale)
+    back = [each.transpose(1, 2).to(own.dtype).contiguous() for each, own in zip(found[:3], (a, b, c), strict=True)]
+    return *back, grad.new_empty(0) if bias is None else found[3].to(bias.dtype)
 
 
 def _fused_slopes(
@@ -53,11 +71,13 @@ def _fused_slopes(
     dtype = launch.wide(a.dtype)
     # The fused operations take unit strides for granted.
     told, rows, keys, values, read = (heads_first(launch.unit(each), dtype) for each in (grad, a, b, c, out))
-    found = _fused_backward(told, rows, keys, values, read, lse, 0.0, False, scale=scale)
-    return *(each.transpose(1, 2).to(grad.dtype).contiguous() for each in found), grad.new_empty(0)
+    return _fused_backward(told, rows, keys, values, read, lse, 0.0, False, scale=scale)
 
 
-def _backward(grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, ...]:
+def _written(
+    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor | None, ...]:
+    """The same with the scores written out, a piece of rows at a time, and the bias's gradient."""
     dtype = launch.wide(a.dtype)
     told, rows, keys, values = (heads_first(each, dtype) for each in (grad, a, b, c))
     batch, heads, count, _ = rows.shape
@@ -73,5 +93,4 @@ def _backward(grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None
         if bias is not None:
             part = d_bias if bias.shape[2] == 1 else d_bias[:, :, piece]
             part += slope.sum_to_size(part.shape)
-    found = [each.transpose(1, 2).to(grad.dtype).contiguous() for each in (da, db, dc)]
-    return *found, grad.new_empty(0) if bias is None else d_bias.to(bias.dtype)
+    return da, db, dc, d_bias

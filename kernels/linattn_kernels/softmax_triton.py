@@ -4,6 +4,7 @@
   where the columns are few, their gradients are sums over splits of the rows. Sums are taken in a fixed order.
 - Scores live in base 2 inside a kernel; log-sum-exps outside are natural.
 - A bias is read by its strides, 0 where it is broadcast.
+- `shift` is what all c have in common, taken off before they were rounded and added to the result: weights sum to 1.
 """
 
 import torch
@@ -77,12 +78,17 @@ def _biased(s, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.constexpr)
     return tl.where(live, s, float("-inf"))
 
 
+@triton.jit
+def _common(shift, place, e, EXIT: tl.constexpr):
+    return tl.load(shift + place.to(tl.int64) * EXIT + e, mask=e < EXIT, other=0.0)[None, :]
+
+
 @triton.jit(do_not_specialize=["rows", "columns", "chunk"])
 def _attend_kernel(
-    a, b, c, bias, out, lse, part, part_top, part_total,
+    a, b, c, bias, shift, out, lse, part, part_top, part_total,
     a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c, out_b, out_n, out_h,
     lse_b, lse_h, rows, columns, heads, chunk, scale,
-    BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    BIAS: tl.constexpr, SHIFT: tl.constexpr, SPLIT: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -116,14 +122,20 @@ def _attend_kernel(
     else:
         out += batch * out_b + head * out_h
         share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
-        store_parts(out, m, out_n, m < rows, acc1 * share, acc2 * share, EXIT, E1, E2, ALIGNED)
+        acc1, acc2 = acc1 * share, acc2 * share
+        if SHIFT:
+            acc1 += _common(shift, place, tl.arange(0, E1), EXIT)
+            if E2:
+                acc2 += _common(shift, place, E1 + tl.arange(0, E2), EXIT)
+        store_parts(out, m, out_n, m < rows, acc1, acc2, EXIT, E1, E2, ALIGNED)
         tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
 def _merge_kernel(
-    part, part_top, part_total, out, lse, out_b, out_n, out_h, lse_b, lse_h, rows, heads, splits,
-    EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, ALIGNED: tl.constexpr, ACC: tl.constexpr,
+    part, part_top, part_total, shift, out, lse, out_b, out_n, out_h, lse_b, lse_h, rows, heads, splits,
+    SHIFT: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr,
+    ALIGNED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The splits' results, weighed by their share of the whole sum."""
     place, many = tl.program_id(1), tl.num_programs(1)
@@ -140,7 +152,10 @@ def _merge_kernel(
         acc = acc * old[:, None] + load(part + row * EXIT, m, EXIT, e, m < rows, EXIT, ALIGNED) * new[:, None]
         total, top = total * old + sums * new, high
     out += batch * out_b + head * out_h
-    store(out, m, out_n, e, m < rows, EXIT, ALIGNED, acc / tl.where(total == 0, 1.0, total)[:, None])
+    acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    if SHIFT:
+        acc += _common(shift, place, e, EXIT)
+    store(out, m, out_n, e, m < rows, EXIT, ALIGNED, acc)
     tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
 
 
@@ -167,11 +182,15 @@ def _rows_kernel(
     grad, a, b, c, bias, lse, delta, d_bias, part,
     grad_b, grad_n, grad_h, a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c,
     lse_b, lse_h, part_s, part_b, part_n, part_h, rows, columns, heads, chunk, scale,
-    BIAS: tl.constexpr, D_BIAS: tl.constexpr,
+    BIAS: tl.constexpr, D_BIAS: tl.constexpr, DELTA: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The rows' gradient over one split of the columns, and the bias's."""
+    """The rows' gradient over one split of the columns, and the bias's.
+
+    DELTA: what is taken off the scores' gradient is found here, over all columns, and written for `_columns_kernel`.
+    From a result in half precision it would be as wrong as that is rounded.
+    """
     place, split = tl.program_id(1), tl.program_id(2)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     grad += batch * grad_b + head * grad_h
@@ -185,7 +204,21 @@ def _rows_kernel(
     a1, a2 = load_parts(a, m, a_n, within, DIM, D1, D2, ALIGNED)
     g1, g2 = load_parts(grad, m, grad_n, within, EXIT, E1, E2, ALIGNED)
     acc1, acc2 = zero_parts(BM, D1, D2, ACC)
-    sums, less = row_sums(lse, delta, batch * lse_b + head * lse_h + m, within, ACC)
+    at = batch * lse_b + head * lse_h + m
+    if DELTA:
+        sums = tl.load(lse + at, mask=within, other=0.0).to(ACC) * 1.4426950408889634
+        less = tl.zeros((BM,), ACC)
+        for start in range(0, columns, BN):
+            n = start + tl.arange(0, BN)
+            live = n < columns
+            b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
+            c1, c2 = load_parts(c, n, c_n, live, EXIT, E1, E2, ALIGNED)
+            s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
+            s = _biased(s, bias, m, n, bias_r, bias_c, within[:, None] & live[None, :], BIAS)
+            less += tl.sum(tl.exp2(s - sums[:, None]) * product(g1, g2, c1, c2, E2, DOT, ACC), 1)
+        tl.store(delta + at, less, mask=within)
+    else:
+        sums, less = row_sums(lse, delta, at, within, ACC)
     end = tl.minimum(columns, (split + 1) * chunk)
     for start in range(split * chunk, end, BN):
         n = start + tl.arange(0, BN)
@@ -254,8 +287,20 @@ def _columns_kernel(
 # Launching -----------------------------------------------------------------------------------------------------------
 
 
-def attend(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float, out: Tensor, lse: Tensor) -> None:
-    """softmax(a b^T scale + bias) c into out (batch, rows, heads, dim) and lse (batch, heads, rows), both views."""
+def attend(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    shift: Tensor | None = None,
+) -> None:
+    """softmax(a b^T scale + bias) c + shift into out (batch, rows, heads, dim) and lse (batch, heads, rows).
+
+    Both may be views; the shift is (batch, 1, heads, dim), in one piece of memory.
+    """
     a, b, c = unit(a), unit(b), unit(c)
     batch, rows, heads, dim = a.shape
     columns, exit_dim, wide = b.shape[1], c.shape[3], launch.wide(a.dtype)
@@ -268,17 +313,17 @@ def attend(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float, o
         tops = [a.new_empty(splits, batch * heads, rows, dtype=wide) for _ in range(2)]
     with launch.on(a.device):
         _attend_kernel[launch.grid(tiles, batch * heads, splits)](
-            a, b, c, bias, out, lse, part if splits > 1 else None, *tops,
+            a, b, c, bias, shift, out, lse, part if splits > 1 else None, *tops,
             *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns), *strides(out),
             *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E,
-            BIAS=bias is not None, SPLIT=splits > 1, ALIGNED=aligned(a, b, c, out),
+            BIAS=bias is not None, SHIFT=shift is not None, SPLIT=splits > 1, ALIGNED=aligned(a, b, c, out),
             **shape_of(dim, exit_dim), **precision(a), **how,
         )  # fmt: skip
         if splits > 1:
             how = launch.config("softmax_merge", a, exit_dim)
             _merge_kernel[launch.grid(triton.cdiv(rows, how["BM"]), batch * heads)](
-                part, *tops, out, lse, *strides(out), *lse.stride()[:2], rows, heads, splits,
-                EXIT=exit_dim, BE=triton.next_power_of_2(exit_dim), ALIGNED=aligned(out),
+                part, *tops, shift, out, lse, *strides(out), *lse.stride()[:2], rows, heads, splits,
+                SHIFT=shift is not None, EXIT=exit_dim, BE=triton.next_power_of_2(exit_dim), ALIGNED=aligned(out),
                 ACC=precision(a)["ACC"], **how,
             )  # fmt: skip
 
@@ -299,9 +344,17 @@ def delta_of(grad: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
 
 
 def rows_slope(
-    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor, scale: float
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
+    fills_delta: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(gradient of the rows in the wide dtype, of the bias before it was broadcast)."""
+    """(gradient of the rows, of the bias before it was broadcast); `fills_delta` writes delta instead of reading it."""
     grad, a, b, c = unit(grad), unit(a), unit(b), unit(c)
     batch, rows, heads, dim = a.shape
     columns, wide = b.shape[1], launch.wide(a.dtype)
@@ -315,7 +368,7 @@ def rows_slope(
             grad, a, b, c, bias, lse, delta, d_bias, part,
             *strides(grad), *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns),
             *_row_strides(lse, delta), *part.stride()[:4], rows, columns, heads, chunk, scale * LOG2E,
-            BIAS=bias is not None, D_BIAS=bias is not None, ALIGNED=aligned(grad, a, b, c, part[0]),
+            BIAS=bias is not None, D_BIAS=bias is not None, DELTA=fills_delta, ALIGNED=aligned(grad, a, b, c, part[0]),
             **shape_of(dim, c.shape[3]), **precision(a), **how,
         )  # fmt: skip
     return _summed(part, a.dtype), None if bias is None else d_bias.sum_to_size(bias.shape).to(bias.dtype)
