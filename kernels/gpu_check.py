@@ -6,13 +6,17 @@ everything held.
 """
 
 import argparse
+import itertools
 import json
+import os
 import sys
 import tarfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import nullcontext, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -162,15 +166,50 @@ def compare(case: Pair, dtype: torch.dtype) -> Row:
     return row
 
 
+CASES = {"linear": linear_cases, "window": window_cases, "mediator": mediator_cases}
+Job = tuple[torch.dtype, str, int]
+
+
+def jobs() -> list[Job]:
+    return [(dtype, kernel, n) for dtype in DTYPES for kernel in CASES for n, _ in enumerate(CASES[kernel](dtype))]
+
+
+def one(dtype: torch.dtype, kernel: str, number: int) -> Row:
+    """The row of one case, made again here: closures do not travel between processes."""
+    case = next(itertools.islice(CASES[kernel](dtype), number, None))
+    return guarded(case[0], lambda: compare(case, dtype))
+
+
 def matrix(options: argparse.Namespace) -> list[Row]:
-    rows = []
-    for dtype in DTYPES:
-        for cases in (linear_cases, window_cases, mediator_cases):
-            for case in cases(dtype):
-                rows.append(guarded(case[0], lambda case=case, dtype=dtype: compare(case, dtype)))
-                if not rows[-1]["ok"]:
-                    print("  failed:", rows[-1], flush=True)
+    """Every case, in several processes: nearly all of the time is Triton compiling, which its cache on disk shares.
+
+    A case that time did not suffice for is a row that does not hold.
+    """
+    every = jobs()
+    pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=prepare)
+    try:
+        waiting = [pool.submit(one, *job) for job in every]
+        wait(waiting, timeout=options.matrix)
+        rows = []
+        for (dtype, kernel, number), each in zip(every, waiting, strict=True):
+            name = f"{kernel} {number} {dtype}"
+            late = {"case": name, "ok": False, "error": f"not done after {options.matrix:.0f} s"}
+            rows.append(guarded(name, each.result) if each.done() else late)
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # a case that hangs must not keep the others' rows
+        pool.shutdown(wait=False, cancel_futures=True)
+    for row in rows:
+        if not row["ok"]:
+            print("  failed:", {name: value for name, value in row.items() if name != "trace"}, flush=True)
     return rows
+
+
+def prepare() -> None:
+    """Fresh memory is NaN, as in the tests: what nobody wrote shows. Nothing is rounded to tf32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 # What else a GPU shows -----------------------------------------------------------------------------------------------
@@ -328,15 +367,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("reports/gpu"))
     parser.add_argument("--seconds", type=float, default=570, help="after which no new case of the benchmark is begun")
+    parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
+    parser.add_argument("--matrix", type=float, default=330, help="seconds that the matrix may take")
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS, "bench"])
     options = parser.parse_args()
     if DEVICE.type != "cuda":
         print("There is no GPU here; the interpreter and the builds for sm_90 are in make test.", file=sys.stderr)
         return 1
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    # Fresh memory is NaN, as in the tests: what nobody wrote shows.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    prepare()
     began, options.out = time.monotonic(), options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
     known = bench.facts(DEVICE) | {"reason": backend(torch.zeros(1, device=DEVICE)).reason}

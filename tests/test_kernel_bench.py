@@ -3,8 +3,10 @@
 import csv
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from linattn_kernels import reference
 
@@ -42,15 +44,33 @@ def test_a_run_leaves_its_rows(tmp_path, capsys):
 
 
 def test_what_disagrees_with_the_definition_is_not_timed(monkeypatch):
-    case = bench.Case("linear", "sdxl", 64, dtype=bench.torch.float32)
+    case = bench.Case("linear", "sdxl", 64, dtype=torch.float32)
     monkeypatch.setitem(bench.PROVIDERS, "ours", lambda case: lambda q, k, v: 1.01 * bench.linear_attention(q, k, v))
-    (row,) = bench.measure(case, ["ours"], bench.torch.device("cpu"), 1, 1.0)
+    (row,) = bench.measure(case, ["ours"], torch.device("cpu"), 1, 1.0)
     assert "differs from the definition" in row["skipped"]
 
 
 def test_without_a_gpu_the_check_says_so(monkeypatch, capsys, tmp_path):
-    if bench.torch.cuda.is_available():
+    if torch.cuda.is_available():
         pytest.skip("there is a GPU: make gpu-check")
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
     assert gpu_check.main() == 1
     assert "no GPU here" in capsys.readouterr().err
+
+
+def test_a_case_of_the_gpu_check_is_made_again_from_its_number():
+    every = gpu_check.jobs()
+    assert len(every) == len(set(every)) > 200
+    number = next(job for job in every if job[:2] == (torch.float32, "mediator"))
+    row = gpu_check.one(*number)
+    assert (row["case"], row["dtype"], row["ok"]) == ("mediator d=8", "float32", True)
+
+
+def test_the_gpu_check_runs_its_cases_in_processes_and_says_which_were_late(monkeypatch):
+    few = [(torch.float32, "mediator", number) for number in range(2)]
+    monkeypatch.setattr(gpu_check, "jobs", lambda: few)
+    rows = gpu_check.matrix(SimpleNamespace(workers=2, matrix=120))
+    assert [(row["case"], row["ok"]) for row in rows] == [("mediator d=8", True), ("mediator d=16", True)]
+    late = gpu_check.matrix(SimpleNamespace(workers=1, matrix=0))
+    assert [row["ok"] for row in late] == [False, False]
+    assert "not done after 0 s" in late[0]["error"]
