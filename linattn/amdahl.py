@@ -3,7 +3,8 @@
 - `share`: how much of the dense model's step its attention takes, which is the attention of all layers timed alone on
   tensors of its size; `most` = 1 / (1 - share) is the step without it, as if the replacement cost nothing.
 - Converted models are not trained: weights have no part in the time.
-- Dense, alone and converted are timed in turns, so that a busy minute hits all alike.
+- Each converted model is timed in turns with the dense one, so that a busy minute hits both; two models at a time are
+  all that must fit. Shares come from turns of the dense step and its attention.
 """
 
 import copy
@@ -20,7 +21,7 @@ from linattn import costs, families, surgery
 from linattn.costs import Row
 from linattn.sampling import evaluating
 
-DENSE, ALONE = "dense", "its attention alone"
+DENSE, OTHER = "dense", "other"
 
 
 @torch.no_grad()
@@ -33,38 +34,37 @@ def time_steps(
     limit: float = 60.0,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """One forward of one picture at each latent side: a row for the dense model and one for every operator.
+    """One forward of one picture at each latent side: rows of the dense model, then of every operator.
 
-    {operator, side, tokens, seconds, fastest, slowest, repeats, ratio, share, most, backend} and the facts; share and
-    most are the dense model's.
+    {operator, side, tokens, seconds, fastest, slowest, repeats, ratio, backend} and the facts, the dense model's with
+    share and most as well.
     """
-    models = {DENSE: model} | {label: _converted(model, *operators[label]) for label in operators}
-    weight = next(model.parameters())
     rows: list[Row] = []
-    with evaluating(nn.ModuleList(models.values())):
+    for label in (DENSE, *operators):
+        other = None if label == DENSE else _converted(model, *operators[label])
         for side in sorted(set(sides)):
-            inputs = costs.example(model, side)
-            tokens = families.family(model).read(model, inputs)[0].tokens
-            calls = {label: functools.partial(each, **inputs) for label, each in models.items()}
-            found = costs.interleaved(calls | {ALONE: _attention(model, tokens)}, repeats, limit, weight.device)
-            dense = statistics.median(found[DENSE])
-            share = min(statistics.median(found.pop(ALONE)) / dense, 1.0)
-            for label, seconds in found.items():
-                rows.append(
-                    {
-                        "operator": label,
-                        "side": side,
-                        "tokens": tokens,
-                        **costs.timed(seconds, dense),
-                        "share": share,
-                        "most": None if share == 1 else 1 / (1 - share),
-                        "backend": sorted({row["backend"] for row in surgery.describe(models[label])}),
-                        **costs.facts(weight.dtype, weight.device),
-                    }
-                )
-                if progress is not None:
-                    progress(rows[-1])
+            rows.append({"operator": label, "side": side, **_timed(model, other, side, repeats, limit)})
+            if progress is not None:
+                progress(rows[-1])
     return rows
+
+
+def _timed(model: nn.Module, other: nn.Module | None, side: int, repeats: int, limit: float) -> Row:
+    """The other's step beside the dense one; without another, the dense one's beside its attention alone."""
+    weight, inputs = next(model.parameters()), costs.example(model, side)
+    tokens = families.family(model).read(model, inputs)[0].tokens
+    ours = _attention(model, tokens) if other is None else functools.partial(other, **inputs)
+    with evaluating(nn.ModuleList([model] if other is None else [model, other])):
+        found = costs.interleaved(
+            {DENSE: functools.partial(model, **inputs), OTHER: ours}, repeats, limit, weight.device
+        )
+    dense, second = (statistics.median(found[name]) for name in (DENSE, OTHER))
+    row = {"tokens": tokens, **costs.timed(found[DENSE if other is None else OTHER], dense)}
+    if other is None:
+        share = min(second / dense, 1.0)
+        row |= {"share": share, "most": None if share == 1 else 1 / (1 - share)}
+    backends = sorted({layer["backend"] for layer in surgery.describe(model if other is None else other)})
+    return {**row, "backend": backends, **costs.facts(weight.dtype, weight.device)}
 
 
 def _converted(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Module:

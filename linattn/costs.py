@@ -29,6 +29,7 @@ from linattn import attention, families
 from linattn.attention.base import LayerShape
 from linattn.grid import Grid
 from linattn.sampling import evaluating
+from linattn_kernels import flops, use_backend  # noqa: F401 (flops tells torch's counter what the operations multiply)
 
 BASELINE = "scaled_dot_product_attention"
 WITH_INPUTS = " + inputs"  # the end of a label whose time includes what comes before the projections
@@ -95,10 +96,14 @@ def _core(layer: Any, grid: Grid, noise: float) -> int:
 
 @torch.no_grad()
 def counted_macs(model: nn.Module, side: int | None = None, noise: float = 0.5) -> int:
-    """By torch's flop counter, of the same forward. Fused attention would count as nothing: it is taken apart here."""
+    """By torch's flop counter, of the same forward. Fused attention would count as nothing: it is taken apart here.
+
+    Of PyTorch's paths, whose tiles are the same on every machine.
+    """
     model = families.model_of(model)
     inputs = example(model, side, noise=noise)
-    return count_macs(lambda: model(**inputs), model)
+    with use_backend("torch"):
+        return count_macs(lambda: model(**inputs), model)
 
 
 def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:

@@ -149,10 +149,9 @@ def check_names(notebook: Path, names: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _pipeline(official: str = "1") -> Iterator[None]:
     """The kernel's environment: results go to their DVC places, and this repository is the one imported."""
-    paths = [str(project.ROOT), str(project.ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     changes = {
         project.PIPELINE: official,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONPATH": project.python_path(),
         "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home folder must not win over this one
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         **{name: os.environ.get(name, value) for name, value in {**ALLOCATOR, **REPEATABLE}.items()},

@@ -70,7 +70,7 @@ def _error(name: str) -> str | None:
 def dvc(*words: str, **options: Any) -> subprocess.CompletedProcess:
     # The stages' own `python` is this one, whether or not the environment is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(project.ROOT)}
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": project.python_path()}
     return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=project.ROOT, env=environment, **options)
 
 
@@ -149,7 +149,7 @@ def files(root: Path | None = None) -> list[str]:
 def elsewhere(profile: str) -> int:
     folder = copy(project.ROOT / ".scratch" / "profiles" / profile, profile)
     print(f"Profile {profile} runs in a copy, {folder.relative_to(project.ROOT)}: nothing here changes.", flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "LINATTN_COMMIT": project.commit() or ""}
+    environment = {**os.environ, "PYTHONPATH": project.python_path(folder), "LINATTN_COMMIT": project.commit() or ""}
     return subprocess.run([sys.executable, "-m", "linattn.pipeline"], cwd=folder, env=environment).returncode
 
 

@@ -48,6 +48,12 @@ def _root() -> Path:
 ROOT = _root()
 
 
+def python_path(root: Path | None = None) -> str:
+    """PYTHONPATH of a process that must import this repository (or its copy at `root`), whatever is installed."""
+    root = root or ROOT
+    return os.pathsep.join(filter(None, [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH")]))
+
+
 def in_pipeline() -> bool:
     return os.environ.get(PIPELINE) == "1"
 
@@ -153,8 +159,8 @@ def digest(settings: Any) -> str:
 
 @functools.cache
 def code() -> str:
-    """Names the library's source as it is now: what was begun by another is begun anew."""
-    modules = sorted((ROOT / "linattn").rglob("*.py"))
+    """Names the source as it is now, kernels included: what was begun by another is begun anew."""
+    modules = sorted(path for part in ("linattn", "kernels/linattn_kernels") for path in (ROOT / part).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()[:12]
 
 

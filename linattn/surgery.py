@@ -149,6 +149,8 @@ def linearize(
             "converted from its original: load the base again"
         )
     operators = [_built(layer, name, options, backend) for layer in chosen]
+    if backend is not None and operators[0].widest is None:
+        raise ValueError(f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out backend")
 
     def start(layer: Layer, operator: nn.Module) -> None:
         operator.initialise(layer.attn, initialise)
@@ -228,7 +230,7 @@ def _install(
 
 def _built(layer: Layer, name: str, options: dict[str, Any], backend: str | None = None) -> nn.Module:
     operator = attention.create(name, layer.shape, **options)
-    operator.backend = backend
+    operator.backend = None if operator.widest is None else backend
     like = identity.tensors(layer.attn)["to_q.weight"]
     dtype = like.dtype if like.is_floating_point() else None
     return operator.to(like.device, dtype).train(layer.attn.training)

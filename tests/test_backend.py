@@ -10,6 +10,7 @@ import linattn
 from linattn import surgery
 from linattn.attention import LayerShape, create
 from linattn_kernels import linear, mediator, window
+from linattn_kernels.launch import obstacle
 
 FORMS = {
     "clear": ("clear", {"radius": 2}),
@@ -19,6 +20,9 @@ FORMS = {
     "lit": ("lit", {"kernel": 3}),
 }
 KERNELS = {"clear": window, "clear-pool": window, "linfusion": linear, "mediator": mediator, "lit": linear}
+TRITON = pytest.param(
+    "triton", marks=pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="interpreter")
+)
 each_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -35,7 +39,7 @@ def slopes(model):
 
 
 @each_form
-@pytest.mark.parametrize("path", ["triton", "torch", "reference"])
+@pytest.mark.parametrize("path", [TRITON, "torch", "reference"])
 def test_every_path_gives_the_same_and_the_same_gradients(form, path):
     asked, own = student(form, backend=path), student(form)
     inputs = tiny.inputs(side=4)
@@ -50,7 +54,7 @@ def test_every_path_gives_the_same_and_the_same_gradients(form, path):
 
 
 @each_form
-@pytest.mark.parametrize("path", ["triton", "torch"])
+@pytest.mark.parametrize("path", [TRITON, "torch"])
 def test_the_path_that_is_asked_for_is_the_one_that_runs(form, path, monkeypatch):
     model, ran = student(form, backend=path), []
     for kernel in (linear, mediator, window):
@@ -65,6 +69,31 @@ def test_the_path_that_is_asked_for_is_the_one_that_runs(form, path, monkeypatch
         tiny.run(model, **tiny.inputs(side=4))
     assert set(ran) == {(KERNELS[form], path)}
     assert linattn.describe(model)[0]["backend"] == path
+
+
+@pytest.mark.parametrize("path", [TRITON, "torch", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@each_form
+def test_half_precision_by_every_path(form, path, dtype):
+    wanted = tiny.run(student(form), **tiny.inputs(side=4))
+    found = tiny.run(student(form, backend=path).to(dtype), **tiny.inputs(side=4, dtype=dtype))
+    assert found.dtype == dtype
+    assert (found.float() - wanted).norm() < 5e-2 * wanted.norm()
+
+
+def test_an_operator_without_kernels_has_no_path_to_choose():
+    with pytest.raises(ValueError, match="softmax has no kernels to choose among"):
+        linattn.linearize(tiny.model(), "softmax", backend="torch")
+
+
+def test_a_path_that_cannot_run_is_described_and_raises_when_called(monkeypatch):
+    model = linattn.linearize(tiny.model(), "lit", backend="triton")
+    monkeypatch.setattr("linattn_kernels.launch.obstacle", lambda device: "the tensors are on cpu")
+    row = linattn.describe(model)[0]
+    assert row["backend"] == "none"
+    assert "asked for, but the tensors are on cpu" in row["because"]
+    with pytest.raises(RuntimeError, match="the tensors are on cpu"):
+        tiny.run(model)
 
 
 def test_an_unknown_path_is_refused_before_anything_changes():

@@ -29,6 +29,13 @@ def test_outside_a_repository_it_says_so(tmp_path):
         project.find_root(tmp_path)
 
 
+def test_a_process_imports_this_repository_before_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "before")
+    assert project.python_path().split(os.pathsep) == [str(project.ROOT), str(project.ROOT / "kernels"), "before"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert project.python_path(tmp_path).split(os.pathsep) == [str(tmp_path), str(tmp_path / "kernels")]
+
+
 def test_by_hand_results_go_to_scratch_and_in_the_pipeline_to_their_place(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.delenv(project.PIPELINE, raising=False)

@@ -3,13 +3,10 @@
 Triton where there is a GPU, PyTorch elsewhere; `reference` holds what both are judged by.
 """
 
-from linattn_kernels import flops
 from linattn_kernels.launch import backend, use_backend
 from linattn_kernels.linear import linear_attention
 from linattn_kernels.mediator import mediator_attention
 from linattn_kernels.reference import State
 from linattn_kernels.window import window_attention
-
-flops.register()
 
 __all__ = ["State", "backend", "linear_attention", "mediator_attention", "use_backend", "window_attention"]

@@ -2,6 +2,7 @@
 
 - Products only, two operations each: maps, softmax, divisions and sums are not counted, as for PyTorch's own.
 - A window counts its tiles with what they mask; `useful` pairs are those of the definition.
+- Importing this module registers them; the package does not, since few count.
 - A backward counts what its definition needs: twice the forward's products in linear attention, 5/2 in softmax.
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from linattn_kernels import launch
+from linattn_kernels import launch, linear, mediator, window  # noqa: F401 (the operations must be there)
 
 
 def useful_pairs(height: int, width: int, radius: float, text: int = 0) -> int:
@@ -47,14 +48,16 @@ def tiled_pairs(path: str, height: int, width: int, radius: float, text: int, ex
     return seen * tile * keys + text * (text + height * width)
 
 
-def window_pairs(q: Tensor, extra: Tensor | None, height: int, width: int, radius: float, text: int, path: str) -> int:
-    how = launch.config("window_forward", q, q.shape[3], q.shape[1]) if path == "triton" else {}
+def _pairs(
+    q: Tensor, widest: int, extra: Tensor | None, height: int, width: int, radius: float, text: int, path: str
+) -> int:
+    how = launch.config("window_forward", q, widest, q.shape[1]) if path == "triton" else {}
     return tiled_pairs(path, height, width, radius, text, 0 if extra is None else extra.shape[1], how)
 
 
 def _window(q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Any, *place: Any, **_: Any) -> int:
     height, width, radius, text, *_, path = place
-    pairs = window_pairs(q, extra_k, height, width, radius, text, path)
+    pairs = _pairs(q, max(q.shape[3], v.shape[3]), extra_k, height, width, radius, text, path)
     return 2 * pairs * q.shape[0] * q.shape[2] * (q.shape[3] + v.shape[3])
 
 
@@ -84,20 +87,18 @@ def _window_backward(*given: Any) -> int:
     return _window(*given[2:7], *given[9:])  # without gradients, out and lse
 
 
-def register() -> None:
-    """Once, when the operations are there."""
-    operations = torch.ops.linattn_kernels
-    formulas = {
-        operations.linear_state: _state,
-        operations.linear_state_backward: _times((2, 1), _state, 3),
-        operations.linear_read: _read,
-        operations.linear_read_backward: _times((2, 1), _read, 1),
-        operations.window: _window,
-        operations.window_backward: _times((5, 2), _window_backward, 0),
-        operations.mediator_gather: _short,
-        operations.mediator_gather_backward: _times((5, 2), _short, 1),
-        operations.mediator_spread: _short,
-        operations.mediator_spread_backward: _times((5, 2), _short, 1),
-    }
-    for operation, formula in formulas.items():
-        register_flop_formula(operation, get_raw=True)(formula)
+_operations = torch.ops.linattn_kernels
+_FORMULAS = {
+    _operations.linear_state: _state,
+    _operations.linear_state_backward: _times((2, 1), _state, 3),
+    _operations.linear_read: _read,
+    _operations.linear_read_backward: _times((2, 1), _read, 1),
+    _operations.window: _window,
+    _operations.window_backward: _times((5, 2), _window_backward, 0),
+    _operations.mediator_gather: _short,
+    _operations.mediator_gather_backward: _times((5, 2), _short, 1),
+    _operations.mediator_spread: _short,
+    _operations.mediator_spread_backward: _times((5, 2), _short, 1),
+}
+for _operation, _formula in _FORMULAS.items():
+    register_flop_formula(_operation, get_raw=True)(_formula)

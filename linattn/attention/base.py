@@ -5,8 +5,8 @@
 - `mix` is the fast path; `attention_map` and `local` are the definition, written apart from it and judging it.
 - A subclass writes `core`, `dense` and, if it has a convolution, `convolution`; `values` are its options at the noise
   of that call, so that any of them can follow the noise without the subclass knowing.
-- The core gets the dtype it was given, with autocast off, and sums in float32 or wider (`linattn_kernels` does): half
-  precision overflows in N-long sums (methods: LiT reports NaN), and float64 stays float64.
+- Autocast is off in the core, which gets float32 at least: half precision overflows in N-long sums (methods: LiT
+  reports NaN), and float64 stays float64. One that sums in float32 by itself (`wide = False`) gets what was given.
 - `backend` asks for one of the kernels' paths; `runs` says which one is taken on a device, and why.
 """
 
@@ -51,6 +51,7 @@ class Operator(nn.Module):
     name: ClassVar[str]
     table: ClassVar[dict[str, Option]] = {}
     widest: ClassVar[int | None] = None  # heads that its kernels take; None: it has none, PyTorch serves it everywhere
+    wide: ClassVar[bool] = True  # its core is given float32 at least
 
     def __init__(self, shape: LayerShape, **options: Any):
         super().__init__()
@@ -172,7 +173,7 @@ class Operator(nn.Module):
     ) -> Tensor:
         """The attention itself, (batch, tokens, heads, head_dim) like v; noise is (batch,), 1 is pure noise."""
         self._fits(grid, q, k, v)
-        dtype = common(q, k, v)
+        dtype = common(q, k, v, least=torch.float32 if self.wide else None)
 
         def mixed(values: SimpleNamespace, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
             out = self.core(q, k, v, grid, x, values)
@@ -182,10 +183,13 @@ class Operator(nn.Module):
             return self._grouped(mixed, noise, q.to(dtype), k.to(dtype), v.to(dtype), x).to(v.dtype)
 
     def runs(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
-        """Which path `mix` takes on a device, and why."""
+        """Which path `mix` takes on a device, and why; none where it would raise."""
         if self.widest is None:
             return Backend("torch", "PyTorch's own operations")
-        return choose(device, dtype, self.head_dim, self.backend, self.widest)
+        try:
+            return choose(device, dtype, self.head_dim, self.backend, self.widest)
+        except RuntimeError as error:
+            return Backend("none", str(error))
 
     @property
     def head_dim(self) -> int:

@@ -29,7 +29,7 @@ PUBLISHED_LENGTH = 4608  # 512 text tokens + 64 x 64
 
 class Clear(Operator):
     name = "clear"
-    widest = MOST_SOFTMAX
+    widest, wide = MOST_SOFTMAX, False
     table = {
         "radius": number(8, above=0),
         "pool": whole(1, least=1),

@@ -31,7 +31,7 @@ class Shift(nn.Sequential):
 
 class LinFusion(Operator):
     name = "linfusion"
-    widest = MOST
+    widest, wide = MOST, False
     table = {
         "feature_map": choice("elu1", SHIFTS),
         "hidden": whole(None, least=0, scheduled=False),

@@ -31,7 +31,7 @@ def few_heads(shape: LayerShape) -> int:
 
 class LiT(Operator):
     name = "lit"
-    widest = MOST
+    widest, wide = MOST, False
     table = {
         "heads": whole(None, least=1, scheduled=False),
         "kernel": kernel(5),

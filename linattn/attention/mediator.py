@@ -94,7 +94,7 @@ def _along(matrix: Tensor, table: Tensor) -> Tensor:
 
 class Mediator(Operator):
     name = "mediator"
-    widest = MOST_SOFTMAX
+    widest, wide = MOST_SOFTMAX, False
     table = {
         "count": counts(64),
         "bias": choice("none", ("none", "factorised", "full")),

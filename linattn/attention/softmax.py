@@ -16,6 +16,7 @@ from linattn.grid import Grid
 
 class Softmax(Operator):
     name = "softmax"
+    wide = False
     table = {"conv": kernel(0)}
 
     def __init__(self, shape: LayerShape, **options):
