@@ -175,10 +175,12 @@ def _state_kernel(
     values += (split * tl.num_programs(1) + place).to(tl.int64) * DIM * EXIT
     keys += (split * tl.num_programs(1) + place).to(tl.int64) * DIM
     _put_square(values, d1, e, s1, DIM, EXIT)
-    tl.store(keys + d1, z1, mask=(d1 < DIM) & (column == 0))
+    if column == 0:
+        tl.store(keys + d1, z1, mask=d1 < DIM)
     if D2:
         _put_square(values, d2, e, s2, DIM, EXIT)
-        tl.store(keys + d2, z2, mask=(d2 < DIM) & (column == 0))
+        if column == 0:
+            tl.store(keys + d2, z2, mask=d2 < DIM)
 
 
 @triton.jit(do_not_specialize=["splits"])
