@@ -14,7 +14,7 @@ import tarfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
@@ -181,28 +181,46 @@ def one(dtype: torch.dtype, kernel: str, number: int) -> Row:
 
 
 def matrix(options: argparse.Namespace) -> list[Row]:
-    """Every case, in several processes: nearly all of the time is Triton compiling, which its cache on disk shares.
-
-    A case that time did not suffice for is a row that does not hold.
-    """
+    """Every case, in several processes: nearly all of the time is Triton compiling, which its cache on disk shares."""
     every = jobs()
-    pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=prepare)
-    try:
-        waiting = [pool.submit(one, *job) for job in every]
-        wait(waiting, timeout=options.matrix)
-        rows = []
-        for (dtype, kernel, number), each in zip(every, waiting, strict=True):
-            name = f"{kernel} {number} {dtype}"
-            late = {"case": name, "ok": False, "error": f"not done after {options.matrix:.0f} s"}
-            rows.append(guarded(name, each.result) if each.done() else late)
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()  # a case that hangs must not keep the others' rows
-        pool.shutdown(wait=False, cancel_futures=True)
+    todo, until = iter(enumerate(every)), time.monotonic() + options.matrix
+    with ThreadPoolExecutor(options.workers) as lanes:
+        found = dict(itertools.chain(*lanes.map(lambda _: list(lane(todo, until)), range(options.workers))))
+    rows = [found[number] for number in range(len(every))]
     for row in rows:
         if not row["ok"]:
             print("  failed:", {name: value for name, value in row.items() if name != "trace"}, flush=True)
     return rows
+
+
+def lane(todo: Iterator[tuple[int, Job]], until: float) -> Iterator[tuple[int, Row]]:
+    """One case after the other in a process of its own: one that dies or hangs costs its case, and no other's row."""
+    process = alone()
+    for number, job in todo:
+        left = until - time.monotonic()
+        try:
+            row = process.submit(one, *job).result(timeout=left) if left > 0 else unfinished(job, "no time was left")
+        except Exception as error:
+            row = unfinished(job, f"{type(error).__name__} {error}".strip())
+            end(process)
+            process = alone()
+        yield number, row
+    end(process)
+
+
+def unfinished(job: Job, why: str) -> Row:
+    dtype, kernel, place = job
+    return {"case": f"{kernel} {place} {dtype}", "ok": False, "error": why}
+
+
+def alone() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=prepare)
+
+
+def end(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.terminate()  # a case that hangs must not hold up the rest
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def prepare() -> None:

@@ -43,8 +43,9 @@ NOISE = ("Expected types for id2label",)  # diffusers' annotation, which its own
 # glibc gives large buffers back to the system and faults them in again at every operation: of the nano run's 61 minutes
 # of CPU time 12 were the kernel's. Without that, a training step takes three quarters of its time.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(1 << 26)}
-# MKL chooses its kernels by addresses and by how many threads it finds worth while, unless told to repeat itself.
-REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE"}
+# MKL chooses its kernels by addresses and by how many threads it finds worth while, unless told to repeat itself; the
+# order of a set of strings (diffusers' of a pipeline's parts) changes from process to process.
+REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "PYTHONHASHSEED": "0"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 

@@ -1,6 +1,7 @@
 """Operators call the kernels' package: each by every path, asked for by name, told of in every description."""
 
 import copy
+import importlib
 
 import pytest
 import tiny
@@ -9,7 +10,6 @@ import torch
 import linattn
 from linattn import surgery
 from linattn.attention import LayerShape, create
-from linattn_kernels import linear, mediator, window
 from linattn_kernels.launch import obstacle
 
 FORMS = {
@@ -19,7 +19,21 @@ FORMS = {
     "mediator": ("mediator", {"count": 4, "bias": "full"}),
     "lit": ("lit", {"kernel": 3}),
 }
-KERNELS = {"clear": window, "clear-pool": window, "linfusion": linear, "mediator": mediator, "lit": linear}
+# What a path begins with.
+RUNS = {
+    "triton": {
+        "clear": "window_triton.window",
+        "linfusion": "linear_triton.state",
+        "mediator": "mediator_triton.gather",
+        "lit": "linear_triton.state",
+    },
+    "torch": {
+        "clear": "small_torch.window_attention",
+        "linfusion": "small_torch.linear_attention",
+        "mediator": "mediator_torch.mediator_attention",
+        "lit": "small_torch.linear_attention",
+    },
+}
 TRITON = pytest.param(
     "triton", marks=pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="interpreter")
 )
@@ -56,18 +70,16 @@ def test_every_path_gives_the_same_and_the_same_gradients(form, path):
 @each_form
 @pytest.mark.parametrize("path", [TRITON, "torch"])
 def test_the_path_that_is_asked_for_is_the_one_that_runs(form, path, monkeypatch):
-    model, ran = student(form, backend=path), []
-    for kernel in (linear, mediator, window):
-        whole = kernel._on
-
-        def on(taken, whole=whole, kernel=kernel):
-            ran.append((kernel, taken))
-            return whole(taken)
-
-        monkeypatch.setattr(kernel, "_on", on)
+    model, ran = student(form, backend=path), set()
+    for place in (place for places in RUNS.values() for place in places.values()):
+        module, name = place.split(".")
+        whole = getattr(importlib.import_module(f"linattn_kernels.{module}"), name)
+        monkeypatch.setattr(
+            f"linattn_kernels.{place}", lambda *given, whole=whole, place=place: (ran.add(place), whole(*given))[1]
+        )
     with torch.no_grad():
         tiny.run(model, **tiny.inputs(side=4))
-    assert set(ran) == {(KERNELS[form], path)}
+    assert ran == {RUNS[path][FORMS[form][0]]}
     assert linattn.describe(model)[0]["backend"] == path
 
 

@@ -1,6 +1,7 @@
 """The benchmark's arithmetic and its files; what it times on a GPU is not here."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,4 +74,19 @@ def test_the_gpu_check_runs_its_cases_in_processes_and_says_which_were_late(monk
     assert [(row["case"], row["ok"]) for row in rows] == [("mediator d=8", True), ("mediator d=16", True)]
     late = gpu_check.matrix(SimpleNamespace(workers=1, matrix=0))
     assert [row["ok"] for row in late] == [False, False]
-    assert "not done after 0 s" in late[0]["error"]
+    assert late[0]["error"] == "no time was left"
+
+
+class Deadly:
+    """A case whose process dies as it takes it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_case_that_takes_its_process_with_it_costs_no_other_its_row(monkeypatch):
+    some = [(torch.float32, "mediator", 0), (torch.float32, Deadly(), 1), (torch.float32, "mediator", 1)]
+    monkeypatch.setattr(gpu_check, "jobs", lambda: some)
+    rows = gpu_check.matrix(SimpleNamespace(workers=1, matrix=120))
+    assert [row["ok"] for row in rows] == [True, False, True]
+    assert "BrokenProcessPool" in rows[1]["error"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 from linattn_kernels import launch, linear, mediator, window  # noqa: F401 (the operations must be there)
 
@@ -87,6 +87,14 @@ def _window_backward(*given: Any) -> int:
     return _window(*given[2:7], *given[9:])  # without gradients, out and lse
 
 
+def _fused(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def _fused_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+
+
 _operations = torch.ops.linattn_kernels
 _FORMULAS = {
     _operations.linear_state: _state,
@@ -99,6 +107,10 @@ _FORMULAS = {
     _operations.mediator_gather_backward: _times((5, 2), _short, 1),
     _operations.mediator_spread: _short,
     _operations.mediator_spread_backward: _times((5, 2), _short, 1),
+    # What the small and the mediators call; PyTorch's counter knows it on GPUs only.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
 }
 for _operation, _formula in _FORMULAS.items():
-    register_flop_formula(_operation, get_raw=True)(_formula)
+    if _operation not in flop_registry:
+        register_flop_formula(_operation, get_raw=True)(_formula)

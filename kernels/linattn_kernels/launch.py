@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PATHS = ("triton", "torch", "reference")
 CAPABILITY = (8, 0)  # bf16 and asynchronous copies; what the configurations are compiled for
@@ -123,10 +124,28 @@ def exact(function: Callable) -> Callable:
     @functools.wraps(function)
     def inside(*arguments):
         kind = next(each for each in arguments if isinstance(each, Tensor)).device.type
+        if not torch.is_autocast_enabled(kind):
+            return function(*arguments)
         with torch.autocast(kind, enabled=False):
             return function(*arguments)
 
     return inside
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, out: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+def once(out: Tensor) -> Tensor:
+    """The same with gradients and none of gradients: what one path refuses, none gives."""
+    return _Once.apply(out) if out.requires_grad else out
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

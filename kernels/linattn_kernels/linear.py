@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from linattn_kernels import check, launch, reference
+from linattn_kernels import check, launch, reference, small_torch
 from linattn_kernels.reference import State
 
 
@@ -46,6 +46,10 @@ def linear_attention(
         below = None if normaliser is None else (below_q, below_k)
         more = {"normaliser": below, "key_mask": key_mask, "state": state, "return_state": return_state}
         return reference.linear_attention(q, k, v, **options, **more)
+    if path == "torch" and small_torch.fits_linear(q, k, v):
+        given = (q, k, v, below_q, below_k, key_mask, state)
+        out, whole = small_torch.linear_attention(*given, feature_map, shift, eps, normalise)
+        return (out, whole) if return_state else out
     whole = State(*_state(k, v, below_k, key_mask, feature_map, shift, path))
     if state is not None:
         whole = whole.merge(state)

@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from linattn_kernels import check, launch, reference
+from linattn_kernels import check, launch, mediator_torch, reference
 
 
 def mediator_attention(
@@ -40,20 +40,20 @@ def mediator_attention(
         biases = {name: None if bias is None else bias.to(q.dtype) for name, bias in biases.items()}
         return reference.mediator_attention(q, k, v, mediators, scale=scale, **biases)
     bias_in, bias_out = (None if bias is None else bias[(None,) * (4 - bias.ndim)] for bias in (bias_in, bias_out))
-    told, _ = _gather(mediators, k, v, bias_in, scale, path)
-    return _spread(q, mediators, told, bias_out, scale, path)[0]
+    if path == "torch":
+        return mediator_torch.mediator_attention(q, k, v, mediators, bias_in, bias_out, scale)
+    told, _ = _gather(mediators, k, v, bias_in, scale)
+    return _spread(q, mediators, told, bias_out, scale)[0]
 
 
-# The operations ------------------------------------------------------------------------------------------------------
+# The operations, on a GPU --------------------------------------------------------------------------------------------
 # Both are softmax(a b^T + bias) c: `gather` has few rows a, `spread` few columns b and c. What is gathered stays wide
 # between them: mediators of one picture say nearly the same, and their differences are all the backward sees.
 
 
 @torch.library.custom_op("linattn_kernels::mediator_gather", mutates_args=())
-def _gather(
-    mediators: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, path: str
-) -> tuple[Tensor, Tensor]:
-    return _on(path).gather(mediators, k, v, bias, scale)
+def _gather(mediators: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return _kernels().gather(mediators, k, v, bias, scale)
 
 
 @torch.library.custom_op("linattn_kernels::mediator_gather_backward", mutates_args=())
@@ -66,16 +66,13 @@ def _gather_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
-    path: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _on(path).gather_backward(grad, mediators, k, v, bias, out, lse, scale)
+    return _kernels().gather_backward(grad, mediators, k, v, bias, out, lse, scale)
 
 
 @torch.library.custom_op("linattn_kernels::mediator_spread", mutates_args=())
-def _spread(
-    q: Tensor, mediators: Tensor, told: Tensor, bias: Tensor | None, scale: float, path: str
-) -> tuple[Tensor, Tensor]:
-    return _on(path).spread(q, mediators, told, bias, scale)
+def _spread(q: Tensor, mediators: Tensor, told: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return _kernels().spread(q, mediators, told, bias, scale)
 
 
 @torch.library.custom_op("linattn_kernels::mediator_spread_backward", mutates_args=())
@@ -88,16 +85,16 @@ def _spread_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
-    path: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _on(path).spread_backward(grad, q, mediators, told, bias, out, lse, scale)
+    return _kernels().spread_backward(grad, q, mediators, told, bias, out, lse, scale)
 
 
-def _on(path: str) -> ModuleType:
-    return importlib.import_module(f"linattn_kernels.mediator_{path}")
+def _kernels() -> ModuleType:
+    """Triton is imported when it is needed."""
+    return importlib.import_module("linattn_kernels.mediator_triton")
 
 
-def _wide_shapes(a, b, c, bias, scale, path):
+def _wide_shapes(a, b, c, bias, scale):
     batch, rows, heads, _ = a.shape
     wide = launch.wide(a.dtype)
     return a.new_empty(batch, rows, heads, c.shape[3], dtype=wide), a.new_empty(batch, heads, rows, dtype=wide)
@@ -108,19 +105,19 @@ def _shapes(a, *rest):
     return torch.empty_like(out, dtype=a.dtype), lse
 
 
-def _slopes(grad, a, b, c, bias, out, lse, scale, path):
+def _slopes(grad, a, b, c, bias, out, lse, scale):
     return launch.like(a), launch.like(b), launch.like(c), a.new_empty(0) if bias is None else launch.like(bias)
 
 
 def _keep(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.path = inputs
+    *tensors, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
 def _step(backward):
     def step(ctx, grad, d_lse):  # nobody reads the log-sum-exp outside
-        da, db, dc, d_bias = backward(grad, *ctx.saved_tensors, ctx.scale, ctx.path)
-        return da, db, dc, None if ctx.saved_tensors[3] is None else d_bias, None, None
+        da, db, dc, d_bias = backward(grad, *ctx.saved_tensors, ctx.scale)
+        return da, db, dc, None if ctx.saved_tensors[3] is None else d_bias, None
 
     return step
 

@@ -95,9 +95,14 @@ def window_mask(height: int, width: int, radius: float, shape: str = "disc") -> 
         raise ValueError(f"shape {shape!r}; choose one of {', '.join(SHAPES)}")
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     dy, dx = (places.flatten()[:, None] - places.flatten() for places in (rows, columns))
+    return inside(dy, dx, radius, shape)
+
+
+def inside(dy: Tensor, dx: Tensor, radius: float, shape: str) -> Tensor:
+    """Whether whole distances lie in a window; in float64, since the square of sqrt(2) is above 2 there."""
     if shape == "square":
         return (dy.abs() < radius) & (dx.abs() < radius)
-    return dy**2 + dx**2 < radius**2
+    return dy.double() ** 2 + dx.double() ** 2 < radius * radius
 
 
 def window_attention(

@@ -1,0 +1,105 @@
+"""What is small, in the fewest calls and left to autograd: at 256 tokens on a CPU calls are what takes the time.
+
+- Forward and backward at (1, 256, 4, 32), two cores: linear 2.5 ms as operations of our own and 1.3 so, a window of
+  radius 4 4.9 in tiles and 1.2 as one attention with a mask.
+- Larger ones, and what is traced or compiled, are operations: pieces, tiles and constant memory.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linattn_kernels import launch
+from linattn_kernels.reference import State, window_mask
+
+# Where pieces and tiles are level: numbers a tensor, and scores a head (1,024 tokens at radius 8).
+NUMBERS, SCORES = 1 << 19, 1 << 20
+
+
+def is_eager(q: Tensor) -> bool:
+    """On the CPU, and nothing compiles, traces or counts what is called: that sees operations at every size."""
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    return q.device.type == "cpu" and type(q) in (Tensor, nn.Parameter) and not watched
+
+
+def fits_linear(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return is_eager(q) and max(q.numel(), k.numel(), v.numel()) < NUMBERS
+
+
+def fits_window(q: Tensor, extra: Tensor | None, return_lse: bool) -> bool:
+    tokens = q.shape[1]
+    return is_eager(q) and not return_lse and tokens * (tokens + (0 if extra is None else extra.shape[1])) <= SCORES
+
+
+@launch.exact
+def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift, eps, normalise):
+    """(result, state)"""
+    dtype = launch.wide(q.dtype)
+
+    def phi(x: Tensor) -> Tensor:
+        return _phi(x.to(dtype), feature_map, shift).transpose(1, 2)  # (batch, heads, tokens, dim)
+
+    above, value = phi(k), v.to(dtype).transpose(1, 2)
+    counted = above if below_k is None else phi(below_k)
+    whole = _state(above, counted, value, mask)
+    whole = whole if state is None else whole.merge(state)
+    asked = phi(q)
+    out = asked @ whole.values
+    if normalise:
+        other = asked if below_q is None else phi(below_q)
+        bottom = other @ whole.keys.unsqueeze(3) + eps  # (batch, heads, tokens, 1)
+        if eps <= 0 or shift < 0 or feature_map == "identity":  # else it is above 0
+            bottom = bottom.masked_fill(bottom == 0, math.inf)
+        out = out.div_(bottom)
+    return launch.once(out.transpose(1, 2).to(q.dtype)), whole
+
+
+@launch.exact
+def window_attention(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale):
+    own, dtype = q.dtype, launch.wide(q.dtype)
+    extra = 0 if extra_k is None else extra_k.shape[1]
+    if extra:
+        k, v = torch.cat([k, extra_k], 1), torch.cat([v, extra_v], 1)
+    mask = _mask(height, width, radius, text, extra, shape, dtype)
+    q, k, v = (_heads(launch.unit(each), dtype) for each in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    return launch.once(out.transpose(1, 2).to(own))
+
+
+def _heads(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype).transpose(1, 2)  # (batch, heads, tokens, dim)
+
+
+def _state(above: Tensor, counted: Tensor, value: Tensor, mask: Tensor | None) -> State:
+    """Means over the keys that count."""
+    batch, _, tokens, _ = above.shape
+    if mask is None and tokens:
+        values = above.transpose(2, 3) @ value / tokens
+        return State(values, counted.mean(2), above.new_full((batch,), tokens))
+    shown = above.new_ones(batch, tokens) if mask is None else mask.to(above.dtype)
+    count = shown.sum(1)
+    shown = (shown / count.clamp_min(1)[:, None])[:, None, :, None]  # (batch, 1, tokens, 1)
+    return State((above * shown).transpose(2, 3) @ value, (counted * shown).sum(2), count)
+
+
+def _phi(x: Tensor, feature_map: str, shift: float) -> Tensor:
+    if feature_map == "elu1":
+        return F.elu(x).add_(1 + shift)
+    if feature_map != "identity":
+        x = F.threshold(x, 0, 0)  # relu that keeps its input, not its result: what follows may be in place
+        x = x.square() if feature_map == "relu2" else x
+        return x.add_(shift) if shift else x
+    return x + shift if shift else x
+
+
+@functools.lru_cache(maxsize=16)
+def _mask(height: int, width: int, radius: float, text: int, extra: int, shape: str, dtype: torch.dtype) -> Tensor:
+    """(text + picture, text + picture + extra), to be added to the scores; 4 MB at most."""
+    with torch.inference_mode(False):  # it outlives the call
+        seen = torch.ones(text + height * width, text + height * width + extra, dtype=torch.bool)
+        seen[text:, text : text + height * width] = window_mask(height, width, radius, shape)
+        seen[:text, text + height * width :] = False
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
