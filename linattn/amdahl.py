@@ -53,7 +53,7 @@ def _timed(model: nn.Module, other: nn.Module | None, side: int, repeats: int, l
     """The other's step beside the dense one; without another, the dense one's beside its attention alone."""
     weight, inputs = next(model.parameters()), costs.example(model, side)
     tokens = families.family(model).read(model, inputs)[0].tokens
-    ours = _attention(model, tokens) if other is None else functools.partial(other, **inputs)
+    ours = _attention(model, inputs) if other is None else functools.partial(other, **inputs)
     with evaluating(nn.ModuleList([model] if other is None else [model, other])):
         found = costs.interleaved(
             {DENSE: functools.partial(model, **inputs), OTHER: ours}, repeats, limit, weight.device
@@ -71,13 +71,15 @@ def _converted(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Mo
     return surgery.linearize(copy.deepcopy(model), name, keep_original=False, **options)
 
 
-def _attention(model: nn.Module, tokens: int) -> Callable[[], None]:
+def _attention(model: nn.Module, inputs: Mapping[str, Any]) -> Callable[[], None]:
     """The dense attention of all layers, one after the other, without projections."""
     weight = next(model.parameters())
     draw = torch.Generator().manual_seed(0)
     given = []
-    for layer in families.layers(model):
-        shape = (1, layer.shape.heads, tokens, layer.shape.head_dim)
+    with evaluating(model):
+        grids = families.grids(model, **inputs)
+    for layer, grid in zip(families.layers(model), grids, strict=True):
+        shape = (1, layer.shape.heads, grid.tokens, layer.shape.head_dim)
         given.append([torch.randn(shape, generator=draw).to(weight) for _ in range(3)])
 
     def call() -> None:

@@ -53,15 +53,15 @@ def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 
 @torch.no_grad()
 def macs(model: nn.Module, side: int | None = None, noise: float = 0.5) -> dict[str, int]:
-    """By formula, of one picture with latents side x side: attention cores, their projections, and the rest.
+    """By formula, of one picture with latents side x side: self-attention cores, their projections, and the rest.
 
     The core is the operator's own `macs`, or 2 N^2 channels where the layer is dense. Linear layers and convolutions
-    are counted as one forward meets them (on the meta device too), so nothing is assumed about a block.
+    and cross-attention are counted as one forward meets them (on the meta device too), so nothing is assumed about a
+    block.
     """
     model = families.model_of(model)
     inputs = example(model, side, noise=noise)
     layers = families.layers(model)
-    grid, _, _ = families.family(model).read(model, inputs)
     inside = {id(module) for layer in layers for module in layer.attn.modules()}
     added = {id(module) for layer in layers if layer.operator is not None for module in layer.operator.modules()}
     counts = {"projections": 0, "rest": 0}
@@ -69,16 +69,22 @@ def macs(model: nn.Module, side: int | None = None, noise: float = 0.5) -> dict[
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
         counts["projections" if id(module) in inside else "rest"] += output.numel() * _products(module)
 
+    def count_scores(attn: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
+        x, text = args[0] if args else kwargs["hidden_states"], kwargs["encoder_hidden_states"]
+        counts["rest"] += 2 * x.shape[0] * x.shape[1] * text.shape[1] * attn.inner_dim
+
     counted = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and id(m) not in added]
+    cross = [m for m in families.attentions(model) if id(m) not in inside]
     hooks = [module.register_forward_hook(count) for module in counted]
+    hooks += [module.register_forward_hook(count_scores, with_kwargs=True) for module in cross]
     try:
         with evaluating(model):
-            model(**inputs)
+            grids = families.grids(model, **inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    core = sum(_core(layer, grid, noise) for layer in layers)
-    return {"core": core, **counts, "total": core + sum(counts.values()), "tokens": grid.tokens}
+    core = sum(_core(layer, grid, noise) for layer, grid in zip(layers, grids, strict=True))
+    return {"core": core, **counts, "total": core + sum(counts.values()), "tokens": max(grid.tokens for grid in grids)}
 
 
 def _products(module: nn.Module) -> int:
@@ -113,17 +119,9 @@ def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:
     return counter.get_total_flops() // 2
 
 
-def example(model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5) -> dict[str, Tensor]:
+def example(model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5) -> dict[str, Any]:
     """Arguments for a forward of `batch` pictures at one noise level, on the model's device and in its dtype."""
-    config, weight = model.config, next(model.parameters())
-    side = config.sample_size if side is None else side
-    if side < config.patch_size or side % config.patch_size:
-        raise ValueError(f"latents of side {side} cannot be cut into patches of {config.patch_size}; choose a multiple")
-    return {
-        "hidden_states": weight.new_zeros(batch, config.in_channels, side, side),
-        "timestep": torch.full((batch,), min(999, round(noise * 1000)), device=weight.device),
-        "class_labels": torch.zeros(batch, dtype=torch.long, device=weight.device),
-    }
+    return families.family(model).example(model, side, batch, noise)
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------

@@ -210,7 +210,9 @@ def layer_maps(
     maps = {}
     for number in numbers:
         given = seen[number]
-        maps[number] = families.attention_map(every[number], given["input"], given["grid"], given["noise"]).cpu()
+        maps[number] = families.attention_map(
+            every[number], given["input"], given["grid"], given["noise"], **given["more"]
+        ).cpu()
     return maps, seen[0]["grid"]
 
 

@@ -110,7 +110,9 @@ class Lesson:
         told = [seen[layer.index] for layer in replaced]
         with self.autocast(), pinned(self.student, batch.choice):
             pairs = zip(replaced, told, strict=True)
-            outputs = [families.apply(layer, at["input"], at["grid"], at["noise"]).float() for layer, at in pairs]
+            outputs = [
+                families.apply(layer, at["input"], at["grid"], at["noise"], **at["more"]).float() for layer, at in pairs
+            ]
         return {"loss": objectives.layerwise(outputs, [at["output"].float() for at in told], "l1").mean()}
 
     def end_to_end(self, step: int) -> Terms:

@@ -212,7 +212,7 @@ def _install(
                 conversion.forgotten.update(set() if keep_original else {layer.name})
             conversion.initialise[layer.name] = policy
             setattr(layer.attn, KEY, operator)
-            layer.attn.set_processor(families.family(model).processor())
+            layer.attn.set_processor(layer.processor())
             start(layer, operator)
     except BaseException:
         for layer, own, values, operator, processor in undo:
@@ -229,9 +229,11 @@ def _install(
 
 
 def _built(layer: Layer, name: str, options: dict[str, Any], backend: str | None = None) -> nn.Module:
-    operator = attention.create(name, layer.shape, **options)
-    operator.backend = None if operator.widest is None else backend
     like = identity.tensors(layer.attn)["to_q.weight"]
+    # Drawn on the CPU, so that a seed means the same everywhere; of FLUX without weights that would be 8 GB.
+    with torch.device("meta" if like.is_meta else "cpu"):
+        operator = attention.create(name, layer.shape, **options)
+    operator.backend = None if operator.widest is None else backend
     dtype = like.dtype if like.is_floating_point() else None
     return operator.to(like.device, dtype).train(layer.attn.training)
 
@@ -357,7 +359,7 @@ def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs
     with families.capture(model) as seen:
         model(*args, **inputs)
     here = seen[chosen.index]
-    return families.attention_map(chosen, here["input"], here["grid"], here["noise"])
+    return families.attention_map(chosen, here["input"], here["grid"], here["noise"], **here["more"])
 
 
 # A student's folder --------------------------------------------------------------------------------------------------

@@ -307,15 +307,29 @@ def test_a_block_compiled_before_conversion_follows_it_and_back():
         torch.testing.assert_close(tiny.run(model), wanted)
 
 
-def test_capture_of_compiled_blocks_raises_rather_than_miss_layers():
+@pytest.mark.parametrize("operator", [None, "clear"])
+def test_capture_of_compiled_blocks_compiles_them_anew(operator):
     torch._dynamo.reset()
     model = tiny.model()
-    for block in model.transformer_blocks:
-        block.compile(backend="eager")
+    if operator is not None:
+        linattn.linearize(model, operator, radius=3)
     with torch.no_grad():
-        tiny.run(model)
-        with pytest.raises(RuntimeError, match="capture saw 0 of 2"), families.capture(model):
+        with families.capture(model) as seen:
             tiny.run(model)
+        wanted = [entry["output"] for entry in seen]
+        for block in model.transformer_blocks:
+            block.compile(backend="eager")
+        tiny.run(model)
+        with families.capture(model) as seen:
+            tiny.run(model)
+    torch.testing.assert_close([entry["output"] for entry in seen], wanted)
+
+
+def test_capture_raises_rather_than_miss_layers():
+    model = tiny.model()
+    model.transformer_blocks[1].forward = lambda hidden_states, **_: hidden_states
+    with pytest.raises(RuntimeError, match="capture saw 1 of 2"), families.capture(model):
+        tiny.run(model)
 
 
 class Silent(list):

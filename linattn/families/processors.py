@@ -1,0 +1,142 @@
+"""The layers' own halves, with an operator in the place of softmax.
+
+- Processors are stateless and take no argument, since diffusers rebuilds them as `processor.__class__()`; the operator
+  is a child of the attention, `attn.linattn`. Projections are called as modules, so that a LoRA on them counts.
+- An operator sees text tokens first. Where text has projections of its own, `inputs` and `x` are the picture's.
+- `has_text`: the layer's tokens begin with the text.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor, nn
+
+from linattn.grid import Grid
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+class Processor:
+    has_text: ClassVar[bool] = False
+
+    @classmethod
+    def grid(cls, grid: Grid) -> Grid:
+        """Of this layer's tokens, where the model's may have a text that the layer does not see."""
+        return grid if cls.has_text else Grid(grid.height, grid.width)
+
+
+class SelfAttention(Processor):
+    """AttnProcessor2_0, for picture tokens in layers of diffusers' class `Attention`."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        linattn: Any = None,
+    ) -> Tensor:
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError("a linearised self-attention takes neither a mask nor another sequence to read from")
+        grid = self.grid(_required(linattn).grid)
+        x = normalised(attn, hidden_states, temb)  # (batch, tokens, width)
+        q, k, v = projections(attn, x, grid)
+        out = attn.linattn.mix(q, k, v, grid, x=x, noise=linattn.noise)  # (batch, tokens, heads, head_dim)
+        out = _leave(attn, out.flatten(2).to(q.dtype))  # (batch, tokens, width)
+        if hidden_states.ndim == 4:
+            out = out.transpose(1, 2).reshape(hidden_states.shape)
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+
+class JointAttention(Processor):
+    """JointAttnProcessor2_0 and FluxAttnProcessor where text has projections of its own: gives (picture, text)."""
+
+    has_text = True
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        linattn: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        if attention_mask is not None:
+            raise ValueError("a linearised joint attention takes no mask")
+        text, grid = encoder_hidden_states, self.grid(_required(linattn).grid)
+        q, k, v = projections(attn, hidden_states, grid, text, image_rotary_emb)
+        out = attn.linattn.mix(q, k, v, grid, x=hidden_states, noise=linattn.noise).flatten(2).to(q.dtype)
+        text, picture = out.split_with_sizes([grid.text, grid.picture], 1)
+        ends_here = getattr(attn, "context_pre_only", None)  # SD3's last block drops its text
+        return _leave(attn, picture), text if ends_here else attn.to_add_out(text)
+
+
+class WholeAttention(Processor):
+    """FluxAttnProcessor where text and picture are one sequence already, and the block projects the result."""
+
+    has_text = True
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        linattn: Any = None,
+    ) -> Tensor:
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError("a linearised self-attention takes neither a mask nor another sequence to read from")
+        grid = self.grid(_required(linattn).grid)
+        q, k, v = projections(attn, hidden_states, grid, rope=image_rotary_emb)
+        return attn.linattn.mix(q, k, v, grid, x=hidden_states, noise=linattn.noise).flatten(2).to(q.dtype)
+
+
+def projections(
+    attn: nn.Module, x: Tensor, grid: Grid, text: Tensor | None = None, rope: tuple[Tensor, Tensor] | None = None
+) -> QKV:
+    """q, k, v as the layer's attention takes them, linearised or not, (batch, tokens, heads, head_dim), text first."""
+    operator = getattr(attn, "linattn", None)
+    inputs = (x, x, x) if operator is None else operator.inputs(x, grid)
+    q, k, v = _heads(attn, inputs, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
+    if text is not None:
+        own = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
+        q, k, v = (torch.cat(pair, 1) for pair in zip(_heads(attn, (text,) * 3, *own), (q, k, v), strict=True))
+    if rope is not None:
+        q, k = (apply_rotary_emb(each, rope, sequence_dim=1) for each in (q, k))
+    return q, k, v
+
+
+def _heads(attn: nn.Module, inputs: QKV, projects: tuple, norms: tuple) -> QKV:
+    q, k, v = (project(each).unflatten(-1, (attn.heads, -1)) for project, each in zip(projects, inputs, strict=True))
+    q, k = (each if norm is None else norm(each) for each, norm in zip((q, k), norms, strict=True))
+    return q, k, v
+
+
+def _leave(attn: nn.Module, out: Tensor) -> Tensor:
+    return attn.to_out[1](attn.to_out[0](out))
+
+
+def normalised(attn: nn.Module, x: Tensor, temb: Tensor | None = None) -> Tensor:
+    """(batch, tokens, width), by the norms that some layers of the class `Attention` hold themselves."""
+    if getattr(attn, "spatial_norm", None) is not None:
+        x = attn.spatial_norm(x, temb)
+    if x.ndim == 4:
+        x = x.flatten(2).transpose(1, 2)
+    if getattr(attn, "group_norm", None) is not None:
+        x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+    return x
+
+
+def _required(context: Any) -> Any:
+    if context is None:
+        raise ValueError(
+            "a linearised layer was called without its grid: call the model it belongs to, "
+            "or one layer alone by linattn.families.apply(layer, x, grid, noise)"
+        )
+    return context

@@ -1,0 +1,70 @@
+"""Which class of diffusers is of which family, and what is said of the others."""
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from linattn.families.base import Family, Layer
+from linattn.families.dit import DiT, PixArt
+from linattn.families.flux import Flux
+from linattn.families.sd3 import SD3
+from linattn.families.unet import UNet
+
+FAMILIES: dict[str, Family] = {
+    "DiTTransformer2DModel": DiT(),
+    "PixArtTransformer2DModel": PixArt(),
+    "UNet2DConditionModel": UNet(),
+    "SD3Transformer2DModel": SD3(),
+    "FluxTransformer2DModel": Flux(),
+}
+REFUSED = {
+    "SanaTransformer2DModel": "its self-attention is linear already (ReLU, no softmax to replace)",
+    "ControlNetModel": "a ControlNet follows the UNet it was made for and is left dense",
+    "UNetMotionModel": "its blocks attend over time too, where tokens have no grid",
+}
+
+
+def family(model: nn.Module) -> Family:
+    """By the class and its parents, never by the folder's config: old checkpoints name other classes there."""
+    names = [kind.__name__ for kind in type(model).__mro__]
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    reason = next((REFUSED[name] for name in names if name in REFUSED), None) or _why(model)
+    raise ValueError(
+        f"{type(model).__name__} is not supported: {reason}; supported are models of the classes "
+        f"{', '.join(FAMILIES)} and diffusers pipelines that hold one"
+    )
+
+
+def _why(model: nn.Module) -> str:
+    """Of a class that nobody here has read."""
+    if not any(hasattr(module, "set_processor") for module in model.modules()):
+        return "it has none of diffusers' attention layers"
+    source = importlib.import_module(type(model).__module__)
+    if hasattr(source, "dispatch_attention_fn"):
+        return (
+            "its attention calls dispatch_attention_fn, but how its tokens lie on the picture is written in no "
+            "argument that linattn knows: a family of its own tells that (CONTRIBUTING.md)"
+        )
+    return "how its tokens lie on the picture is not known here: a family of its own tells that (CONTRIBUTING.md)"
+
+
+def model_of(model_or_pipeline: Any) -> nn.Module:
+    """The denoising model of a pipeline; a model as it is, without torch.compile's or DDP's wrapper."""
+    wrapped = ("_orig_mod", "module") if isinstance(model_or_pipeline, nn.Module) else ("transformer", "unet")
+    for name in wrapped:
+        inner = getattr(model_or_pipeline, name, None)
+        if isinstance(inner, nn.Module):
+            return model_of(inner)
+    if not isinstance(model_or_pipeline, nn.Module):
+        raise ValueError(f"expected a diffusers model or pipeline, not {type(model_or_pipeline).__name__}")
+    family(model_or_pipeline)  # raises where it is not supported
+    return model_or_pipeline
+
+
+def layers(model_or_pipeline: Any) -> list[Layer]:
+    """Every self-attention, numbered in the order the forward meets them; cross-attention is no part of it."""
+    model = model_of(model_or_pipeline)
+    return family(model).layers(model)

@@ -1,0 +1,212 @@
+"""Every operator on every family: the same model where it is softmax, the definition where it is not."""
+
+import copy
+
+import kinds
+import pytest
+import torch
+
+import linattn
+from linattn import families
+from linattn.grid import Grid
+
+each_kind = pytest.mark.parametrize("kind", kinds.KINDS)
+OPERATORS = {
+    "clear": {"radius": 2.5},
+    "clear-pool": {"radius": 2, "pool": 2},
+    "linfusion": {"hidden": 8},
+    "lit": {"heads": 2, "kernel": 3},
+    "mediator": {"count": 4, "bias": "factorised"},
+    "softmax-conv": {"conv": 3},
+}
+each_operator = pytest.mark.parametrize("operator", OPERATORS)
+
+
+def converted(kind, operator, model=None):
+    model = kinds.model(kind) if model is None else model
+    torch.manual_seed(0)
+    linattn.linearize(model, operator.partition("-")[0], **OPERATORS.get(operator, {}))
+    for name, parameter in model.named_parameters():
+        if f".{families.KEY}." in name:  # what starts at zero would be silent
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_layers_have_their_names():
+    found = {kind: [layer.name for layer in families.layers(kinds.model(kind))] for kind in kinds.KINDS}
+    assert found["pixart"] == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
+    assert found["sd35"] == ["transformer_blocks.0.attn", "transformer_blocks.0.attn2", "transformer_blocks.1.attn"]
+    assert found["flux"] == ["transformer_blocks.0.attn"] + [f"single_transformer_blocks.{n}.attn" for n in (0, 1)]
+    places = ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.0", "up_blocks.1", "up_blocks.1")
+    assert [name.partition(".attentions")[0] for name in found["unet"]] == list(places)
+
+
+@each_kind
+def test_layers_are_numbered_in_the_order_of_the_forward(kind):
+    model, met = kinds.model(kind), []
+    for layer in families.layers(model):
+        layer.attn.register_forward_hook(lambda *_, index=layer.index: met.append(index))
+    kinds.run(model, **kinds.inputs(kind))
+    assert met == sorted(met)
+    assert len(met) == len(families.layers(model))
+
+
+@each_kind
+@torch.no_grad()
+def test_softmax_is_the_model_itself(kind):
+    for height, width in kinds.sizes(kind):
+        model, given = kinds.model(kind).double(), wide(kinds.inputs(kind, height, width))
+        wanted = kinds.run(model, **given)
+        linattn.linearize(model, "softmax")
+        torch.testing.assert_close(kinds.run(model, **given), wanted, rtol=1e-9, atol=1e-10)
+
+
+def wide(given):
+    if isinstance(given, dict):
+        return {name: wide(each) for name, each in given.items()}
+    return given.double() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
+
+
+@each_kind
+@each_operator
+@torch.no_grad()
+def test_every_layer_is_the_operators_definition_on_its_own_grid(kind, operator):
+    for height, width in kinds.sizes(kind):
+        model, given = converted(kind, operator).double(), wide(kinds.inputs(kind, height, width))
+        assert not torch.allclose(kinds.run(model, **given), kinds.run(kinds.model(kind).double(), **given), atol=1e-3)
+        with families.capture(model) as seen:
+            kinds.run(model, **given)
+        assert len(seen) == len(families.layers(model))
+        for layer, entry in zip(families.layers(model), seen, strict=True):
+            assert (entry["grid"].text > 0) == layer.shape.has_text
+            torch.testing.assert_close(entry["output"], by_definition(layer, entry), rtol=1e-8, atol=1e-9)
+            again = families.apply(layer, entry["input"], entry["grid"], entry["noise"], **entry["more"])
+            assert torch.equal(again, entry["output"])
+
+
+def by_definition(layer, entry):
+    """The layer's output from its projections and the dense definition."""
+    attn, more, grid = layer.attn, entry["more"], entry["grid"]
+    text = more.get("encoder_hidden_states")
+    q, k, v = families.projections(attn, entry["input"], grid, text, more.get("image_rotary_emb"))
+    out = layer.operator.definition(q, k, v, grid, entry["noise"]).flatten(2)
+    if not hasattr(attn, "to_out") or attn.to_out is None:
+        return out
+    if text is None:
+        return attn.to_out[0](out)
+    words = out[:, : grid.text] if attn.context_pre_only else attn.to_add_out(out[:, : grid.text])
+    return torch.cat([words, attn.to_out[0](out[:, grid.text :])], 1)
+
+
+@pytest.mark.parametrize("kind", ["unet", "sdxl"])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 10), (5, 7)])
+@torch.no_grad()
+def test_each_level_of_a_unet_has_its_own_grid(kind, height, width):
+    model = kinds.model(kind)
+    grids = families.grids(model, **kinds.inputs(kind, height, width))
+    low = Grid(-(-height // 2), -(-width // 2))
+    levels = [Grid(height, width), low, low, low, low] if kind == "unet" else [low] * 7
+    assert grids[: len(levels)] == levels
+    assert set(grids) == {Grid(height, width), low} if kind == "unet" else {low}
+
+
+@each_kind
+@torch.no_grad()
+def test_restored_bit_for_bit_and_saved_and_loaded(kind, tmp_path):
+    model, given = kinds.model(kind), kinds.inputs(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    converted(kind, "linfusion", model)
+    wanted = kinds.run(model, **given)
+    linattn.save(model, tmp_path / "student")
+    linattn.restore(model)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    again = linattn.load(kinds.model(kind), tmp_path / "student")
+    assert torch.equal(kinds.run(again, **given), wanted)
+
+
+@each_kind
+def test_two_sizes_before_one_backward_under_checkpointing(kind):
+    """Gradients are those of one forward at a time."""
+    model = converted(kind, "clear").requires_grad_(True)
+    calls = [kinds.inputs(kind, *kinds.sizes(kind)[-1], seed=seed, text=4 + seed) for seed in (0, 1)]
+    calls[1] = kinds.inputs(kind, 4, 4, text=7, seed=1)
+    slopes = {}
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+            model.train()  # nothing drops out but DiT's labels
+        for module in model.modules():
+            if hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0
+        sum(kinds.run(model, **given).square().mean() for given in calls).backward()
+        slopes[checkpointing] = {
+            name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None
+        }
+    assert slopes[False].keys() == slopes[True].keys()
+    for name, slope in slopes[False].items():
+        torch.testing.assert_close(slopes[True][name], slope, rtol=1e-4, atol=1e-6)
+
+
+@each_kind
+@torch.no_grad()
+def test_a_deepcopy_is_a_student_of_its_own(kind):
+    model = converted(kind, "linfusion")
+    twin, given = copy.deepcopy(model), kinds.inputs(kind)
+    wanted = kinds.run(model, **given)
+    linattn.restore(model)
+    assert torch.equal(kinds.run(twin, **given), wanted)
+    assert not torch.allclose(kinds.run(model, **given), wanted)
+
+
+@each_kind
+@torch.no_grad()
+def test_costs_know_every_family(kind):
+    from linattn import costs
+
+    dense, model = kinds.model(kind), converted(kind, "clear")
+    assert costs.counted_macs(dense, 8) == costs.macs(dense, 8)["total"]
+    assert costs.macs(model, 8)["core"] < costs.macs(dense, 8)["core"]
+    assert costs.forward_memory(model, 8) > 0
+
+
+@pytest.mark.parametrize("text", [3, 11])
+@pytest.mark.parametrize(("height", "width"), [(5, 9), (8, 6)])
+@torch.no_grad()
+def test_clear_on_flux_is_dense_attention_with_a_disc_and_a_text_prefix(height, width, text):
+    """Against a processor that knows nothing of linattn."""
+    given = wide(kinds.inputs("flux", height, width, text))
+    model, dense = (kinds.model("flux").double() for _ in range(2))
+    linattn.linearize(model, "clear", radius=3)
+    y, x = (each.flatten() for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    seen = torch.ones(text + height * width, text + height * width, dtype=torch.bool)
+    seen[text:, text:] = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < 9
+    for module in dense.modules():
+        if hasattr(module, "set_processor"):
+            module.forward = masked(module, seen)
+    torch.testing.assert_close(kinds.run(model, **given), kinds.run(dense, **given), rtol=1e-7, atol=1e-7)
+
+
+def masked(attn, seen):
+    forward = attn.forward
+    return lambda *args, **kwargs: forward(*args, **{**kwargs, "attention_mask": seen})
+
+
+def test_a_flux_grid_is_read_in_half_precision_and_refuses_reference_pictures():
+    model = converted("flux", "clear")
+    given = kinds.inputs("flux", 3, 300)
+    ids = given["img_ids"].bfloat16()  # rows above 256 merge
+    assert families.family(model).read(model, {**given, "img_ids": ids})[0] == Grid(3, 300, 5)
+    assert families.family(model).read(model, {**given, "img_ids": ids[None]})[0] == Grid(3, 300, 5)
+    more = torch.cat([ids, ids + torch.tensor([1.0, 0, 0])])
+    with pytest.raises(ValueError, match="1800 picture tokens, but img_ids tell of a picture of 3 x 300"):
+        kinds.run(model, **{**given, "img_ids": more, "hidden_states": given["hidden_states"].repeat(1, 2, 1)})
+
+
+def test_who_knows_the_grid_hands_it_down():
+    model, given = converted("flux", "clear"), kinds.inputs("flux", 4, 6)
+    wanted = kinds.run(model, **given)
+    context = families.Context.of(Grid(4, 6, 5), given["timestep"], given["hidden_states"])
+    extras = {"joint_attention_kwargs": {families.KEY: context}}
+    assert torch.equal(kinds.run(model, **given, **extras), wanted)
