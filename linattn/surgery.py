@@ -149,6 +149,7 @@ def linearize(
             "converted from its original: load the base again"
         )
     operators = [_built(layer, name, options, backend) for layer in chosen]
+    _check_text(model, name, options, operators)
     if backend is not None and operators[0].widest is None:
         raise ValueError(f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out backend")
 
@@ -236,6 +237,15 @@ def _built(layer: Layer, name: str, options: dict[str, Any], backend: str | None
     operator.backend = None if operator.widest is None else backend
     dtype = like.dtype if like.is_floating_point() else None
     return operator.to(like.device, dtype).train(layer.attn.training)
+
+
+def _check_text(model: nn.Module, name: str, options: dict[str, Any], operators: Sequence[nn.Module]) -> None:
+    joint = [option for option in options if option in operators[0].table and operators[0].table[option].joint]
+    if joint and not any(operator.shape.has_text for operator in operators):
+        raise ValueError(
+            f"{name}: {joint[0]} says how text takes part, but in the chosen layers of this {type(model).__name__} "
+            "only the picture's tokens attend; leave it out"
+        )
 
 
 def _check_backend(backend: str | None) -> None:

@@ -1,6 +1,7 @@
 """The contract, for every operator: fast path, definition, gradients, options, schedule, cost."""
 
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -229,6 +230,9 @@ def test_defaults_are_the_published_ones():
         "mediator": {"count": 64, "bias": "none", "conv": 3, "source": "query"},
         "lit": {"heads": None, "kernel": 5, "feature_map": "relu", "eps": 1e-6, "shared_conv": True},
     }
+    joint = dataclasses.replace(SHAPE, has_text=True)
+    for name in ("linfusion", "lit"):
+        assert create(name, joint).options == {**made[name], "text": "joint", "rope": "map"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ OPERATORS = {
     "clear": {"radius": 2.5},
     "clear-pool": {"radius": 2, "pool": 2},
     "linfusion": {"hidden": 8},
+    "linfusion-exact": {"hidden": 0, "text": "exact", "rope": "numerator"},
     "lit": {"heads": 2, "kernel": 3},
+    "lit-exact": {"heads": 2, "kernel": 0, "text": "exact"},
+    "lit-numerator": {"heads": 1, "kernel": 0, "rope": "numerator"},
     "mediator": {"count": 4, "bias": "factorised"},
     "softmax-conv": {"conv": 3},
 }
@@ -25,7 +28,10 @@ each_operator = pytest.mark.parametrize("operator", OPERATORS)
 def converted(kind, operator, model=None):
     model = kinds.model(kind) if model is None else model
     torch.manual_seed(0)
-    linattn.linearize(model, operator.partition("-")[0], **OPERATORS.get(operator, {}))
+    options = dict(OPERATORS.get(operator, {}))
+    if kind not in kinds.JOINT:
+        options = {name: value for name, value in options.items() if name not in ("text", "rope")}
+    linattn.linearize(model, operator.partition("-")[0], **options)
     for name, parameter in model.named_parameters():
         if f".{families.KEY}." in name:  # what starts at zero would be silent
             torch.nn.init.normal_(parameter, std=0.3)
@@ -89,7 +95,7 @@ def by_definition(layer, entry):
     attn, more, grid = layer.attn, entry["more"], entry["grid"]
     text = more.get("encoder_hidden_states")
     q, k, v = families.projections(attn, entry["input"], grid, text, more.get("image_rotary_emb"))
-    out = layer.operator.definition(q, k, v, grid, entry["noise"]).flatten(2)
+    out = layer.operator.definition(q, k, v, grid, entry["noise"], more.get("image_rotary_emb")).flatten(2)
     if not hasattr(attn, "to_out") or attn.to_out is None:
         return out
     if text is None:
@@ -169,6 +175,25 @@ def test_costs_know_every_family(kind):
     assert costs.counted_macs(dense, 8) == costs.macs(dense, 8)["total"]
     assert costs.macs(model, 8)["core"] < costs.macs(dense, 8)["core"]
     assert costs.forward_memory(model, 8) > 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in kinds.JOINT])
+def test_options_of_text_are_refused_where_no_text_attends(kind):
+    model = kinds.model(kind)
+    with pytest.raises(ValueError, match="linfusion: text says how text takes part"):
+        linattn.linearize(model, "linfusion", text="exact")
+    assert not any(layer.operator for layer in families.layers(model))
+
+
+@torch.no_grad()
+def test_the_denominator_of_unrotated_queries_and_keys_is_positive_and_another():
+    given, found = kinds.inputs("flux"), []
+    for rope in ("map", "numerator"):
+        model = linattn.linearize(kinds.model("flux"), "linfusion", hidden=0, rope=rope)
+        found.append(kinds.run(model, **given))
+        rows = linattn.attention_map(model, 0, **given).sum(-1)
+        assert torch.allclose(rows, torch.ones_like(rows), atol=1e-2) == (rope == "map")
+    assert not torch.allclose(*found, atol=1e-3)
 
 
 @pytest.mark.parametrize("text", [3, 11])

@@ -35,7 +35,7 @@ def test_linear_weights_sum_to_one(feature_map, tokens):
 
 def test_linear_is_linfusions():
     q, k, v = tensors(tokens=9)
-    wanted = torch.einsum("bhij,bjhd->bihd", linear_map(q, k, "elu1", 0.3), v)
+    wanted = torch.einsum("bhij,bjhd->bihd", linear_map(q, k, q, k, "elu1", 0.3), v)
     close(linear_attention(q, k, v, eps=0.3), wanted)
 
 

@@ -4,7 +4,8 @@
   projections, qk-norm and RoPE. It keeps parameters only: grid and noise come with every call.
 - `mix` is the fast path; `attention_map` and `local` are the definition, written apart from it and judging it.
 - A subclass writes `core`, `dense` and, if it has a convolution, `convolution`; `values` are its options at the noise
-  of that call, so that any of them can follow the noise without the subclass knowing.
+  of that call, so that any of them can follow the noise without the subclass knowing, and `values.position`, the
+  (cos, sin) by which the family has rotated q and k, or None.
 - Autocast is off in the core, which gets float32 at least: half precision overflows in N-long sums (methods: LiT
   reports NaN), and float64 stays float64. One that sums in float32 by itself (`wide = False`) gets what was given.
 - `backend` asks for one of the kernels' paths; `runs` says which one is taken on a device, and why.
@@ -13,19 +14,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from linattn.attention.convolution import DepthwiseConvolution
-from linattn.attention.options import Option, check, check_names, nearest, settle
+from linattn.attention.options import Option, Values, check, check_names, nearest, settle
 from linattn.grid import Grid
 from linattn_kernels.launch import Backend, choose
 
 POLICIES = ("mlp_only", "out", "v", "all")
 KEPT = {"mlp_only": (), "out": ("to_out",), "v": ("to_v", "to_out"), "all": ("to_q", "to_k", "to_v", "to_out")}
+
+
+Position = tuple[Tensor, Tensor]  # cos and sin of rotary positions, (tokens, head_dim)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Operator(nn.Module):
         entries = given.pop("schedule", None)
         settled = settle(self.name, {**self.table, **_SCHEDULE}, given)
         settled.pop("schedule")
-        self.values = SimpleNamespace(**settled)
+        self.values = Values(settled)
         self.schedule = self._read_schedule(entries or [])
         self._pinned: dict[str, Any] | None = None
 
@@ -72,7 +75,8 @@ class Operator(nn.Module):
     def options(self) -> dict[str, Any]:
         """Plain JSON values that build this operator again."""
         schedule = [{"until": until, **changes} for until, changes in self.schedule]
-        return {**_plain(vars(self.values)), **({"schedule": _plain(schedule)} if schedule else {})}
+        told = {n: value for n, value in self.values.given.items() if self.shape.has_text or not self.table[n].joint}
+        return {**_plain(told), **({"schedule": _plain(schedule)} if schedule else {})}
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -127,10 +131,10 @@ class Operator(nn.Module):
             schedule.append((float(until), self._checked(changes)))
         return schedule
 
-    def at(self, noise: float | None = None) -> SimpleNamespace:
+    def at(self, noise: float | None = None) -> Values:
         """The options that hold at one noise level; without a level, and below the last `until`, the operator's own."""
         if self._pinned is not None:
-            return SimpleNamespace(**{**vars(self.values), **self._pinned})
+            return self.values.but(self._pinned)
         if noise is None or not self.schedule:
             return self.values
         return self._entry(self._positions(torch.tensor([noise], dtype=torch.float64))[0])
@@ -140,9 +144,9 @@ class Operator(nn.Module):
         untils = noise.new_tensor([until for until, _ in self.schedule])
         return (noise.flatten()[:, None] < untils).sum(1).tolist()
 
-    def _entry(self, position: int) -> SimpleNamespace:
+    def _entry(self, position: int) -> Values:
         changes = self.schedule[position][1] if position < len(self.schedule) else {}
-        return SimpleNamespace(**{**vars(self.values), **changes})
+        return self.values.but(changes)
 
     def _grouped(self, function: Callable[..., Tensor], noise: Tensor | None, *tensors: Tensor | None) -> Tensor:
         """function(values, *tensors) for each part of the batch that shares its values, back in the batch's order."""
@@ -169,14 +173,21 @@ class Operator(nn.Module):
         return x, x, x
 
     def mix(
-        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None = None, noise: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grid: Grid,
+        x: Tensor | None = None,
+        noise: Tensor | None = None,
+        position: Position | None = None,
     ) -> Tensor:
         """The attention itself, (batch, tokens, heads, head_dim) like v; noise is (batch,), 1 is pure noise."""
         self._fits(grid, q, k, v)
         dtype = common(q, k, v, least=torch.float32 if self.wide else None)
 
-        def mixed(values: SimpleNamespace, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
-            out = self.core(q, k, v, grid, x, values)
+        def mixed(values: Values, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
+            out = self.core(q, k, v, grid, x, values.but({"position": position}))
             return out if self.convolution is None else out + self.convolution(v, grid, self.side(values))
 
         with torch.autocast(v.device.type, enabled=False):
@@ -211,12 +222,18 @@ class Operator(nn.Module):
 
     # What it stands for
 
-    def attention_map(self, q: Tensor, k: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
+    def attention_map(
+        self, q: Tensor, k: Tensor, grid: Grid, noise: Tensor | None = None, position: Position | None = None
+    ) -> Tensor:
         """The N x N matrix of every head, (batch, heads, tokens, tokens): row i says whom token i reads."""
         self._fits(grid, q, k)
         wide = common(q, k, least=torch.float32)
+
+        def dense(values: Values, q: Tensor, k: Tensor) -> Tensor:
+            return self.dense(q, k, grid, values.but({"position": position}))
+
         with torch.autocast(q.device.type, enabled=False):
-            return self._grouped(lambda values, q, k: self.dense(q, k, grid, values), noise, q.to(wide), k.to(wide))
+            return self._grouped(dense, noise, q.to(wide), k.to(wide))
 
     def local(self, v: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
         """What a convolution adds to map @ v; zeros without one."""
@@ -229,9 +246,17 @@ class Operator(nn.Module):
             v.to(common(v, least=torch.float32)),
         )
 
-    def definition(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
+    def definition(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grid: Grid,
+        noise: Tensor | None = None,
+        position: Position | None = None,
+    ) -> Tensor:
         """What `mix` must equal: map @ v + local, v regrouped to the map's heads."""
-        weights = self.attention_map(q, k, grid, noise)  # (batch, map_heads, tokens, tokens)
+        weights = self.attention_map(q, k, grid, noise, position)  # (batch, map_heads, tokens, tokens)
         value = v.to(weights.dtype).flatten(2).unflatten(2, (weights.shape[1], -1))  # (batch, tokens, map_heads, -1)
         read = torch.einsum("bhij,bjhd->bihd", weights, value)
         return read.reshape(v.shape) + self.local(v, grid, noise)
@@ -251,19 +276,19 @@ class Operator(nn.Module):
 
     # What a subclass writes; q, k, v have one dtype, in `dense` float32 at least
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
         """Like v, sub-quadratic, without the convolution."""
         raise NotImplementedError
 
-    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         """The N x N matrix, by the letter of the paper."""
         raise NotImplementedError
 
-    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+    def cost(self, grid: Grid, values: Values) -> int:
         """Multiply-accumulates without the convolution."""
         raise NotImplementedError
 
-    def side(self, values: SimpleNamespace) -> int:
+    def side(self, values: Values) -> int:
         """The side of the convolution's kernel."""
         return values.conv
 

@@ -12,14 +12,13 @@
 """
 
 import math
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn.attention.base import LayerShape, Operator, common, scores
-from linattn.attention.options import flag, number, whole
+from linattn.attention.options import Values, flag, number, whole
 from linattn.grid import Grid
 from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
@@ -43,7 +42,7 @@ class Clear(Operator):
         factors = sorted({factor for factor in self.ever("pool") if factor > 1})
         self.pooling = nn.ParameterDict({str(f): nn.Parameter(torch.full((f, f), 1 / f**2)) for f in factors})
 
-    def scale(self, grid: Grid, values: SimpleNamespace) -> float:
+    def scale(self, grid: Grid, values: Values) -> float:
         scale = self.shape.head_dim**-0.5
         if not values.proportional:
             return scale
@@ -60,7 +59,7 @@ class Clear(Operator):
         kernel = self.pooling[str(factor)].to(wide)
         return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2).to(tokens.dtype)
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
         extra = tuple(self.pooled(each, grid, values.pool) for each in (k, v)) if values.pool > 1 else None
         place = {"height": grid.height, "width": grid.width, "radius": values.radius, "text": grid.text}
         how = {"scale": self.scale(grid, values), "extra": extra, "backend": self.backend}
@@ -73,7 +72,7 @@ class Clear(Operator):
         near = (y[:, None] - y).double() ** 2 + (x[:, None] - x).double() ** 2 < radius**2
         return F.pad(near, (grid.text, 0, grid.text, 0), value=True)
 
-    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         text, scale = grid.text, self.scale(grid, values)
         weight = scores(q, k, scale).masked_fill(~self.allowed(grid, values.radius, q.device), -math.inf)
         if values.pool == 1:
@@ -97,7 +96,7 @@ class Clear(Operator):
     def cells(self, grid: Grid, factor: int) -> int:
         return math.ceil(grid.height / factor) * math.ceil(grid.width / factor) if factor > 1 else 0
 
-    def pairs(self, grid: Grid, values: SimpleNamespace) -> int:
+    def pairs(self, grid: Grid, values: Values) -> int:
         """Query-key pairs that are read: the ideal, which no tiling reaches (8 x 8 tiles at radius 8: 2.5 times)."""
         far = math.ceil(values.radius) - 1
         near = 0
@@ -108,7 +107,7 @@ class Clear(Operator):
         pairs = near + grid.text * grid.tokens + grid.picture * grid.text
         return pairs + grid.picture * self.cells(grid, values.pool)
 
-    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+    def cost(self, grid: Grid, values: Values) -> int:
         pooling = 2 * grid.picture * self.shape.channels if values.pool > 1 else 0
         return 2 * self.pairs(grid, values) * self.shape.channels + pooling
 

@@ -5,18 +5,16 @@
   projections: the paper's recipe (and the first public trainer's; later ones draw everything afresh by mistake).
 - hidden=0 is no function at all. The public code doubles x there; this one does not.
 - eps is added to the mean-normalised denominator; the papers' 1e-4 keeps fp16 finite where 1e-6 gave NaN.
-- Text and picture tokens are read jointly, in one sum.
+- Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py).
 """
-
-from types import SimpleNamespace
 
 from torch import Tensor, nn
 
+from linattn.attention import features
 from linattn.attention.base import LayerShape, Operator
-from linattn.attention.features import SHIFTS, linear_map
-from linattn.attention.options import choice, number, whole
+from linattn.attention.features import JOINT, SHIFTS
+from linattn.attention.options import Values, choice, number, whole
 from linattn.grid import Grid
-from linattn_kernels import linear_attention
 from linattn_kernels.check import MOST
 
 
@@ -36,6 +34,7 @@ class LinFusion(Operator):
         "feature_map": choice("elu1", SHIFTS),
         "hidden": whole(None, least=0, scheduled=False),
         "eps": number(1e-4, least=0),
+        **JOINT,
     }
 
     def __init__(self, shape: LayerShape, **options):
@@ -50,13 +49,13 @@ class LinFusion(Operator):
             return x, x, x
         return x + self.query(x), x + self.key(x), x
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
-        how = {"feature_map": values.feature_map, "shift": SHIFTS[values.feature_map], "eps": values.eps}
-        return linear_attention(q, k, v, **how, backend=self.backend)
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
+        return features.read(q, k, v, grid, values, self.backend, self.shape.heads)
 
-    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
-        return linear_map(q, k, values.feature_map, values.eps)
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
+        return features.dense(q, k, grid, values, self.shape.heads)
 
-    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
-        state = 2 * grid.tokens * self.shape.channels * self.shape.head_dim
-        return state + 4 * grid.tokens * self.shape.width * self.hidden
+    def cost(self, grid: Grid, values: Values) -> int:
+        state = 2 * features.linear_tokens(grid, values) * self.shape.channels * self.shape.head_dim
+        exact = 2 * features.exact_pairs(grid, values) * self.shape.channels
+        return state + exact + 4 * grid.tokens * self.shape.width * self.hidden

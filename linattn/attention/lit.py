@@ -5,19 +5,18 @@
 - The convolution's head_dim x kernel x kernel weights serve all heads (shared_conv=False: each channel its own).
   The paper draws them as any convolution; a conversion starts them at zero.
 - The state has channels^2 / heads numbers: below about head_dim + 12 tokens softmax is cheaper.
-- Text and picture tokens are read jointly, in one sum; the convolution sees the picture.
+- Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py), whose softmax keeps the
+  teacher's heads; the convolution sees the picture.
 """
-
-from types import SimpleNamespace
 
 from torch import Tensor
 
+from linattn.attention import features
 from linattn.attention.base import LayerShape, Operator
 from linattn.attention.convolution import DepthwiseConvolution
-from linattn.attention.features import SHIFTS, linear_map
-from linattn.attention.options import choice, flag, kernel, number, whole
+from linattn.attention.features import JOINT, SHIFTS
+from linattn.attention.options import Values, choice, flag, kernel, number, whole
 from linattn.grid import Grid
-from linattn_kernels import linear_attention
 from linattn_kernels.check import MOST
 
 PUBLISHED_HEADS = {384: 2, 768: 3, 1024: 4, 1152: 4}  # DiT-S, B, L, XL
@@ -38,6 +37,7 @@ class LiT(Operator):
         "feature_map": choice("relu", SHIFTS),
         "eps": number(1e-6, least=0),
         "shared_conv": flag(True),
+        **JOINT,
     }
 
     def __init__(self, shape: LayerShape, **options):
@@ -45,6 +45,10 @@ class LiT(Operator):
         self.heads = self.values.heads or few_heads(shape)
         if shape.channels % self.heads:
             raise ValueError(f"lit: heads={self.heads} does not divide the layer's {shape.channels} channels")
+        if "exact" in self.ever("text") and shape.heads % self.heads:
+            raise ValueError(
+                f"lit: text=exact needs heads that divide the teacher's {shape.heads}; {self.heads} do not"
+            )
         if side := max(self.ever("kernel")):
             self.convolution = DepthwiseConvolution(shape.channels, side, self.heads if self.values.shared_conv else 1)
 
@@ -52,19 +56,15 @@ class LiT(Operator):
     def head_dim(self) -> int:
         return self.shape.channels // self.heads
 
-    def regrouped(self, tensor: Tensor) -> Tensor:
-        return tensor.flatten(2).unflatten(2, (self.heads, -1))  # (batch, tokens, few heads, channels / heads)
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
+        return features.read(q, k, v, grid, values, self.backend, self.heads)
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
-        how = {"feature_map": values.feature_map, "shift": SHIFTS[values.feature_map], "eps": values.eps}
-        grouped = (self.regrouped(each) for each in (q, k, v))
-        return linear_attention(*grouped, **how, backend=self.backend).reshape(v.shape)
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
+        return features.dense(q, k, grid, values, self.heads)
 
-    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
-        return linear_map(self.regrouped(q), self.regrouped(k), values.feature_map, values.eps)
+    def cost(self, grid: Grid, values: Values) -> int:
+        state = 2 * features.linear_tokens(grid, values) * self.shape.channels * self.head_dim
+        return state + 2 * features.exact_pairs(grid, values) * self.shape.channels
 
-    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
-        return 2 * grid.tokens * self.shape.channels**2 // self.heads
-
-    def side(self, values: SimpleNamespace) -> int:
+    def side(self, values: Values) -> int:
         return values.kernel

@@ -13,7 +13,6 @@
 """
 
 import math
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.convolution import DepthwiseConvolution
-from linattn.attention.options import Option, choice, kernel
+from linattn.attention.options import Option, Values, choice, kernel
 from linattn.attention.resample import averages, interpolation
 from linattn.grid import Grid
 from linattn_kernels import mediator_attention
@@ -135,13 +134,13 @@ class Mediator(Operator):
         # Transposed before it is padded: torch.compile mistakes the strides of a padded transposed gradient.
         return F.pad(reading, (grid.text, 0)), F.pad(query.transpose(1, 2), (0, 0, grid.text, 0))
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
         rows, columns = partition(values.count, grid)
         mediators = self.mediators(q, grid, rows, columns)
         reading, query = self.biases(grid, rows, columns, common(q, least=torch.float32))
         return mediator_attention(q, k, v, mediators, bias_in=reading, bias_out=query, backend=self.backend)
 
-    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         rows, columns = partition(values.count, grid)
         mediators, scale = self._cell_means(q, grid, rows, columns), self.shape.head_dim**-0.5
         reading, query = (0 if bias is None else bias for bias in self.biases(grid, rows, columns, q.dtype))
@@ -157,5 +156,5 @@ class Mediator(Operator):
         cells = F.adaptive_avg_pool2d(channels_first, (rows, columns))  # (batch, channels, rows, columns)
         return cells.flatten(2).transpose(1, 2).unflatten(2, q.shape[2:])
 
-    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+    def cost(self, grid: Grid, values: Values) -> int:
         return 4 * math.prod(partition(values.count, grid)) * grid.tokens * self.shape.channels

@@ -12,11 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class Values:
+    """Options by attribute, at one noise level. (torch.compile knows how to make this one, no SimpleNamespace.)"""
+
+    def __init__(self, given: dict[str, Any]):
+        self.given = given
+        for name, value in given.items():
+            setattr(self, name, value)
+
+    def but(self, changes: dict[str, Any]) -> "Values":
+        return Values({**self.given, **changes})
+
+
 @dataclass(frozen=True)
 class Option:
     default: Any
     check: Callable[[Any], Any]  # the canonical value, or ValueError("what it must be")
     scheduled: bool = True
+    joint: bool = False  # says something where a layer's tokens begin with text, and nothing elsewhere
 
 
 def nearest(kind: str, name: object, valid: Iterable[str]) -> ValueError:
@@ -94,7 +107,7 @@ def flag(default: bool, *, scheduled: bool = False) -> Option:
     return Option(default, checked, scheduled)
 
 
-def choice(default: str, names: Iterable[str]) -> Option:
+def choice(default: str, names: Iterable[str], joint: bool = False) -> Option:
     names = tuple(names)
 
     def checked(value: Any) -> str:
@@ -103,4 +116,4 @@ def choice(default: str, names: Iterable[str]) -> Option:
             raise ValueError(f"one of {', '.join(names)}" + (f" (did you mean {close[0]!r}?)" if close else ""))
         return value
 
-    return Option(default, checked, scheduled=False)
+    return Option(default, checked, scheduled=False, joint=joint)

@@ -4,13 +4,11 @@
 - conv=3 or 5 is the control that the papers lack: their gain over softmax mixes the operator with its convolution.
 """
 
-from types import SimpleNamespace
-
 from torch import Tensor
 
 from linattn.attention.base import LayerShape, Operator, attend, scores
 from linattn.attention.convolution import DepthwiseConvolution
-from linattn.attention.options import kernel
+from linattn.attention.options import Values, kernel
 from linattn.grid import Grid
 
 
@@ -24,11 +22,11 @@ class Softmax(Operator):
         if side := max(self.ever("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: SimpleNamespace) -> Tensor:
+    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
         return attend(q, k, v, self.shape.head_dim**-0.5)
 
-    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: SimpleNamespace) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         return scores(q, k, self.shape.head_dim**-0.5).softmax(-1)
 
-    def cost(self, grid: Grid, values: SimpleNamespace) -> int:
+    def cost(self, grid: Grid, values: Values) -> int:
         return 2 * grid.tokens**2 * self.shape.channels

@@ -70,7 +70,8 @@ class JointAttention(Processor):
             raise ValueError("a linearised joint attention takes no mask")
         text, grid = encoder_hidden_states, self.grid(_required(linattn).grid)
         q, k, v = projections(attn, hidden_states, grid, text, image_rotary_emb)
-        out = attn.linattn.mix(q, k, v, grid, x=hidden_states, noise=linattn.noise).flatten(2).to(q.dtype)
+        how = {"x": hidden_states, "noise": linattn.noise, "position": image_rotary_emb}
+        out = attn.linattn.mix(q, k, v, grid, **how).flatten(2).to(q.dtype)
         text, picture = out.split_with_sizes([grid.text, grid.picture], 1)
         ends_here = getattr(attn, "context_pre_only", None)  # SD3's last block drops its text
         return _leave(attn, picture), text if ends_here else attn.to_add_out(text)
@@ -94,7 +95,8 @@ class WholeAttention(Processor):
             raise ValueError("a linearised self-attention takes neither a mask nor another sequence to read from")
         grid = self.grid(_required(linattn).grid)
         q, k, v = projections(attn, hidden_states, grid, rope=image_rotary_emb)
-        return attn.linattn.mix(q, k, v, grid, x=hidden_states, noise=linattn.noise).flatten(2).to(q.dtype)
+        how = {"x": hidden_states, "noise": linattn.noise, "position": image_rotary_emb}
+        return attn.linattn.mix(q, k, v, grid, **how).flatten(2).to(q.dtype)
 
 
 def projections(
