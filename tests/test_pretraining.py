@@ -6,11 +6,14 @@ import textwrap
 
 import pytest
 import torch
-from diffusers import DiTPipeline, DPMSolverMultistepScheduler
+from diffusers import DiTPipeline, StableDiffusionPipeline
 
-from linattn import autoencoder, pretraining, project, sampling, teachers, world
-from linattn.diffusion import Diffusion
+from linattn import autoencoder, language, pretraining, project, sampling, teachers, world
+from linattn.pretraining import loop, store
+from linattn.pretraining.kind import encoded_world
+from linattn.pretraining.sd import Reader
 
+DIT, SD = (pretraining.TEACHERS[name][0] for name in ("dit-nano", "sd-nano"))
 TINY = pretraining.Recipe(
     autoencoder={"steps": 2, "batch": 1},
     stages=(pretraining.Stage(32, 6, 1e-3, 1e-3, batch=4), pretraining.Stage(64, 6, 1e-3, 0.0, batch=2)),
@@ -22,6 +25,8 @@ TINY = pretraining.Recipe(
     sampler={"steps": 2, "guidance": 2.0, "side": 64},
     gate={"shape": 0.0, "colour": 0.0, "pictures": 12, "seed": 0},
 )
+TINY_SD = dataclasses.replace(TINY, kind="sd", width=(16, 32), heads=(1, 2), layers=1, text=(16, 1, 2))
+each_kind = pytest.mark.parametrize(("kind", "recipe"), [(DIT, TINY), (SD, TINY_SD)], ids=["dit", "sd"])
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def vae():
 
 def test_every_second_position_of_the_later_grid_is_the_earlier_one(vae):
     """What lets the weights of 8 x 8 latents carry over to 16 x 16."""
-    embed = pretraining.build(TINY).pos_embed
+    embed = DIT.build(TINY).pos_embed
     zeros = torch.zeros(1, 4, 16, 16)
     fine, coarse = (embed(zeros[..., :side, :side]) - embed.proj.bias for side in (16, 8))
     fine = fine.unflatten(1, (16, 16))[:, ::2, ::2].flatten(1, 2)
@@ -40,7 +45,7 @@ def test_every_second_position_of_the_later_grid_is_the_earlier_one(vae):
 
 
 def test_the_fresh_model_predicts_nothing_and_drops_no_label():
-    model = pretraining.build(TINY).train()
+    model = DIT.build(TINY).train()
     inputs = {"timestep": torch.tensor([500]), "class_labels": torch.tensor([3])}
     first, second = (model(torch.ones(1, 4, 16, 16), **inputs).sample for _ in range(2))
     assert torch.equal(first, second)
@@ -48,8 +53,8 @@ def test_the_fresh_model_predicts_nothing_and_drops_no_label():
 
 
 def test_muon_has_the_hidden_matrices_and_adamw_everything_else():
-    model = pretraining.build(TINY)
-    made = pretraining.optimizers(model)
+    model = DIT.build(TINY)
+    made = loop.optimizers(DIT, model)
     muon, adamw = ({id(p) for g in made[name].param_groups for p in g["params"]} for name in ("muon", "adamw"))
     assert not muon & adamw
     assert muon | adamw == {id(p) for p in model.parameters()}
@@ -58,14 +63,13 @@ def test_muon_has_the_hidden_matrices_and_adamw_everything_else():
 
 def test_the_loss_falls_on_one_batch():
     torch.manual_seed(0)
-    model = pretraining.build(TINY)
-    diffusion = Diffusion.of(DPMSolverMultistepScheduler(**pretraining.SCHEDULER))
+    model = DIT.build(TINY)
     stepper = torch.optim.AdamW(model.parameters(), lr=1e-2)
     clean, eps = torch.randn(2, 4, 4, 16, 16).unbind()
     labels, t = torch.tensor([0, 5, 1000, 59]), torch.tensor([10, 300, 600, 990])
     losses = []
     for _ in range(40):
-        value = pretraining.loss(model, diffusion, clean, labels, eps, t)
+        value = DIT.loss(model, {"clean": clean, "labels": labels, "eps": eps, "t": t})
         stepper.zero_grad()
         value.backward()
         stepper.step()
@@ -73,30 +77,35 @@ def test_the_loss_falls_on_one_batch():
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_killed_training_ends_with_the_same_weights(vae, tmp_path):
+@each_kind
+def test_a_killed_training_ends_with_the_same_weights(kind, recipe, vae, tmp_path):
     """SIGKILL in the middle of the second stage, in a process of its own."""
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
         import torch
         sys.path.insert(0, "tests")
-        from linattn import autoencoder, pretraining
-        from test_pretraining import TINY
+        from linattn import autoencoder
+        from linattn.pretraining import Stage, loop
+        import test_pretraining as here
 
-        rate = pretraining._rate
+        rate = Stage.rate_at
         def rate_or_death(stage, step, warmup):
             if stage.side == 64 and step == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             return rate(stage, step, warmup)
-        pretraining._rate = rate_or_death
+        Stage.rate_at = rate_or_death
+        torch.set_num_threads(1)  # as here, and with the same algorithms: gradients depend on both
+        torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(0)
-        pretraining.train(autoencoder.build().eval(), TINY, Path(sys.argv[1]), every=3)
+        kind, recipe = {"dit": (here.DIT, here.TINY), "sd": (here.SD, here.TINY_SD)}[sys.argv[2]]
+        loop.train(kind, autoencoder.build().eval(), recipe, Path(sys.argv[1]), every=3)
     """)
-    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), recipe.kind]
     done = subprocess.run(command, cwd=project.ROOT, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    resumed = pretraining.train(vae, TINY, tmp_path / "killed", every=3)
-    whole = pretraining.train(vae, TINY, tmp_path / "whole", every=3)
+    resumed = loop.train(kind, vae, recipe, tmp_path / "killed", every=3)
+    whole = loop.train(kind, vae, recipe, tmp_path / "whole", every=3)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
@@ -107,11 +116,11 @@ def untrained(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "scratch", lambda name: tmp_path / "scratch" / name)
     monkeypatch.setattr(autoencoder, "train", lambda *_, **__: autoencoder.build().eval())
     monkeypatch.setattr(autoencoder, "psnr", functools.partial(autoencoder.psnr, count=2))
-    monkeypatch.setattr(pretraining, "train", lambda vae, recipe, *_: pretraining.build(recipe).eval())
+    monkeypatch.setattr(loop, "train", lambda kind, vae, recipe, *_: kind.build(recipe).eval())
 
 
 def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
-    folder = pretraining.make(tmp_path / "dit-tiny", TINY, device="cpu")
+    folder = store.make(tmp_path / "dit-tiny", DIT, TINY, device="cpu")
     stock = DiTPipeline.from_pretrained(folder)
     assert stock.labels["red disc"] == 0
     assert len(stock.labels) == 60
@@ -124,20 +133,63 @@ def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
     assert {oct(path.stat().st_mode)[-3:] for path in folder.rglob("*.safetensors")} == {"644"}
 
 
+def test_make_stores_a_stock_text_pipeline_with_its_card(tmp_path, untrained):
+    folder = store.make(tmp_path / "sd-tiny", SD, TINY_SD, device="cpu")
+    stock = StableDiffusionPipeline.from_pretrained(folder)
+    assert stock.tokenizer.model_max_length == language.LENGTH
+    picture = stock("a red ring", num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+    card = project.read_json(folder / "card.json")
+    assert card["gate"]["colour"]["n"] == 12
+    assert card["text_length"] == language.LENGTH
+    assert "caption" in (folder / "README.md").read_text()
+    assert "_name_or_path" not in (folder / "model_index.json").read_text()
+
+
+def test_text_and_picture_learn_together(vae, tmp_path):
+    model = SD.build(TINY_SD)
+    assert isinstance(model, Reader)
+    data = SD.data(vae, TINY_SD, 64, tmp_path)
+    given = SD.draw(TINY_SD, data, 6, torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
+    SD.loss(model, given).backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in model.unet.parameters())
+    slopes = [name for name, each in model.text.named_parameters() if each.grad is None or not each.grad.any()]
+    assert not [name for name in slopes if "embed" in name or "weight" in name]
+
+
+def test_half_of_the_captions_tell_of_two_things(vae, tmp_path):
+    ids = SD.data(vae, TINY_SD, 64, tmp_path)["ids"]
+    told = [language.clip_tokenizer().decode(each, skip_special_tokens=True) for each in ids]
+    two = [sum(shape in text.split() for shape in world.SHAPES) for text in told]
+    assert len(told) == 8
+    assert all(" on " in text for text in told)
+    assert [any(relation in text for relation in world.RELATIONS) for text in told] == [False] * 4 + [True] * 4
+    assert max(two[:4]) == 1
+
+
+def test_every_word_is_one_token():
+    tokenizer = language.clip_tokenizer()
+    assert all(len(tokenizer(word).input_ids) == 3 for word in language.words())
+    longest = max((scene.caption for scene in world.scenes(500, 0, 2)), key=lambda caption: len(caption.split()))
+    assert len(tokenizer(longest).input_ids) <= language.LENGTH
+    assert len(tokenizer("a purple zebra").input_ids) > 5  # by letters
+
+
 def test_a_teacher_that_fails_its_gate_replaces_nothing(tmp_path, untrained):
     folder = tmp_path / "dit-tiny"
     folder.mkdir()
     (folder / "card.json").write_text("{}")
     strict = dataclasses.replace(TINY, gate={**TINY.gate, "shape": 0.9})
     with pytest.raises(pretraining.FailedGate, match=r"right shape in .*%, the gate asks for 90%"):
-        pretraining.make(folder, strict, device="cpu")
+        store.make(folder, DIT, strict, device="cpu")
     assert [path.name for path in folder.iterdir()] == ["card.json"]
 
 
 def test_the_world_is_encoded_once_and_in_order(vae, tmp_path):
-    latents, labels = pretraining.encoded_world(vae, tmp_path, 32, 5, seed=4)
+    latents, labels = encoded_world(vae, tmp_path, 32, 5, seed=4)
     stamp = next(tmp_path.iterdir()).stat().st_mtime_ns
-    again, _ = pretraining.encoded_world(vae, tmp_path, 32, 5, seed=4)
+    again, _ = encoded_world(vae, tmp_path, 32, 5, seed=4)
     assert torch.equal(latents, again)
     assert next(tmp_path.iterdir()).stat().st_mtime_ns == stamp
     assert labels.tolist() == [scene.label for scene in world.scenes(5, seed=4)]
