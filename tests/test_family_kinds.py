@@ -2,6 +2,7 @@
 
 import copy
 
+import diffusers
 import kinds
 import pytest
 import torch
@@ -235,3 +236,22 @@ def test_who_knows_the_grid_hands_it_down():
     context = families.Context.of(Grid(4, 6, 5), given["timestep"], given["hidden_states"])
     extras = {"joint_attention_kwargs": {families.KEY: context}}
     assert torch.equal(kinds.run(model, **given, **extras), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("SanaTransformer2DModel", "is linear already"),
+        ("ControlNetModel", "follows the UNet it was made for"),
+        ("UNetMotionModel", "attend over time"),
+        ("QwenImageTransformer2DModel", "calls dispatch_attention_fn.*CONTRIBUTING"),
+        ("VQModel", "how its tokens lie on the picture is not known"),
+        ("AutoencoderTiny", "none of diffusers' attention layers"),
+    ],
+)
+def test_other_models_are_refused_with_a_reason(name, says):
+    less = {"num_layers": 1} if "Transformer" in name else {}
+    with torch.device("meta"):
+        model = getattr(diffusers, name)(**less)
+    with pytest.raises(ValueError, match=f"{name} is not supported: .*{says}.*FluxTransformer2DModel"):
+        linattn.linearize(model, "clear")
