@@ -22,7 +22,11 @@ HELD_OUT = 1 << 30  # scenes from this index on are never trained on
 RECIPE = Recipe(
     kind="sd",
     autoencoder={"of": "dit-nano"},
-    stages=(Stage(side=64, steps=12000, rate=1.0e-3, final=2e-5, batch=32),),
+    stages=(
+        Stage(side=32, steps=6000, rate=1.0e-3, final=5e-4, batch=64),
+        Stage(side=64, steps=8000, rate=7.0e-4, final=2e-5, batch=32),
+    ),
+    pictures=65536,
     width=(64, 96),
     heads=(2, 3),
     layers=1,
