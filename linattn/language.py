@@ -11,7 +11,7 @@ import string
 from collections import Counter
 
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from linattn import world
 
@@ -80,3 +80,28 @@ def clip_encoder(width: int, layers: int, heads: int) -> CLIPTextModel:
 def clip_ids(captions: list[str]) -> Tensor:
     """(captions, LENGTH)"""
     return clip_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = [*special, "\u2581", *("\u2581" + word for word in words())]
+    return T5Tokenizer(vocab=[(piece, 0.0) for piece in pieces], extra_ids=0, model_max_length=LENGTH)
+
+
+def t5_encoder(width: int, layers: int, heads: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()),
+        d_model=width,
+        d_kv=width // heads,
+        d_ff=2 * width,
+        num_layers=layers,
+        num_heads=heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return T5EncoderModel(config)
+
+
+def t5_ids(captions: list[str]) -> Tensor:
+    """(captions, LENGTH)"""
+    return t5_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids

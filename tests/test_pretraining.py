@@ -6,14 +6,13 @@ import textwrap
 
 import pytest
 import torch
-from diffusers import DiTPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, DiTPipeline, FluxPipeline
 
 from linattn import autoencoder, language, pretraining, project, sampling, teachers, world
 from linattn.pretraining import loop, store
 from linattn.pretraining.kind import encoded_world
-from linattn.pretraining.sd import Reader
 
-DIT, SD = (pretraining.TEACHERS[name][0] for name in ("dit-nano", "sd-nano"))
+DIT, SD, FLUX = (pretraining.TEACHERS[name][0] for name in ("dit-nano", "sd-nano", "flux-nano"))
 TINY = pretraining.Recipe(
     autoencoder={"steps": 2, "batch": 1},
     stages=(pretraining.Stage(32, 6, 1e-3, 1e-3, batch=4), pretraining.Stage(64, 6, 1e-3, 0.0, batch=2)),
@@ -26,7 +25,12 @@ TINY = pretraining.Recipe(
     gate={"shape": 0.0, "colour": 0.0, "pictures": 12, "seed": 0},
 )
 TINY_SD = dataclasses.replace(TINY, kind="sd", width=(16, 32), heads=(1, 2), layers=1, text=(16, 1, 2))
-each_kind = pytest.mark.parametrize(("kind", "recipe"), [(DIT, TINY), (SD, TINY_SD)], ids=["dit", "sd"])
+TINY_FLUX = dataclasses.replace(
+    TINY, kind="flux", layers=1, text=(16, 1, 2), autoencoder={**TINY.autoencoder, "factor": 2}
+)
+KINDS = {"dit": (DIT, TINY), "sd": (SD, TINY_SD), "flux": (FLUX, TINY_FLUX)}
+each_kind = pytest.mark.parametrize(("kind", "recipe"), KINDS.values(), ids=KINDS)
+with_text = pytest.mark.parametrize(("kind", "recipe"), [KINDS["sd"], KINDS["flux"]], ids=["sd", "flux"])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,7 @@ def test_a_killed_training_ends_with_the_same_weights(kind, recipe, vae, tmp_pat
         torch.set_num_threads(1)  # as here, and with the same algorithms: gradients depend on both
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(0)
-        kind, recipe = {"dit": (here.DIT, here.TINY), "sd": (here.SD, here.TINY_SD)}[sys.argv[2]]
+        kind, recipe = here.KINDS[sys.argv[2]]
         loop.train(kind, autoencoder.build().eval(), recipe, Path(sys.argv[1]), every=3)
     """)
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), recipe.kind]
@@ -133,39 +137,63 @@ def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
     assert {oct(path.stat().st_mode)[-3:] for path in folder.rglob("*.safetensors")} == {"644"}
 
 
-def test_make_stores_a_stock_text_pipeline_with_its_card(tmp_path, untrained):
-    folder = store.make(tmp_path / "sd-tiny", SD, TINY_SD, device="cpu")
-    stock = StableDiffusionPipeline.from_pretrained(folder)
+@with_text
+def test_make_stores_a_stock_text_pipeline_with_its_card(kind, recipe, tmp_path, untrained, monkeypatch):
+    factor = recipe.autoencoder.get("factor", 4)
+    monkeypatch.setattr(autoencoder, "train", lambda *_, **__: autoencoder.build(factor).eval())
+    folder = store.make(tmp_path / "tiny", kind, recipe, device="cpu")
+    stock = DiffusionPipeline.from_pretrained(folder)
     assert stock.tokenizer.model_max_length == language.LENGTH
-    picture = stock("a red ring", num_inference_steps=2, output_type="np").images[0]
+    picture = stock(["a red ring"], num_inference_steps=2, output_type="np", **kind.asked(recipe)).images[0]
     assert picture.shape == (64, 64, 3)
+    assert picture.std() > 0
     card = project.read_json(folder / "card.json")
     assert card["gate"]["colour"]["n"] == 12
-    assert card["text_length"] == language.LENGTH
+    assert (card["text_length"], card["factor"]) == (language.LENGTH, factor)
     assert "caption" in (folder / "README.md").read_text()
     assert "_name_or_path" not in (folder / "model_index.json").read_text()
 
 
-def test_text_and_picture_learn_together(vae, tmp_path):
-    model = SD.build(TINY_SD)
-    assert isinstance(model, Reader)
-    data = SD.data(vae, TINY_SD, 64, tmp_path)
-    given = SD.draw(TINY_SD, data, 6, torch.Generator().manual_seed(0))
-    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
-    SD.loss(model, given).backward()
-    assert all(each.grad is not None and each.grad.isfinite().all() for each in model.unet.parameters())
-    slopes = [name for name, each in model.text.named_parameters() if each.grad is None or not each.grad.any()]
-    assert not [name for name in slopes if "embed" in name or "weight" in name]
+@with_text
+def test_text_and_picture_learn_together(kind, recipe, vae, tmp_path):
+    model = kind.build(recipe)
+    given = kind.draw(recipe, kind.data(vae, recipe, 64, tmp_path), 6, torch.Generator().manual_seed(0))
+    for parameter in model.parameters():  # what begins at zero would let nothing through
+        torch.nn.init.normal_(parameter, std=0.1)
+    kind.loss(model, given).backward()
+    silent = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()]
+    assert not [name for name in silent if "weight" in name and "final_layer_norm" not in name]
+    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
 
 
-def test_half_of_the_captions_tell_of_two_things(vae, tmp_path):
-    ids = SD.data(vae, TINY_SD, 64, tmp_path)["ids"]
+@with_text
+def test_half_of_the_captions_tell_of_two_things(kind, recipe, vae, tmp_path):
+    data = kind.data(vae, recipe, 64, tmp_path)
+    ids = data["ids" if "ids" in data else "clip_ids"]
     told = [language.clip_tokenizer().decode(each, skip_special_tokens=True) for each in ids]
-    two = [sum(shape in text.split() for shape in world.SHAPES) for text in told]
-    assert len(told) == 8
+    assert len(told) == len(data["latents"]) == 8
     assert all(" on " in text for text in told)
     assert [any(relation in text for relation in world.RELATIONS) for text in told] == [False] * 4 + [True] * 4
-    assert max(two[:4]) == 1
+
+
+def test_what_flux_learns_is_what_its_pipeline_asks(tmp_path):
+    """The stock pipeline's packing, ids and times give the model's own prediction."""
+    model = FLUX.build(TINY_FLUX).eval()
+    for parameter in model.transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = FLUX.assemble(model, autoencoder.build(2).eval())
+    pipe.set_progress_bar_config(disable=True)
+    seen = []
+    model.transformer.register_forward_hook(
+        lambda module, args, kwargs, out: seen.append((kwargs, out[0])), with_kwargs=True
+    )
+    how = {**FLUX.asked(TINY_FLUX), "true_cfg_scale": 1.0, "negative_prompt": None}
+    pipe(["a red ring"], num_inference_steps=1, output_type="latent", **how)
+    kwargs, wanted = seen[0]
+    noisy = FluxPipeline._unpack_latents(kwargs["hidden_states"], 64, 64, 2)
+    with torch.no_grad():
+        found = model(noisy, kwargs["timestep"], *FLUX.tokens(["a red ring"]).values())
+    torch.testing.assert_close(FluxPipeline._pack_latents(found, 1, 4, 32, 32), wanted)
 
 
 def test_every_word_is_one_token():
@@ -174,6 +202,9 @@ def test_every_word_is_one_token():
     longest = max((scene.caption for scene in world.scenes(500, 0, 2)), key=lambda caption: len(caption.split()))
     assert len(tokenizer(longest).input_ids) <= language.LENGTH
     assert len(tokenizer("a purple zebra").input_ids) > 5  # by letters
+    other = language.t5_tokenizer()
+    assert all(len(other(word).input_ids) == 2 for word in language.words())
+    assert other("a zebra").input_ids == [other.convert_tokens_to_ids("\u2581a"), 3, 2, 1]
 
 
 def test_a_teacher_that_fails_its_gate_replaces_nothing(tmp_path, untrained):

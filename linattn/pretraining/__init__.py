@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from linattn.pretraining import dit, sd, store
+from linattn.pretraining import dit, flux, sd, store
 from linattn.pretraining.kind import Kind
 from linattn.pretraining.recipe import Recipe, Stage
 from linattn.pretraining.store import FailedGate
 
-TEACHERS: dict[str, tuple[Kind, Recipe]] = {"dit-nano": (dit.DiT(), dit.RECIPE), "sd-nano": (sd.SD(), sd.RECIPE)}
+TEACHERS: dict[str, tuple[Kind, Recipe]] = {
+    "dit-nano": (dit.DiT(), dit.RECIPE),
+    "sd-nano": (sd.SD(), sd.RECIPE),
+    "flux-nano": (flux.Flux(), flux.RECIPE),
+}
 
 
 def make(folder: Path, device: str | None = None) -> Path:

@@ -26,6 +26,7 @@ class Kind:
     """One family's small teacher. Data and batches are tensors by name, a row a picture."""
 
     name: str
+    sampler = "DPM-Solver++(2M), trailing"
 
     def build(self, recipe: Recipe) -> nn.Module:
         """Everything that learns."""

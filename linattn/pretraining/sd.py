@@ -2,10 +2,8 @@
 
 - Latents are dit-nano's: the same autoencoder.
 - Self-attention at 16 x 16 and at 8 x 8 tokens. The text is read by cross-attention, which nobody replaces.
-- A dropped caption is the empty one, as the pipeline's own negative prompt is.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +11,11 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import judge, language, metrics, project, world
-from linattn.pretraining.kind import SCHEDULER, Data, Kind, diffusion, encoded_world, silence
+from linattn import language
+from linattn.pretraining.captioned import Captioned
+from linattn.pretraining.kind import SCHEDULER, Data, diffusion, silence
 from linattn.pretraining.recipe import Recipe, Stage
-from linattn.pretraining.store import save_grid
 
-HELD_OUT = 1 << 30  # scenes from this index on are never trained on
 RECIPE = Recipe(
     kind="sd",
     autoencoder={"of": "dit-nano"},
@@ -48,7 +45,7 @@ class Reader(nn.Module):
         return self.unet(noisy, t, encoder_hidden_states=states, return_dict=False)[0]
 
 
-class SD(Kind):
+class SD(Captioned):
     name = "sd-nano"
 
     def build(self, recipe: Recipe, latent_side: int = 16, channels: int = 4) -> Reader:
@@ -72,20 +69,11 @@ class SD(Kind):
     def is_hidden(self, name: str) -> bool:
         return ".attn" in name or ".ff." in name or ".self_attn." in name or ".mlp." in name
 
-    def data(self, vae: AutoencoderKL, recipe: Recipe, side: int, scratch: Path) -> Data:
-        """Half of the pictures show one thing, half two."""
-        half = recipe.pictures // 2
-        latents = [encoded_world(vae, scratch, side, half, recipe.seed, objects)[0] for objects in (1, 2)]
-        scenes = [scene for objects in (1, 2) for scene in world.scenes(half, recipe.seed, objects)]
-        return {"latents": torch.cat(latents), "ids": language.clip_ids([scene.caption for scene in scenes])}
+    def tokens(self, captions: list[str]) -> Data:
+        return {"ids": language.clip_ids(captions)}
 
-    def draw(self, recipe: Recipe, data: Data, count: int, dice: torch.Generator) -> Data:
-        rows = torch.randint(len(data["latents"]), (count,), generator=dice)
-        t = diffusion().draw_times(count, dice)
-        eps = torch.randn(count, *data["latents"].shape[1:], generator=dice)
-        dropped = torch.rand(count, 1, generator=dice) < recipe.label_drop
-        ids = torch.where(dropped, language.clip_ids([""]), data["ids"][rows])
-        return {"clean": data["latents"][rows], "ids": ids, "eps": eps, "t": t}
+    def times(self, count: int, dice: torch.Generator) -> Tensor:
+        return diffusion().draw_times(count, dice)
 
     def loss(self, model: nn.Module, given: Data) -> Tensor:
         process, (clean, ids, eps, t) = diffusion(), (given[name] for name in ("clean", "ids", "eps", "t"))
@@ -105,13 +93,8 @@ class SD(Kind):
             requires_safety_checker=False,
         )
 
-    def measure(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
-        """Held-out captions of one thing, judged for shape and colour."""
-        scenes = world.scenes(recipe.gate["pictures"], recipe.seed, start=HELD_OUT)
-        pictures = drawn(folder, [scene.caption for scene in scenes], recipe)
-        save_grid(pictures[:60], folder / "grid.png")
-        labels = torch.tensor([scene.label for scene in scenes])
-        return metrics.judge_accuracy(judge.load(project.ROOT / "data" / "judge"), pictures, labels)
+    def asked(self, recipe: Recipe) -> dict[str, Any]:
+        return {"guidance_scale": recipe.sampler["guidance"]}
 
     def card(self, pipe: StableDiffusionPipeline, recipe: Recipe) -> dict[str, Any]:
         parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
@@ -129,15 +112,3 @@ class SD(Kind):
             f"UNet: {counts['unet'] / 1e6:.2f} M parameters, widths {training['width']}, heads {training['heads']}, "
             f"256 and 64 tokens, velocity prediction; text encoder {counts['text_encoder'] / 1e6:.2f} M",
         )
-
-
-@torch.no_grad()
-def drawn(folder: Path, captions: list[str], recipe: Recipe, batch: int = 50) -> Tensor:
-    """What the stored pipeline draws for them, (captions, 3, side, side) in [0, 1]."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    how = {"num_inference_steps": recipe.sampler["steps"], "guidance_scale": recipe.sampler["guidance"]}
-    dice, found = torch.Generator().manual_seed(recipe.gate["seed"]), []
-    for start in range(0, len(captions), batch):
-        found.append(pipe(captions[start : start + batch], generator=dice, output_type="pt", **how).images)
-    return torch.cat(found).float()

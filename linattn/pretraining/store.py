@@ -60,8 +60,10 @@ def store(kind: Kind, pipe: DiffusionPipeline, folder: Path, recipe: Recipe, scr
     card = {
         **recipe.sampler,
         **kind.card(pipe, recipe),
-        "sampler": "DPM-Solver++(2M), trailing",
+        "sampler": kind.sampler,
         "training": asdict(recipe),
+        "factor": 2 ** (len(pipe.vae.config.block_out_channels) - 1),
+        "channels": pipe.vae.config.latent_channels,
         "seconds": Stopwatch(scratch / "seconds.json").read(),
         "autoencoder_psnr": {f"{side}px": round(autoencoder.psnr(pipe.vae, side), 2) for side in (64, 128)},
         "facts": project.facts(),
@@ -98,7 +100,7 @@ Made from scratch by `notebooks/01_teacher.ipynb`; `DiffusionPipeline.from_pretr
   (95 % intervals, seed {marks["shape"]["seed"]}).
 - Data: {card["data"]}.
 - {made_of}; {stages}.
-- Autoencoder: factor 4, 4 channels, {learned}, {card["autoencoder_psnr"]["64px"]} dB.
+- Autoencoder: factor {card["factor"]}, {card["channels"]} channels, {learned}, {card["autoencoder_psnr"]["64px"]} dB.
 - Trained in {minutes:.0f} minutes on {hardware["gpu"] or hardware["cpu"]}, {hardware["threads"]} threads,
   torch {facts["versions"]["torch"]}, commit {facts["commit"]}.
 """)
