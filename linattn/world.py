@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,16 +156,20 @@ class Scene:
     def relation(self) -> str | None:
         if len(self.things) < 2:
             return None
-        first, second = self.things
-        dx, dy = first.x - second.x, first.y - second.y
-        if abs(dx) > abs(dy):
-            return RELATIONS[0] if dx < 0 else RELATIONS[1]
-        return RELATIONS[2] if dy < 0 else RELATIONS[3]
+        return relation(*self.things)
 
     @property
     def caption(self) -> str:
         things = f" {self.relation} ".join(f"a {thing}" for thing in self.things)
         return f"{things} on {self.background}"
+
+
+def relation(first: Any, second: Any) -> str:
+    """How the first lies to the second, of anything with a place (x, y)."""
+    dx, dy = first.x - second.x, first.y - second.y
+    if abs(dx) > abs(dy):
+        return RELATIONS[0] if dx < 0 else RELATIONS[1]
+    return RELATIONS[2] if dy < 0 else RELATIONS[3]
 
 
 def label_parts(label: int) -> tuple[int, int]:

@@ -148,7 +148,8 @@ def test_make_stores_a_stock_text_pipeline_with_its_card(kind, recipe, tmp_path,
     assert picture.shape == (64, 64, 3)
     assert picture.std() > 0
     card = project.read_json(folder / "card.json")
-    assert card["gate"]["colour"]["n"] == 12
+    assert card["gate"]["colour"]["n"] == card["gate"]["relation"]["n"] == 12
+    assert 0 <= card["gate"]["two shapes"]["chance"] <= 1
     assert (card["text_length"], card["factor"]) == (language.LENGTH, factor)
     assert "caption" in (folder / "README.md").read_text()
     assert "_name_or_path" not in (folder / "model_index.json").read_text()

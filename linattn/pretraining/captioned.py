@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 
-from linattn import judge, language, metrics, project, world
+from linattn import judge, language, metrics, pairs, project, world
 from linattn.pretraining.kind import Data, Kind, encoded_world
 from linattn.pretraining.recipe import Recipe
 from linattn.pretraining.store import save_grid
@@ -47,12 +47,13 @@ class Captioned(Kind):
         return {"clean": data["latents"][rows], "eps": eps, "t": t, **ids}
 
     def measure(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
-        """Held-out captions of one thing, judged for shape and colour."""
-        scenes = world.scenes(recipe.gate["pictures"], recipe.seed, start=HELD_OUT)
-        pictures = self.drawn(folder, [scene.caption for scene in scenes], recipe)
-        save_grid(pictures[:60], folder / "grid.png")
-        labels = torch.tensor([scene.label for scene in scenes])
-        return metrics.judge_accuracy(judge.load(project.ROOT / "data" / "judge"), pictures, labels)
+        """Held-out captions of one thing, judged for shape and colour; and of two, with chance beside them."""
+        eye, count = judge.load(project.ROOT / "data" / "judge"), recipe.gate["pictures"]
+        one, two = (world.scenes(count, recipe.seed, objects, HELD_OUT) for objects in (1, 2))
+        single, double = (self.drawn(folder, [each.caption for each in scenes], recipe) for scenes in (one, two))
+        save_grid(torch.cat([single[:36], double[:24]]), folder / "grid.png")
+        marks = metrics.judge_accuracy(eye, single, torch.tensor([scene.label for scene in one]))
+        return {**marks, **_pairs(eye, double, two)}
 
     @torch.no_grad()
     def drawn(self, folder: Path, captions: list[str], recipe: Recipe, batch: int = 50) -> Tensor:
@@ -64,6 +65,16 @@ class Captioned(Kind):
         for start in range(0, len(captions), batch):
             found.append(pipe(captions[start : start + batch], generator=dice, **how).images)
         return torch.cat(found).float()
+
+
+def _pairs(eye: nn.Module, pictures: Tensor, scenes: list[world.Scene]) -> dict[str, Any]:
+    """Chance is what the captions of other pictures get from the same marks."""
+    told, other = (pairs.marks(eye, pictures, each).float() for each in (scenes, scenes[1:] + scenes[:1]))
+    names = ("two shapes", "two colours", "relation")
+    return {
+        name: {**metrics.wilson(int(right.sum()), len(right)), "chance": round(luck.mean().item(), 4)}
+        for name, right, luck in zip(names, told.T, other.T, strict=True)
+    }
 
 
 def captioned_card(recipe: Recipe, parts: dict[str, nn.Module]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def write_card(kind: Kind, folder: Path, marks: Mapping[str, Any]) -> None:
     card = project.read_json(folder / "card.json") | {"gate": marks}
     project.write_json(folder / "card.json", card)
     training, facts, (what, made_of) = card["training"], card["facts"], kind.described(card)
-    marked = "; ".join(f"{name} {m['value']:.1%} ({m['low']:.1%} to {m['high']:.1%})" for name, m in marks.items())
+    marked = "; ".join(f"{name} {_said(mark)}" for name, mark in marks.items())
     stages = "; ".join(f"{s['steps']} steps of {s['batch']} at {s['side']} px" for s in training["stages"])
     minutes = sum(card["seconds"].values()) / 60
     hardware, latents = facts["hardware"], training["autoencoder"]
@@ -104,3 +104,8 @@ Made from scratch by `notebooks/01_teacher.ipynb`; `DiffusionPipeline.from_pretr
 - Trained in {minutes:.0f} minutes on {hardware["gpu"] or hardware["cpu"]}, {hardware["threads"]} threads,
   torch {facts["versions"]["torch"]}, commit {facts["commit"]}.
 """)
+
+
+def _said(mark: Mapping[str, Any]) -> str:
+    chance = f", chance {mark['chance']:.1%}" if "chance" in mark else ""
+    return f"{mark['value']:.1%} ({mark['low']:.1%} to {mark['high']:.1%}{chance})"
