@@ -217,7 +217,16 @@ def body(name):
 
 
 def module_path(name):
+    """A stage depends on a package as on one thing; the operators' has a file for each."""
+    package = name.partition(".")[0]
+    if package != "attention" and (ROOT / "linattn" / package).is_dir():
+        return f"linattn/{package}"
     return f"linattn/{name.replace('.', '/')}.py"
+
+
+def sources(name):
+    path = ROOT / module_path(name)
+    return sorted(path.glob("*.py")) if path.is_dir() else [path] if path.is_file() else []
 
 
 def imported(source, name=""):
@@ -227,7 +236,7 @@ def imported(source, name=""):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "linattn":
             inner = node.module.removeprefix("linattn").lstrip(".")
             below = [f"{inner}.{each.name}".lstrip(".") for each in node.names]
-            found |= {each for each in below if (ROOT / module_path(each)).is_file()} or {inner or "linattn"}
+            found |= {each for each in below if sources(each)} or {inner or "linattn"}
             found |= {inner} if inner else set()
     return {each for each in found if (name, each) not in UNFOLLOWED}
 
@@ -237,8 +246,7 @@ def closure(names):
     while waiting:
         name = waiting.pop()
         found.add(name)
-        path = ROOT / module_path(name)
-        if path.is_file():
+        for path in sources(name):
             waiting |= imported(path.read_text(), name) - found - CARRIERS
     return found - CARRIERS
 

@@ -4,7 +4,8 @@
   epsilon means the same at 256 tokens and at 16,384.
 - Every feature map is positive, so that the weights of a query are positive and sum to 1 up to the epsilon.
 - `rope`: q and k come rotated. "map" is taken of them as they are; "numerator" divides by the sum of what they were
-  before (Transformers with rotary positions need it: a rotated map may be small where the plain one is not).
+  before, so that the denominator stays a sum of positive numbers that positions do not touch. Without rotary positions
+  the two are the same.
 - `text`: "joint" reads text and picture in one sum. "exact" (MM-EDiT, arXiv 2503.16726) leaves softmax wherever text
   takes part, which costs tokens x text: a text token reads all by softmax, a picture token the picture linearly and the
   text by softmax, mixed by their shares of the tokens.
