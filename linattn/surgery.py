@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from linattn import attention, families, identity
+from linattn import attention, families, identity, released
 from linattn.attention.options import nearest
 from linattn.families import KEY, Layer
 from linattn_kernels.launch import PATHS, Backend
@@ -439,21 +439,30 @@ def load(
     keep_original: bool = True,
     revision: str | None = None,
     backend: str | None = None,
+    **options: Any,
 ) -> Any:
     """Make the base a saved student, in place; returns what it was given. A student already there is restored first.
 
     A base of another class, public config or weights is refused. `strict=False` takes any base whose tensors have the
     same shapes, a fine-tune for instance, and warns of what differs. Nothing is ever unpickled. `backend` is
-    `linearize`'s: it belongs to the machine, so no folder holds it.
+    `linearize`'s: it belongs to the machine, so no folder holds it. The weights that LinFusion and CLEAR released are
+    read too (released.py); they name no base, and CLEAR's no radius: `options` say what a file does not.
     """
     model = families.model_of(model_or_pipeline)
     _check_backend(backend)
     folder = _folder(folder_or_hub_id, revision)
-    card, tensors = _read(folder)
     conversion = _conversion(model) or Conversion.of(model)
-    _check_base(conversion.base, card["base"], folder, strict)
+    foreign = released.recognised(folder)
+    if foreign:
+        entries, tensors = released.read(folder, options)
+        card = {"layers": entries}
+    elif options:
+        raise ValueError(f"{folder} is a student of linattn's, which holds its options; leave out {', '.join(options)}")
+    else:
+        card, tensors = _read(folder)
+        _check_base(conversion.base, card["base"], folder, strict)
     chosen, operators = _operators(model, card, folder, backend)
-    _check_tensors(model, chosen, operators, tensors, folder)
+    _check_tensors(model, chosen, operators, tensors, folder, partial=foreign)
     if _conversion(model):
         restore(model)
         conversion = Conversion(conversion.base, conversion.digests)
@@ -483,6 +492,8 @@ def _folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return folder  # CLEAR's
     if folder.exists():
         raise ValueError(f"{folder} is a file; a student is a folder with {CARD} and {WEIGHTS}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
@@ -563,9 +574,17 @@ def _operators(
 
 
 def _check_tensors(
-    model: nn.Module, chosen: Sequence[Layer], operators: Sequence[nn.Module], tensors: dict[str, Tensor], folder: Path
+    model: nn.Module,
+    chosen: Sequence[Layer],
+    operators: Sequence[nn.Module],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    partial: bool = False,
 ) -> None:
-    """Every tensor of the replaced layers is there, none is unknown, and all have the base's shapes."""
+    """Every tensor of the replaced layers is there, none is unknown, and all have the base's shapes.
+
+    `partial`: what the base has itself may be missing, and a warning says what that is.
+    """
     known = identity.tensors(model)
     inside = tuple(f"{layer.name}." for layer in chosen)
     required = {name: tensor for name, tensor in known.items() if name.startswith(inside)}
@@ -574,6 +593,9 @@ def _check_tensors(
     known = {**known, **required}
     missing = sorted(set(required) - set(tensors))
     unknown = sorted(set(tensors) - set(known))
+    if partial and (kept := [name for name in missing if f".{KEY}." not in name]):
+        warnings.warn(f"{folder} does not hold {_few(kept)}: the base's stay", stacklevel=3)
+        missing = [name for name in missing if name not in set(kept)]
     if missing or unknown:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit this {type(model).__name__}: "

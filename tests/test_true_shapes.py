@@ -1,5 +1,7 @@
 """The published models' own widths, heads and depths without their weights: on the meta device, and two layers deep."""
 
+import json
+
 import pytest
 import torch
 from diffusers import (
@@ -9,6 +11,7 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 
 import linattn
 from linattn import families
@@ -108,3 +111,40 @@ def test_two_layers_are_saved_and_loaded(name, tmp_path):
     for (one, two), (other, three) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert one == other
         assert torch.equal(two, three), one
+
+
+@pytest.mark.parametrize("middle", [None, 20])
+def test_linfusions_release_fits_the_whole_of_sd15(middle, tmp_path):
+    model, tensors, modules = made("SD 1.5"), {}, []
+    for number, layer in enumerate(families.layers(model)):
+        width, inner = layer.shape.width, middle or layer.shape.width
+        shapes = {f"{name}.weight": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0")}
+        shapes["to_out.0.bias"] = (width,)
+        for name in ("to_q_", "to_k_"):
+            shapes |= {f"{name}.0.weight": (inner, width), f"{name}.3.weight": (width, inner)}
+            shapes |= {f"{name}.{part}": (inner,) for part in ("0.bias", "1.weight", "1.bias")}
+            shapes[f"{name}.3.bias"] = (width,)
+        tensors |= {f"{number}.{name}": torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
+        entry = {"module_name": layer.name, "dim_n": width, "heads": layer.shape.heads, "projection_mid_dim": middle}
+        modules.append(entry)
+    save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"modules_list": modules}))
+    linattn.load(model, tmp_path)
+    assert {row["options"]["hidden"] for row in linattn.describe(model)} == {middle}
+    if middle is None:
+        assert sum(tensor.numel() for tensor in tensors.values()) == pytest.approx(99.2e6, rel=0.01)  # as published
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_clears_release_fits_two_layers_of_flux(factor, tmp_path):
+    model, tensors = made("FLUX.1-dev", num_layers=1, num_single_layers=1), {}
+    for layer in families.layers(model):
+        for name, tensor in layer.attn.state_dict().items():
+            if name.startswith(("to_q", "to_k", "to_v", "to_out")):
+                tensors[f"{layer.name}.{name}"] = torch.zeros(tensor.shape, dtype=torch.bfloat16)
+        if factor > 1:
+            tensors[f"{layer.name}.processor.spatial_weight"] = torch.zeros(1, 1, factor, factor)
+    save_file(tensors, tmp_path / "clear.safetensors")
+    with pytest.warns(UserWarning, match="the base's stay"):
+        linattn.load(model, tmp_path / "clear.safetensors", radius=8)
+    assert [row["options"]["pool"] for row in linattn.describe(model)] == [factor] * 2
