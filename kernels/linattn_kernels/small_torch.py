@@ -1,6 +1,6 @@
 """What is small, in the fewest calls and left to autograd: at 256 tokens on a CPU calls are what takes the time.
 
-- Forward and backward at (1, 256, 4, 32), two cores: linear 2.5 ms as operations of our own and 1.3 so, a window of
+- Forward and backward at (1, 256, 4, 32), two cores: linear 2.5 ms as operations of our own and 1.4 so, a window of
   radius 4 4.9 in tiles and 1.2 as one attention with a mask.
 - Larger ones, and what is traced or compiled, are operations: pieces, tiles and constant memory.
 """
