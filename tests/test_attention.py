@@ -17,6 +17,7 @@ from linattn.attention import OPERATORS, POLICIES, LayerShape, create
 from linattn.attention.mediator import partition
 from linattn.attention.resample import averages, interpolation
 from linattn.grid import Grid
+from linattn_kernels import flops  # noqa: F401 (the counter must know the operations, whichever test runs first)
 
 forms = pytest.mark.parametrize("name", FORMS)
 grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.height}x{g.width}+{g.text}")

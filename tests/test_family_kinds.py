@@ -6,9 +6,11 @@ import diffusers
 import kinds
 import pytest
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
 
 import linattn
 from linattn import families
+from linattn.attention import features
 from linattn.grid import Grid
 
 each_kind = pytest.mark.parametrize("kind", kinds.KINDS)
@@ -187,7 +189,7 @@ def test_options_of_text_are_refused_where_no_text_attends(kind):
 
 
 @torch.no_grad()
-def test_the_denominator_of_unrotated_queries_and_keys_is_positive_and_another():
+def test_a_denominator_of_unrotated_queries_and_keys_is_another():
     given, found = kinds.inputs("flux"), []
     for rope in ("map", "numerator"):
         model = linattn.linearize(kinds.model("flux"), "linfusion", hidden=0, rope=rope)
@@ -195,6 +197,30 @@ def test_the_denominator_of_unrotated_queries_and_keys_is_positive_and_another()
         rows = linattn.attention_map(model, 0, **given).sum(-1)
         assert torch.allclose(rows, torch.ones_like(rows), atol=1e-2) == (rope == "map")
     assert not torch.allclose(*found, atol=1e-3)
+
+
+def test_unrotated_is_before_the_rotation():
+    angles = torch.randn(7, 4, dtype=torch.float64).repeat_interleave(2, 1)
+    x, rope = torch.randn(2, 7, 3, 8, dtype=torch.float64), (angles.cos(), angles.sin())
+    torch.testing.assert_close(features.unrotated(apply_rotary_emb(x, rope, sequence_dim=1), rope), x)
+
+
+@pytest.mark.parametrize("name", ["linfusion", "lit"])
+@torch.no_grad()
+def test_exact_text_is_softmax_and_the_picture_mixes_by_its_share(name):
+    """Token by token: what a text token reads, and how much of a picture token's weight the text has."""
+    model, given = kinds.model("flux").double(), wide(kinds.inputs("flux", 3, 5, text=4))
+    more = {"heads": 2, "kernel": 0} if name == "lit" else {"hidden": 0}
+    before = linattn.attention_map(model, 0, **given)
+    linattn.linearize(model, name, text="exact", eps=0, **more)
+    found = linattn.attention_map(model, 0, **given)  # 4 of text, 15 of picture
+    torch.testing.assert_close(found[:, :, :4], before[:, :, :4])
+    torch.testing.assert_close(found[:, :, 4:, :4].sum(-1), torch.full_like(found[:, :, 4:, 0], 4 / 19))
+    torch.testing.assert_close(
+        found[:, :, 4:, 4:].sum(-1), torch.full_like(found[:, :, 4:, 0], 15 / 19), rtol=1e-4, atol=0
+    )
+    share = before[:, :, 4:, :4] / before[:, :, 4:, :4].sum(-1, keepdim=True)
+    torch.testing.assert_close(found[:, :, 4:, :4], share * 4 / 19)
 
 
 @pytest.mark.parametrize("text", [3, 11])

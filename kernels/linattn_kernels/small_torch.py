@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from linattn_kernels import launch
 from linattn_kernels.reference import State, window_mask
+from linattn_kernels.window_torch import heads_first
 
 # Where pieces and tiles are level: numbers a tensor, and scores a head (1,024 tokens at radius 8).
 NUMBERS, SCORES = 1 << 19, 1 << 20
@@ -42,7 +43,7 @@ def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift,
     def phi(x: Tensor) -> Tensor:
         return _phi(x.to(dtype), feature_map, shift).transpose(1, 2)  # (batch, heads, tokens, dim)
 
-    above, value = phi(k), v.to(dtype).transpose(1, 2)
+    above, value = phi(k), heads_first(v, dtype)
     counted = above if below_k is None else phi(below_k)
     whole = _state(above, counted, value, mask)
     whole = whole if state is None else whole.merge(state)
@@ -64,13 +65,9 @@ def window_attention(q, k, v, extra_k, extra_v, height, width, radius, text, sha
     if extra:
         k, v = torch.cat([k, extra_k], 1), torch.cat([v, extra_v], 1)
     mask = _mask(height, width, radius, text, extra, shape, dtype)
-    q, k, v = (_heads(launch.unit(each), dtype) for each in (q, k, v))
+    q, k, v = (heads_first(launch.unit(each), dtype) for each in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     return launch.once(out.transpose(1, 2).to(own))
-
-
-def _heads(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype).transpose(1, 2)  # (batch, heads, tokens, dim)
 
 
 def _state(above: Tensor, counted: Tensor, value: Tensor, mask: Tensor | None) -> State:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from linattn.families.base import Family, Found, noise_level
-from linattn.families.processors import JointAttention, WholeAttention
+from linattn.families.processors import JointAttention
 from linattn.grid import Grid
 
 TEXT, SIDE = 8, 64  # tokens of an example; FLUX.1's tokens a side at 1,024 px
@@ -25,7 +25,7 @@ class Flux(Family):
         for index, block in enumerate(model.transformer_blocks):
             yield f"transformer_blocks.{index}.attn", block.attn, JointAttention, None
         for index, block in enumerate(model.single_transformer_blocks):
-            yield f"single_transformer_blocks.{index}.attn", block.attn, WholeAttention, None
+            yield f"single_transformer_blocks.{index}.attn", block.attn, JointAttention, None
 
     def read(self, model: nn.Module, arguments: Mapping[str, Any]) -> tuple[Grid, Tensor | None, Tensor]:
         sample, ids = arguments["hidden_states"], arguments["img_ids"]  # (batch, tokens, channels), (tokens, 3)

@@ -53,7 +53,10 @@ class SelfAttention(Processor):
 
 
 class JointAttention(Processor):
-    """JointAttnProcessor2_0 and FluxAttnProcessor where text has projections of its own: gives (picture, text)."""
+    """JointAttnProcessor2_0 and FluxAttnProcessor: gives (picture, text) where text has projections of its own.
+
+    In FLUX's single blocks both are one sequence already, and the block projects the result.
+    """
 
     has_text = True
 
@@ -65,38 +68,18 @@ class JointAttention(Processor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         linattn: Any = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if attention_mask is not None:
             raise ValueError("a linearised joint attention takes no mask")
         text, grid = encoder_hidden_states, self.grid(_required(linattn).grid)
         q, k, v = projections(attn, hidden_states, grid, text, image_rotary_emb)
         how = {"x": hidden_states, "noise": linattn.noise, "position": image_rotary_emb}
         out = attn.linattn.mix(q, k, v, grid, **how).flatten(2).to(q.dtype)
+        if text is None:
+            return out
         text, picture = out.split_with_sizes([grid.text, grid.picture], 1)
         ends_here = getattr(attn, "context_pre_only", None)  # SD3's last block drops its text
         return _leave(attn, picture), text if ends_here else attn.to_add_out(text)
-
-
-class WholeAttention(Processor):
-    """FluxAttnProcessor where text and picture are one sequence already, and the block projects the result."""
-
-    has_text = True
-
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-        linattn: Any = None,
-    ) -> Tensor:
-        if encoder_hidden_states is not None or attention_mask is not None:
-            raise ValueError("a linearised self-attention takes neither a mask nor another sequence to read from")
-        grid = self.grid(_required(linattn).grid)
-        q, k, v = projections(attn, hidden_states, grid, rope=image_rotary_emb)
-        how = {"x": hidden_states, "noise": linattn.noise, "position": image_rotary_emb}
-        return attn.linattn.mix(q, k, v, grid, **how).flatten(2).to(q.dtype)
 
 
 def projections(
