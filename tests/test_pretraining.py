@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline, FluxPipeline
+from torch.nn.attention import SDPBackend
 
 from linattn import autoencoder, language, pretraining, project, sampling, teachers, world
 from linattn.pretraining import loop, store
@@ -195,6 +196,15 @@ def test_what_flux_learns_is_what_its_pipeline_asks(tmp_path):
     with torch.no_grad():
         found = model(noisy, kwargs["timestep"], *FLUX.tokens(["a red ring"]).values())
     torch.testing.assert_close(FluxPipeline._pack_latents(found, 1, 4, 32, 32), wanted)
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "written_out"), [(32, "cpu", True), (64, "cpu", False), (32, "cuda", False)]
+)
+def test_small_pictures_on_a_cpu_have_their_attention_written_out(side, device, written_out):
+    backends = loop.attention_of(side, torch.device(device))
+    assert (backends == [SDPBackend.MATH]) == written_out
+    assert SDPBackend.MATH in backends  # what any other machine falls back to
 
 
 def test_every_word_is_one_token():

@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn import language
+from linattn.conditions import unpacked
 from linattn.pretraining.captioned import Captioned, captioned_card
 from linattn.pretraining.kind import Data, silence
 from linattn.pretraining.recipe import Recipe, Stage
 
 RECIPE = Recipe(
     kind="flux",
-    autoencoder={"steps": 5000, "batch": 16, "learning_rate": 2e-3, "seed": 0, "factor": 2},
+    autoencoder={"steps": 3000, "batch": 16, "learning_rate": 2e-3, "seed": 0, "factor": 2},
     stages=(
-        Stage(side=32, steps=6000, rate=1.0e-3, final=5e-4, batch=64),
-        Stage(side=64, steps=8000, rate=7.0e-4, final=2e-5, batch=32),
+        Stage(side=32, steps=7000, rate=1.5e-3, final=6.8e-4, batch=64),
+        Stage(side=64, steps=2200, rate=7.0e-4, final=2e-5, batch=32),
     ),
     pictures=65536,
     width=128,
     heads=4,
-    layers=3,  # double blocks, and twice as many single ones
+    layers=2,  # double blocks, and twice as many single ones
     text=(96, 3, 3),
     sampler={"steps": 20, "guidance": 4.0, "side": 64},
     gate={"shape": 0.85, "colour": 0.95, "pictures": 500, "seed": 0},
@@ -53,8 +54,7 @@ class Reader(nn.Module):
             "txt_ids": ids.new_zeros(t5_ids.shape[1], 3),
         }
         found = self.transformer(timestep=sigma, **given, return_dict=False)[0]  # (batch, tokens, 4 channels)
-        cells = found.unflatten(1, (height // 2, width // 2)).unflatten(3, (channels, 2, 2))
-        return cells.permute(0, 3, 1, 4, 2, 5).reshape(noisy.shape)
+        return unpacked(found, noisy)
 
 
 class Flux(Captioned):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn import language
-from linattn.pretraining.captioned import Captioned
+from linattn.pretraining.captioned import Captioned, captioned_card
 from linattn.pretraining.kind import SCHEDULER, Data, diffusion, silence
 from linattn.pretraining.recipe import Recipe, Stage
 
@@ -20,8 +20,8 @@ RECIPE = Recipe(
     kind="sd",
     autoencoder={"of": "dit-nano"},
     stages=(
-        Stage(side=32, steps=6000, rate=1.0e-3, final=5e-4, batch=64),
-        Stage(side=64, steps=8000, rate=7.0e-4, final=2e-5, batch=32),
+        Stage(side=32, steps=6500, rate=1.0e-3, final=5.9375e-4, batch=64),
+        Stage(side=64, steps=3000, rate=7.0e-4, final=2e-5, batch=32),
     ),
     pictures=65536,
     width=(64, 96),
@@ -97,12 +97,7 @@ class SD(Captioned):
         return {"guidance_scale": recipe.sampler["guidance"]}
 
     def card(self, pipe: StableDiffusionPipeline, recipe: Recipe) -> dict[str, Any]:
-        parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
-        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-        data = (
-            f"{recipe.pictures} captioned scenes of linattn.world, half of one thing, half of two, seed {recipe.seed}"
-        )
-        return {"data": data, "text_length": language.LENGTH, "parameters": counts}
+        return captioned_card(recipe, {"unet": pipe.unet, "text_encoder": pipe.text_encoder})
 
     def described(self, card: dict[str, Any]) -> tuple[str, str]:
         counts, training = card["parameters"], card["training"]
