@@ -52,15 +52,19 @@ def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 
 
 @torch.no_grad()
-def macs(model: nn.Module, side: int | None = None, noise: float = 0.5) -> dict[str, int]:
+def macs(
+    model: nn.Module, side: int | None = None, noise: float = 0.5, inputs: Mapping[str, Any] | None = None
+) -> dict[str, int]:
     """By formula, of one picture with latents side x side: self-attention cores, their projections, and the rest.
+
+    `inputs` are arguments of the forward that know better: a text as long as it really is.
 
     The core is the operator's own `macs`, or 2 N^2 channels where the layer is dense. Linear layers and convolutions
     and cross-attention are counted as one forward meets them (on the meta device too), so nothing is assumed about a
     block.
     """
     model = families.model_of(model)
-    inputs = example(model, side, noise=noise)
+    inputs = inputs or example(model, side, noise=noise)
     layers = families.layers(model)
     inside = {id(module) for layer in layers for module in layer.attn.modules()}
     added = {id(module) for layer in layers if layer.operator is not None for module in layer.operator.modules()}
@@ -101,13 +105,15 @@ def _core(layer: Any, grid: Grid, noise: float) -> int:
 
 
 @torch.no_grad()
-def counted_macs(model: nn.Module, side: int | None = None, noise: float = 0.5) -> int:
+def counted_macs(
+    model: nn.Module, side: int | None = None, noise: float = 0.5, inputs: Mapping[str, Any] | None = None
+) -> int:
     """By torch's flop counter, of the same forward. Fused attention would count as nothing: it is taken apart here.
 
     Of PyTorch's paths, whose tiles are the same on every machine.
     """
     model = families.model_of(model)
-    inputs = example(model, side, noise=noise)
+    inputs = inputs or example(model, side, noise=noise)
     with use_backend("torch"):
         return count_macs(lambda: model(**inputs), model)
 
@@ -197,10 +203,16 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def forward_memory(model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5) -> int:
+def forward_memory(
+    model: nn.Module,
+    side: int | None = None,
+    batch: int = 1,
+    noise: float = 0.5,
+    inputs: Mapping[str, Any] | None = None,
+) -> int:
     """Peak bytes of one forward without gradients."""
     model = families.model_of(model)
-    inputs = example(model, side, batch, noise)
+    inputs = inputs or example(model, side, batch, noise)
     with evaluating(model):
         return peak_memory(lambda: model(**inputs), next(model.parameters()).device)
 

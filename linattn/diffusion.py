@@ -2,7 +2,8 @@
 
 - `variance` is DiT's: the model's second half interpolates, in log space, between the posterior's variance and beta.
 - Predictions convert into one another (velocity, noise, clean latents): a loss can be written in a paper's own terms.
-- Everything is a table over 1,000 time steps, gathered per picture: t is (batch,) and integer, 0 is nearly clean.
+- `Diffusion` is a table over 1,000 time steps, gathered per picture: t is (batch,) and integer, 0 is nearly clean.
+- `Flow` is the straight path of SD3 and FLUX: the same questions, t up to 1,000 and not only whole numbers.
 """
 
 import math
@@ -20,13 +21,15 @@ class Diffusion:
     alphas_cumprod: Tensor  # (steps,), from nearly 1 to nearly 0
     prediction: Prediction = "v_prediction"
 
-    @classmethod
-    def of(cls, scheduler: Any) -> "Diffusion":
+    @staticmethod
+    def of(scheduler: Any) -> "Diffusion | Flow":
         """The process a diffusers scheduler steps through backwards."""
+        if not hasattr(scheduler, "alphas_cumprod"):
+            return Flow(scheduler.config.num_train_timesteps)
         prediction = scheduler.config.prediction_type
         if prediction not in ("v_prediction", "epsilon"):
             raise ValueError(f"prediction_type is {prediction!r}; only 'v_prediction' and 'epsilon' are supported")
-        return cls(scheduler.alphas_cumprod.double(), prediction)
+        return Diffusion(scheduler.alphas_cumprod.double(), prediction)
 
     @property
     def steps(self) -> int:
@@ -72,6 +75,9 @@ class Diffusion:
         weights = 0.9 * density / density.sum() + 0.1 / self.steps
         return torch.multinomial(weights, count, replacement=True, generator=generator)
 
+    def uniform_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.randint(self.steps, (count,), generator=generator)
+
     def posterior(self, clean: Tensor, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(x_{t-1} | x_t, x_0)."""
         now, before, beta, log_variance = self._steps_tables()
@@ -104,6 +110,42 @@ class Diffusion:
         likelihood = math.log(2 * math.pi) + learned + (clean - guess) ** 2 * (-learned).exp()
         bound = torch.where((t == 0).reshape(-1, *[1] * (clean.ndim - 1)), likelihood, divergence)
         return 0.5 * bound.flatten(1).mean(1) / math.log(2)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """noisy = (1 - sigma) clean + sigma eps with sigma = t / steps; the model predicts eps - clean."""
+
+    steps: int = 1000
+    prediction: Literal["flow"] = "flow"
+
+    def noise(self, t: Tensor, like: Tensor) -> Tensor:
+        return (t.to(like.device, like.dtype) / self.steps).reshape(-1, *[1] * (like.ndim - 1))
+
+    def signal(self, t: Tensor, like: Tensor) -> Tensor:
+        return 1 - self.noise(t, like)
+
+    def noised(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return self.signal(t, clean) * clean + self.noise(t, clean) * eps
+
+    def target(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return eps - clean
+
+    def eps(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        return noisy + self.signal(t, noisy) * prediction
+
+    def clean(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        return noisy - self.noise(t, noisy) * prediction
+
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Logit-normal, as in the trials for SD3."""
+        return torch.randn(count, generator=generator).sigmoid() * self.steps
+
+    def uniform_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.rand(count, generator=generator) * self.steps
+
+
+Process = Diffusion | Flow
 
 
 def split(output: Tensor) -> tuple[Tensor, Tensor]:

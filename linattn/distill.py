@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from linattn import families, objectives, surgery
+from linattn.conditions import Asked
 from linattn.lesson import DTYPES, Data, Lesson
 from linattn.objectives import Objective
 from linattn.teachers import Teacher
@@ -88,7 +89,7 @@ class DistillConfig:
         return settings | {
             "objective": asdict(self.terms),
             "teacher": fingerprint(teacher.model.state_dict().values()),
-            "samples": [len(samples), fingerprint(samples.batch(ends))],
+            "samples": [len(samples), fingerprint(_tensors(samples.batch(ends)))],
         }
 
 
@@ -103,6 +104,13 @@ class Result:
     before: Any = None  # what `evaluate` said of the student at conversion, and
     after: Any = None  # after training
     folder: str | None = None  # the saved student
+
+
+def _tensors(batch: tuple[Tensor, Asked]) -> Iterator[Tensor]:
+    """Captions as the numbers of their letters."""
+    for each in batch:
+        words = b"" if isinstance(each, Tensor) else "\n".join(each).encode()
+        yield each if isinstance(each, Tensor) else torch.tensor(list(words))
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:
@@ -136,7 +144,7 @@ def distill(
     before = evaluate(student) if evaluate else None
 
     history = History(config.log_every, shown=accelerator.is_main_process)
-    lesson = Lesson(config, original, student, teacher.diffusion, samples, accelerator)
+    lesson = Lesson(config, original, student, teacher.diffusion, teacher.conditions, samples, accelerator)
     recipe = config.recipe(teacher, samples)
     stages = (
         Stage("layerwise", config.layerwise_steps, config.layerwise_learning_rate, lesson.layerwise),

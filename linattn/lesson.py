@@ -3,23 +3,23 @@
 - A step's pictures, times, noise, drops and scheduled options come from (seed, step) and are drawn for the whole batch
   before processes take their slices: two processes of 16 do what one of 32 does.
 - All students of one seed see the same pictures, times and noise at the same step, so that operators compare.
-- Labels are dropped once, the same for teacher and student; both are in eval mode, so DiT's blocks drop none.
+- Conditions are dropped once, the same for teacher and student; both are in eval mode, so DiT's blocks drop none.
 """
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from linattn import families, objectives
+from linattn import conditions, families, objectives
 from linattn.checkpoint import generator
-from linattn.diffusion import Diffusion
+from linattn.conditions import Asked, Conditions, Rows
+from linattn.diffusion import Process
 from linattn.objectives import Comparison
-from linattn.sampling import NULL_CLASS
 from linattn.training import Terms
 
 if TYPE_CHECKING:
@@ -33,32 +33,34 @@ class Data(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (count, channels, height, width) and labels (count,)."""
+    def batch(self, indices: Tensor) -> tuple[Tensor, Asked]:
+        """Latents (count, channels, height, width) and what was asked for, labels (count,) or captions."""
 
 
 @dataclass(frozen=True)
 class Batch:
     clean: Tensor  # (batch, channels, height, width)
-    labels: Tensor  # (batch,), the null class where dropped
+    asked: Asked
+    dropped: Tensor  # (batch,), whether what is asked for is kept from the models
     eps: Tensor
     t: Tensor
     choice: float  # in [0, 1): which entry of a schedule this step trains
+    rows: Rows = field(default_factory=dict)  # what the models are told
 
 
-def draw(config: "DistillConfig", diffusion: Diffusion, samples: Data, step: int) -> Batch:
+def draw(config: "DistillConfig", diffusion: Process, samples: Data, step: int) -> Batch:
     """The whole batch of one step, whoever computes it."""
     dice = generator(config.seed, step)
     rows = torch.randint(len(samples), (config.batch,), generator=dice)
     if config.times == "teacher":
         t = diffusion.draw_times(config.batch, dice)
     else:
-        t = torch.randint(diffusion.steps, (config.batch,), generator=dice)
+        t = diffusion.uniform_times(config.batch, dice)
     dropped = torch.rand(config.batch, generator=dice) < config.label_drop
-    clean, labels = samples.batch(rows)
+    clean, asked = samples.batch(rows)
     eps = torch.randn(clean.shape, generator=dice)
     choice = torch.rand((), generator=dice).item()
-    return Batch(clean.float(), torch.where(dropped, NULL_CLASS, labels), eps, t, choice)
+    return Batch(clean.float(), asked, dropped, eps, t, choice)
 
 
 @contextlib.contextmanager
@@ -80,7 +82,8 @@ class Lesson:
     config: "DistillConfig"
     teacher: nn.Module
     student: nn.Module
-    diffusion: Diffusion
+    diffusion: Process
+    conditions: Conditions
     samples: Data
     accelerator: Accelerator
 
@@ -90,8 +93,13 @@ class Lesson:
         share = self.config.batch // self.accelerator.num_processes
         mine = slice(share * self.accelerator.process_index, share * (self.accelerator.process_index + 1))
         device = self.accelerator.device
-        parts = (each[mine].to(device) for each in (whole.clean, whole.labels, whole.eps, whole.t))
-        return Batch(*parts, choice=whole.choice)
+        clean, dropped, eps, t = (each[mine].to(device) for each in (whole.clean, whole.dropped, whole.eps, whole.t))
+        return Batch(clean, whole.asked[mine], dropped, eps, t, whole.choice, self.told(whole.asked[mine], dropped))
+
+    @torch.no_grad()
+    def told(self, asked: Asked, dropped: Tensor) -> Rows:
+        rows = self.conditions.rows(asked)
+        return conditions.dropped(rows, self.conditions.nothing(), dropped)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES[self.config.dtype]
@@ -99,7 +107,7 @@ class Lesson:
 
     def run(self, model: nn.Module, noisy: Tensor, batch: Batch) -> Tensor:
         with self.autocast():
-            return model(noisy, timestep=batch.t, class_labels=batch.labels, return_dict=False)[0].float()
+            return self.conditions.call(model, noisy, batch.t, batch.rows).float()
 
     def layerwise(self, step: int) -> Terms:
         """L1 of every replaced layer's output, each fed the teacher's input: no gradient between layers."""

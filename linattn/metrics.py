@@ -19,7 +19,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_kernel
 
 from linattn import sampling, world
-from linattn.diffusion import Diffusion
+from linattn.conditions import Asked
+from linattn.diffusion import Diffusion, Process
 
 Result = dict[str, Any]
 
@@ -121,9 +122,9 @@ def prediction_error(
 ) -> dict[str, Any]:
     """||student - teacher||^2 / ||teacher||^2 of the prediction on noised samples, summed over pictures.
 
-    `samples` is a `Samples` or (latents, labels). No guidance: what is compared is the model, not the sampler. The
-    result has one entry a level and their mean; its interval resamples pictures, each with all its levels. `theirs`,
-    the teacher's `predictions`, are the same for every student and may be kept.
+    `samples` is a `Samples` or (latents, labels or captions). No guidance: what is compared is the model, not the
+    sampler. The result has one entry a level and their mean; its interval resamples pictures, each with all its levels.
+    `theirs`, the teacher's `predictions`, are the same for every student and may be kept.
     """
     asked = {"count": count, "batch": batch, "seed": seed}
     if theirs is None:
@@ -157,16 +158,16 @@ def predictions(
 
     Picture i's noise at a level comes from (seed, i, level) alone, so all students are asked the same.
     """
-    latents, labels = samples if isinstance(samples, tuple) else samples.first(min(count, len(samples)))
-    latents, labels = latents[:count].float(), labels[:count]
-    if len(latents) == 0 or len(latents) != len(labels):
-        raise ValueError(f"{len(latents)} latents and {len(labels)} labels; pass as many of each, at least 1")
-    found = []
+    latents, asked = samples if isinstance(samples, tuple) else samples.first(min(count, len(samples)))
+    latents, asked = latents[:count].float(), asked[:count]
+    if len(latents) == 0 or len(latents) != len(asked):
+        raise ValueError(f"{len(latents)} latents and {len(asked)} conditions; pass as many of each, at least 1")
+    source, found = sampling.Source.of(teacher, model), []
     with sampling.evaluating(model):
         for t in [level_time(level, diffusion_of(teacher).steps) for level in levels]:
             for start in range(0, len(latents), batch):
                 part = slice(start, start + batch)
-                found.append(_prediction(model, noised(teacher, latents[part], t, seed, start), t, labels[part]))
+                found.append(_prediction(source, noised(teacher, latents[part], t, seed, start), t, asked[part]))
     return torch.cat(found).unflatten(0, (len(levels), len(latents)))
 
 
@@ -175,7 +176,7 @@ def _squares(values: Tensor) -> Tensor:
     return values.double().square().flatten(1).sum(1)
 
 
-def diffusion_of(teacher_or_pipe: Any) -> Diffusion:
+def diffusion_of(teacher_or_pipe: Any) -> Process:
     """A teacher knows its process; a pipeline's is that of its scheduler."""
     known = getattr(teacher_or_pipe, "diffusion", None)
     return Diffusion.of(sampling.Source.of(teacher_or_pipe).scheduler) if known is None else known
@@ -201,11 +202,11 @@ def noised(teacher: Any, latents: Tensor, t: int, seed: int = 0, start: int = 0)
     return diffusion_of(teacher).noised(clean, level_noise(clean.shape, t, seed, start), time)
 
 
-def _prediction(model: nn.Module, noisy: Tensor, t: int, labels: Tensor) -> Tensor:
-    weight = next(model.parameters())
+def _prediction(source: sampling.Source, noisy: Tensor, t: int, asked: Asked) -> Tensor:
+    weight = next(source.model.parameters())
     inputs = noisy.to(weight.device, weight.dtype)
-    times, classes = torch.full((len(noisy),), t, device=weight.device), labels.to(weight.device)
-    output = model(inputs, timestep=times, class_labels=classes, return_dict=False)[0]
+    times = torch.full((len(noisy),), t, device=weight.device)
+    output = source.conditions.call(source.model, inputs, times, source.conditions.rows(asked))
     return output[:, : noisy.shape[1]].contiguous().cpu()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from linattn.diffusion import Diffusion, split
+from linattn.diffusion import Process, split
 
 Space = Literal["prediction", "noise"]
 FeatureNorm = Literal["mse", "l1", "relative"]
@@ -28,7 +28,7 @@ FeatureNorm = Literal["mse", "l1", "relative"]
 class Comparison:
     """One batch as both models saw it; the outputs hold prediction and, where it is learned, raw variance."""
 
-    diffusion: Diffusion
+    diffusion: Process
     clean: Tensor  # (batch, channels, height, width)
     eps: Tensor
     t: Tensor  # (batch,)

@@ -1,6 +1,7 @@
-"""Self-generated data: latents the teacher drew, with their labels, in shards that survive a kill.
+"""Self-generated data: latents the teacher drew, with their labels or captions, in shards that survive a kill.
 
-- Picture i depends on (seed, i) alone, its label too: asking for more pictures later only adds shards.
+- Picture i depends on (seed, i) alone, its label or caption too: asking for more pictures later only adds shards.
+- Captions are those of the world's scenes, of one thing and of two in turn. Any model that reads text can draw them.
 - Every shard names the recipe it was drawn by; written beside its place and renamed. A shard that is there, whole and
   of the same recipe is kept; the manifest comes last, so its presence means that all is there.
 - The manifest holds a checksum a shard: a damaged one is named, and writing again draws only that one anew.
@@ -21,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from linattn import sampling
+from linattn import sampling, world
+from linattn.conditions import Asked, Conditions, Labels
 from linattn.project import write_json
 
 MANIFEST = "manifest.json"
@@ -87,10 +89,27 @@ def describe(
         "guidance": plan.guidance,
         "steps": plan.steps,
         "sampler": plan.sampler,
-        "classes": source.classes,
-        "shape": [source.model.config.in_channels, plan.side, plan.side],
+        **_of(source.conditions),
+        "shape": [source.conditions.channels, *plan.sides],
         "shard": shard,
     }
+
+
+def _of(conditions: Conditions) -> dict[str, Any]:
+    """What the pictures were asked by."""
+    return {"classes": conditions.classes} if isinstance(conditions, Labels) else {"captions": "linattn.world"}
+
+
+def asked(conditions: Conditions, numbers: Sequence[int], seed: int) -> Asked:
+    """What pictures `numbers` are asked to show: a class each, evenly dealt, or a scene's caption."""
+    if isinstance(conditions, Labels):
+        return balanced_labels(numbers, seed, conditions.classes)
+    return [scene.caption for scene in scenes(numbers, seed)]
+
+
+def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
+    """Of one thing where the number is even, of two where it is odd."""
+    return [world.scene(seed, number, 1 + number % 2) for number in numbers]
 
 
 def digest(model: nn.Module) -> str:
@@ -124,14 +143,20 @@ def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
 
 
 def _write_shard(teacher: Any, path: Path, recipe: Mapping[str, Any], first: int, rows: int, batch: int) -> None:
-    labels = balanced_labels(range(first, first + rows), recipe["seed"], recipe["classes"])
-    size = recipe["shape"][-1] * sampling.Source.of(teacher).factor
+    source = sampling.Source.of(teacher)
+    wanted = asked(source.conditions, range(first, first + rows), recipe["seed"])
+    size = tuple(side * source.factor for side in recipe["shape"][1:])
     options = {key: recipe[key] for key in ("steps", "guidance", "seed", "sampler")}
-    latents = sampling.draw_latents(teacher, labels, size=size, batch=batch, start=first, **options)
+    latents = sampling.draw_latents(teacher, wanted, size=size, batch=batch, start=first, **options)
+    tensors, words = {"latents": latents.half()}, {}
+    if isinstance(wanted, Tensor):
+        tensors["labels"] = wanted
+    else:
+        words["captions"] = list(wanted)
     # One metadata key: several would be stored in an order that changes from run to run.
-    note = json.dumps({"recipe": recipe, "first": first}, sort_keys=True)
+    note = json.dumps({"recipe": recipe, "first": first, **words}, sort_keys=True)
     draft = path.with_name(f".{path.name}.draft")
-    save_file({"latents": latents.half(), "labels": labels}, draft, metadata={"samples": note})
+    save_file(tensors, draft, metadata={"samples": note})
     os.replace(draft, path)
 
 
@@ -184,6 +209,15 @@ def _name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
+def _read_shard(path: Path) -> dict[str, Any]:
+    """Latents, and the labels or captions they were drawn for."""
+    tensors = load_file(path)
+    if "labels" in tensors:
+        return {"latents": tensors["latents"], "asked": tensors["labels"]}
+    with safe_open(path, framework="pt") as file:
+        return {"latents": tensors["latents"], "asked": json.loads(file.metadata()["samples"])["captions"]}
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -212,7 +246,7 @@ class Samples:
                 raise FileNotFoundError(
                     f"{self.folder / entry['file']} is missing; write the samples again, only that shard is drawn anew"
                 )
-        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._open: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._checked: set[int] = set()
 
     def __len__(self) -> int:
@@ -223,8 +257,8 @@ class Samples:
         """Of one picture's latents."""
         return tuple(self.recipe["shape"])
 
-    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents (batch, channels, side, side) in float32 and labels (batch,), in the order asked for."""
+    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Asked]:
+        """Latents (batch, channels, height, width) in float32 and labels (batch,) or captions, as the indices go."""
         numbers = torch.as_tensor(indices)
         if numbers.ndim != 1 or numbers.numel() == 0 or numbers.is_floating_point() or numbers.dtype == torch.bool:
             raise ValueError(f"indices are {tuple(numbers.shape)} {numbers.dtype}; pass whole numbers, shape (N,)")
@@ -234,19 +268,21 @@ class Samples:
             )
         numbers = numbers.cpu().long()
         latents = torch.empty(len(numbers), *self.shape)
-        labels = torch.empty(len(numbers), dtype=torch.long)
+        wanted: list[Any] = [None] * len(numbers)
         shards = numbers // self.recipe["shard"]
         for index in shards.unique().tolist():
             rows = (shards == index).nonzero().squeeze(1)
             held = self._shard(index)
             places = numbers[rows] % self.recipe["shard"]
-            latents[rows], labels[rows] = held["latents"][places].float(), held["labels"][places]
-        return latents, labels
+            latents[rows] = held["latents"][places].float()
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                wanted[row] = held["asked"][place]
+        return latents, wanted if isinstance(wanted[0], str) else torch.stack(wanted)
 
-    def first(self, count: int) -> tuple[Tensor, Tensor]:
+    def first(self, count: int) -> tuple[Tensor, Asked]:
         return self.batch(range(count))
 
-    def _shard(self, index: int) -> dict[str, Tensor]:
+    def _shard(self, index: int) -> dict[str, Any]:
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index]
@@ -254,7 +290,7 @@ class Samples:
         path = self.folder / entry["file"]
         try:
             whole = index in self._checked or _sha256(path) == entry["sha256"]
-            held = load_file(path) if whole else {}
+            held = _read_shard(path) if whole else {}
             whole = whole and held["latents"].shape == (entry["count"], *self.shape)
         except (OSError, SafetensorError, KeyError):
             whole = False

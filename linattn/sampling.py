@@ -2,10 +2,11 @@
 
 - Picture i's noise comes from (seed, i, latent shape) alone, on the CPU: whatever the batch, the device or the model,
   picture 17 starts from the same noise. So does every stochastic step of it.
-- Guidance as `DiTPipeline`: one doubled batch [conditional, null class], every channel guided, the variance taken from
-  the conditional half. Guidance 1 costs one forward, not two.
+- What is asked for are labels or captions, whichever the pipeline reads (conditions.py).
+- Guidance as `DiTPipeline`: one doubled batch [conditional, empty], every channel guided, the variance taken from the
+  conditional half. Guidance 1 costs one forward, not two, and a model that is told its guidance is asked once.
 - `ddpm` is ancestral and uses the learned variance, which `DiTPipeline` cuts away before its scheduler sees it.
-- Any square size whose latents the patches divide: the positions are recomputed by the model.
+- Any size whose latents the patches divide (DiT: squares only): the positions are recomputed by the model.
 - Schedulers are built anew for every batch, so nothing is shared between calls or threads.
 """
 
@@ -21,12 +22,14 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from linattn import conditions
+from linattn.conditions import Asked, Conditions, Rows
 from linattn.diffusion import Diffusion
 
-NULL_CLASS = 1000  # DiTPipeline's constant, however few classes there are
 STEPS, GUIDANCE = 50, 4.0  # DiTPipeline's own, for a pipeline without a card
 SAMPLERS = ("card", "dpm", "ddim", "ddpm")
 
+Size = int | tuple[int, int] | None  # a side or (height, width) in pixels; None: the card's
 Callback = Callable[[int, Tensor, Tensor], None]  # (step, latents after it, estimate of the clean latents)
 
 
@@ -38,6 +41,7 @@ class Source:
     vae: nn.Module
     scheduler: Any
     card: Mapping[str, Any]
+    conditions: Conditions
 
     @classmethod
     def of(cls, teacher_or_pipe: Any, model: nn.Module | None = None) -> "Source":
@@ -45,17 +49,10 @@ class Source:
         if isinstance(teacher_or_pipe, cls):
             return teacher_or_pipe if model is None else replace(teacher_or_pipe, model=model)
         pipe = getattr(teacher_or_pipe, "pipe", teacher_or_pipe)
-        own = getattr(pipe, "transformer", None)
-        if own is None or getattr(pipe, "vae", None) is None:
-            raise ValueError(f"{type(pipe).__name__} has no transformer and VAE; pass a Teacher or a DiTPipeline")
-        named = getattr(pipe.config, "id2label", None) or {}
-        card = getattr(teacher_or_pipe, "card", None) or {"labels": list(named.values())}
-        return cls(own if model is None else model, pipe.vae, pipe.scheduler, card)
-
-    @property
-    def classes(self) -> int:
-        named = self.card.get("labels") or self.card.get("classes") or self.model.config.num_embeds_ada_norm
-        return named if isinstance(named, int) else len(named)
+        named = getattr(getattr(pipe, "config", None), "id2label", None) or {}
+        card = getattr(teacher_or_pipe, "card", None) or ({"labels": list(named.values())} if named else {})
+        known = conditions.of(pipe, card)
+        return cls(known.model if model is None else model, pipe.vae, pipe.scheduler, card, known)
 
     @property
     def factor(self) -> int:
@@ -64,30 +61,32 @@ class Source:
 
     @property
     def side(self) -> int:
-        return self.card.get("side") or self.model.config.sample_size * self.factor
+        return self.card.get("side") or self.conditions.side * self.factor
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A validated request: everything the pictures depend on but the weights, the labels and the seed."""
+    """A validated request: everything the pictures depend on but the weights, what is asked for, and the seed."""
 
-    side: int  # of the latents
+    sides: tuple[int, int]  # of the latents: height, width
     steps: int
     guidance: float
     sampler: str
 
     @classmethod
-    def of(cls, source: Source, size: int | None, steps: int | None, guidance: float | None, sampler: str) -> "Plan":
+    def of(cls, source: Source, size: Size, steps: int | None, guidance: float | None, sampler: str) -> "Plan":
         steps = source.card.get("steps", STEPS) if steps is None else steps
         guidance = source.card.get("guidance", GUIDANCE) if guidance is None else guidance
-        return cls(_latent_side(source, size), _check_steps(source, steps), _check_guidance(guidance), _check(sampler))
+        return cls(
+            latent_sides(source, size), _check_steps(source, steps), _check_guidance(guidance), _check(source, sampler)
+        )
 
 
 def draw(
     teacher_or_pipe: Any,
-    labels: Tensor,
+    asked: Asked,
     *,
-    size: int | None = None,
+    size: Size = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -97,21 +96,23 @@ def draw(
     callback: Callback | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Pictures (N, 3, size, size) in [0, 1], float32 on the CPU; None takes the card's value.
+    """Pictures (N, 3, height, width) in [0, 1], float32 on the CPU; None takes the card's value.
+
+    `asked` is a row a picture: labels (DiT) or captions. `size` is a side or (height, width).
 
     `start` is the number of the first picture, so that a shard draws what one long call would have drawn there.
     """
     options = {"size": size, "steps": steps, "guidance": guidance, "seed": seed, "sampler": sampler, "start": start}
-    latents = draw_latents(teacher_or_pipe, labels, **options, model=model, batch=batch, callback=callback)
+    latents = draw_latents(teacher_or_pipe, asked, **options, model=model, batch=batch, callback=callback)
     return decode(teacher_or_pipe, latents, batch)
 
 
 @torch.no_grad()
 def draw_latents(
     teacher_or_pipe: Any,
-    labels: Tensor,
+    asked: Asked,
     *,
-    size: int | None = None,
+    size: Size = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -121,16 +122,16 @@ def draw_latents(
     callback: Callback | None = None,
     start: int = 0,
 ) -> Tensor:
-    """The same before decoding: (N, channels, side, side), float32 on the CPU."""
+    """The same before decoding: (N, channels, height, width), float32 on the CPU."""
     source = Source.of(teacher_or_pipe, model)
     plan = Plan.of(source, size, steps, guidance, sampler)
-    labels = _check_labels(labels, source.classes)
+    asked = source.conditions.check(asked)
     if batch < 1:
         raise ValueError(f"a batch of {batch} pictures; draw at least 1 at a time")
     parts = []
     with evaluating(source.model):
-        for first in range(0, len(labels), batch):
-            chosen = labels[first : first + batch]
+        for first in range(0, len(asked), batch):
+            chosen = asked[first : first + batch]
             numbers = range(start + first, start + first + len(chosen))
             parts.append(_draw_batch(source, plan, chosen, [generator(seed, number) for number in numbers], callback))
     return torch.cat(parts)
@@ -138,12 +139,13 @@ def draw_latents(
 
 @torch.no_grad()
 def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
-    """Pictures in [0, 1] as DiTPipeline decodes them: only the VAE's scaling factor is applied."""
-    vae = Source.of(teacher_or_pipe).vae
+    """Pictures in [0, 1], as the pipeline itself decodes them."""
+    source = Source.of(teacher_or_pipe)
+    vae = source.vae
     weight = next(vae.parameters())
     parts = []
     for part in latents.split(batch):
-        scaled = part.to(weight.device, weight.dtype) / vae.config.scaling_factor
+        scaled = source.conditions.unscaled(part.to(weight.device, weight.dtype), vae)
         parts.append(vae.decode(scaled).sample.float().div(2).add(0.5).clamp(0, 1).cpu())
     return torch.cat(parts)
 
@@ -174,58 +176,80 @@ def _noise(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
 
 
 def _draw_batch(
-    source: Source, plan: Plan, labels: Tensor, generators: list[torch.Generator], callback: Callback | None
+    source: Source, plan: Plan, asked: Asked, generators: list[torch.Generator], callback: Callback | None
 ) -> Tensor:
     device = next(source.model.parameters()).device
-    shape = (source.model.config.in_channels, plan.side, plan.side)
-    noise = _noise(generators, shape).to(device)
+    noise = _noise(generators, (source.conditions.channels, *plan.sides)).to(device)
     walk = _ancestral if _is_ancestral(source, plan) else _scheduled
-    for step, (latents, clean) in enumerate(walk(source, plan, labels.to(device), noise, generators)):
+    for step, (latents, clean) in enumerate(walk(source, plan, Guided.of(source, asked, plan), noise, generators)):
         if callback is not None:
             callback(step, latents, clean)
     return latents.float().cpu()
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A batch's rows and, where guidance takes two answers, the empty ones beside them."""
+
+    rows: Rows
+    guidance: float
+    doubled: bool
+
+    @classmethod
+    def of(cls, source: Source, asked: Asked, plan: Plan) -> "Guided":
+        known, count = source.conditions, len(asked)
+        rows = known.rows(asked)
+        if known.guided:
+            return cls(rows | {"guidance": torch.full_like(rows["guidance"], plan.guidance)}, 1.0, False)
+        if plan.guidance <= 1:
+            return cls(rows, plan.guidance, False)
+        empty = conditions.repeated(known.nothing(), count)
+        return cls(conditions.joined(rows, empty), plan.guidance, True)
 
 
 def _is_ancestral(source: Source, plan: Plan) -> bool:
     return plan.sampler == "ddpm" or (plan.sampler == "card" and isinstance(source.scheduler, DDPMScheduler))
 
 
-def predict(model: nn.Module, latents: Tensor, t: Tensor, labels: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
+def predict(source: Source, latents: Tensor, t: Tensor, asked: Guided) -> tuple[Tensor, Tensor]:
     """(guided prediction, raw variance or an empty tensor) for latents that share the time t."""
-    weight = next(model.parameters())
-    doubled = guidance > 1
-    inputs = torch.cat([latents, latents]) if doubled else latents  # (2 batch, channels, side, side)
-    classes = torch.cat([labels, torch.full_like(labels, NULL_CLASS)]) if doubled else labels
+    weight = next(source.model.parameters())
+    inputs = torch.cat([latents, latents]) if asked.doubled else latents  # (2 batch, channels, height, width)
     times = t.to(weight.device).expand(len(inputs))
-    output = model(inputs.to(weight.dtype), timestep=times, class_labels=classes, return_dict=False)[0]
-    output = output.to(latents.dtype)
+    output = source.conditions.call(source.model, inputs.to(weight.dtype), times, asked.rows).to(latents.dtype)
     prediction, raw = output.split([latents.shape[1], output.shape[1] - latents.shape[1]], dim=1)
-    if not doubled:
+    if not asked.doubled:
         return prediction, raw
     conditional, null = prediction.chunk(2)
-    return null + guidance * (conditional - null), raw.chunk(2)[0]
+    return null + asked.guidance * (conditional - null), raw.chunk(2)[0]
 
 
 def _scheduled(
-    source: Source, plan: Plan, labels: Tensor, noise: Tensor, generators: list[torch.Generator]
+    source: Source, plan: Plan, asked: Guided, noise: Tensor, generators: list[torch.Generator]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Any diffusers scheduler whose model predicts noise or velocity."""
-    scheduler = _scheduler(source.scheduler, plan.sampler)
-    scheduler.set_timesteps(plan.steps, device=noise.device)
-    diffusion = Diffusion.of(scheduler)
+    """Any diffusers scheduler whose model predicts noise, velocity or flow."""
+    scheduler = scheduler_of(source.scheduler, plan.sampler)
+    source.conditions.set_times(scheduler, plan.steps, noise)
+    yield from stepped(source, scheduler, asked, noise * getattr(scheduler, "init_noise_sigma", 1.0), generators)
+
+
+def stepped(
+    source: Source, scheduler: Any, asked: Guided, latents: Tensor, generators: list[torch.Generator], first: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The scheduler's times from number `first` on: latents after each, and what the model took for clean."""
+    process = Diffusion.of(scheduler)
     # A list of generators, one a picture: a scheduler that draws noise then draws the same whatever the batch.
     stream = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    latents = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        noisy = scheduler.scale_model_input(latents, t)
-        prediction, _ = predict(source.model, noisy, t, labels, plan.guidance)
-        clean = diffusion.clean(prediction, noisy, t.expand(len(noisy)))
+    for t in scheduler.timesteps[first:]:
+        noisy = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
+        prediction, _ = predict(source, noisy, t, asked)
+        clean = process.clean(prediction, noisy, t.expand(len(noisy)))
         latents = scheduler.step(prediction, t, latents, **stream).prev_sample
         yield latents, clean
 
 
 def _ancestral(
-    source: Source, plan: Plan, labels: Tensor, noise: Tensor, generators: list[torch.Generator]
+    source: Source, plan: Plan, asked: Guided, noise: Tensor, generators: list[torch.Generator]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """DDPM with learned variance on a respaced process: the visited times become a shorter diffusion of their own."""
     times = ddpm_times(source.scheduler, plan.steps)
@@ -234,7 +258,7 @@ def _ancestral(
     latents = noise
     for place in reversed(range(len(times))):
         here = torch.full((len(latents),), place, device=latents.device)
-        prediction, raw = predict(source.model, latents, times[place], labels, plan.guidance)
+        prediction, raw = predict(source, latents, times[place], asked)
         clean = visited.clean(prediction, latents, here)
         if place == 0:  # the posterior's mean given a clean picture is that picture, its variance nothing
             latents = clean
@@ -260,13 +284,13 @@ def noise_levels(teacher_or_pipe: Any, steps: int | None = None, sampler: str = 
     if _is_ancestral(source, plan):
         times = ddpm_times(source.scheduler, plan.steps).flip(0)
     else:
-        scheduler = _scheduler(source.scheduler, plan.sampler)
-        scheduler.set_timesteps(plan.steps)
+        scheduler = scheduler_of(source.scheduler, plan.sampler)
+        source.conditions.set_times(scheduler, plan.steps, torch.empty(1, source.conditions.channels, *plan.sides))
         times = scheduler.timesteps
     return [float(time) / source.scheduler.config.num_train_timesteps for time in times]
 
 
-def _scheduler(scheduler: Any, sampler: str) -> Any:
+def scheduler_of(scheduler: Any, sampler: str) -> Any:
     """A fresh scheduler on the source's noise schedule.
 
     What a config does not say, diffusers fills in with its own defaults, and DDIM's clips latents to [-1, 1].
@@ -296,15 +320,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 # Validation ----------------------------------------------------------------------------------------------------------
 
 
-def _latent_side(source: Source, size: int | None) -> int:
-    size = source.side if size is None else size
-    unit = source.factor * source.model.config.patch_size
-    if not isinstance(size, int) or size < unit or size % unit:
-        raise ValueError(
-            f"a side of {size} px is no multiple of {unit} (VAE {source.factor} x patch "
-            f"{source.model.config.patch_size}); the nearest is {max(unit, round(size / unit) * unit)}"
-        )
-    return size // source.factor
+def latent_sides(source: Source, size: Size) -> tuple[int, int]:
+    """(height, width) in latents."""
+    sides = (source.side if size is None else size,) * 2 if not isinstance(size, (tuple, list)) else tuple(size)
+    unit = source.factor * source.conditions.unit
+    for side in sides:
+        if not isinstance(side, int) or side < unit or side % unit:
+            near = f"; the nearest is {max(unit, round(side / unit) * unit)}" if isinstance(side, (int, float)) else ""
+            raise ValueError(
+                f"a side of {side} px is no multiple of {unit} (VAE {source.factor} x patch "
+                f"{source.conditions.unit}){near}"
+            )
+    if len(sides) != 2 or (source.conditions.square and sides[0] != sides[1]):
+        raise ValueError(f"a size of {sides} px; {type(source.model).__name__} draws squares: pass one side")
+    return sides[0] // source.factor, sides[1] // source.factor
 
 
 def _check_steps(source: Source, steps: int) -> int:
@@ -320,19 +349,10 @@ def _check_guidance(guidance: float) -> float:
     return float(guidance)
 
 
-def _check(sampler: str) -> str:
+def _check(source: Source, sampler: str) -> str:
     if sampler not in SAMPLERS:
         near = difflib.get_close_matches(str(sampler), SAMPLERS, 1, cutoff=0.0)
         raise ValueError(f"unknown sampler {sampler!r}; one of {', '.join(SAMPLERS)} (nearest: {near[0]})")
+    if sampler != "card" and not hasattr(source.scheduler, "alphas_cumprod"):
+        raise ValueError(f"sampler {sampler!r} is for noise and velocities; a flow is followed by its own: 'card'")
     return sampler
-
-
-def _check_labels(labels: Tensor, classes: int) -> Tensor:
-    labels = torch.as_tensor(labels)
-    if labels.ndim != 1 or labels.numel() == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a picture, shape (N,)"
-        )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}; this model's classes are 0..{classes - 1}")
-    return labels.long()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from torch import Tensor, nn
 
-from linattn.diffusion import Diffusion
+from linattn import conditions
+from linattn.conditions import Conditions
+from linattn.diffusion import Diffusion, Process
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,12 @@ class Teacher:
         return self.pipe.scheduler
 
     @property
-    def diffusion(self) -> Diffusion:
+    def diffusion(self) -> Process:
         return Diffusion.of(self.pipe.scheduler)
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        return conditions.of(self.pipe, self.card)
 
     @property
     def device(self) -> torch.device:
@@ -53,13 +60,13 @@ class Teacher:
 
     @property
     def classes(self) -> int:
-        return len(self.card["labels"])
+        return self.conditions.classes
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
         """Pictures (batch, 3, side, side) in [0, 1]."""
-        scaled = latents / self.vae.config.scaling_factor
-        parts = [self.vae.decode(part).sample for part in scaled.to(self.vae.device, self.vae.dtype).split(batch)]
+        scaled = self.conditions.unscaled(latents.to(self.vae.device, self.vae.dtype), self.vae)
+        parts = [self.vae.decode(part).sample for part in scaled.split(batch)]
         return torch.cat(parts).float().add(1).div(2).clamp(0, 1)
 
     @torch.no_grad()
@@ -67,7 +74,7 @@ class Teacher:
         """Latents of pictures in [0, 1]: the posterior's mean."""
         scaled = (pictures * 2 - 1).to(self.vae.device, self.vae.dtype)
         parts = [self.vae.encode(part).latent_dist.mean for part in scaled.split(batch)]
-        return torch.cat(parts) * self.vae.config.scaling_factor
+        return self.conditions.scaled(torch.cat(parts), self.vae)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:
@@ -98,8 +105,8 @@ def _quiet() -> Iterator[None]:
 
 def default_card(pipe: DiffusionPipeline) -> dict[str, Any]:
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    model = getattr(pipe, "transformer", None) or pipe.unet
-    return {"steps": 50, "guidance": 4.0, "side": model.config.sample_size * factor, "labels": labels(pipe)}
+    card = {"steps": 50, "guidance": 4.0, "side": conditions.of(pipe).side * factor}
+    return card | ({"labels": labels(pipe)} if hasattr(pipe, "labels") else {})
 
 
 def labels(pipe: DiffusionPipeline) -> list[str]:

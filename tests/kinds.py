@@ -1,14 +1,27 @@
 """Tiny random models of every family but DiT (tiny.py), and arguments of their forwards at any size."""
 
+import copy
+from collections.abc import Callable
+
 import tiny
 import torch
 from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from linattn import language
 
 TEXT = 16  # width of the text
 
@@ -29,9 +42,10 @@ def _unet(**more) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**options, **more})
 
 
-def _sdxl() -> UNet2DConditionModel:
+def _sdxl(**more) -> UNet2DConditionModel:
     """No attention at the first level, two transformer blocks at the second, pooled text and sizes."""
     return _unet(
+        **more,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
@@ -101,11 +115,13 @@ JOINT = ("sd3", "sd35", "flux")
 
 def model(kind: str, seed: int = 0) -> nn.Module:
     """In eval mode, every weight drawn from the seed: what starts at zero would be silent."""
-    if kind == "dit":
-        return tiny.model()
+    return tiny.model() if kind == "dit" else _seeded(MADE[kind], seed)
+
+
+def _seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = MADE[kind]()
+        made = make()
         for name, parameter in made.named_parameters():
             if parameter.ndim == 1:
                 nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.1)
@@ -113,6 +129,56 @@ def model(kind: str, seed: int = 0) -> nn.Module:
                 sharp = 2.0 if any(part in name for part in ("to_q.", "to_k.", "add_q", "add_k")) else 1.0
                 nn.init.normal_(parameter, std=sharp / parameter[0].numel() ** 0.5)
     return made.eval()
+
+
+def _clip(projected: bool = False) -> CLIPTextModel:
+    plain = language.clip_encoder(TEXT, 2, 2)
+    return CLIPTextModelWithProjection(plain.config).eval() if projected else plain
+
+
+def _stable(sdxl: bool = False):
+    steps = {"beta_schedule": "linear", "timestep_spacing": "trailing", "steps_offset": 1}
+    scheduler = DPMSolverMultistepScheduler(**steps, prediction_type="v_prediction")
+    parts = {"vae": tiny.vae(), "scheduler": scheduler, "tokenizer": language.clip_tokenizer()}
+    if not sdxl:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return StableDiffusionPipeline(**parts, unet=model("unet"), text_encoder=_clip())
+    first, second = language.clip_encoder(TEXT // 2, 2, 2), _clip(projected=True)
+    unet = _seeded(lambda: _sdxl(cross_attention_dim=TEXT // 2 + TEXT))
+    parts |= {"text_encoder": first, "text_encoder_2": second, "tokenizer_2": language.clip_tokenizer()}
+    return StableDiffusionXLPipeline(**parts, unet=unet, add_watermarker=False)
+
+
+def _pixart_pipeline():
+    scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", timestep_spacing="trailing")
+    t5 = {"tokenizer": language.t5_tokenizer(), "text_encoder": language.t5_encoder(TEXT, 1, 2)}
+    return PixArtSigmaPipeline(**t5, vae=tiny.vae(), transformer=model("pixart"), scheduler=scheduler)
+
+
+def _flow(made: nn.Module):
+    t5 = language.t5_encoder(TEXT, 1, 2)
+    parts = {"vae": tiny.vae(), "transformer": made, "tokenizer": language.clip_tokenizer()}
+    if isinstance(made, FluxTransformer2DModel):
+        own = {"text_encoder": _clip(), "text_encoder_2": t5, "tokenizer_2": language.t5_tokenizer()}
+        return FluxPipeline(**parts, **own, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0))
+    own = {"text_encoder_3": t5, "tokenizer_3": language.t5_tokenizer(), "tokenizer_2": language.clip_tokenizer()}
+    half = CLIPTextModelWithProjection(language.clip_encoder(TEXT // 2, 2, 2).config).eval()
+    encoders = {"text_encoder": half, "text_encoder_2": copy.deepcopy(half)}
+    return StableDiffusion3Pipeline(**parts, **own, **encoders, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
+def pipeline(kind: str, guided: bool = False):
+    """A stock pipeline of a family that reads captions: the tiny model, the world's words, tiny encoders."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        if kind in ("unet", "sdxl"):
+            pipe = _stable(kind == "sdxl")
+        elif kind == "pixart":
+            pipe = _pixart_pipeline()
+        else:
+            pipe = _flow(_seeded(lambda: _flux(guidance_embeds=True)) if guided else model(kind))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def inputs(

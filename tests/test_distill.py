@@ -25,20 +25,25 @@ from linattn import (
     teachers,
     training,
 )
+from linattn.conditions import NULL_CLASS, Labels
 from linattn.diffusion import Diffusion
 from linattn.distill import DistillConfig, convert, distill, select
-from linattn.lesson import NULL_CLASS, Lesson, draw
+from linattn.lesson import Lesson, draw
 
 HERE = Path(__file__).parent
 
 
 @dataclasses.dataclass
 class TinyTeacher:
-    """The two things of a teacher that distillation looks at."""
+    """The three things of a teacher that distillation looks at."""
 
     model: nn.Module
     diffusion: Diffusion
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def conditions(self) -> Labels:
+        return Labels(SimpleNamespace(transformer=self.model), {})
 
 
 class TinyData:
@@ -116,7 +121,7 @@ class Alone:
 def lesson_of(teacher: TinyTeacher, config: DistillConfig, accelerator=None) -> Lesson:
     original = module.frozen(teacher.model, torch.device("cpu"))
     student = convert(original, config)
-    return Lesson(config, original, student, teacher.diffusion, TinyData(), accelerator or Alone())
+    return Lesson(config, original, student, teacher.diffusion, teacher.conditions, TinyData(), accelerator or Alone())
 
 
 # What learns ---------------------------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ def test_both_models_see_one_label_drop(teacher):
 
 def test_a_step_depends_on_seed_and_number_alone(teacher):
     first, again = (draw(TINY, teacher.diffusion, TinyData(), 7) for _ in range(2))
-    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("clean", "labels", "eps", "t"))
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("clean", "asked", "eps", "t"))
     assert first.choice == again.choice
     for config, step in ((TINY, 8), (dataclasses.replace(TINY, seed=1), 7)):
         other = draw(config, teacher.diffusion, TinyData(), step)
@@ -206,7 +211,7 @@ def test_stages_never_share_a_batch(teacher, monkeypatch):
 def test_processes_take_slices_of_one_batch(teacher):
     whole = lesson_of(teacher, TINY).batch(3)
     parts = [lesson_of(teacher, TINY, Alone(index, 2)).batch(3) for index in range(2)]
-    for name in ("clean", "labels", "eps", "t"):
+    for name in ("clean", "asked", "dropped", "eps", "t"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
 
 
@@ -236,7 +241,7 @@ def test_layerwise_feeds_every_layer_the_teachers_input(teacher):
     batch = one.batch(0)
     noisy = teacher.diffusion.noised(batch.clean, batch.eps, batch.t)
     with torch.no_grad(), families.capture(one.teacher) as seen:
-        one.teacher(noisy, timestep=batch.t, class_labels=batch.labels)
+        one.teacher(noisy, timestep=batch.t, **batch.rows)
     errors = []
     for layer, at in zip(families.layers(one.student), seen, strict=True):
         output = families.apply(layer, at["input"], at["grid"], at["noise"])
@@ -267,7 +272,7 @@ def test_layerwise_stage_brings_the_layers_closer(teacher, operator, options):
     unseen = 1000
     before = lesson_of(teacher, config).layerwise(unseen)["loss"].item()
     student = distill(config, teacher, TinyData()).model
-    asked = Lesson(config, teacher.model, student, teacher.diffusion, TinyData(), Alone())
+    asked = Lesson(config, teacher.model, student, teacher.diffusion, teacher.conditions, TinyData(), Alone())
     after = asked.layerwise(unseen)["loss"].item()
     assert after < 0.8 * before
 

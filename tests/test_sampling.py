@@ -213,7 +213,7 @@ def test_the_callback_sees_every_step_and_the_last_estimate_is_the_picture():
 
 
 def test_ddim_on_another_schedulers_config_does_not_clip():
-    scheduler = sampling._scheduler(tiny.pipeline("dpm").scheduler, "ddim")
+    scheduler = sampling.scheduler_of(tiny.pipeline("dpm").scheduler, "ddim")
     assert isinstance(scheduler, DDIMScheduler)
     assert scheduler.config.clip_sample is False
 
