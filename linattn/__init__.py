@@ -5,6 +5,7 @@ linattn.linearize(pipe, "clear", radius=8)   # in place, any supported diffusers
 linattn.save(pipe, "my-student")             # the replaced layers and linattn.json
 linattn.load(fresh_pipe, "my-student")       # a folder or a hub id
 linattn.restore(pipe)                        # the original, bit for bit
+linattn.upscale(pipe, pictures, 2, 0.4, asked=captions)   # drawn again at twice the side
 """
 
 import importlib
@@ -13,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from linattn.attention import OPERATORS
     from linattn.grid import Grid
+    from linattn.redraw import upscale
     from linattn.surgery import attention_map, describe, linearize, load, restore, save
 
 # Found when first asked for: importing the package alone costs nothing, and neither torch nor diffusers is loaded.
 _HOMES = {
     "OPERATORS": "linattn.attention",
     "Grid": "linattn.grid",
+    "upscale": "linattn.redraw",
     **dict.fromkeys(("attention_map", "describe", "linearize", "load", "restore", "save"), "linattn.surgery"),
 }
 
-__all__ = ["OPERATORS", "Grid", "attention_map", "describe", "linearize", "load", "restore", "save"]
+__all__ = ["OPERATORS", "Grid", "attention_map", "describe", "linearize", "load", "restore", "save", "upscale"]
 
 
 def __getattr__(name: str) -> Any:

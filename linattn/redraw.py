@@ -1,0 +1,167 @@
+"""Pictures at sizes nobody trained at: enlarge, noise, draw again (SDEdit), the same function for every family.
+
+- What LinFusion shows (trained at one size, used at others) and CLEAR's recipe: draw small, `upscale`, and once more.
+- `strength` is the share of the steps that are drawn again: 0.3 keeps the composition, 1 begins at pure noise.
+- `ntk` multiplies FLUX's RoPE base (CLEAR: 10), for sides longer than it was trained at. The others rotate nothing: DiT
+  and PixArt squeeze their positions into the trained range by themselves, a UNet has none.
+- `proportional` scales CLEAR's scores with the number of tokens, as its high-resolution pipeline does.
+- Decoders with a tiling of their own use it above `tile` px, so that their memory does not grow with the picture. A
+  tile is normalised by itself: small ones shift colours, hence not the VAE's own default.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linattn import families, sampling
+from linattn.conditions import Asked
+from linattn.diffusion import Diffusion
+from linattn.sampling import Guided, Plan, Source
+
+TILE = 512  # px
+
+
+@torch.no_grad()
+def upscale(
+    pipe: Any,
+    image: Tensor | Image.Image | Sequence[Image.Image],
+    factor: float = 2,
+    strength: float = 0.4,
+    *,
+    asked: Asked,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    batch: int = 4,
+    ntk: float = 1.0,
+    proportional: bool = False,
+    tile: int | None = TILE,
+) -> Tensor:
+    """Pictures (N, 3, height, width) in [0, 1] at `factor` times their size.
+
+    `pipe` is a teacher or pipeline, linearized or not, or `model` draws in its place. `asked` is what the pictures
+    show, a label or caption each. With several doublings, upscale the result again.
+    """
+    source, image = Source.of(pipe, model), pictures(image)
+    _check(image, factor, strength, ntk)
+    size = tuple(round(side * factor) for side in image.shape[-2:])
+    plan = Plan.of(source, size, steps, guidance, "card")
+    asked = source.conditions.check(asked)
+    if len(asked) != len(image):
+        raise ValueError(f"{len(image)} pictures and {len(asked)} labels or captions; pass one for each picture")
+    parts = []
+    with sampling.evaluating(source.model), positions(source.model, ntk), proportions(source.model, proportional):
+        for first in range(0, len(image), batch):
+            rows = slice(first, first + batch)
+            numbers = range(first, first + len(image[rows]))
+            generators = [sampling.generator(seed, number) for number in numbers]
+            with tiles(source.vae, max(size), tile):
+                clean = encode(source, enlarged(image[rows], size))
+                latents = redrawn(source, plan, asked[rows], clean, strength, generators)
+                parts.append(sampling.decode(source, latents, batch))
+    return torch.cat(parts)
+
+
+def pictures(image: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+    """(N, 3, height, width) in [0, 1]; PIL's are read as RGB."""
+    if isinstance(image, Tensor):
+        return image
+    images = [image] if isinstance(image, Image.Image) else list(image)
+    arrays = [np.asarray(each.convert("RGB"), dtype=np.float32) / 255 for each in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def enlarged(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(image.float(), size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def encode(source: Source, image: Tensor) -> Tensor:
+    """Latents: the posterior's mean."""
+    weight = next(source.vae.parameters())
+    posterior = source.vae.encode((image * 2 - 1).to(weight.device, weight.dtype)).latent_dist
+    return source.conditions.scaled(posterior.mean, source.vae).float()
+
+
+def redrawn(
+    source: Source, plan: Plan, asked: Asked, clean: Tensor, strength: float, generators: list[torch.Generator]
+) -> Tensor:
+    """The last `strength` of the steps, from the clean latents noised to where they begin."""
+    scheduler = sampling.scheduler_of(source.scheduler, plan.sampler)
+    source.conditions.set_times(scheduler, plan.steps, clean)
+    first = first_step(len(scheduler.timesteps), strength)
+    scheduler.set_begin_index(first)
+    noise = torch.stack([torch.randn(clean.shape[1:], generator=each) for each in generators]).to(clean)
+    t = scheduler.timesteps[first].expand(len(clean))
+    latents = Diffusion.of(scheduler).noised(clean, noise, t)
+    *_, (drawn, _) = sampling.stepped(source, scheduler, Guided.of(source, asked, plan), latents, generators, first)
+    return drawn.float().cpu()
+
+
+def first_step(steps: int, strength: float) -> int:
+    """As Stable Diffusion's img2img counts (FLUX's rounds up): at least one step is drawn."""
+    return steps - max(1, min(int(steps * strength), steps))
+
+
+@contextlib.contextmanager
+def positions(model: nn.Module, ntk: float) -> Iterator[None]:
+    """RoPE's base times `ntk` on all axes, as CLEAR's pipeline has it."""
+    rope = getattr(families.model_of(model), "pos_embed", None)
+    if ntk == 1:
+        yield
+        return
+    if not hasattr(rope, "theta"):
+        raise ValueError(f"ntk is {ntk}, but {type(model).__name__} rotates no positions; leave it at 1")
+    before = rope.theta
+    rope.theta = before * ntk
+    try:
+        yield
+    finally:
+        rope.theta = before
+
+
+@contextlib.contextmanager
+def proportions(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """CLEAR's scale by the number of tokens, in every layer that has that option."""
+    with contextlib.ExitStack() as stack:
+        operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
+        able = [operator for operator in operators if "proportional" in operator.table]
+        if wanted and not able:
+            raise ValueError(f"proportional is for layers of clear, and {type(model).__name__} has none; leave it out")
+        for operator in able if wanted else ():
+            stack.enter_context(operator.pin(**(operator.pinned or {}), proportional=True))
+        yield
+
+
+@contextlib.contextmanager
+def tiles(vae: nn.Module, side: int, tile: int | None) -> Iterator[None]:
+    """The VAE's own tiling, where it has one and the picture is larger than a tile."""
+    names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
+    if tile is None or side <= tile or not all(hasattr(vae, name) for name in names):
+        yield
+        return
+    before = {name: getattr(vae, name) for name in names}
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, tile, tile // scale
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
+
+
+def _check(image: Tensor, factor: float, strength: float, ntk: float) -> None:
+    if image.ndim != 4 or image.shape[1] != 3 or len(image) == 0:
+        raise ValueError(f"pictures are {tuple(image.shape)}; pass a tensor (N, 3, height, width) in [0, 1]")
+    if not factor >= 1:
+        raise ValueError(f"a factor of {factor}; 1 draws at the same size, 2 at twice the side")
+    if not 0 < strength <= 1:
+        raise ValueError(f"a strength of {strength}; it is the share of the steps drawn again, above 0 and at most 1")
+    if not ntk > 0:
+        raise ValueError(f"an ntk of {ntk}; RoPE's base is multiplied by it, 1 leaves it")
