@@ -1,10 +1,11 @@
 # Two commands: `make repro` runs the pipeline and ends with the report, `make test` runs every test.
-# Both set up .venv by themselves. Variables: PROFILE, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
+# Both set up .venv by themselves. Variables: PROFILE, TEACHER, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
 
 PYTHON ?=
 PIP_ARGS ?=
 VENV ?= .venv
 PROFILE ?=
+TEACHER ?=
 PYTEST_ARGS ?=
 BIN := $(abspath $(VENV))/bin
 
@@ -29,6 +30,7 @@ help:
 	@echo "make clean   remove what can be made again; the environment and DVC's cache stay"
 	@echo
 	@echo "  PROFILE=tiny|nano|full|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
+	@echo "  TEACHER=class|text|text-joint  make repro for one teacher and its students alone"
 	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
 	@echo "  PIP_ARGS='--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple'"
 	@echo "                                 a torch without CUDA: some 300 MB instead of 3 GB"
@@ -38,7 +40,7 @@ setup:
 	@sh .ci/setup "$(VENV)" "$(PYTHON)" $(PIP_ARGS)
 
 repro: setup
-	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE))
+	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
 
 test: setup
 	@echo "Running the tests; those that need what this machine has not are skipped and named at the end."

@@ -1,9 +1,11 @@
 """What every row of the report is made of: the teacher once, then each student beside it.
 
-- Same noise, same labels, same latents for all: picture i of a student differs from picture i of the teacher by the
-  attention alone. Pictures are compared as 8-bit pictures, which is what anyone would save.
+- Same noise, same labels or captions, same latents for all: picture i of a student differs from picture i of its
+  teacher by the attention alone. Pictures are compared as 8-bit pictures, which is what anyone would save.
 - The rows that only bound the others (undistilled, twice the side) take fewer pictures and steps; their reference is
   the teacher drawn with those.
+- A teacher that reads captions is asked for one thing and for two in turn: shape and colour are marked where one was
+  asked for; where it was two, both shapes, both colours and how they lie.
 - Nothing here was trained on: labels, noise and world pictures come from a seed and an index of their own.
 - Several training seeds: the value is their mean, the interval holds both the choice of pictures and of seeds.
 - Quality holds no time and no machine, so the same code gives the same bytes; those go to the run file.
@@ -22,13 +24,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from linattn import costs, families, judge, metrics, params, project, samples, sampling, surgery, teachers, world
+from linattn import costs, families, judge, metrics, pairs, params, project, samples, sampling, surgery, teachers, world
+from linattn.conditions import Asked, Labels
 
 HELD_OUT = 1 << 30  # scenes from this index on were never trained on, by anything
 # 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 # No interval reaches where no value can.
-SHARES = ("shape", "colour", "both", "cross_shape", "cross_colour", "cross_both")
+OF_PAIRS = ("two_shapes", "two_colours", "relation")
+OF_ONE = ("shape", "colour", "both")
+SHARES = (*OF_ONE, *OF_PAIRS, *(f"cross_{name}" for name in (*OF_ONE, *OF_PAIRS)))
 WITHIN = {
     **dict.fromkeys(("error", "mse"), (0.0, math.inf)),
     **dict.fromkeys(SHARES, (0.0, 1.0)),
@@ -70,8 +75,40 @@ class Bench:
     def side(self) -> int:
         return self.teacher.card["side"]
 
+    @property
+    def name(self) -> str:
+        """Of the teacher's own row."""
+        return project.teacher_row(self.role)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it is told captions; else labels."""
+        return not isinstance(self.teacher.conditions, Labels)
+
+    def asked(self, count: int) -> Asked:
+        """What the first `count` pictures are asked to show."""
+        start = HELD_OUT if self.reads else 0
+        return samples.asked(self.teacher.conditions, range(start, start + count), self.part.seed)
+
+    def scenes(self, count: int) -> list[world.Scene]:
+        """Pictures of the world of the same content, as it would have drawn them."""
+        if self.reads:
+            return samples.scenes(range(HELD_OUT, HELD_OUT + count), self.part.seed)
+        labels = self.asked(count).tolist()
+        return [world.scene(self.part.seed, HELD_OUT + number, label=label) for number, label in enumerate(labels)]
+
     def labels(self, count: int) -> Tensor:
-        return samples.balanced_labels(range(count), self.part.seed, self.teacher.classes)
+        """The class of the first thing of each picture."""
+        return torch.tensor([scene.label for scene in self.scenes(count)]) if self.reads else self.asked(count)
+
+    def singles(self, count: int) -> slice:
+        """Which of `count` pictures show one thing."""
+        return slice(0, count, 2 if self.reads else 1)
+
+    def inputs(self, model: nn.Module, level: float) -> dict[str, Any]:
+        """Arguments of one forward of one picture at the side it was trained at."""
+        sides = sampling.latent_sides(sampling.Source.of(self.teacher), self.side)
+        return self.teacher.conditions.example(*sides, self.asked(1), level)
 
     def features(self, pictures: Tensor) -> Tensor:
         return metrics.judge_features(self.judge, unit(pictures))
@@ -79,8 +116,7 @@ class Bench:
     @cached_property
     def known(self) -> dict[str, Tensor]:
         """Features of what students are compared with."""
-        labels = self.labels(max(self.part.pictures, self.part.quick_pictures)).tolist()
-        scenes = [world.scene(self.part.seed, HELD_OUT + number, label=label) for number, label in enumerate(labels)]
+        scenes = self.scenes(max(self.part.pictures, self.part.quick_pictures))
         found = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
         return found | {"world": self.features(eight_bits(world.render(scenes, self.side)))}
 
@@ -105,7 +141,7 @@ def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: i
     """(count, 3, side, side) in 8 bits; the teacher's own without a model."""
     pictures = sampling.draw(
         bench.teacher,
-        bench.labels(count),
+        bench.asked(count),
         size=bench.side * scale,
         steps=steps,
         seed=bench.part.seed,
@@ -119,19 +155,19 @@ def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: i
 
 def draw_reference(bench: Bench) -> dict[str, Tensor]:
     """What the teacher draws for the whole table, and the latents that predictions are compared on."""
-    part, labels = bench.part, bench.labels(bench.part.pictures)
+    part, asked = bench.part, bench.asked(bench.part.pictures)
     say(f"teacher: {part.pictures} pictures of {part.steps} steps")
     latents = sampling.draw_latents(
-        bench.teacher, labels, size=bench.side, steps=part.steps, seed=part.seed, batch=part.batch
+        bench.teacher, asked, size=bench.side, steps=part.steps, seed=part.seed, batch=part.batch
     )
     pictures = eight_bits(sampling.decode(bench.teacher, latents, part.batch))
     say(f"teacher: {part.quick_pictures} of {part.quick_steps} steps, {part.cross_pictures} at {part.cross} x the side")
     quick = draw(bench, None, part.quick_pictures, part.quick_steps)
     cross = draw(bench, None, part.cross_pictures, part.quick_steps, part.cross)
-    asked = {"count": part.errors, "batch": part.batch, "seed": part.seed}
-    said = metrics.predictions(bench.teacher, bench.teacher.model, (latents, labels), part.noise, **asked)
+    how = {"count": part.errors, "batch": part.batch, "seed": part.seed}
+    said = metrics.predictions(bench.teacher, bench.teacher.model, (latents, asked), part.noise, **how)
     drawn = {"pictures": pictures, "quick": quick, "cross": cross}
-    return {"latents": latents, "labels": labels, "predictions": said, **drawn}
+    return {"latents": latents, "labels": bench.labels(part.pictures), "predictions": said, **drawn}
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -148,25 +184,37 @@ def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
 
 
 def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
-    marks = metrics.judge_accuracy(bench.judge, unit(pictures), bench.labels(len(pictures)))
+    count = len(pictures)
+    single = bench.singles(count)
+    marks = metrics.judge_accuracy(bench.judge, unit(pictures[single]), bench.labels(count)[single])
+    if bench.reads:
+        marks |= pair_marks(bench, pictures[1::2], bench.scenes(count)[1::2])
     return {f"{prefix}{name}": value for name, value in marks.items()}
+
+
+def pair_marks(bench: Bench, pictures: Tensor, scenes: list[world.Scene]) -> Measures:
+    eye = bench.judge.cpu()
+    told = pairs.marks(eye, unit(pictures), scenes)  # (pictures, 3)
+    bench.judge.to(project.device())
+    return {name: metrics.wilson(int(right.sum()), len(right)) for name, right in zip(OF_PAIRS, told.T, strict=True)}
 
 
 def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
     """Of the prediction, by noise level and on the whole."""
     part = bench.part
-    given = (bench.reference["latents"], bench.reference["labels"])
+    given = (bench.reference["latents"], bench.asked(part.pictures))
     asked = {"count": part.errors, "batch": part.batch, "seed": part.seed}
     theirs = bench.reference["predictions"]
     return metrics.prediction_error(bench.teacher, model, given, part.noise, theirs=theirs, **asked)
 
 
 def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
-    """Asked shapes by seen shapes."""
+    """Asked shapes by seen shapes, where one thing was asked for."""
+    single = bench.singles(len(pictures))
     seen = torch.cat(
-        [bench.judge(unit(part).to(project.device())).shape.argmax(1).cpu() for part in pictures.split(256)]
+        [bench.judge(unit(part).to(project.device())).shape.argmax(1).cpu() for part in pictures[single].split(256)]
     )
-    asked = bench.labels(len(pictures)) // len(world.COLOURS)
+    asked = bench.labels(len(pictures))[single] // len(world.COLOURS)
     shapes = len(world.SHAPES)
     return torch.bincount(asked * shapes + seen, minlength=shapes**2).reshape(shapes, shapes).tolist()
 
@@ -181,11 +229,12 @@ def levels_of(bench: Bench, model: nn.Module) -> list[float]:
 def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
     """One forward of one picture at the side it was trained at, the mean over a draw's steps."""
     levels = levels_of(bench, model)
-    formula = [costs.macs(model, noise=level) for level in levels]
+    formula = [costs.macs(model, noise=level, inputs=bench.inputs(model, level)) for level in levels]
+    counted = [costs.counted_macs(model, noise=level, inputs=bench.inputs(model, level)) for level in levels]
     return {
         "macs": round(statistics.mean(each["total"] for each in formula)),
         "core_macs": round(statistics.mean(each["core"] for each in formula)),
-        "macs_counted": round(statistics.mean(costs.counted_macs(model, noise=level) for level in levels)),
+        "macs_counted": round(statistics.mean(counted)),
         "parameters": costs.parameters(model)["total"],
         "added": costs.parameters(model)["added"],
     }
@@ -205,13 +254,14 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     save_file(drawn, project.reference(bench.role, write=True))
     drew = time.monotonic() - began
     pictures = {"pictures": drawn["pictures"], "labels": drawn["labels"], "cross": drawn["cross"]}
-    save_file(pictures, project.pictures("teacher", write=True))
+    save_file(pictures, project.pictures(bench.name, write=True))
     part = bench.part
     world_kid = metrics.judge_kid(bench.known["pictures"], bench.known["world"][: part.pictures], part.seed)
     quality = truth(bench, drawn["pictures"]) | truth(bench, drawn["cross"], "cross_") | {"kid_world": world_kid}
     quick = truth(bench, drawn["quick"])
     result = {
-        "student": "teacher",
+        "student": bench.name,
+        **shown_of(bench),
         "operator": "softmax",
         "options": {},
         "control": False,
@@ -223,17 +273,33 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
         "cost": cost(bench, bench.teacher.model) | {"trained": 0},
         "confusion": confusion(bench, drawn["pictures"]),
     }
-    project.write_json(project.result("teacher", write=True), result)
-    project.write_json(project.result("chance", write=True), chance(bench))
+    project.write_json(project.result(bench.name, write=True), result)
+    project.write_json(project.result(project.chance_row(bench.role), write=True), chance(bench, drawn["pictures"]))
     seconds = {"draw": drew, "evaluate": time.monotonic() - began}
-    write_run(bench, "teacher", bench.teacher.model, seconds)
+    write_run(bench, bench.name, bench.teacher.model, seconds)
     return result
 
 
-def chance(bench: Bench) -> dict[str, Any]:
-    quality = {name: {"value": value, "low": None, "high": None, "n": None} for name, value in metrics.chance().items()}
+def shown_of(bench: Bench) -> dict[str, Any]:
+    """Which teacher a row is of, and what its pictures were asked to show where no label says it."""
+    said = {"teacher": bench.role, "folder": bench.settings.teacher(bench.role).source.rpartition("/")[2]}
+    return said | ({"captions": list(bench.asked(bench.part.pictures))} if bench.reads else {})
+
+
+def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
+    """What a model that ignores what it is asked for gets; of two things, what captions of other pictures get."""
+    values = metrics.chance()
+    if bench.reads:
+        scenes = bench.scenes(len(pictures))[1::2]
+        values |= {name: each["value"] for name, each in pair_marks(bench, pictures[1::2], shifted(scenes)).items()}
+    quality = {name: {"value": value, "low": None, "high": None, "n": None} for name, value in values.items()}
     quality |= {f"cross_{name}": value for name, value in quality.items()}
-    return {"student": "chance", "profile": bench.settings.profile, "quality": quality}
+    row = {"student": project.chance_row(bench.role), "teacher": bench.role, "profile": bench.settings.profile}
+    return row | {"quality": quality}
+
+
+def shifted(scenes: list[world.Scene]) -> list[world.Scene]:
+    return scenes[1:] + scenes[:1]
 
 
 def sizes(bench: Bench) -> dict[str, Any]:
@@ -259,7 +325,10 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
         "facts": project.facts(),
         "seconds": {key: round(value, 2) for key, value in {**before, **seconds}.items()},
         "backend": surgery.backends(model),
-        "memory": max(costs.forward_memory(model, noise=level) for level in levels_of(bench, model)),
+        "memory": max(
+            costs.forward_memory(model, noise=level, inputs=bench.inputs(model, level))
+            for level in levels_of(bench, model)
+        ),
     }
     project.write_json(project.run_result(name, write=True), run)
 
@@ -312,6 +381,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     training = project.read_json(project.student(name) / "training.json")
     result = {
         "student": name,
+        **shown_of(bench),
         "operator": student.operator,
         "options": student.options,
         "control": student.operator == "softmax",
@@ -355,10 +425,11 @@ def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] |
 
 
 def evaluate(name: str, profile: str | None = None) -> dict[str, Any]:
-    """The row of a student, or of the teacher under that name."""
-    if name == "teacher":
-        return evaluate_teacher(Bench.of(profile))
+    """The row of a student, or of a teacher under the name teacher-ROLE."""
     settings = params.load(profile)
+    for role in settings.teachers:
+        if name == project.teacher_row(role):
+            return evaluate_teacher(Bench(settings, role))
     return evaluate_student(Bench(settings, settings.student(name).teacher), name)
 
 
@@ -366,6 +437,9 @@ LINES = {
     "error": ("squared error of the prediction, % of the teacher's square", 100, 2),
     "shape": ("asked shape found, %", 100, 1),
     "colour": ("asked colour found, %", 100, 1),
+    "two_shapes": ("both shapes found where two were asked for, %", 100, 1),
+    "two_colours": ("both colours found, %", 100, 1),
+    "relation": ("the relation as asked, %", 100, 1),
     "psnr": ("PSNR to the teacher's pictures, dB", 1, 1),
     "ssim": ("SSIM to the teacher's pictures", 1, 3),
     "kid_teacher": ("KID to the teacher's pictures, judge's features, x 1000", 1000, 2),

@@ -1,7 +1,7 @@
 """Run a notebook as a stage of the pipeline: `python -m linattn.notebooks distill --student clear`.
 
-- Only names are injected (student, profile); numbers come from params.yaml through params.py. A name the notebook does
-  not declare is an error here; papermill would warn and go on.
+- Only names are injected (student, teacher, profile); numbers come from params.yaml through params.py. A name the
+  notebook does not declare is an error here; papermill would warn and go on.
 - What a cell *shows* is a result and is kept. What it *prints* is a log with times in it: it goes to the terminal while
   it runs, not into the file. So the executed notebooks of two runs with the same results are the same bytes.
 - It runs on a draft in scratch and is moved to its place when it is finished. One that fails is kept, log and traceback
@@ -31,8 +31,8 @@ class Stage:
 
 
 STAGES = {
-    "teacher": Stage("01_teacher"),
-    "sample": Stage("02_sample"),
+    "teacher": Stage("01_teacher", "teacher"),
+    "sample": Stage("02_sample", "teacher"),
     "anatomy": Stage("03_anatomy"),
     "distill": Stage("04_distill", "student"),
     "evaluate": Stage("05_evaluate", "student"),
@@ -65,7 +65,7 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
     try:
         return run(source(spec.notebook), root / "reports" / "notebooks" / f"{title}.ipynb", by_hand=by_hand, **names)
     except Failed as error:
-        if name:
+        if name and spec.takes == "student":
             facts = {"facts": project.facts(), "error": f"{stage}: {error.__cause__}"}
             with project.pipeline():  # where the report looks, whatever was made by hand
                 project.write_json(project.run_result(name, write=True), facts)
@@ -230,11 +230,12 @@ def move(notebook: nbformat.NotebookNode, draft: Path, out: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m linattn.notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--student", help="a name of params.yaml, or `teacher` for evaluate")
+    parser.add_argument("--student", help="a name of params.yaml, or teacher-ROLE for evaluate")
+    parser.add_argument("--teacher", help="a role of params.yaml")
     parser.add_argument("--profile", help="instead of the one params.yaml names")
     parser.add_argument("--by-hand", action="store_true", help="as from JupyterLab: results go to .scratch/lab")
     options = parser.parse_args(arguments)
-    names = {name: value for name in ("student", "profile") if (value := getattr(options, name)) is not None}
+    names = {name: value for name in ("student", "teacher", "profile") if (value := getattr(options, name)) is not None}
     try:
         out = run_stage(options.stage, options.by_hand, **names)
         if options.by_hand:
@@ -242,7 +243,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, Failed) as error:
         cause = f"{error.__cause__}; " if error.__cause__ else ""
         print(
-            f"linattn: {options.stage} {options.student or ''}".rstrip() + f" failed: {cause}{error}", file=sys.stderr
+            f"linattn: {options.stage} {options.student or options.teacher or ''}".rstrip()
+            + f" failed: {cause}{error}",
+            file=sys.stderr,
         )
         return 1
     return 0

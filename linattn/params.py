@@ -36,6 +36,7 @@ class Teacher:
     """Where a role's teacher is. Its shape is written down only where no folder tells it."""
 
     source: str  # a folder of this repository, or a hub id
+    minutes: int | None = between(1, default=None)  # of the nano profile on two cores: samples, students, evaluation
     revision: str | None = None
     heads: int = between(1, default=4)
     head_dim: int = between(1, default=32)
@@ -147,7 +148,7 @@ class Student:
     """One entry of `students`: an operator with its options, for one teacher."""
 
     operator: str
-    teacher: str = "class"
+    teacher: str = "class"  # of `students` each names its own, since DVC's templates know no default
     layers: str | tuple[int | str, ...] = "all"
     initialise: Literal["mlp_only", "out", "v", "all"] = "all"
     recipe: Literal["protocol", "published"] = "protocol"
@@ -160,7 +161,7 @@ class Params:
     profile: str
     students: dict[str, Student]
     operators: dict[str, dict[str, Student]]  # lists of their own for anatomy and benchmark
-    teachers: dict[str, Teacher]
+    teachers: dict[str, Teacher]  # by role
     sample: Sample
     anatomy: Anatomy
     distill: Distill
@@ -171,6 +172,10 @@ class Params:
 
     def student(self, name: str) -> Student:
         return self.students[known(name, self.students, "student")]
+
+    def of_teacher(self, role: str) -> list[str]:
+        """Its students."""
+        return [name for name, student in self.students.items() if student.teacher == role]
 
     def teacher(self, role: str) -> Teacher:
         return self.teachers[known(role, self.teachers, f"teacher of profile {self.profile}")]
@@ -211,12 +216,14 @@ def _read(path: Path) -> Plain:
 def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -> Params:
     """The parameters of one profile; the whole file is checked, other profiles too."""
     top = _mapping(content, file)
-    _keys(top, ("profile", "students", "profiles", "operators"), (), file)
+    _keys(top, ("profile", "teachers", "students", "profiles", "operators"), (), file)
+    teachers = _teachers(top["teachers"], "teachers")
     profiles = _mapping(top["profiles"], "profiles")
     chosen = known(profile or top["profile"], profiles, "profile")
     if not profile:
         known(top["profile"], profiles, f"{file}: profile")
-    parts = {name: _profile(entry, f"profiles.{name}") for name, entry in profiles.items()}
+    parts = {name: _profile(entry, teachers, f"profiles.{name}") for name, entry in profiles.items()}
+    _named_teachers(top["students"])
     students = {
         name: _resolved(student, parts[chosen]["published"], chosen)
         for name, student in _students(top["students"], "students").items()
@@ -239,12 +246,29 @@ PARTS = {
 }
 
 
-def _profile(content: Any, place: str) -> Plain:
+def _teachers(content: Any, place: str) -> dict[str, Teacher]:
+    entries = _mapping(content, place)
+    for role in entries:
+        _check_name(role, f"{place}.{role}")
+    return {role: read(Teacher, value, f"{place}.{role}") for role, value in entries.items()}
+
+
+def _named_teachers(students: Any) -> None:
+    for name, entry in _mapping(students, "students").items():
+        if "teacher" not in _mapping(entry, f"students.{name}"):
+            raise ValueError(f"students.{name} lacks teacher: a role of `teachers`, e.g. teacher: class")
+
+
+def _check_name(name: Any, place: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(name)):
+        raise ValueError(f"{place}: a name is made of a-z, 0-9 and '-', since it becomes a folder and a stage")
+
+
+def _profile(content: Any, usual: Mapping[str, Teacher], place: str) -> Plain:
     entry = _mapping(content, place)
     _keys(entry, ("teachers", "published", *PARTS), (), place)
     parts: Plain = {name: read(part, entry[name], f"{place}.{name}") for name, part in PARTS.items()}
-    teachers = _mapping(entry["teachers"], f"{place}.teachers")
-    parts["teachers"] = {role: read(Teacher, value, f"{place}.teachers.{role}") for role, value in teachers.items()}
+    parts["teachers"] = {**usual, **_teachers(entry["teachers"], f"{place}.teachers")}
     published = _mapping(entry["published"], f"{place}.published")
     parts["published"] = {
         name: _published(value, parts["distill"], parts["teachers"], f"{place}.published.{name}")
@@ -270,9 +294,8 @@ def _students(content: Any, place: str) -> dict[str, Student]:
     students = {}
     for name, value in _mapping(content, place).items():
         here = f"{place}.{name}"
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(name)):
-            raise ValueError(f"{here}: a name is made of a-z, 0-9 and '-', since it becomes a folder and a stage")
-        if name in ("teacher", "chance", "index"):
+        _check_name(name, here)
+        if re.match(r"(teacher|chance|index)(-|$)", name):
             raise ValueError(f"{here}: {name!r} is the name of another row of the report; choose another")
         entry = dict(_mapping(value, here))
         fixed = [f.name for f in dataclasses.fields(Student) if f.name not in ("name", "options")]
@@ -312,12 +335,22 @@ def _check_students(params: Params) -> None:
 
 
 def shape_of(teacher: Teacher) -> tuple[int, int, bool]:
-    """(heads, head_dim, has text): from the folder where there is one."""
-    config = teacher.folder and teacher.folder / "transformer" / "config.json"
-    if config and config.is_file():
-        found = project.read_json(config)
-        return found["num_attention_heads"], found["attention_head_dim"], teacher.text
+    """(heads, head_dim, has text) of the first layer: from the folder where there is one."""
+    for part, read_shape in (("transformer", _transformer_shape), ("unet", _unet_shape)):
+        config = teacher.folder and teacher.folder / part / "config.json"
+        if config and config.is_file():
+            return read_shape(project.read_json(config))
     return teacher.heads, teacher.head_dim, teacher.text
+
+
+def _transformer_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
+    return config["num_attention_heads"], config["attention_head_dim"], "joint_attention_dim" in config
+
+
+def _unet_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
+    heads = config["attention_head_dim"]  # of a UNet this is how many, whatever the name says
+    heads = heads[0] if isinstance(heads, (list, tuple)) else heads
+    return heads, config["block_out_channels"][0] // heads, False
 
 
 def check_operator(student: Student, heads: int, head_dim: int, text: bool, place: str) -> None:

@@ -2,6 +2,7 @@
 
 - `dvc repro -k` runs what changed and nothing else. A stage that fails stops what needs it and nothing besides: the
   report is rendered all the same, names the failed students, and the command exits 1.
+- `--teacher class` runs the stages of one teacher and its students, then the report.
 - Another profile (`--profile tiny`) runs in a copy of the repository under .scratch/, so that what is in Git stays what
   params.yaml says. The copy shares the cache: going back is instant.
 - `--check` says whether dvc.lock is in step with the code, without running anything.
@@ -22,9 +23,10 @@ OWN = ("dvc.lock", "reports/results", "reports/students")  # of a copy: its resu
 LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints"}
 
 
-def repro() -> int:
+def repro(only: str | None = None) -> int:
     settings = params.load()
-    for role in {settings.student(name).teacher for name in settings.students}:
+    roles = [params.known(only, settings.teachers, "teacher")] if only else used(settings)
+    for role in roles:
         teacher = settings.teachers[role]
         if not teacher.folder:
             raise ValueError(
@@ -35,13 +37,10 @@ def repro() -> int:
         if teacher.folder and not (teacher.folder / "model_index.json").exists():
             raise ValueError(
                 f"the {role} teacher, {teacher.source}, is not there: get a clone that holds it, or train it "
-                "(hours on a CPU, minutes on a GPU) with python -m linattn.notebooks teacher"
+                f"(hours on a CPU, minutes on a GPU) with python -m linattn.notebooks teacher --teacher {role}"
             )
-    print(
-        f"Profile {settings.profile}: {len(settings.students)} students ({', '.join(settings.students)}).", flush=True
-    )
-    print("Stages that are up to date are skipped; the others say what they do.", flush=True)
-    done = dvc("repro", "--keep-going").returncode
+    announce(settings, roles)
+    done = dvc("repro", "--keep-going", *(targets(settings, only) if only else ())).returncode
     report = project.report()
     if done == 0:
         print(f"Done. The report: {report}")
@@ -57,9 +56,33 @@ def repro() -> int:
     return 1
 
 
+def used(settings: params.Params) -> list[str]:
+    """The roles that some student has, in their order."""
+    return [role for role in settings.teachers if settings.of_teacher(role)]
+
+
+def announce(settings: params.Params, roles: list[str]) -> None:
+    """What will run, and how long that takes where nothing is there yet."""
+    print(f"Profile {settings.profile}:", flush=True)
+    nano = settings.profile == "nano"
+    for role in roles:
+        teacher, names = settings.teacher(role), settings.of_teacher(role)
+        minutes = f", some {teacher.minutes} minutes on two cores" if nano and teacher.minutes else ""
+        print(f"  {role}: {teacher.source}, {len(names)} students ({', '.join(names)}){minutes}", flush=True)
+    print("Stages that are up to date are skipped; the others say what they do.", flush=True)
+
+
+def targets(settings: params.Params, role: str) -> list[str]:
+    """The stages of one teacher. Anatomy and benchmark are of `class`; the report shows what there is."""
+    named = [f"sample@{role}", f"reference@{role}", *(("anatomy", "benchmark") if role == "class" else ())]
+    named += [f"{stage}@{name}" for stage in ("distill", "evaluate") for name in settings.of_teacher(role)]
+    return named
+
+
 def failures(settings: params.Params) -> list[str]:
     """The teacher's row and students without a result, or whose last run ended in an error."""
-    return [name for name in ("teacher", *settings.students) if not project.result(name).exists() or _error(name)]
+    rows = (*(project.teacher_row(role) for role in used(settings)), *settings.students)
+    return [name for name in rows if not project.result(name).exists() or _error(name)]
 
 
 def _error(name: str) -> str | None:
@@ -146,16 +169,18 @@ def files(root: Path | None = None) -> list[str]:
     return sorted(path for path in found if not path.startswith((*made, ".dvc/tmp/")))
 
 
-def elsewhere(profile: str) -> int:
+def elsewhere(profile: str, teacher: str | None = None) -> int:
     folder = copy(project.ROOT / ".scratch" / "profiles" / profile, profile)
     print(f"Profile {profile} runs in a copy, {folder.relative_to(project.ROOT)}: nothing here changes.", flush=True)
     environment = {**os.environ, "PYTHONPATH": project.python_path(folder), "LINATTN_COMMIT": project.commit() or ""}
-    return subprocess.run([sys.executable, "-m", "linattn.pipeline"], cwd=folder, env=environment).returncode
+    words = ["--teacher", teacher] if teacher else []
+    return subprocess.run([sys.executable, "-m", "linattn.pipeline", *words], cwd=folder, env=environment).returncode
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m linattn.pipeline", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", help="run another profile than params.yaml's, in a copy")
+    parser.add_argument("--teacher", help="only the stages of this role, e.g. class")
     parser.add_argument("--check", action="store_true", help="only say whether dvc.lock is in step with the code")
     options = parser.parse_args(arguments)
     try:
@@ -163,9 +188,9 @@ def main(arguments: list[str] | None = None) -> int:
             return check()
         if options.profile and options.profile != params.load().profile:
             params.load(options.profile)  # a misspelt name is refused before anything is copied
-            return elsewhere(options.profile)
+            return elsewhere(options.profile, options.teacher)
         with project.pipeline():  # never what was made by hand
-            return repro()
+            return repro(options.teacher)
     except (ValueError, RuntimeError) as error:
         print(f"linattn: {error}", file=sys.stderr)
         return 1

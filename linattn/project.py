@@ -110,6 +110,15 @@ def student(name: str, seed: int | None = None, write: bool = False) -> Path:
     return _place(f"reports/students/{name}" + ("" if seed is None else f"/seed-{seed}"), write)
 
 
+def teacher_row(role: str = "class") -> str:
+    """The name that a teacher's own row, pictures and run go by."""
+    return f"teacher-{role}"
+
+
+def chance_row(role: str = "class") -> str:
+    return f"chance-{role}"
+
+
 def result(name: str, write: bool = False) -> Path:
     """Quality, in Git: the same bytes whenever it is made again."""
     return _place(f"reports/results/{name}.json", write)

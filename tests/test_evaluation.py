@@ -43,6 +43,10 @@ def bench(pipe, steps):
         class part:
             pass
 
+        @staticmethod
+        def inputs(model, level):
+            return costs.example(model, noise=level)
+
     Bench.part.steps = steps
     return Bench
 

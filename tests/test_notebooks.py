@@ -88,7 +88,7 @@ def test_annotated_and_plain_names_are_both_declared(place):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["distill"], "--student NAME"), (["sample", "--student", "x"], "parameter of 02_sample")],
+    [(["distill"], "--student NAME"), (["sample", "--teacher", "class", "--student", "x"], "parameter of 02_sample")],
     ids=["no name", "a name too many"],
 )
 def test_the_command_says_what_is_missing_and_exits_1(words, message, capsys):

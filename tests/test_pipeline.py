@@ -1,4 +1,4 @@
-"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with three students.
+"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with five students.
 
 The tests of this file are one story and run in its order: first run, nothing on the second, a forced stage, then
 students added, edited, removed and failing.
@@ -17,14 +17,19 @@ import pytest
 from linattn import params, pipeline, project
 
 STUDENTS = """students:
-  softmax: {operator: softmax}
-  clear: {operator: clear, radius: 4}
+  softmax: {operator: softmax, teacher: class}
+  clear: {operator: clear, teacher: class, radius: 4}
+  sd-linfusion: {operator: linfusion, teacher: text}
+  flux-clear: {operator: clear, teacher: text-joint, radius: 4}
   mediator-schedule:
     operator: mediator
+    teacher: class
     conv: 3
     schedule: [{until: 0.5, count: 4}, {until: 0.0, count: 16}]
 """
-NAMES = ("softmax", "clear", "mediator-schedule")
+NAMES = ("softmax", "clear", "sd-linfusion", "flux-clear", "mediator-schedule")
+READING = ("sd-linfusion", "flux-clear")  # students of teachers that read captions
+ROLES = ("class", "text", "text-joint")
 EACH = ("distill", "evaluate")
 
 
@@ -99,7 +104,9 @@ def test_every_student_has_quality_with_n_and_intervals(finished):
     for name in NAMES:
         result = finished.read(f"reports/results/{name}.json")
         assert result["student"] == name
-        assert result["quality"]["shape"]["n"] == 8
+        assert result["quality"]["shape"]["n"] == (4 if name in READING else 8)
+        assert ("relation" in result["quality"]) == (name in READING)
+        assert len(result.get("captions", ())) == (8 if name in READING else 0)
         error = result["quality"]["error"]
         assert error["low"] <= error["value"] <= error["high"]
         assert result["undistilled"]["error"]["value"] is not None
@@ -108,6 +115,14 @@ def test_every_student_has_quality_with_n_and_intervals(finished):
         assert run["facts"]["versions"]["torch"]
         assert {"distill", "evaluate", "draw"} <= set(run["seconds"])
         assert (finished.folder / "reports" / "pages" / f"{name}.html").exists()
+
+
+def test_every_teacher_has_a_row_and_chance_beside_it(finished):
+    for role in ROLES:
+        row, chance = (finished.read(f"reports/results/{name}-{role}.json") for name in ("teacher", "chance"))
+        assert row["teacher"] == chance["teacher"] == role
+        assert row["quality"].keys() >= chance["quality"].keys() - {f"cross_{name}" for name in chance["quality"]}
+        assert (finished.folder / "reports" / "runs" / f"teacher-{role}.run.json").exists()
 
 
 def test_softmax_unchanged_is_the_teacher_before_training(finished):
@@ -135,14 +150,13 @@ def test_results_hold_no_time_and_no_machine(finished):
 
 def test_forced_stages_change_no_hash_but_the_run_files(finished):
     before = finished.lock()
-    for stage in ("sample", "distill@clear", "evaluate@clear"):
+    for stage in ("sample@class", "sample@text", "distill@clear", "evaluate@clear"):
         finished.python("dvc", "repro", "--force", "--single-item", stage)
     after = finished.lock()
     changed = {path for name in after for path, md5 in after[name].items() if before[name][path] != md5}
     assert changed <= {
         "reports/runs/clear.run.json",
         "reports/runs/clear.distill.run.json",
-        "reports/runs/teacher.run.json",
     }
     assert changed
 
@@ -165,16 +179,17 @@ def test_a_comment_in_params_changes_nothing(finished):
 
 
 def test_editing_one_student_runs_that_one_and_the_report(finished):
-    finished.edit("clear: {operator: clear, radius: 4}\n  med", "clear: {operator: clear, radius: 3}\n  med")
+    four, three = (f"  clear: {{operator: clear, teacher: class, radius: {radius}}}\n" for radius in (4, 3))
+    finished.edit(four, three)
     assert finished.would_run() == {"distill@clear", "evaluate@clear", "report"}
-    finished.edit("clear: {operator: clear, radius: 3}\n  med", "clear: {operator: clear, radius: 4}\n  med")
+    finished.edit(three, four)
 
 
-EVALUATED = {"reference", *(f"evaluate@{name}" for name in NAMES)}
+EVALUATED = {*(f"reference@{role}" for role in ROLES), *(f"evaluate@{name}" for name in NAMES)}
 PARTS = {
     "evaluate": ("evaluate: {pictures: 8,", "evaluate: {pictures: 9,", EVALUATED),
     "benchmark": ("benchmark: {tokens: [64, 256],", "benchmark: {tokens: [64, 144],", {"benchmark"}),
-    "sample": ("sample: {pictures: 16, steps: 4,", "sample: {pictures: 16, steps: 5,", {"sample"}),
+    "sample": ("sample: {pictures: 16, steps: 4,", "sample: {pictures: 16, steps: 5,", {f"sample@{r}" for r in ROLES}),
     "another profile": ("evaluate: {pictures: 128,", "evaluate: {pictures: 129,", set()),
 }
 
@@ -188,13 +203,17 @@ def test_editing_a_part_runs_what_reads_it(finished, name):
     assert would - {"report"} == stages
 
 
+OF_CLEAR = {f"{stage}@{name}" for stage in EACH for name in ("clear", "flux-clear")}
+CLEAR = {"anatomy", "benchmark", "report", *OF_CLEAR}
+
+
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
         ("linattn/figures.py", {"report"}),
         ("linattn/params.py", set()),
         ("linattn/attention/__init__.py", set()),
-        ("linattn/attention/clear.py", {"anatomy", "benchmark", "distill@clear", "evaluate@clear", "report"}),
+        ("linattn/attention/clear.py", CLEAR),
         ("notebooks/06_benchmark.ipynb", {"benchmark", "report"}),
     ],
 )
@@ -211,7 +230,10 @@ def test_editing_a_file_runs_what_uses_it(finished, path, stages):
 def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):
     """One good student more and one that cannot be made: layer 99 is only missed when it is looked for."""
     last = "{until: 0.0, count: 16}]\n"
-    more = "  softmax-conv: {operator: softmax, conv: 3}\n  misfit: {operator: softmax, layers: [99]}\n"
+    more = (
+        "  softmax-conv: {operator: softmax, teacher: class, conv: 3}\n"
+        "  misfit: {operator: softmax, teacher: class, layers: [99]}\n"
+    )
     finished.edit(last + "\nprofiles:", last + more + "\nprofiles:")
     new = {f"{stage}@{name}" for stage in EACH for name in ("softmax-conv", "misfit")}
     assert finished.would_run() - {"report"} == new
@@ -227,8 +249,8 @@ def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):
 
 
 def test_a_removed_student_leaves_the_report_and_runs_nothing_else(finished):
-    finished.edit("  misfit: {operator: softmax, layers: [99]}\n", "")
-    finished.edit("  softmax-conv: {operator: softmax, conv: 3}\n\n", "\n")
+    finished.edit("  misfit: {operator: softmax, teacher: class, layers: [99]}\n", "")
+    finished.edit("  softmax-conv: {operator: softmax, teacher: class, conv: 3}\n\n", "\n")
     assert finished.would_run() == {"report"}
     done = finished.python("linattn.pipeline")
     assert set(re.findall(r"Running stage '([^']+)'", done.stdout)) == {"report"}
