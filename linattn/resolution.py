@@ -1,0 +1,289 @@
+"""Sizes nobody trained at: pictures enlarged step by step, and what one forward costs up to 2048 px.
+
+- The teacher draws at the side it was trained at. From there each model, teacher or student, draws again what was
+  enlarged (`linattn.upscale`), twice. Enlarging alone is the row that all must beat.
+- Shapes and colours are marked by the judge, who averages large pictures down: enlarging keeps them. What enlarging
+  cannot do is `edges`: how steep they are, over those of true pictures at that size (1 is a true picture's).
+- PSNR is to the teacher's own pictures of that size from the same noise, as in CLEAR's table.
+- Times are of this machine and go to the run file; bytes do not depend on it.
+"""
+
+import dataclasses
+import html
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linattn import costs, evaluation, figures, metrics, notebooks, params, project, redraw, sampling, world
+from linattn.evaluation import Bench
+
+PARAMS = "studies/resolution/params.yaml"
+NOTEBOOK = "studies/resolution/resolution.ipynb"
+RESULT, RUN = "reports/studies/resolution.json", "reports/runs/resolution.run.json"
+ENLARGED, TEACHER = "enlarged only", "teacher"
+SHOWN = 3  # pictures that the report shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    teachers: dict[str, list[str]]  # role -> students
+    pictures: int
+    steps: int
+    seed: int
+    factor: int
+    strengths: tuple[float, ...]
+    ntk: float
+    sides: tuple[int, ...]
+    limit: float
+
+
+def load(path: str = PARAMS) -> Settings:
+    told = YAML(typ="safe").load(project.ROOT / path)
+    for key in told:
+        params.known(key, [field.name for field in dataclasses.fields(Settings)], f"key of {path}:")
+    return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def chain(bench: Bench, told: Settings, small: Tensor, model: nn.Module | None, ntk: float = 1.0) -> list[Tensor]:
+    """The picture at every size, each drawn again from the one before."""
+    asked, found = bench.asked(told.pictures), [small]
+    for number, strength in enumerate(told.strengths):
+        how = {"asked": asked, "steps": told.steps, "seed": told.seed + 1 + number, "model": model, "ntk": ntk}
+        found.append(redraw.upscale(bench.teacher, found[-1], told.factor, strength, **how, batch=4))
+    return found[1:]
+
+
+def enlarging(told: Settings, small: Tensor) -> list[Tensor]:
+    sizes = [tuple(side * told.factor ** (1 + n) for side in small.shape[-2:]) for n in range(len(told.strengths))]
+    return [redraw.enlarged(small, size) for size in sizes]
+
+
+def edges(pictures: Tensor) -> Tensor:
+    """The steepest hundredth of a picture, (pictures,): differences of neighbours, the larger of both ways."""
+    right = F.pad(pictures.diff(dim=3), (0, 1)).abs().amax(1)
+    down = F.pad(pictures.diff(dim=2), (0, 0, 0, 1)).abs().amax(1)
+    steepness = torch.maximum(right, down).flatten(1)  # (pictures, pixels)
+    return steepness.topk(max(1, steepness.shape[1] // 100), dim=1).values.mean(1)
+
+
+def marks(bench: Bench, pictures: Tensor, theirs: Tensor) -> dict[str, Any]:
+    count, side = len(pictures), pictures.shape[-1]
+    true = edges(world.render(bench.scenes(count), side)).mean()
+    return {
+        "side": side,
+        **evaluation.truth(bench, evaluation.eight_bits(pictures)),
+        "edges": metrics.summary(edges(pictures) / true, bench.part.seed),
+        "psnr": metrics.summary(metrics.distances(pictures, theirs)["psnr"], bench.part.seed),
+    }
+
+
+def enlarged_by(bench: Bench, told: Settings, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """A row a model, with its marks at every size, and the pictures of the last."""
+    how = {"size": bench.side, "steps": told.steps, "seed": told.seed}
+    small = sampling.draw(bench.teacher, bench.asked(told.pictures), **how)
+    theirs = chain(bench, told, small, None)
+    drawn = {ENLARGED: enlarging(told, small), TEACHER: theirs}
+    for name in names:
+        drawn[name] = chain(bench, told, small, evaluation.distilled(bench, name, None))
+    if hasattr(getattr(bench.teacher.model, "pos_embed", None), "theta"):
+        model = evaluation.distilled(bench, names[0], None)
+        drawn[f"{names[0]}, ntk {told.ntk:g}"] = chain(bench, told, small, model, told.ntk)
+    rows = []
+    for name, pictures in drawn.items():
+        rows.append({"model": name, "marks": [marks(bench, *pair) for pair in zip(pictures, theirs, strict=True)]})
+        evaluation.say(f"{bench.role}, {name}: {_said(rows[-1]['marks'][-1])}")
+    return rows, {name: pictures[-1][:SHOWN] for name, pictures in drawn.items()}
+
+
+def _said(mark: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{name} {mark[name]['value']:.3g}" for name in ("shape", "edges", "psnr"))
+    return f"{mark['side']} px, {shown}"
+
+
+# One forward ---------------------------------------------------------------------------------------------------------
+
+
+def growing(bench: Bench, told: Settings, model: nn.Module) -> list[dict[str, Any]]:
+    """Seconds and bytes of one forward of one picture, a row a side, as far as the limit lets."""
+    rows: list[dict[str, Any]] = []
+    source = sampling.Source.of(bench.teacher)
+    for side in told.sides:
+        sides = sampling.latent_sides(source, side)
+        inputs = bench.teacher.conditions.example(*sides, bench.asked(1))
+        tokens = sides[0] * sides[1] // source.conditions.unit**2
+        if costs.predict(rows, tokens) > told.limit:
+            break
+        with torch.no_grad(), sampling.evaluating(model):
+            model(**inputs)
+            began = time.monotonic()
+            model(**inputs)
+            seconds = time.monotonic() - began
+        rows.append({"side": side, "tokens": tokens, "seconds": seconds})
+        rows[-1]["bytes"] = costs.forward_memory(model, inputs=inputs)
+        evaluation.say(f"  {side} px: {seconds:.3g} s, {rows[-1]['bytes'] / 2**20:.0f} MiB")
+    return rows
+
+
+def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """p of seconds ~ tokens^p and bytes ~ tokens^p, over the larger half of the sizes."""
+    memory = [{"tokens": row["tokens"], "seconds": row["bytes"]} for row in rows]
+    return {"seconds": costs.exponent(rows), "bytes": costs.exponent(memory)}
+
+
+# The study -----------------------------------------------------------------------------------------------------------
+
+
+def measure(told: Settings | None = None, roles: Sequence[str] | None = None) -> dict[str, Any]:
+    told, found, times = told or load(), {}, {}
+    for role, names in told.teachers.items():
+        if roles is not None and role not in roles:
+            continue
+        bench = Bench(params.load(), role)
+        rows, pictures = enlarged_by(bench, told, names)
+        models = {TEACHER: bench.teacher.model} | {n: evaluation.distilled(bench, n, None) for n in names}
+        grown = {}
+        for name, model in models.items():
+            evaluation.say(f"{role}, {name}: one forward")
+            grown[name] = growing(bench, told, model)
+        asked = bench.teacher.conditions.words(bench.asked(SHOWN))
+        memory = {
+            name: {"bytes": {row["side"]: row["bytes"] for row in each}, "exponent": exponents(each)["bytes"]}
+            for name, each in grown.items()
+        }
+        found[role] = {"folder": evaluation.shown_of(bench)["folder"], "rows": rows, "memory": memory, "asked": asked}
+        times[role] = {name: {"rows": each, **exponents(each)} for name, each in grown.items()}
+        write_sheet(pictures, _place(sheet(role), write=True))
+    result = {key: value for key, value in dataclasses.asdict(told).items() if key not in ("teachers", "limit")}
+    result |= {"teachers": found}
+    project.write_json(_place(RUN, write=True), {"facts": project.facts(), "times": times})
+    project.write_json(_place(RESULT, write=True), result)
+    return result
+
+
+def sheet(role: str) -> str:
+    """The last size, a row a model: JPEG, or half a megabyte of each teacher would be in Git."""
+    return f"reports/studies/resolution-{role}.jpg"
+
+
+def write_sheet(pictures: Mapping[str, Tensor], path: Path) -> None:
+    rows = [torch.cat(list(evaluation.eight_bits(each)), dim=2) for each in pictures.values()]  # (3, side, shown sides)
+    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path, quality=85, optimize=True)
+
+
+def read_sheet(names: Sequence[str], path: Path) -> dict[str, np.ndarray]:
+    """Model -> (pictures, 3, side, side) bytes."""
+    pixels = np.asarray(Image.open(path))
+    side = pixels.shape[0] // len(names)
+    rows = pixels.reshape(len(names), side, -1, side, 3).transpose(0, 2, 4, 1, 3)
+    return dict(zip(names, rows, strict=True))
+
+
+def _place(relative: str, write: bool = False) -> Path:
+    path = project.outputs() / relative
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+    return path if path.exists() else project.ROOT / relative
+
+
+# The report ----------------------------------------------------------------------------------------------------------
+
+
+def sections() -> list[tuple[str, str]]:
+    """(title, HTML) of each teacher; nothing where the study was not run."""
+    if not _place(RESULT).exists():
+        return []
+    result = project.read_json(_place(RESULT))
+    run = project.read_json(_place(RUN)) if _place(RUN).exists() else {"times": {}}
+    found = [("Other resolutions", _intro(result))]
+    for role, part in result["teachers"].items():
+        body = table(part["rows"]) + growth(part["memory"], run["times"].get(role, {}))
+        if _place(sheet(role)).exists():
+            pictures = read_sheet([row["model"] for row in part["rows"]], _place(sheet(role)))
+            alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(part['asked'])}."
+            body += f"<figure>{figures.grid(pictures, alt=alt).html()}</figure>"
+        found.append((f"{part['folder']} from {_first(part)} px on", body))
+    return found
+
+
+def _first(part: Mapping[str, Any]) -> int:
+    return part["rows"][0]["marks"][0]["side"]
+
+
+def _intro(result: Mapping[str, Any]) -> str:
+    strengths = " and ".join(f"{each:g}" for each in result["strengths"])
+    return (
+        f"<p>{result['pictures']} pictures of each teacher, enlarged {result['factor']} times and drawn again from "
+        f"noise of strength {strengths} ({result['steps']} steps, seed {result['seed']}). Edges are over those of true "
+        "pictures of that size, 1 is as steep; enlarging alone keeps shapes and loses edges. PSNR is to what the "
+        "teacher makes of the same noise.</p>"
+    )
+
+
+COLUMNS = {"shape": ("Shape, %", 100, 1), "edges": ("Edges", 1, 2), "psnr": ("PSNR, dB", 1, 1)}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    sides = [mark["side"] for mark in rows[0]["marks"]]
+    heads = "".join(f'<th scope="col">{title}, {side} px</th>' for side in sides for title, *_ in COLUMNS.values())
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(row["model"])}</th>'
+        + "".join(f"<td>{_number(mark[key], *how[1:])}</td>" for mark in row["marks"] for key, how in COLUMNS.items())
+        + "</tr>"
+        for row in rows
+    )
+    return _scroll("Pictures at other sizes", f'<tr><th scope="col"></th>{heads}</tr>', body)
+
+
+def _number(measure: Mapping[str, Any], scale: float, digits: int) -> str:
+    value, low, high = (measure[key] for key in ("value", "low", "high"))
+    if value is None or (scale == 1 and digits == 1 and value >= metrics.PSNR_MOST):
+        return "–"
+    span = (
+        "" if low is None else f' <span class="interval">{low * scale:.{digits}f} to {high * scale:.{digits}f}</span>'
+    )
+    return f"{value * scale:.{digits}f}{span}"
+
+
+def growth(memory: Mapping[str, Any], times: Mapping[str, Any]) -> str:
+    """One forward: seconds and memory by side, with the exponents over the larger half."""
+    sides = sorted({int(side) for each in memory.values() for side in each["bytes"]})
+    heads = "".join(f'<th scope="col">{side} px</th>' for side in sides)
+    rows = ""
+    for name, each in memory.items():
+        seconds = {row["side"]: row["seconds"] for row in times.get(name, {}).get("rows", [])}
+        kept = {int(side): value for side, value in each["bytes"].items()}
+        cells = "".join(f"<td>{_forward(seconds.get(side), kept.get(side))}</td>" for side in sides)
+        powers = [times.get(name, {}).get("seconds"), each["exponent"]]
+        shown = " and ".join("–" if power is None else f"{power:.2f}" for power in powers)
+        rows += f'<tr><th scope="row">{html.escape(name)}</th>{cells}<td>{shown}</td></tr>'
+    head = f'<tr><th scope="col">One forward</th>{heads}<th scope="col">time and memory ~ tokens to the</th></tr>'
+    return _scroll("One forward by size", head, rows)
+
+
+def _forward(seconds: float | None, size: int | None) -> str:
+    if size is None:
+        return "–"
+    shown = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    return shown if seconds is None else f'{figures.seconds(seconds)} <span class="interval">{shown}</span>'
+
+
+def _scroll(label: str, head: str, body: str) -> str:
+    whole = f"<table>\n<thead>{head}</thead>\n<tbody>{body}</tbody>\n</table>"
+    return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">\n{whole}\n</div>'
+
+
+if __name__ == "__main__":
+    notebooks.run(project.ROOT / NOTEBOOK, project.ROOT / "reports" / "notebooks" / NOTEBOOK)

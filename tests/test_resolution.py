@@ -1,0 +1,88 @@
+"""The study of sizes: what it counts as steep, how it follows costs, what it shows."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from linattn import project, redraw, resolution, world
+
+
+class Bench:
+    """What `growing` asks of a bench."""
+
+    teacher = tiny.pipeline()
+
+    @staticmethod
+    def asked(count):
+        return torch.zeros(count, dtype=torch.long)
+
+
+Bench.teacher.conditions = resolution.sampling.Source.of(Bench.teacher).conditions
+
+
+def test_the_repository_s_numbers_are_read_and_a_misspelt_key_is_not(tmp_path):
+    told = resolution.load()
+    assert set(told.teachers) == {"class", "text", "text-joint"}
+    path = project.ROOT / resolution.PARAMS
+    (tmp_path / "params.yaml").write_text(path.read_text().replace("pictures:", "picturs:"))
+    with pytest.raises(ValueError, match="did you mean 'pictures'"):
+        resolution.load(tmp_path / "params.yaml")
+
+
+def test_true_pictures_are_steep_and_enlarged_ones_are_not():
+    scenes = world.scenes(8, seed=3)
+    small, large = world.render(scenes, 64), world.render(scenes, 256)
+    soft = redraw.enlarged(small, (256, 256))
+    assert (resolution.edges(soft) < 0.8 * resolution.edges(large)).all()
+    assert (resolution.edges(torch.zeros(2, 3, 16, 16)) == 0).all()
+
+
+def test_a_forward_grows_until_the_limit(capsys):
+    told = resolution.load()
+    told = resolution.dataclasses.replace(told, sides=(16, 32, 64), limit=100.0)
+    rows = resolution.growing(Bench, told, Bench.teacher.transformer)
+    assert [row["tokens"] for row in rows] == [16, 64, 256]
+    assert all(row["seconds"] > 0 for row in rows)
+    assert rows[0]["bytes"] < rows[1]["bytes"] < rows[2]["bytes"]
+    stopped = resolution.growing(Bench, resolution.dataclasses.replace(told, limit=0.0), Bench.teacher.transformer)
+    assert len(stopped) == 1
+
+
+def test_exponents_are_those_of_the_larger_half():
+    rows = [{"tokens": n, "seconds": 1 + n**2, "bytes": 5 * n} for n in (4, 16, 1 << 12, 1 << 14)]
+    found = resolution.exponents(rows)
+    assert found["seconds"] == pytest.approx(2, abs=1e-3)
+    assert found["bytes"] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_sheet_gives_its_rows_back(tmp_path):
+    pictures = {"a": torch.zeros(3, 3, 32, 32), "b": torch.ones(3, 3, 32, 32)}
+    resolution.write_sheet(pictures, tmp_path / "sheet.jpg")
+    found = resolution.read_sheet(list(pictures), tmp_path / "sheet.jpg")
+    assert found["a"].shape == (3, 3, 32, 32)
+    assert np.abs(found["a"].astype(int)).max() < 4
+    assert found["b"].min() > 250
+
+
+def test_what_was_measured_is_shown_and_nothing_where_nothing_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setenv(project.PIPELINE, "1")
+    assert resolution.sections() == []
+    one = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4}
+    same = {"value": 100.0, "low": 100.0, "high": 100.0, "n": 4}
+    mark = {"side": 128, "shape": one, "edges": one, "psnr": same}
+    part = {
+        "folder": "dit-nano",
+        "rows": [{"model": "a <b>", "marks": [mark]}],
+        "memory": {"a <b>": {"bytes": {"64": 2**20, "128": 2**31}, "exponent": 1.0}},
+        "asked": ["a disc"],
+    }
+    told = {"pictures": 4, "factor": 2, "strengths": [0.5], "steps": 3, "seed": 1}
+    project.write_json(tmp_path / resolution.RESULT, {**told, "teachers": {"class": part}})
+    titles, bodies = zip(*resolution.sections(), strict=True)
+    assert titles == ("Other resolutions", "dit-nano from 128 px on")
+    assert "50.0 <span" in bodies[1]
+    assert "a &lt;b&gt;" in bodies[1]
+    assert "2.0 GiB" in bodies[1]
+    assert "100.0" not in bodies[1]  # identical pictures have no distance worth a number
