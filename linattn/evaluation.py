@@ -105,7 +105,7 @@ class Bench:
         """Which of `count` pictures show one thing."""
         return slice(0, count, 2 if self.reads else 1)
 
-    def inputs(self, model: nn.Module, level: float) -> dict[str, Any]:
+    def inputs(self, level: float) -> dict[str, Any]:
         """Arguments of one forward of one picture at the side it was trained at."""
         sides = sampling.latent_sides(sampling.Source.of(self.teacher), self.side)
         return self.teacher.conditions.example(*sides, self.asked(1), level)
@@ -193,9 +193,7 @@ def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
 
 
 def pair_marks(bench: Bench, pictures: Tensor, scenes: list[world.Scene]) -> Measures:
-    eye = bench.judge.cpu()
-    told = pairs.marks(eye, unit(pictures), scenes)  # (pictures, 3)
-    bench.judge.to(project.device())
+    told = pairs.marks(bench.judge, unit(pictures).to(project.device()), scenes)  # (pictures, 3)
     return {name: metrics.wilson(int(right.sum()), len(right)) for name, right in zip(OF_PAIRS, told.T, strict=True)}
 
 
@@ -229,8 +227,8 @@ def levels_of(bench: Bench, model: nn.Module) -> list[float]:
 def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
     """One forward of one picture at the side it was trained at, the mean over a draw's steps."""
     levels = levels_of(bench, model)
-    formula = [costs.macs(model, noise=level, inputs=bench.inputs(model, level)) for level in levels]
-    counted = [costs.counted_macs(model, noise=level, inputs=bench.inputs(model, level)) for level in levels]
+    formula = [costs.macs(model, noise=level, inputs=bench.inputs(level)) for level in levels]
+    counted = [costs.counted_macs(model, noise=level, inputs=bench.inputs(level)) for level in levels]
     return {
         "macs": round(statistics.mean(each["total"] for each in formula)),
         "core_macs": round(statistics.mean(each["core"] for each in formula)),
@@ -326,7 +324,7 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
         "seconds": {key: round(value, 2) for key, value in {**before, **seconds}.items()},
         "backend": surgery.backends(model),
         "memory": max(
-            costs.forward_memory(model, noise=level, inputs=bench.inputs(model, level))
+            costs.forward_memory(model, noise=level, inputs=bench.inputs(level))
             for level in levels_of(bench, model)
         ),
     }

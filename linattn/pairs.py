@@ -48,7 +48,7 @@ def _patch(y: Tensor, x: Tensor, side: int) -> Patch:
 
 def _components(mask: Tensor) -> Tensor:
     """A number for each connected patch, 0 outside: the largest index spreads until nothing changes."""
-    labels = torch.arange(1, mask.numel() + 1).view(mask.shape).float() * mask
+    labels = torch.arange(1, mask.numel() + 1, device=mask.device).view(mask.shape).float() * mask
     while True:
         spread = F.max_pool2d(labels[None], 3, stride=1, padding=1)[0] * mask
         if torch.equal(spread, labels):
@@ -59,7 +59,7 @@ def _components(mask: Tensor) -> Tensor:
 def cut(picture: Tensor, patch: Patch, side: int = 64) -> Tensor:
     """The patch in the middle of a picture of its own; the border's colour goes on beyond the border."""
     half = patch.side * FRAME / 2
-    ticks = torch.linspace(-1, 1, side) * half
+    ticks = torch.linspace(-1, 1, side, device=picture.device) * half
     grid = torch.stack(torch.meshgrid(patch.y + ticks, patch.x + ticks, indexing="ij")[::-1], 2) * 2 - 1
     how = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
     return F.grid_sample(picture[None], grid[None], **how)[0]

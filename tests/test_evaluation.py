@@ -44,8 +44,8 @@ def bench(pipe, steps):
             pass
 
         @staticmethod
-        def inputs(model, level):
-            return costs.example(model, noise=level)
+        def inputs(level):
+            return costs.example(pipe.transformer, noise=level)
 
     Bench.part.steps = steps
     return Bench
