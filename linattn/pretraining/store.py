@@ -57,6 +57,8 @@ def store(kind: Kind, pipe: DiffusionPipeline, folder: Path, recipe: Recipe, scr
     pipe.save_pretrained(folder)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes 0600: nobody else could read a shared clone
+    for path in folder.rglob("*.json"):
+        _forget_place(path)
     card = {
         **recipe.sampler,
         **kind.card(pipe, recipe),
@@ -69,6 +71,13 @@ def store(kind: Kind, pipe: DiffusionPipeline, folder: Path, recipe: Recipe, scr
         "facts": project.facts(),
     }
     project.write_json(folder / "card.json", card)
+
+
+def _forget_place(path: Path) -> None:
+    """diffusers writes down where a part was loaded from: a path of this machine."""
+    config = project.read_json(path)
+    if "_name_or_path" in config:
+        project.write_json(path, {key: value for key, value in config.items() if key != "_name_or_path"})
 
 
 def save_grid(pictures: Tensor, path: Path, columns: int = 12) -> None:
