@@ -1,12 +1,14 @@
 """Look into teacher and student while they draw: plain functions that return data, and one widget that holds them.
 
 - `trace` draws one picture and keeps what the model believed at every step and what it was given to believe it from.
-- `attention` asks one layer whom one token of the picture attends to, at one of those steps.
+- `attention` asks one layer whom one token of the picture attends to, at one of those steps. A UNet's deeper levels
+  have fewer tokens: asked is then the one that lies over the same place.
 - `Explorer` is the handle: menus, sliders, and the picture as a field of tokens to click on. It holds no logic.
 - A student that has not been distilled here can still be looked at: the teacher converted, untrained.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,71 +16,94 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linattn import families, figures, project, sampling, surgery
+from linattn import families, figures, project, sampling, world
 from linattn.figures import Picture
 from linattn.grid import Grid
 
 UNTRAINED = ", not distilled"
+SHARED = ("img_ids", "txt_ids")  # arguments of a forward that have no row a picture
+CAPTIONS = 24  # that a menu offers
 
 
 @dataclass(frozen=True)
 class Trace:
     """One picture as it came about; step 0 is the first prediction from pure noise."""
 
-    label: int
+    label: int | str  # the class or the caption that was asked for
     seed: int
     beliefs: Tensor  # (steps, 3, side, side): the finished picture as the model expects it at each step
     inputs: tuple[dict[str, Tensor], ...]  # what the model was called with at each step, without guidance's second half
     grid: Grid
+    levels: tuple[float, ...]  # of noise, one a step
 
     @property
     def steps(self) -> int:
         return len(self.inputs)
 
     def noise(self, step: int) -> float:
-        return float(self.inputs[step]["timestep"].flatten()[0]) / 1000
+        return self.levels[step]
 
 
 def trace(
     teacher: Any,
-    label: int,
+    label: int | str,
     *,
     seed: int = 0,
     model: nn.Module | None = None,
     steps: int | None = None,
     size: int | None = None,
 ) -> Trace:
-    """Draw one picture of class `label`; the same seed gives the same noise to every model."""
+    """Draw one picture of a class or a caption; the same seed gives the same noise to every model."""
     source = sampling.Source.of(teacher, model)
     beliefs, inputs = [], []
-
-    def note(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        given = {name: kwargs[name][:1].detach().clone() for name in ("timestep", "class_labels")}
-        inputs.append({"hidden_states": args[0][:1].detach().clone(), **given})
-
-    handle = source.model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = source.model.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.append(first_row(module, args, kwargs)), with_kwargs=True
+    )
     try:
         sampling.draw_latents(
-            teacher, torch.tensor([label]), seed=seed, steps=steps, size=size, model=model,
-            callback=lambda step, latents, clean: beliefs.append(clean.detach().float().cpu()),
+            teacher, [label] if isinstance(label, str) else torch.tensor([label]), seed=seed, steps=steps, size=size,
+            model=model, callback=lambda step, latents, clean: beliefs.append(clean.detach().float().cpu()),
         )  # fmt: skip
     finally:
         handle.remove()
-    grid, _, _ = families.family(source.model).read(source.model, inputs[0])
-    return Trace(label, seed, sampling.decode(teacher, torch.cat(beliefs)), tuple(inputs), grid)
+    read = families.family(source.model).read
+    grid, *_ = read(source.model, inputs[0])
+    levels = tuple(float(read(source.model, given)[1][0]) for given in inputs)
+    return Trace(label, seed, sampling.decode(teacher, torch.cat(beliefs)), tuple(inputs), grid, levels)
+
+
+def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A call's tensors by name, of the first picture alone: guidance's empty half comes after the asked one."""
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    tensors = {name: each.detach() for name, each in given.items() if isinstance(each, Tensor)}
+    return {
+        name: (each if each.ndim == 0 or name in SHARED else each[:1]).clone()  # a copy: the loop may write in place
+        for name, each in tensors.items()
+    }
 
 
 @torch.no_grad()
 def attention(model: nn.Module, trace: Trace, step: int, layer: int, token: int) -> Tensor:
     """Whom `token` attends to, (heads, height, width): one row of the layer's map, for what the model saw at `step`."""
-    grid = trace.grid
+    every = families.layers(model)
     _check("step", step, trace.steps)
-    _check("layer", layer, len(families.layers(model)))
-    _check("token", token, grid.picture)
-    with sampling.evaluating(model):
-        maps = surgery.attention_map(model, layer, **trace.inputs[step])  # (1, heads, tokens, tokens)
-    row = maps[0, :, grid.text + token, grid.text :]  # (heads, picture)
+    _check("layer", layer, len(every))
+    _check("token", token, trace.grid.picture)
+    with sampling.evaluating(model), families.capture(model, detach=True) as seen:
+        model(**trace.inputs[step])
+    here = seen[layer]
+    grid = here["grid"]
+    maps = families.attention_map(every[layer], here["input"], grid, here["noise"], **here["more"])
+    row = maps[0, :, grid.text + place(token, trace.grid, grid), grid.text :]  # (heads, picture)
     return row.reshape(len(row), grid.height, grid.width).float().cpu()
+
+
+def place(token: int, grid: Grid, other: Grid) -> int:
+    """The token of another grid that lies over the middle of this one."""
+    row, column = divmod(token, grid.width)
+    row = (2 * row + 1) * other.height // (2 * grid.height)
+    column = (2 * column + 1) * other.width // (2 * grid.width)
+    return row * other.width + column
 
 
 def head(weights: Tensor, number: int | None) -> Tensor:
@@ -103,19 +128,34 @@ def token_colours(picture: Tensor, grid: Grid) -> list[str]:
     return ["#" + "".join(f"{channel:02x}" for channel in value) for value in values]
 
 
+def choices(teacher: Any) -> list[tuple[str, int | str]]:
+    """What can be asked for, as words and value: classes, or captions of one thing and of two in turn."""
+    if getattr(getattr(teacher, "pipe", teacher), "tokenizer", None) is not None:
+        captions = [world.scene(0, number, 1 + number % 2).caption for number in range(CAPTIONS)]
+        return [(caption, caption) for caption in captions]
+    names = teacher.card.get("labels") or range(teacher.classes)
+    return [(str(name), number) for number, name in enumerate(names)]
+
+
 # Students ------------------------------------------------------------------------------------------------------------
 
 
-def students(entries: Mapping[str, Any] | None = None) -> list[str]:
-    """What can be looked at: the distilled students there are, then every student converted; controls come last."""
+def students(entries: Mapping[str, Any] | None = None, teacher: str | None = None) -> list[str]:
+    """What can be looked at: the distilled students there are, then every student converted; controls come last.
+
+    `teacher` is the name of one of `teachers()`: its students alone, or, if no role names it, all of them converted.
+    """
     entries = _entries() if entries is None else entries
-    names = sorted(entries, key=lambda name: entries[name].operator == "softmax")
-    trained = [name for name in names if project.student(name).is_dir()]
+    roles = [role for role, name in _named().items() if name == teacher] if teacher else []
+    own = [name for name in entries if teacher is None or entries[name].teacher in roles]
+    names = sorted(own or entries, key=lambda name: entries[name].operator == "softmax")
+    trained = [name for name in names if own and project.student(name).is_dir()]
     return trained + [name + UNTRAINED for name in names]
 
 
 def student(name: str, teacher: Any, entries: Mapping[str, Any] | None = None) -> nn.Module:
     """A copy of the teacher's model turned into a student; the teacher stays as it is."""
+    from linattn import surgery
     from linattn.params import known
 
     entries = _entries() if entries is None else entries
@@ -133,6 +173,13 @@ def _entries() -> Mapping[str, Any]:
     from linattn import params
 
     return params.load().students
+
+
+def _named() -> dict[str, str]:
+    """Role -> the name of its folder."""
+    from linattn import params
+
+    return {role: entry.source.rpartition("/")[2] for role, entry in params.load().teachers.items()}
 
 
 def teachers() -> dict[str, str]:
@@ -165,7 +212,9 @@ def looking(
     """Whom a token attends to in each model, over what that model expects to draw."""
     first = next(iter(traces.values()))
     rows = {name: head(attention(model, traces[name], step, layer, token), number) for name, model in models.items()}
-    return figures.attention_over(first.beliefs[step], {name: row.numpy() for name, row in rows.items()}, token)
+    shown = next(iter(rows.values()))  # a level's own grid
+    query = place(token, first.grid, Grid(*shown.shape))
+    return figures.attention_over(first.beliefs[step], {name: row.numpy() for name, row in rows.items()}, query)
 
 
 # The widget ----------------------------------------------------------------------------------------------------------
@@ -174,22 +223,28 @@ def looking(
 class Explorer:
     """Menus and sliders over the functions above; shows itself as the last value of a cell.
 
-    `teachers` maps a name to a folder or to a loaded teacher; `build(name, teacher)` makes a student.
+    `teachers` maps a name to a folder or to a loaded teacher; `offered` are students for each of them, or
+    `offered(name)` those of one; `build(name, teacher)` makes a student.
     """
 
     def __init__(
-        self, teachers: Mapping[str, Any], choices: Sequence[str], build: Callable[..., nn.Module], steps: int = 12
+        self,
+        teachers: Mapping[str, Any],
+        offered: Sequence[str] | Callable[[str], Sequence[str]],
+        build: Callable[..., nn.Module],
+        steps: int = 12,
     ):
         import ipywidgets as w
 
         self.teachers, self.build, self.steps = dict(teachers), build, steps
+        self.offered = offered if callable(offered) else lambda name: offered
         self.token: int | None = None
         self._students: dict[tuple[str, str], nn.Module] = {}
         wide = {"style": {"description_width": "5rem"}}
         slider = {"continuous_update": False, **wide}
         self.teacher = w.Dropdown(options=list(teachers), description="teacher", **wide)
-        self.student = w.Dropdown(options=list(choices), description="student", **wide)
-        self.label = w.Dropdown(description="class", **wide)
+        self.student = w.Dropdown(description="student", **wide)
+        self.label = w.Dropdown(description="picture of", **wide)
         self.seed = w.BoundedIntText(0, 0, 9999, description="seed", **wide)
         self.step = w.IntSlider(steps - 1, 0, steps - 1, description="step", **slider)
         self.layer = w.IntSlider(0, 0, 0, description="layer", **slider)
@@ -218,14 +273,15 @@ class Explorer:
         return self.teachers[name]
 
     def _meet(self, change: Any = None) -> None:
-        """Another teacher: its classes, layers and heads."""
-        source = sampling.Source.of(self.source)
-        layers = families.layers(source.model)
-        names = source.card.get("labels") or range(source.classes)
+        """Another teacher: its students, classes or captions, layers and heads."""
+        layers = families.layers(sampling.Source.of(self.source).model)
+        most = max(layer.shape.heads for layer in layers)
         self._meeting = True  # each of these lines is heard of; what is shown must wait for the last
-        self.label.options = [(str(name), number) for number, name in enumerate(names)]
-        self.head.options = [("mean of all", None), *((str(i), i) for i in range(layers[0].shape.heads))]
-        self.label.index = self.head.index = 0  # a menu that was empty has chosen nothing yet
+        self.student.options = list(self.offered(self.teacher.value))
+        self.label.options = choices(self.source)
+        self.head.options = [("mean of all", None), *((str(i), i) for i in range(most))]
+        for menu in (self.student, self.label, self.head):
+            menu.index = 0  # a menu that was empty has chosen nothing yet
         self.layer.max = len(layers) - 1
         self._meeting = False
         self._draw()
@@ -294,4 +350,5 @@ class Explorer:
 
 def explore(names: Iterable[str] | None = None, steps: int = 12) -> Explorer:
     """The widget for the teachers of data/teachers/ and the students of params.yaml."""
-    return Explorer(teachers(), list(names or students()), student, steps)
+    offered = list(names) if names else lambda teacher: students(teacher=teacher)
+    return Explorer(teachers(), offered, student, steps)

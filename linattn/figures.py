@@ -14,6 +14,7 @@ import html
 import io
 import math
 import struct
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -227,12 +228,14 @@ def change(teacher: Any, student: Any, gain: float = 1.0) -> np.ndarray:
 
 
 @_drawn
-def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None = None) -> Picture:
-    """A row of pictures a name, the same noise and class down each column."""
+def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None = None, *, room: int = 4) -> Picture:
+    """A row of pictures a name, the same noise and class down each column; the width has room for `room` or more."""
     names, frames = list(rows), [_bytes(pictures) for pictures in rows.values()]
     count = max(map(len, frames))
-    cell = (WIDTH - 1.1) / max(count, 4)
-    figure, axes = _axes(1.1 + cell * count, cell * len(names) * 1.03 + 0.3, len(names), count, squeeze=False)
+    cell = (WIDTH - 1.1) / max(count, room)
+    titles = [_stacked(title, cell) for title in columns]
+    head = 0.3 + 0.15 * max((title.count("\n") - 1 for title in titles), default=0)
+    figure, axes = _axes(1.1 + cell * count, cell * len(names) * 1.03 + head, len(names), count, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, (name, pictures) in enumerate(zip(names, frames, strict=True)):
         for column, axis in enumerate(axes[row]):
@@ -242,11 +245,21 @@ def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None =
                 spine.set_visible(False)
             if column < len(pictures):
                 axis.imshow(pictures[column], interpolation="nearest")
-            if row == 0 and column < len(columns):
-                axis.set_title(columns[column].replace(" ", "\n"), fontsize=8, fontweight="normal", loc="center", pad=3)
+            if row == 0 and column < len(titles):
+                axis.set_title(titles[column], fontsize=8, fontweight="normal", loc="center", pad=3)
         axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
     shown = f" The columns are {', '.join(columns)}." if columns else ""
     return _finish(figure, alt or f"Grid of pictures, one row each for {', '.join(names)}.{shown}")
+
+
+def _stacked(title: str, inches: float) -> str:
+    """A class's two words on two lines; a caption wrapped to the picture below it (8 pt: .062 inches a letter)."""
+    return title.replace(" ", "\n") if title.count(" ") < 2 else textwrap.fill(title, max(9, int(inches / 0.062)))
+
+
+def _fitted(name: str, inches: float, most: float) -> float:
+    """Points at which a bold name is no wider than its panel: DejaVu's letters take .66 of their size on average."""
+    return min(most, 72 * inches / (0.66 * max(len(name), 1)))
 
 
 @_drawn
@@ -257,7 +270,7 @@ def difference(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", 
     figure, axes = _axes(WIDTH, 2.0, 1, 3)
     for axis, image, title in zip(axes, (left, right, gap), (*names, "difference"), strict=True):
         drawn = axis.imshow(image, cmap="Reds", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(title, loc="center")
+        axis.set_title(title, loc="center", fontsize=_fitted(title, 1.55, 10.5))
         axis.set_axis_off()
     figure.colorbar(drawn, ax=axes[2], fraction=0.05, ticks=[0, 0.5, 1])
     told = f"{gap.mean():.3f} of the range on average, at most {gap.max():.2f}"
@@ -294,7 +307,9 @@ def attention_over(picture: Any, weights: Mapping[str, Any], query: int, columns
     for axis, (name, row) in zip(axes.flat, panels.items(), strict=False):
         top = max(float(np.quantile(row, 0.995)), 1e-12)
         _over(axis, frame, row, query, top)
-        axis.set_title(f"{name}\n", loc="center", fontsize=9.5, pad=0)
+        size = _fitted(name, cell, 9.5)
+        # The empty line below it is where the scale stands; in smaller letters it is too low for that.
+        axis.set_title(f"{name}\n", loc="center", fontsize=size, pad=2 * (9.5 - size))
         axis.text(0.5, 1.03, f"up to {100 * top:.2g} %", transform=axis.transAxes, ha="center", fontsize=8, color=SOFT)
         told.append(f"{name} up to {100 * top:.2g} %")
     for axis in axes.flat[len(panels) :]:

@@ -1,7 +1,8 @@
-"""The README's table and picture, from the committed results: no number there is typed by hand.
+"""The README's table and pictures, from the committed results: no number there is typed by hand.
 
-`python -m linattn.readme` rewrites what stands between the two marks, and docs/pictures.png. `--check` says whether the
-table is that of reports/results: all it needs is in Git, while pictures and machine are known only where the run was.
+`python -m linattn.readme` rewrites what stands between the two marks, and the grids in docs/, one a teacher whose
+results are there. `--check` says whether the table is that of reports/results: all it needs is in Git, while pictures
+and machine are known only where the run was.
 """
 
 import argparse
@@ -14,27 +15,34 @@ from PIL import Image
 from linattn import figures, params, project, report
 
 BEGIN, END = "<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->"
-PICTURE = "docs/pictures.png"
-COLUMNS = ("error", "shape", "colour", "psnr", "kid_teacher", "cross_shape", "core_macs", "added")
+CAPTIONED, ROOM = 4, 6  # pictures a row under captions, drawn as small as six would be
 NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its table here."
 
 
-def table(data: report.Data) -> str:
+def table(data: report.Report) -> str:
     """The report's table as Markdown, without the undistilled rows' own group: they are one column here."""
     whole = report.table(data)
-    chosen = [index for index, column in enumerate(whole.columns) if column.key in COLUMNS]
+    chosen = [index for index, column in enumerate(whole.columns) if column.key in report.OVERVIEW]
     titles = [whole.columns[index].title for index in chosen]
     lines = [_line(["", *titles, "Error undistilled"]), _line(["---", *["---:"] * (len(titles) + 1)])]
-    for row in whole.rows:
-        if row.kind == "undistilled":
-            continue
-        if row.failure:
-            lines.append(_line([f"{row.name}: failed ({row.failure})", *[""] * (len(titles) + 1)]))
-            continue
-        cells = [_cell(row.cells[index]) for index in chosen]
-        lines.append(_line([row.name, *cells, _before(data, row.name, whole.columns)]))
+    for group in whole.groups:
+        lines += _heading(group, len(titles)) if data.several else []
+        lines += [_row(data, row, whole.columns, chosen) for row in group.rows if row.kind != "undistilled"]
     notes = "; ".join(f"{whole.columns[index].title}: {whole.columns[index].note}" for index in chosen)
-    return "\n".join(lines) + f"\n\n{notes}. Brackets hold 95 % intervals, bold is the best of the four methods."
+    best = "the best method of each teacher" if data.several else "the best of the four methods"
+    return "\n".join(lines) + f"\n\n{notes}. Brackets hold 95 % intervals, bold is {best}."
+
+
+def _heading(group: report.Group, columns: int) -> list[str]:
+    """Markdown has no row that spans: the teacher's name stands in the first cell of an empty one."""
+    waiting = ": no results yet" if group.waiting else ""
+    return [_line([f"**{group.heading}**, {group.note}{waiting}", *[""] * (columns + 1)])]
+
+
+def _row(data: report.Report, row: report.Row, columns: tuple[report.Column, ...], chosen: list[int]) -> str:
+    if row.failure:
+        return _line([f"{row.name}: failed ({row.failure})", *[""] * (len(chosen) + 1)])
+    return _line([row.name, *(_cell(row.cells[index]) for index in chosen), _before(data, row.name, columns)])
 
 
 def _line(cells: list[str]) -> str:
@@ -46,18 +54,20 @@ def _cell(cell: report.Cell) -> str:
     return f"{text} ({cell.interval})" if cell.interval else text
 
 
-def _before(data: report.Data, name: str, columns: tuple[report.Column, ...]) -> str:
+def _before(data: report.Report, name: str, columns: tuple[report.Column, ...]) -> str:
     error = next((column for column in columns if column.key == "error"), None)
     found = data.results.get(name, {}).get("undistilled", {}).get("error")
     return error.text(found["value"]) if error and found else ""
 
 
-def circumstances(data: report.Data) -> str:
-    """N, seed and what it ran on."""
+def circumstances(data: report.Report) -> str:
+    """N, seeds and what it ran on."""
     facts, seeds = data.facts, {tuple(result["seeds"]) for result in data.results.values()}
+    drawn = [part.teacher["pictures"] for part in data.parts.values() if part.teacher.get("pictures")]
+    own = sorted({str(pictures["seed"]) for pictures in drawn})
     words = [
-        f"Profile {data.profile}: {report.sizes(data).rstrip('.')}",
-        f"evaluation seed {data.teacher['pictures']['seed']}",
+        f"Profile {data.profile}: {' '.join(report.all_sizes(data)).rstrip('.')}",
+        f"evaluation seed {', '.join(own) or 'unknown'}",
         f"training seeds {', '.join(str(list(each)) for each in sorted(seeds))}",
     ]
     if facts:
@@ -69,13 +79,23 @@ def circumstances(data: report.Data) -> str:
     return "; ".join(words) + "."
 
 
-def picture(data: report.Data) -> figures.Picture:
-    """The same classes from the same noise, by the teacher and by every student that finished."""
-    missing = [name for name in ("teacher", *data.done) if name not in data.pictures]
-    if missing:
+def pictures(data: report.Report) -> dict[str, figures.Picture]:
+    """A grid for every teacher with results, by its place in the repository."""
+    return {place(part.role): picture(part) for part in data.parts.values() if part.teacher and part.results}
+
+
+def place(role: str) -> str:
+    return "docs/pictures.png" if role == "class" else f"docs/pictures-{role}.png"
+
+
+def picture(part: report.Data) -> figures.Picture:
+    """The same classes or captions from the same noise, by the teacher and by every student that finished."""
+    names = ("teacher", *part.done)
+    if missing := [name for name in names if name not in part.pictures]:
         raise FileNotFoundError(f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them")
-    rows = {name: data.pictures[name]["pictures"][: data.show] for name in ("teacher", *data.done)}
-    return figures.grid(rows, report.column_names(data))
+    count, room = (min(part.show, CAPTIONED), ROOM) if part.captions else (part.show, part.show)
+    rows = {name: part.pictures[name]["pictures"][:count] for name in names}
+    return figures.grid(rows, report.column_names(part)[:count], room=room)
 
 
 def small(png: bytes) -> bytes:
@@ -85,13 +105,14 @@ def small(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def block(data: report.Data) -> str:
+def block(data: report.Report) -> str:
     if not data.results:
         return NONE
-    return f"![{picture(data).alt}]({PICTURE})\n\n{table(data)}\n\n{circumstances(data)}"
+    grids = "\n\n".join(f"![{grid.alt}]({path})" for path, grid in pictures(data).items())
+    return "\n\n".join(filter(None, [grids, table(data), circumstances(data)]))
 
 
-def in_step(text: str, data: report.Data) -> bool:
+def in_step(text: str, data: report.Report) -> bool:
     return (table(data) if data.results else NONE) in text
 
 
@@ -108,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = params.load()
     with project.pipeline():  # never what was made by hand
-        data = report.read(settings.students, settings.profile)
+        data = report.read(settings.students, settings.profile, teachers=settings.teachers)
     path: Path = project.ROOT / "README.md"
     text = path.read_text()
     if options.check:
@@ -117,8 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("README.md is behind reports/results: run python -m linattn.readme", file=sys.stderr)
         return 1
     new = written(text, block(data))
-    if data.results:
-        (project.ROOT / PICTURE).write_bytes(small(picture(data).png))
+    for path_of, grid in pictures(data).items():
+        (project.ROOT / path_of).write_bytes(small(grid.png))
     path.write_text(new)
     return 0
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,11 +22,33 @@ STUDENTS = {
     },
     "lit": {"operator": "lit", "kernel": 5},
 }  # fmt: skip
+TEXT = {
+    "sd-softmax": {"operator": "softmax", "teacher": "text"},
+    "sd-linfusion": {"operator": "linfusion", "teacher": "text"},
+    "sd-lit": {"operator": "lit", "teacher": "text", "kernel": 5},
+    "sd-clear": {"operator": "clear", "teacher": "text", "radius": 4},
+    "flux-clear": {"operator": "clear", "teacher": "text-joint", "radius": 4},
+    "flux-clear-pool": {"operator": "clear", "teacher": "text-joint", "radius": 3, "pool": 4},
+    "flux-linfusion": {"operator": "linfusion", "teacher": "text-joint"},
+}
+ALL = {**STUDENTS, **TEXT}
+TEACHERS = {
+    role: SimpleNamespace(source=f"data/teachers/{folder}")
+    for role, folder in (("class", "dit-nano"), ("text", "sd-nano"), ("text-joint", "flux-nano"))
+}
 ERRORS = {  # undistilled, distilled
     "softmax": (0.0, 0.001), "softmax-conv": (0.0, 0.0012), "clear": (0.233, 0.09), "clear-pool": (0.21, 0.06),
     "linfusion": (1.37, 0.171), "mediator": (0.67, 0.114), "mediator-schedule": (0.61, 0.098), "lit": (0.73, 0.065),
+    "sd-softmax": (0.0, 0.002), "sd-linfusion": (0.9, 0.12), "sd-lit": (0.6, 0.05), "sd-clear": (0.11, 0.07),
+    "flux-clear": (0.3, 0.1), "flux-clear-pool": (0.27, 0.08), "flux-linfusion": (1.6, 0.4),
 }  # fmt: skip
-CORE_MACS = dict(zip(STUDENTS, (100.7e6, 101.2e6, 17.9e6, 22.1e6, 37.2e6, 13.4e6, 40.1e6, 20.9e6), strict=True))
+CORE_MACS = dict(
+    zip(
+        ALL,
+        (100.7e6, 101.2e6, 17.9e6, 22.1e6, 37.2e6, 13.4e6, 40.1e6, 20.9e6, 60e6, 20e6, 14e6, 11e6, 31e6, 35e6, 44e6),
+        strict=True,
+    )
+)
 NOISE = [0.1, 0.3, 0.5, 0.7, 0.9]
 FACTS = {
     "commit": "0123456789ab",
@@ -39,29 +62,47 @@ FACTS = {
 OWN = ("operator", "layers", "initialise", "teacher", "recipe")  # keys of an entry that are no options
 
 
+def role_of(entry: dict) -> str:
+    return entry.get("teacher", "class")
+
+
 def measure(value: float, spread: float, n: int = 128) -> dict:
     return {"value": value, "low": value - spread, "high": value + spread, "n": n}
 
 
-def quality(error: float, n: int) -> dict:
+def quality(error: float, n: int, role: str = "class") -> dict:
     shape = 0.12 + 0.84 * math.exp(-3 * error)
-    return {
+    found = {
         "shape": measure(shape, 0.04, n), "colour": measure(min(1.0, 0.3 + 0.69 * math.exp(-0.9 * error)), 0.015, n),
         "error": measure(error, 0.1 * error, n), "psnr": measure(30 - 22 * error**0.5, 0.4, n),
         "ssim": measure(math.exp(-2 * error), 0.01, n), "kid_teacher": measure(0.08 * error, 0.002, n),
         "kid_world": measure(0.01 + 0.08 * error, 0.002, n), "cross_shape": measure(shape * 0.7, 0.06, n),
     }  # fmt: skip
+    two = {"two_shapes": shape * 0.8, "two_colours": shape * 0.9, "relation": shape * 0.85}
+    return found | ({name: measure(value, 0.06, n // 2) for name, value in two.items()} if role != "class" else {})
+
+
+def scenes(role: str) -> list[world.Scene]:
+    """With text even numbers show one thing, odd ones two."""
+    return [world.scene(5, number, 1 + number % 2 if role != "class" else 1) for number in range(12)]
+
+
+def shown_of(role: str) -> dict:
+    """Which teacher a row is of, and what it was asked to draw."""
+    said = {"teacher": role, "folder": TEACHERS[role].source.rpartition("/")[2]}
+    return said | ({"captions": [scene.caption for scene in scenes(role)]} if role != "class" else {})
 
 
 def result(name: str, entry: dict) -> dict:
     before, after = ERRORS[name]
-    steps = list(range(0, 90, 10))
+    steps, role = list(range(0, 90, 10)), role_of(entry)
     confusion = np.eye(10, dtype=int) * 12
     confusion[0, 1] = confusion[4, 5] = 2
     return {
-        "student": name, "operator": entry["operator"], "profile": "nano", "seeds": [0],
+        "student": name, "operator": entry["operator"], "profile": "nano", "seeds": [0], **shown_of(role),
         "options": {key: value for key, value in entry.items() if key not in OWN},
-        "control": entry["operator"] == "softmax", "quality": quality(after, 128), "undistilled": quality(before, 64),
+        "control": entry["operator"] == "softmax", "quality": quality(after, 128, role),
+        "undistilled": quality(before, 64, role),
         "by_noise": {
             "noise": NOISE,
             "error": [measure(after * (0.4 + level), after * 0.05) for level in NOISE],
@@ -80,7 +121,7 @@ def result(name: str, entry: dict) -> dict:
 
 
 def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
-    """Everything where project says it belongs."""
+    """Everything where project says it belongs, of the teachers that these students name."""
     for name, entry in students.items():
         if name == failed:
             problem = {"facts": FACTS, "error": "the loss became NaN at step 12"}
@@ -88,19 +129,28 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
             continue
         project.write_json(project.result(name, write=True), result(name, entry))
         project.write_json(project.run_result(name, write=True), {"facts": FACTS, "seconds": {"distill": 44.0}})
-    teacher = {"quality": {**quality(0.0, 128), "error": None, "psnr": None, "ssim": None, "kid_teacher": None}}
+    for role in dict.fromkeys(role_of(entry) for entry in students.values()):
+        own = {name: entry for name, entry in students.items() if role_of(entry) == role}
+        _teacher(role)
+        _pictures(role, own, failed)
+    _benchmark()
+    _anatomy(students)
+
+
+def _teacher(role: str) -> None:
+    teacher = {"student": f"teacher-{role}", **shown_of(role)}
+    teacher["quality"] = quality(0.0, 128, role) | dict.fromkeys(("error", "psnr", "ssim", "kid_teacher"))
     teacher["cost"] = {"core_macs": 100.7e6, "added": 0}
     teacher["pictures"] = {
         "pictures": 128, "steps": 20, "quick_pictures": 64, "quick_steps": 8, "cross": 2, "cross_pictures": 24,
         "errors": 64, "seed": 1000,
     }  # fmt: skip
     teacher["quick"] = {"shape": measure(0.94, 0.04), "colour": measure(0.99, 0.01)}
-    project.write_json(project.result("teacher", write=True), teacher)
-    guess = {"quality": {"shape": {"value": 0.1}, "colour": {"value": 1 / 6}}}
-    project.write_json(project.result("chance", write=True), guess)
-    _benchmark()
-    _anatomy()
-    _pictures(students, failed)
+    project.write_json(project.result(f"teacher-{role}", write=True), teacher)
+    guess = {"shape": 0.1, "colour": 1 / 6}
+    guess |= {"two_shapes": 0.02, "two_colours": 0.05, "relation": 0.25} if role != "class" else {}
+    chance = {"student": f"chance-{role}", "teacher": role, "quality": {k: {"value": v} for k, v in guess.items()}}
+    project.write_json(project.result(f"chance-{role}", write=True), chance)
 
 
 def _benchmark() -> None:
@@ -121,7 +171,7 @@ def _benchmark() -> None:
     project.write_json(project.run_result("benchmark", write=True), {"facts": FACTS, "rows": rows, "steps": steps})
 
 
-def _anatomy() -> None:
+def _anatomy(students: dict) -> None:
     waves = {"distance": 3, "share": 0.5, "entropy": 0.6, "rank": 20, "similarity": None, "redundancy": 0.2}
     tables = {
         name: [[size and size * (1 + 0.3 * math.sin(layer + 3 * level)) for level in NOISE] for layer in range(6)]
@@ -130,31 +180,32 @@ def _anatomy() -> None:
     units = {name: f"What {name} means" for name in waves}
     content = {"noise": NOISE, "layers": list(range(6)), "teacher": tables, "units": units, "query": 136}
     project.write_json(project.result("anatomy", write=True), content)
+    y, x = np.mgrid[:16, :16]
+    ball = np.exp(-((y - 8) ** 2 + (x - 8) ** 2) / 12)
+    named = ("teacher", *(name for name, entry in students.items() if role_of(entry) == "class"))
+    maps = {f"map.{name}": (ball ** (1 + i / 3) / (ball ** (1 + i / 3)).sum()) for i, name in enumerate(named)}
+    save_file({"picture": _frames("class")[0], **maps}, project.pictures("anatomy", write=True))
 
 
-def _pictures(students: dict, failed: str | None) -> None:
-    scenes = world.scenes(12, seed=5)
-    frames = (world.render(scenes, 64).numpy() * 255).round().astype(np.uint8)
-    labels = np.array([scene.label for scene in scenes])
+def _frames(role: str) -> np.ndarray:
+    return (world.render(scenes(role), 64).numpy() * 255).round().astype(np.uint8)
+
+
+def _pictures(role: str, students: dict, failed: str | None) -> None:
+    frames = _frames(role)
+    labels = np.array([scene.label for scene in scenes(role)])
     draw = np.random.default_rng(0)
 
     def spoilt(amount: float) -> np.ndarray:
         noise = draw.normal(0, 255 * amount, frames.shape)
         return np.clip(frames + noise, 0, 255).round().astype(np.uint8)
 
-    save_file({"pictures": frames, "labels": labels}, project.pictures("teacher", write=True))
+    save_file({"pictures": frames, "labels": labels}, project.pictures(f"teacher-{role}", write=True))
     for name in students:
         if name != failed:
             before, after = ERRORS[name]
             arrays = {"pictures": spoilt(after), "undistilled": spoilt(min(before, 0.5)), "labels": labels}
             save_file(arrays, project.pictures(name, write=True))
-    y, x = np.mgrid[:16, :16]
-    ball = np.exp(-((y - 8) ** 2 + (x - 8) ** 2) / 12)
-    maps = {
-        f"map.{name}": (ball ** (1 + i / 3) / (ball ** (1 + i / 3)).sum())
-        for i, name in enumerate(("teacher", *students))
-    }
-    save_file({"picture": frames[0], **maps}, project.pictures("anatomy", write=True))
 
 
 def load(path) -> dict:

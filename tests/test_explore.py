@@ -1,5 +1,6 @@
 import math
 
+import kinds
 import pytest
 import tiny
 import torch
@@ -106,6 +107,85 @@ def test_token_colours_follow_the_rows():
     assert colours == ["#ff0000"] + ["#000000"] * 5
 
 
+# Other families
+
+
+CAPTION = "a red ring above a blue disc on white"
+
+
+def reader(kind):
+    card = {"steps": 2, "guidance": 2.0, "side": 32, "text_length": 16}
+    return Teacher(kinds.pipeline(kind), card, kind)
+
+
+@pytest.mark.parametrize("kind", ["unet", "flux"])
+def test_a_caption_is_traced_like_a_class(kind):
+    made = reader(kind)
+    trace = explore.trace(made, CAPTION, steps=2)
+    assert trace.label == CAPTION
+    assert len(trace.beliefs) == trace.steps == 2
+    assert all(len(given["encoder_hidden_states"]) == 1 for given in trace.inputs)
+    noise = [trace.noise(step) for step in range(2)]
+    assert 1 >= noise[0] > noise[1] >= 0
+    other = explore.trace(made, "a yellow moon on black", steps=2)
+    assert not torch.equal(trace.inputs[0]["encoder_hidden_states"], other.inputs[0]["encoder_hidden_states"])
+
+
+@pytest.mark.parametrize("kind", ["unet", "flux"])
+def test_what_was_recorded_is_what_the_asked_half_of_the_model_saw(kind):
+    """The recorded call gives the prediction that the guided draw had for the caption, before guidance."""
+    made, answers = reader(kind), []
+    handle = made.model.register_forward_hook(lambda module, args, output: answers.append(output[0][:1].clone()))
+    trace = explore.trace(made, CAPTION, steps=1)
+    handle.remove()
+    with torch.no_grad():
+        again = made.model(**trace.inputs[0], return_dict=False)[0]
+    torch.testing.assert_close(again, answers[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["unet", "flux"])
+def test_every_layer_of_a_captioned_model_is_asked_over_the_same_place(kind):
+    made = reader(kind)
+    trace = explore.trace(made, CAPTION, steps=1)
+    grids = families.grids(made.model, **trace.inputs[0])
+    for layer, grid in enumerate(grids):
+        weights = explore.attention(made.model, trace, 0, layer, token=trace.grid.picture - 1)
+        assert weights.shape[1:] == (grid.height, grid.width)
+        whole = surgery.attention_map(made.model, layer, **trace.inputs[0])[0, :, -1, grid.text :]
+        assert torch.allclose(weights.flatten(1), whole.float(), atol=1e-6)
+    assert kind != "unet" or len({grid.picture for grid in grids}) > 1
+    picture = explore.looking({"teacher": made.model}, {"teacher": trace}, 0, len(grids) // 2, trace.grid.picture - 1)
+    deep = grids[len(grids) // 2]
+    assert f"row {deep.height} of {deep.height}, column {deep.width} of {deep.width}" in picture.alt
+
+
+@pytest.mark.parametrize(
+    ("token", "found"), [(0, 0), (7, 3), (63, 15), (27, 5)], ids=["corner", "end of a row", "last", "inside"]
+)
+def test_a_place_on_another_grid_lies_over_the_same_spot(token, found):
+    assert explore.place(token, explore.Grid(8, 8), explore.Grid(4, 4)) == found
+    assert explore.place(token, explore.Grid(8, 8), explore.Grid(8, 8)) == token
+
+
+def test_what_can_be_asked_for_is_classes_or_captions(teacher):
+    assert explore.choices(teacher) == [(name, number) for number, name in enumerate(tiny.LABELS)]
+    offered = explore.choices(reader("unet"))
+    assert all(words == value for words, value in offered)
+    two = [" of " in words or " above " in words or " below " in words for words, _ in offered]
+    assert two == [bool(number % 2) for number in range(len(offered))]
+
+
+def test_a_teacher_has_its_own_students_and_an_unnamed_one_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setattr(explore, "_named", lambda: {"class": "dit-nano", "text": "sd-nano"})
+    entries = {**ENTRIES, "sd-lit": Student(operator="lit", name="sd-lit", teacher="text")}
+    for name in ("clear", "sd-lit"):
+        (tmp_path / "reports" / "students" / name).mkdir(parents=True)
+    assert explore.students(entries, "dit-nano") == ["clear", "clear, not distilled"]
+    assert explore.students(entries, "sd-nano") == ["sd-lit", "sd-lit, not distilled"]
+    assert explore.students(entries, "another") == ["clear, not distilled", "sd-lit, not distilled"]
+
+
 def wider():
     card = {"steps": 2, "guidance": 1.0, "side": 32, "labels": list(tiny.LABELS)}
     return Teacher(tiny.pipeline(layers=3, heads=2), card, "wider")
@@ -138,6 +218,18 @@ def test_the_widget_holds_the_functions_together(teacher, student):
     explorer.teacher.value = "wider"
     assert explorer.layer.max == 2
     assert [value for _, value in explorer.head.options] == [None, 0, 1]
+
+
+def test_another_teacher_in_the_menu_brings_its_students_and_captions(teacher):
+    offered = {"tiny": ["clear, not distilled"], "unet": ["sd-clear, not distilled"]}
+    entries = {**ENTRIES, "sd-clear": Student(operator="clear", name="sd-clear", options={"radius": 2})}
+    made = {"tiny": teacher, "unet": reader("unet")}
+    explorer = explore.Explorer(made, offered.get, lambda name, of: explore.student(name, of, entries), steps=1)
+    explorer.teacher.value = "unet"
+    assert list(explorer.student.options) == offered["unet"]
+    assert explorer.traces["teacher"].label == explore.choices(made["unet"])[0][1]
+    explorer.layer.value = explorer.layer.max // 2
+    assert "alt=" in explorer.maps.value
 
 
 def test_pictures_say_what_they_show(teacher, student):

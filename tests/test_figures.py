@@ -111,6 +111,29 @@ def test_change_is_white_where_nothing_changed():
         figures.change(same, torch.rand(1, 3, 5, 5))
 
 
+def test_a_long_name_is_as_wide_as_its_panel_and_a_short_one_as_usual():
+    name = "mediator-schedule, not distilled"
+    size = figures._fitted(name, 1.6, 9.5)
+    assert 0.66 * len(name) * size / 72 == pytest.approx(1.6)
+    assert figures._fitted("teacher", 1.6, 9.5) == 9.5
+
+
+def test_a_grid_is_narrower_where_more_would_have_room():
+    wide, narrow = (figures.grid({"teacher": torch.rand(2, 3, 8, 8)}, room=room) for room in (4, 8))
+    assert narrow.size[0] < wide.size[0]
+
+
+def test_a_caption_is_wrapped_to_its_picture_and_a_class_keeps_its_two_lines():
+    caption = "a small blue heart below a large yellow cross on black stripes"
+    lines = figures._stacked(caption, 0.7).split("\n")
+    assert " ".join(lines) == caption
+    assert max(map(len, lines)) <= 0.7 / 0.062
+    assert figures._stacked("red ring", 0.1) == "red\nring"
+    rows = {"teacher": torch.rand(1, 3, 8, 8)}
+    taller, usual = (figures.grid(rows, [title], room=6) for title in (caption, "red ring"))
+    assert taller.size[1] > usual.size[1] + 100  # room for the lines, not smaller pictures
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (2, 4, 5, 5)])
 def test_what_is_no_picture_is_refused(shape):
     with pytest.raises(ValueError, match="pictures have shape"):

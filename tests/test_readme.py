@@ -21,6 +21,17 @@ def data(tmp_path, monkeypatch):
     return data
 
 
+@pytest.fixture
+def several(tmp_path, monkeypatch):
+    """Of three teachers, one of which has no result yet."""
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setenv(project.PIPELINE, "1")
+    there = {**FEW, **{name: synthetic_results.TEXT[name] for name in ("sd-softmax", "sd-lit")}}
+    synthetic_results.write_all(there, failed="linfusion")
+    waiting = {"flux-clear": synthetic_results.TEXT["flux-clear"]}
+    return report.read({**there, **waiting}, "nano", teachers=synthetic_results.TEACHERS)
+
+
 def rows(data):
     lines = [line for line in readme.table(data).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -65,24 +76,81 @@ def test_circumstances_name_sizes_seeds_and_machine(data):
 
 
 def test_the_picture_has_a_row_for_the_teacher_and_every_student_that_finished(data):
-    picture = readme.picture(data)
+    picture = readme.picture(data.only)
     assert all(name in picture.alt for name in ("teacher", "softmax", "clear", "lit"))
     assert "linfusion" not in picture.alt
-    assert readme.block(data).startswith(f"![{picture.alt}]({readme.PICTURE})")
+    assert readme.block(data).startswith(f"![{picture.alt}](docs/pictures.png)")
 
 
 def test_pictures_that_are_not_here_are_named(data):
-    data.pictures.pop("clear")
+    data.only.pictures.pop("clear")
     with pytest.raises(FileNotFoundError, match="no pictures of clear.*make repro"):
         readme.block(data)
 
 
 def test_the_check_needs_neither_pictures_nor_machine(data):
     text = readme.block(data)
-    data.pictures, data.facts = {}, {}
+    data.only.pictures, data.only.facts = {}, {}
     assert readme.in_step(text, data)
     data.results["clear"]["quality"]["error"]["value"] += 0.05
     assert not readme.in_step(text, data)
+
+
+def test_several_teachers_share_one_table_each_under_its_name(several):
+    titles, _, *body = rows(several)
+    assert [row[0] for row in body] == [
+        "**dit-nano**, class labels", "teacher", "teacher, 8 steps", "chance", "softmax", "clear",
+        "linfusion: failed (the loss became NaN at step 12)", "lit",
+        "**sd-nano**, captions, read by cross-attention", "teacher", "teacher, 8 steps", "chance", "sd-softmax",
+        "sd-lit", "**flux-nano**, captions, read by joint attention: no results yet",
+    ]  # fmt: skip
+    assert {len(row) for row in body} == {len(titles)}
+    place = titles.index("Error")
+    assert [row[0] for row in body if row[place].startswith("**")] == ["lit", "sd-lit"]
+    assert "Relation" in titles
+    assert "bold is the best method of each teacher" in readme.table(several)
+
+
+def test_every_teacher_with_results_has_a_grid_of_its_own(several):
+    grids = readme.pictures(several)
+    assert list(grids) == ["docs/pictures.png", "docs/pictures-text.png"]
+    captions = [scene.caption for scene in synthetic_results.scenes("text")]
+    told = grids["docs/pictures-text.png"].alt
+    assert all(caption in told for caption in captions[: readme.CAPTIONED])
+    assert captions[readme.CAPTIONED] not in told
+    block = readme.block(several)
+    assert all(f"![{grid.alt}]({path})" in block for path, grid in grids.items())
+
+
+def test_captioned_pictures_are_small_enough_for_git(several):
+    class_grid, text_grid = readme.pictures(several).values()
+    assert text_grid.size[0] < class_grid.size[0]
+    assert len(readme.small(text_grid.png)) < 150_000
+
+
+def test_circumstances_of_several_teachers_say_once_what_is_the_same(several):
+    words = readme.circumstances(several)
+    assert words.count("128 pictures a row") == 1
+    assert "Half of the pictures of sd-nano show one thing" in words
+
+
+def test_a_missing_row_of_a_teacher_stops_neither_table_nor_circumstances(several):
+    several.parts["text"].teacher = {}
+    assert "sd-lit" in readme.table(several)
+    assert "docs/pictures-text.png" not in readme.pictures(several)
+    assert "evaluation seed 1000" in readme.circumstances(several)
+
+
+def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypatch):
+    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "docs").mkdir()
+    settings = types.SimpleNamespace(students=several.students, profile="nano", teachers=synthetic_results.TEACHERS)
+    monkeypatch.setattr(readme.params, "load", lambda: settings)
+    assert readme.main(["--check"]) == 1
+    assert readme.main([]) == 0
+    assert readme.main(["--check"]) == 0
+    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["pictures-text.png", "pictures.png"]
 
 
 def test_only_what_stands_between_the_marks_changes():

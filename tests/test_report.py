@@ -1,81 +1,16 @@
 import json
 import re
-from html.parser import HTMLParser
 
 import nbformat
 import pytest
 import synthetic_results
 from nbformat import v4
+from pages import Page, check
 
 from linattn import metrics, project, report
+from linattn.report import sentences, tables, timing, words
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
-
-
-class Page(HTMLParser):
-    """What a browser would see of a page: title, language, pictures, anchors, references, cells."""
-
-    VOID = ("img", "meta", "link", "br", "hr", "input", "source", "wbr", "col")
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.title, self.lang, self.alts, self.ids, self.links, self.sources = "", None, [], set(), [], []
-        self.tags, self.open, self.headings, self.rows, self.strong = [], [], [], [], False
-        self.feed(text)
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.tags.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if "id" in values:
-            assert values["id"] not in self.ids, f"two elements with id {values['id']}"
-            self.ids.add(values["id"])
-        if tag == "html":
-            self.lang = values.get("lang")
-        if tag == "img":
-            self.alts.append(values.get("alt"))
-        if tag == "a":
-            self.links.append(values.get("href"))
-        self.sources += [value for key, value in attributes if key in ("src", "srcset", "poster", "data", "action")]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td") and self.rows:
-            self.rows[-1].append({"text": "", "best": False})
-        if tag == "strong" and self.rows and self.rows[-1] and "tr" in self.open:
-            self.rows[-1][-1]["best"] = True
-
-    def handle_endtag(self, tag):
-        if tag in self.VOID:
-            return
-        assert self.open, f"</{tag}> without <{tag}>"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "title":
-            self.title += data
-        if "tr" in self.open and self.rows and self.rows[-1]:
-            self.rows[-1][-1]["text"] += data
-
-
-def check(text: str) -> Page:
-    page = Page(text)
-    assert page.title.strip()
-    assert page.lang == "en"
-    assert page.alts or "img" not in page.tags
-    assert all(alt and alt.strip() for alt in page.alts), page.alts
-    assert "script" not in page.tags
-    assert "link" not in page.tags
-    assert not re.search(
-        r"https?:|url\(|@import|//[a-z0-9-]+\.[a-z]{2}", re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
-    )
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    anchors = [link for link in page.links if link.startswith("#")]
-    assert len(anchors) > 2
-    assert all(anchor[1:] in page.ids for anchor in anchors)
-    assert "#content" in anchors  # the skip link
-    return page
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +26,16 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(root):
     return report.read(FEW, "nano", show=4)
+
+
+@pytest.fixture(scope="module")
+def part(data):
+    """The one teacher of `data`."""
+    return data.only
+
+
+def changed(part, **more):
+    return report.Data(**{**vars(part), **more})
 
 
 @pytest.fixture(scope="module")
@@ -167,16 +112,16 @@ def test_best_is_bold_among_the_methods_also_where_lower_is_better(data, written
 
 def test_an_interval_that_reaches_the_best_is_marked():
     column = report.COLUMNS[1]
-    cell = report._cell(column, {"value": 0.9, "low": 0.85, "high": 0.95}, 0.93)
+    cell = tables.cell(column, {"value": 0.9, "low": 0.85, "high": 0.95}, 0.93)
     assert (cell.best, cell.close) == (False, True)
-    assert report._cell(column, {"value": 0.9, "low": 0.85, "high": 0.92}, 0.93).close is False
-    assert report._cell(column, None, 0.93).text == "–"
-    assert report._cell(column, {"value": 0.93, "low": 0.9, "high": 0.95}, 0.93).best
+    assert tables.cell(column, {"value": 0.9, "low": 0.85, "high": 0.92}, 0.93).close is False
+    assert tables.cell(column, None, 0.93).text == "–"
+    assert tables.cell(column, {"value": 0.93, "low": 0.9, "high": 0.95}, 0.93).best
 
 
 def test_the_table_has_all_kinds_of_rows(data):
     table = report.table(data)
-    assert [heading for heading, _ in table.groups] == list(report.KINDS.values())
+    assert [group.heading for group in table.groups] == list(words.KINDS.values())
     names = [(row.kind, row.name) for row in table.rows]
     assert names[:3] == [("reference", "teacher"), ("reference", "teacher, 8 steps"), ("reference", "chance")]
     assert ("control", "softmax") in names
@@ -185,22 +130,22 @@ def test_the_table_has_all_kinds_of_rows(data):
     assert all(cell.interval for cell, column in zip(lit.cells, table.columns, strict=True) if column.part == "quality")
 
 
-def test_findings_follow_the_numbers(data):
+def test_findings_follow_the_numbers(data, part):
     told = " ".join(report.findings(data))
     assert "Closest to the teacher's prediction is lit" in told
     assert "The control softmax keeps softmax and trains as the others do; it moves 0.10\xa0% (" in told
     assert "cannot be told from that control" not in told
     assert "Distillation reduced the error of all 2 methods" in told
-    worse = {**data.results["lit"]}
+    worse = {**part.results["lit"]}
     worse["undistilled"] = {"error": {"value": 0.001}}
     worse["quality"] = {**worse["quality"], "error": {"value": 0.0005, "low": 0.0004, "high": 0.0006, "n": 8}}
-    changed = report.Data(**{**vars(data), "results": {**data.results, "lit": worse}})
-    told = " ".join(report.findings(changed))
+    other = changed(part, results={**part.results, "lit": worse})
+    told = " ".join(sentences.of_teacher(other))
     assert "By error lit is nearer to the teacher than that control." in told
     worse["quality"]["error"]["high"] = 0.00095
-    assert "By error lit cannot be told from that control." in " ".join(report.findings(changed))
+    assert "By error lit cannot be told from that control." in " ".join(sentences.of_teacher(other))
     worse["quality"]["error"]["value"] = 0.2
-    told = " ".join(report.findings(changed))
+    told = " ".join(sentences.of_teacher(other))
     assert "Closest to the teacher's prediction is clear" in told
     assert "It did not help lit" in told
 
@@ -216,26 +161,25 @@ def test_the_convolution_helps_only_where_the_intervals_say_so(with_conv, says):
 
     students = {"softmax": {"operator": "softmax"}, "softmax-conv": {"operator": "softmax", "conv": 3}}
     data = report.Data("nano", students, results={"softmax": row(0.0042), "softmax-conv": row(with_conv)})
-    assert says in next(iter(report._convolution(data)))
+    assert says in next(iter(sentences._convolution(data)))
 
 
 @pytest.mark.parametrize(("right", "told_apart"), [(128, True), (122, False)], ids=["above", "within"])
-def test_a_student_above_its_teacher_is_told_from_it_too(data, right, told_apart):
-    lit = {**data.results["lit"], "quality": {**data.results["lit"]["quality"], "shape": metrics.wilson(right, 128)}}
-    teacher = {**data.teacher, "quality": {**data.teacher["quality"], "shape": metrics.wilson(120, 128)}}
-    changed = report.Data(**{**vars(data), "results": {"lit": lit}, "teacher": teacher})
-    said = " ".join(report._truth(changed))
+def test_a_student_above_its_teacher_is_told_from_it_too(part, right, told_apart):
+    lit = {**part.results["lit"], "quality": {**part.results["lit"]["quality"], "shape": metrics.wilson(right, 128)}}
+    teacher = {**part.teacher, "quality": {**part.teacher["quality"], "shape": metrics.wilson(120, 128)}}
+    said = " ".join(sentences._truth(changed(part, results={"lit": lit}, teacher=teacher)))
     assert ("lit cannot be told from the teacher" in said) is not told_apart
 
 
 def test_a_kid_below_zero_is_no_better_than_none():
     column = next(column for column in report.COLUMNS if column.key == "kid_teacher")
     rows = [{"quality": {"kid_teacher": {"value": value, "low": value, "high": 0.01}}} for value in (-0.02, 0.0)]
-    best = report._best(column, rows)
-    assert [report._cell(column, column.read(row), best).best for row in rows] == [True, True]
+    best = tables._best(column, rows)
+    assert [tables.cell(column, column.read(row), best).best for row in rows] == [True, True]
 
 
-def test_a_slower_operator_is_called_slower(data):
+def test_a_slower_operator_is_called_slower():
     rows = [
         {"operator": name, "tokens": n, "seconds": s, "baseline": "dense"}
         for name, n, s in (
@@ -246,7 +190,7 @@ def test_a_slower_operator_is_called_slower(data):
             ("clear", 256, 10.0),
         )
     ]
-    told = list(report._time(report.Data("tiny", FEW, benchmark={"rows": rows})))
+    told = list(sentences._time(report.Data("tiny", FEW, benchmark={"rows": rows})))
     assert told == [
         "At 256 tokens one attention call is faster than dense: lit 3.0 times.",
         "At 256 tokens clear is slower than dense.",
@@ -254,8 +198,8 @@ def test_a_slower_operator_is_called_slower(data):
     ]
 
 
-def test_whole_steps_stand_beside_what_they_can_gain_at_most(data, written):
-    found = report.steps(data)
+def test_whole_steps_stand_beside_what_they_can_gain_at_most(part, written):
+    found = timing.steps(part)
     assert found["sizes"] == [256, 1024]
     assert dict(found["lines"]) == {
         "dense": ["4 ms", "4 ms"],
@@ -265,7 +209,7 @@ def test_whole_steps_stand_beside_what_they_can_gain_at_most(data, written):
         "lit": ["0.80× (5 ms)", "0.80× (5 ms)"],
     }
     assert "A whole step" in written.read_text()
-    assert report.steps(report.Data("nano", FEW)) == {"sizes": [], "lines": []}
+    assert timing.steps(report.Data("nano", FEW)) == {"sizes": [], "lines": []}
 
 
 def test_the_path_that_attention_took_is_named_with_its_layers(data):
@@ -310,7 +254,7 @@ def test_a_damaged_result_is_a_failure(root):
 
 
 def test_a_teacher_that_failed_says_why(root):
-    path = project.run_result("teacher")
+    path = project.run_result("teacher-class")
     path.write_text(json.dumps({"facts": synthetic_results.FACTS, "error": "evaluate: no room"}))
     try:
         page = report.index_html(report.read(FEW, "nano", show=2))
@@ -345,11 +289,10 @@ def test_a_notebook_keeps_its_alt_texts_and_loses_its_addresses(written):
     assert "A-chapter" in page.ids
 
 
-def test_machines_that_differ_are_both_named(data):
+def test_machines_that_differ_are_both_named(part):
     other = json.loads(json.dumps(synthetic_results.FACTS))
     other["hardware"]["gpu"] = "an accelerator"
-    changed = report.Data(**{**vars(data), "runs": {**data.runs, "clear": {"facts": other}}})
-    lines = dict(report.machine(changed))
+    lines = dict(report.machine(changed(part, runs={**part.runs, "clear": {"facts": other}})))
     assert "an accelerator (clear)" in lines["Accelerator"]
     assert lines["Commit"] == "0123456789ab"
 

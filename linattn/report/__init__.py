@@ -1,0 +1,57 @@
+"""The report: plain result files in, calm pages that open offline out.
+
+- `read` gathers files by the names in params.yaml, never by what lies in a folder: a removed student leaves the
+  report, a missing or broken result is a failed row.
+- With one teacher everything stands on the first page. With several that has one table over all of them, and each
+  teacher a page with everything of its own.
+- Sentences are drawn from the numbers (`findings`): which student is closest, which a control beats, what distillation
+  bought. None is written for a result that was hoped for.
+- Self-contained: every picture is a data URI with an alt text, style is inline, no script, no address.
+- The same data gives the same bytes.
+
+Result files (reports/results/). A *measure* is {"value", "low", "high", "n"}; low and high bound the 95 % interval, or
+are absent. Keys that do not apply are absent or null.
+
+`teacher-<role>.json` and `<student>.json`, in Git:
+    student, teacher (the role), operator, options, control (bool), seeds [..], profile; a teacher's folder (its name)
+    captions      what was asked for, a text a picture (roles with text)
+    quality       {shape, colour, error, psnr, ssim, mse, cosine, kid_teacher, kid_world, fid_teacher,
+                   cross_shape, cross_colour}: measures. shape, colour are shares in [0, 1]; error is the relative
+                   squared error of the prediction, mean over the noise levels; cross_* at twice the side.
+                   With text also {two_shapes, two_colours, relation}, over the pictures of two things; shape, colour
+                   and confusion are over those of one
+    undistilled   the same names, for the student converted and not trained (absent for the teacher)
+    by_noise      {noise [..], error [measure ..], undistilled [measure ..]}
+    confusion     shapes x shapes counts, asked by seen
+    cost          {macs, macs_counted, core_macs, added, trained}: one forward of one picture
+    training      {steps, layerwise_steps, batch, trained, curve {step [..], loss [..], stage [..]}}
+`<name>.run.json`, in reports/runs and not in Git:
+    facts         project.facts()
+    seconds       {distill, evaluate, draw}; memory (bytes)
+    backend       {layer: the path its attention takes: why}
+    error         what went wrong, in a line, when the stage failed
+`chance-<role>.json`  quality {shape, colour ..}: what guessing gives
+`benchmark.run.json`: facts, baseline; rows of costs.time_operators; operators {row's name: operator}; steps, rows of
+    amdahl.time_steps (role class alone)
+`anatomy.json`    noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order and query of the maps
+    (role class alone)
+Pictures (project.pictures): safetensors with `pictures` (N, 3, side, side) uint8 or in [0, 1], `labels`, and for a
+student also `undistilled`; the same row is the same noise and class or caption in every file of one teacher. In
+pictures("anatomy"): `picture` (3, side, side) and `map.<name>` (height, width) for the teacher and every operator.
+"""
+
+from linattn.report.circumstances import all_sizes, counts, machine, sizes
+from linattn.report.columns import COLUMNS, OVERVIEW, Column
+from linattn.report.data import Data, Report
+from linattn.report.notebook import executed
+from linattn.report.pages import index_html, student_html, teacher_html, write
+from linattn.report.pictures import column_names
+from linattn.report.reading import read
+from linattn.report.sentences import findings
+from linattn.report.tables import Cell, Group, Row, Table, table
+
+__all__ = [
+    "COLUMNS", "OVERVIEW", "Cell", "Column", "Data", "Group", "Report", "Row", "Table", "all_sizes", "column_names",
+    "counts", "executed", "findings", "index_html", "machine", "read", "sizes", "student_html", "table", "teacher_html",
+    "write",
+]  # fmt: skip

@@ -1,0 +1,301 @@
+"""The report of several teachers: one table over all, a page each, and what is said when one of them is not there."""
+
+import re
+
+import pytest
+import synthetic_results
+from pages import Page, check
+
+from linattn import project, report
+from linattn.params import Student
+from linattn.report import limits, sentences, tables
+
+NAMES = ("softmax", "clear", "lit", "sd-softmax", "sd-lit", "sd-linfusion", "flux-clear", "flux-linfusion")
+SOME = {name: synthetic_results.ALL[name] for name in NAMES}
+TEACHERS = synthetic_results.TEACHERS
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "ROOT", folder)
+        patch.setenv(project.PIPELINE, "1")
+        synthetic_results.write_all(SOME, failed="flux-linfusion")
+        yield folder
+
+
+def read(students=SOME, teachers=TEACHERS):
+    return report.read(students, "nano", show=4, teachers=teachers)
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    return read()
+
+
+@pytest.fixture(scope="module")
+def written(data, root):
+    return report.write(data, root / "reports")
+
+
+def page(written, name):
+    return (written.parent / "pages" / f"{name}.html").read_text()
+
+
+def words_of(text):
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", text, flags=re.S)).split())
+
+
+# Reading
+
+
+def test_roles_come_in_the_order_in_which_params_first_names_them(root):
+    turned = {name: SOME[name] for name in ("flux-clear", "sd-lit", "clear")}
+    assert list(read(turned).parts) == ["text-joint", "text", "class"]
+    assert [part.name for part in read(turned).parts.values()] == ["flux-nano", "sd-nano", "dit-nano"]
+
+
+def test_a_teacher_that_no_student_names_is_not_shown(root):
+    assert list(read({"clear": SOME["clear"]}).parts) == ["class"]
+
+
+def test_without_params_the_result_files_tell_a_teachers_name(root):
+    assert [part.name for part in read(teachers=None).parts.values()] == ["dit-nano", "sd-nano", "flux-nano"]
+
+
+def test_two_roles_with_one_folder_are_told_apart(root):
+    same = dict.fromkeys(TEACHERS, TEACHERS["class"])
+    names = [part.name for part in read(teachers=same).parts.values()]
+    assert names == ["dit-nano (class)", "dit-nano (text)", "dit-nano (text-joint)"]
+
+
+def test_anatomy_and_benchmark_belong_to_the_class_teacher_alone(data):
+    assert {role: bool(part.anatomy and part.benchmark) for role, part in data.parts.items()} == {
+        "class": True,
+        "text": False,
+        "text-joint": False,
+    }
+    assert ["anatomy" in part.pictures for part in data.parts.values()] == [True, False, False]
+
+
+def test_a_result_of_another_teacher_is_no_result(root):
+    moved = {"clear": {**SOME["clear"], "teacher": "text"}}
+    assert "teacher 'class'" in read(moved).failures["clear"]
+    other = {**TEACHERS, "text": TEACHERS["class"]}
+    found = read(teachers=other).parts["text"]
+    assert "folder 'sd-nano'" in found.failures["sd-lit"]
+    assert "sd-nano, and params.yaml now names dit-nano" in found.teacher_failure
+
+
+def test_typed_entries_know_their_teacher(root):
+    typed = {"sd-lit": Student(operator="lit", name="sd-lit", teacher="text", options={"kernel": 5})}
+    assert read(typed).only.done == ["sd-lit"]
+
+
+# The first page
+
+
+def test_the_first_page_begins_with_one_table_grouped_by_teacher(written, data):
+    text = written.read_text()
+    headings = re.findall(r'<h2 id="([^"]+)"', text)
+    assert headings[:3] == ["table", "findings", "ideas"]
+    shown = [row[0]["text"].strip() for row in check(text).rows[1:]]
+    wanted = [
+        "dit-nano", "teacher", "teacher, 8 steps", "chance", "softmax", "clear", "lit",
+        "sd-nano", "teacher", "teacher, 8 steps", "chance", "sd-softmax", "sd-lit", "sd-linfusion",
+        "flux-nano", "teacher", "teacher, 8 steps", "chance", "flux-clear", "flux-linfusion", "Idea",
+    ]  # fmt: skip
+    assert [(seen, name) for seen, name in zip(shown, wanted, strict=False) if not seen.startswith(name)] == []
+    assert [group.page for group in report.table(data).groups] == [
+        f"pages/teacher-{role}.html" for role in ("class", "text", "text-joint")
+    ]
+
+
+def test_best_is_bold_among_the_methods_of_each_teacher(data):
+    best = {
+        group.heading: [row.name for row in group.rows if row.cells and row.cells[0].best]
+        for group in report.table(data).groups
+    }
+    assert best == {"dit-nano": ["lit"], "sd-nano": ["sd-lit"], "flux-nano": ["flux-clear"]}
+
+
+def test_what_only_captions_ask_for_is_empty_for_labels(data):
+    table = report.table(data)
+    place = [column.key for column in table.columns].index("relation")
+    cells = {row.name: row.cells[place].text for row in table.rows if row.cells and row.name != "teacher, 8 steps"}
+    assert cells["clear"] == "–"
+    assert all(cells[name] != "–" for name in ("sd-lit", "flux-clear"))
+    chances = [row.cells[place].text for row in table.rows if row.name == "chance"]
+    assert chances == ["–", "25.0", "25.0"]
+
+
+def test_every_link_of_every_page_leads_somewhere(written):
+    pages = [written, *(written.parent / "pages").glob("*.html")]
+    assert len(pages) == 1 + len(TEACHERS) + len(SOME)
+    for place in pages:
+        seen = check(place.read_text())
+        for link in seen.links:
+            assert link[1:] in seen.ids if link[0] == "#" else (place.parent / link).is_file(), (place.name, link)
+
+
+def test_a_failed_student_of_any_teacher_is_named_on_the_first_page(written):
+    rows = {row[0]["text"].split()[0]: row for row in Page(written.read_text()).rows if row}
+    assert rows["flux-linfusion"][1]["text"].startswith("failed: the loss became NaN at step 12")
+    assert "1 student of 2 failed" in words_of(written.read_text())
+
+
+def test_sizes_that_hold_for_all_are_said_once(data):
+    first, halves = report.all_sizes(data)
+    assert first.startswith("128 pictures a row")
+    assert halves.startswith("Half of the pictures of sd-nano and flux-nano show one thing")
+
+
+@pytest.mark.parametrize(
+    ("roles", "says"),
+    [
+        (list(TEACHERS), "depends on the teacher: lit to dit-nano, sd-lit to sd-nano and flux-clear to flux-nano."),
+        (["class", "text"], "One idea is closest to every teacher, lit: lit to dit-nano and sd-lit to sd-nano."),
+    ],
+    ids=["they differ", "they agree"],
+)
+def test_whether_the_teachers_agree_is_said(data, roles, says):
+    (told,) = sentences.of_all(report.Report("nano", {role: data.parts[role] for role in roles}))
+    assert told.endswith(says)
+
+
+def test_ideas_are_compared_where_two_teachers_have_them(data):
+    lines = {
+        operator: [each and (each.student, each.best) for each in places] for operator, places in tables.ideas(data)
+    }
+    assert lines == {
+        "clear": [("clear", False), None, ("flux-clear", True)],
+        "lit": [("lit", True), ("sd-lit", True), None],
+        "linfusion": [None, ("sd-linfusion", False), None],
+    }
+    assert tables.ideas(read({name: SOME[name] for name in ("clear", "lit")})) == []
+
+
+# A teacher's page
+
+
+@pytest.mark.parametrize("role", TEACHERS)
+def test_a_teachers_page_holds_what_the_only_teachers_would(written, data, role):
+    seen = check(page(written, f"teacher-{role}"))
+    part = data.parts[role]
+    wanted = {"findings", "table", "pictures", "distance", "cost", "training", "students", "machine", "limits"}
+    wanted |= {"time", "anatomy", "maps"} if role == "class" else set()
+    assert {link[1:] for link in seen.links if link[0] == "#"} - {"content"} == wanted
+    assert part.name in seen.title
+    assert all(f"../pages/{name}.html" in seen.links for name in part.students)
+    others = set(SOME) - set(part.students)
+    assert not any(f"../pages/{name}.html" in seen.links for name in others)
+
+
+def test_captions_stand_above_the_pictures_and_in_their_words(written):
+    text = page(written, "teacher-text")
+    captions = [scene.caption for scene in synthetic_results.scenes("text")[:4]]
+    assert all(f"<span>{caption}</span>" in text for caption in captions)
+    assert any(alt.endswith("; ".join(captions) + ".") for alt in Page(text).alts)
+    assert "asks for the same caption" in text
+    assert "asks for the same class" in page(written, "teacher-class")
+
+
+def test_a_student_is_compared_with_its_own_teacher(written, data):
+    text = page(written, "sd-lit")
+    assert "one student of sd-nano" in check(text).title
+    assert '<a href="../pages/teacher-text.html" aria-current="true">sd-nano</a>' in text
+    assert "sd-linfusion.html" in text
+    assert "flux-clear.html" not in text
+
+
+def test_an_operator_has_one_colour_whoever_the_teacher_is(data):
+    assert data.looks["clear"] == data.looks["flux-clear"]
+    assert data.looks["softmax"] == data.looks["sd-softmax"]
+
+
+def test_two_things_are_told_beside_the_teacher_and_guessing(data):
+    told = " ".join(sentences._two_things(data.parts["text"]))
+    assert "sd-lit gets both colours right most often, in 75.9\xa0%" in told
+    assert "guessing in 25.0\xa0%." in told
+    assert list(sentences._two_things(data.parts["class"])) == []
+
+
+def test_limits_speak_of_what_the_page_shows(data):
+    plain, captioned = (" ".join(limits.of_teacher(data.parts[role], alone=False)) for role in ("class", "text"))
+    assert "one coloured shape on" in plain
+    assert "section on time" in plain
+    assert "one or two coloured shapes" in captioned
+    assert "section on time" not in captioned
+    assert "dit-nano's page" in " ".join(limits.of_all(data))
+
+
+# Not everything there
+
+
+def test_a_role_without_any_result_is_a_sentence_and_no_failure(root, written):
+    with_mediator = {**SOME, "pix-lit": {"operator": "lit", "teacher": "text-other"}}
+    data = read(with_mediator)
+    text = words_of(check(report.index_html(data)).text)
+    assert "no row yet, nor one of pix-lit: make repro makes them" in text
+    assert "Nothing of text-other is here yet" in text
+    assert "pix-lit (no result)" in text
+    own = check(report.teacher_html(data, "text-other"))
+    assert own.rows == []
+    assert "Nothing of text-other is here yet" in words_of(own.text)
+
+
+def test_a_teachers_row_that_is_not_there_yet_is_said_and_its_students_are_shown(root, tmp_path):
+    paths = [project.result("teacher-text"), project.result("chance-text"), project.pictures("teacher-text")]
+    kept = {path: path.read_bytes() for path in paths}
+    try:
+        for path in paths:
+            path.unlink()
+        data = read()
+        index, own = report.index_html(data), report.teacher_html(data, "text")
+        assert report.write(data, tmp_path).exists()
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    for text in (index, own):
+        assert "The teacher's own row is not there yet" in words_of(check(text).text)
+    assert data.parts["text"].done == ["sd-softmax", "sd-lit", "sd-linfusion"]
+    assert data.parts["text"].captions  # its students know what they were asked for
+
+
+def test_the_same_data_gives_the_same_bytes(written, root):
+    again = report.write(read(), root / "again")
+    for place in ("index.html", "pages/teacher-text.html", "pages/sd-lit.html"):
+        assert (written.parent / place).read_bytes() == (again.parent / place).read_bytes(), place
+
+
+def test_the_first_page_stays_small(written):
+    assert written.stat().st_size < 1.5 * 2**20
+
+
+# Notebooks
+
+
+def test_notebooks_are_titled_by_whose_they_are_and_found_where_the_stages_leave_them(root, data):
+    for name in ("02_sample/text", "03_anatomy", "05_evaluate/teacher-text", "04_distill/sd-lit"):
+        project.executed(name, write=True).write_text("{}")
+    assert list(report.executed(data)) == [
+        "dit-nano: What the teacher's attention looks like",
+        "sd-nano: What students learn from",
+        "sd-nano: The teacher's row",
+        "sd-lit: distillation",
+    ]
+    only = read({name: SOME[name] for name in ("sd-softmax", "sd-lit")})
+    assert next(iter(report.executed(only))) == "What students learn from"
+
+
+def test_a_teachers_page_links_its_own_notebooks(data):
+    titles = (
+        "sd-nano: The teacher's row",
+        "sd-lit: distillation",
+        "clear: distillation",
+        "dit-nano: The teacher's row",
+    )
+    links = [{"title": title, "href": f"pages/{number}.html"} for number, title in enumerate(titles)]
+    found = [link for link in Page(report.teacher_html(data, "text", links)).links if re.search(r"/\d\.html", link)]
+    assert found == ["../pages/0.html", "../pages/1.html"]
