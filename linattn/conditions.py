@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 Asked = Tensor | Sequence[str]
@@ -256,14 +254,12 @@ class JointCaptions(FlowCaptions):
         return rows
 
     def arguments(self, noisy: Tensor, t: Tensor, rows: Rows) -> dict[str, Any]:
-        batch, channels, height, width = noisy.shape
-        # float32: in bf16 ids above 256 merge.
-        ids = FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, noisy.device, torch.float32)
+        height, width = (side // 2 for side in noisy.shape[-2:])
         return {
-            "hidden_states": FluxPipeline._pack_latents(noisy, batch, channels, height, width),
+            "hidden_states": packed(noisy),
             "timestep": t.to(noisy.dtype) / 1000,
-            "img_ids": ids,
-            "txt_ids": ids.new_zeros(rows["encoder_hidden_states"].shape[1], 3),
+            "img_ids": places(height, width, noisy.device),
+            "txt_ids": torch.zeros(rows["encoder_hidden_states"].shape[1], 3, device=noisy.device),
             **cast(rows, noisy.dtype),
         }
 
@@ -281,8 +277,21 @@ def shifted(scheduler: Any, tokens: int) -> dict[str, float]:
     config = scheduler.config
     if not config.use_dynamic_shifting:
         return {}
-    named = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    return {"mu": calculate_shift(tokens, *(config[name] for name in named))}
+    few, many = config.base_image_seq_len, config.max_image_seq_len
+    return {"mu": config.base_shift + (config.max_shift - config.base_shift) * (tokens - few) / (many - few)}
+
+
+def packed(latents: Tensor) -> Tensor:
+    """Cells of 2 x 2 latents as FLUX's tokens: (batch, tokens, 4 channels)."""
+    cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, 2, columns, 2)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def places(height: int, width: int, device: torch.device | str) -> Tensor:
+    """(tokens, 3): 0, row, column. float32, since in bf16 those above 256 merge."""
+    ids = torch.zeros(height, width, 3, device=device)
+    ids[..., 1], ids[..., 2] = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    return ids.flatten(0, 1)
 
 
 def unpacked(tokens: Tensor, like: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from linattn.conditions import Asked, Labels
 HELD_OUT = 1 << 30  # scenes from this index on were never trained on, by anything
 # 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+SHIFTS = 8  # captions of how many other pictures chance is the mean of: one said 50 % where eight say 37
 # No interval reaches where no value can.
 OF_PAIRS = ("two_shapes", "two_colours", "relation")
 OF_ONE = ("shape", "colour", "both")
@@ -289,15 +290,18 @@ def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     values = metrics.chance()
     if bench.reads:
         scenes = bench.scenes(len(pictures))[1::2]
-        values |= {name: each["value"] for name, each in pair_marks(bench, pictures[1::2], shifted(scenes)).items()}
+        luck = [
+            pair_marks(bench, pictures[1::2], shifted(scenes, by)) for by in range(1, min(SHIFTS, len(scenes) - 1) + 1)
+        ]
+        values |= {name: statistics.mean(each[name]["value"] for each in luck) for name in OF_PAIRS}
     quality = {name: {"value": value, "low": None, "high": None, "n": None} for name, value in values.items()}
     quality |= {f"cross_{name}": value for name, value in quality.items()}
     row = {"student": project.chance_row(bench.role), "teacher": bench.role, "profile": bench.settings.profile}
     return row | {"quality": quality}
 
 
-def shifted(scenes: list[world.Scene]) -> list[world.Scene]:
-    return scenes[1:] + scenes[:1]
+def shifted(scenes: list[world.Scene], by: int) -> list[world.Scene]:
+    return scenes[by:] + scenes[:by]
 
 
 def sizes(bench: Bench) -> dict[str, Any]:
@@ -324,8 +328,7 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
         "seconds": {key: round(value, 2) for key, value in {**before, **seconds}.items()},
         "backend": surgery.backends(model),
         "memory": max(
-            costs.forward_memory(model, noise=level, inputs=bench.inputs(level))
-            for level in levels_of(bench, model)
+            costs.forward_memory(model, noise=level, inputs=bench.inputs(level)) for level in levels_of(bench, model)
         ),
     }
     project.write_json(project.run_result(name, write=True), run)

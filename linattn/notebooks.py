@@ -39,7 +39,8 @@ STAGES = {
     "benchmark": Stage("06_benchmark"),
     "report": Stage("07_report"),
 }
-NOISE = ("Expected types for id2label",)  # diffusers' annotation, which its own files do not follow
+# diffusers' annotation, which its own files do not follow; an image processor that nothing here asks for.
+NOISE = ("Expected types for id2label", "requires torchvision (not installed)")
 # glibc gives large buffers back to the system and faults them in again at every operation: of the nano run's 61 minutes
 # of CPU time 12 were the kernel's. Without that, a training step takes three quarters of its time.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(1 << 26)}

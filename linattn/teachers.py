@@ -16,12 +16,18 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from diffusers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from linattn import conditions
 from linattn.conditions import Conditions
 from linattn.diffusion import Diffusion, Process
+
+HARMLESS = {
+    "diffusers.pipelines.pipeline_utils": "Expected types for id2label",
+    "transformers.utils.import_utils": "requires torchvision",
+}
 
 
 @dataclass(frozen=True)
@@ -89,18 +95,21 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any)
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bar of three components, and without a harmless line about every DiT's label names."""
-    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
-    harmless = lambda record: "Expected types for id2label" not in record.getMessage()  # noqa: E731
-    logger.addFilter(harmless)
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
+    """Without bars, and without harmless lines: about every DiT's label names, and what torchvision would do."""
+    told = lambda record: not any(words in record.getMessage() for words in HARMLESS.values())  # noqa: E731
+    loggers = [logging.getLogger(name) for name in HARMLESS]
+    for logger in loggers:
+        logger.addFilter(told)
+    bars = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
+    for each in bars:
+        each.disable_progress_bar()
     try:
         yield
     finally:
-        logger.removeFilter(harmless)
-        if shown:
-            enable_progress_bar()
+        for logger in loggers:
+            logger.removeFilter(told)
+        for each in bars:
+            each.enable_progress_bar()
 
 
 def default_card(pipe: DiffusionPipeline) -> dict[str, Any]:

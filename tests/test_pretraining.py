@@ -207,6 +207,12 @@ def test_small_pictures_on_a_cpu_have_their_attention_written_out(side, device, 
     assert SDPBackend.MATH in backends  # what any other machine falls back to
 
 
+def test_a_stored_teacher_does_not_say_where_its_parts_were_loaded_from(tmp_path):
+    (tmp_path / "config.json").write_text('{"_name_or_path": "/somewhere/vae", "side": 64}')
+    store._forget_place(tmp_path / "config.json")
+    assert project.read_json(tmp_path / "config.json") == {"side": 64}
+
+
 def test_every_word_is_one_token():
     tokenizer = language.clip_tokenizer()
     assert all(len(tokenizer(word).input_ids) == 3 for word in language.words())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn import language
-from linattn.conditions import unpacked
+from linattn.conditions import packed, places, unpacked
 from linattn.pretraining.captioned import Captioned, captioned_card
 from linattn.pretraining.kind import Data, silence
 from linattn.pretraining.recipe import Recipe, Stage
@@ -44,10 +44,9 @@ class Reader(nn.Module):
         self.transformer, self.clip, self.t5 = transformer, clip, t5
 
     def forward(self, noisy: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
-        batch, channels, height, width = noisy.shape
-        ids = FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, noisy.device, torch.float32)
+        ids = places(*(side // 2 for side in noisy.shape[-2:]), noisy.device)
         given = {
-            "hidden_states": FluxPipeline._pack_latents(noisy, batch, channels, height, width),
+            "hidden_states": packed(noisy),
             "encoder_hidden_states": self.t5(t5_ids)[0],  # (batch, LENGTH, width)
             "pooled_projections": self.clip(clip_ids).pooler_output,
             "img_ids": ids,
