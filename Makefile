@@ -1,11 +1,12 @@
 # Two commands: `make repro` runs the pipeline and ends with the report, `make test` runs every test.
-# Both set up .venv by themselves. Variables: PROFILE, TEACHER, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
+# Both set up .venv by themselves. Variables: PROFILE, TEACHER, STUDY, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
 
 PYTHON ?=
 PIP_ARGS ?=
 VENV ?= .venv
 PROFILE ?=
 TEACHER ?=
+STUDY ?=
 PYTEST_ARGS ?=
 BIN := $(abspath $(VENV))/bin
 
@@ -17,11 +18,12 @@ export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup repro test lab bench gpu-check lint clean
+.PHONY: help setup repro study test lab bench gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make repro   run the pipeline and print the path of the report (20 to 30 minutes on 2 cores)"
+	@echo "make repro   run the pipeline and print the path of the report (some 45 minutes on 2 cores, said beforehand)"
+	@echo "make study STUDY=plugins   a study beside the pipeline: studies/<name>/dvc.yaml"
 	@echo "make test    run every test there is on this machine, and say what was skipped and why"
 	@echo "make lab     open JupyterLab at the tour"
 	@echo "make bench   time attention against tokens on this machine: the operators, then the kernels beside their peers"
@@ -30,7 +32,7 @@ help:
 	@echo "make clean   remove what can be made again; the environment and DVC's cache stay"
 	@echo
 	@echo "  PROFILE=tiny|nano|full|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
-	@echo "  TEACHER=class|text|text-joint  make repro for one teacher and its students alone"
+	@echo "  TEACHER=class|text  make repro for one teacher and its students alone"
 	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
 	@echo "  PIP_ARGS='--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple'"
 	@echo "                                 a torch without CUDA: some 300 MB instead of 3 GB"
@@ -41,6 +43,10 @@ setup:
 
 repro: setup
 	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
+
+study: setup
+	@test -f "studies/$(STUDY)/dvc.yaml" || { echo "linattn: name a study: make study STUDY=$$(ls studies | head -n 1)" >&2; exit 1; }
+	@dvc repro "studies/$(STUDY)/dvc.yaml"
 
 test: setup
 	@echo "Running the tests; those that need what this machine has not are skipped and named at the end."
@@ -59,10 +65,10 @@ gpu-check: setup
 lint: setup
 	@ruff check .
 	@ruff format --check .
-	@nbstripout --verify notebooks/*.ipynb
+	@nbstripout --verify notebooks/*.ipynb studies/*/*.ipynb
 
 clean:
 	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/pages reports/notebooks reports/failed
-	@rm -rf data/samples data/reference data/pictures reports/runs
+	@rm -rf data/samples data/reference data/pictures data/plugins reports/runs
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo "Removed scratch, reports and samples. What was computed is still in DVC's cache: make repro brings it back."

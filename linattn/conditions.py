@@ -7,6 +7,7 @@
 - Times are those of the scheduler, up to 1,000; FLUX's model takes a thousandth of it.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,11 @@ class Conditions:
         """Of the latents it was trained at."""
         return self.model.config.sample_size
 
+    def defaults(self) -> dict[str, Any]:
+        """Steps and guidance of the pipeline's own call."""
+        told = inspect.signature(type(self.pipe).__call__).parameters
+        return {"steps": told["num_inference_steps"].default, "guidance": told["guidance_scale"].default}
+
     def check(self, asked: Any) -> Asked:
         """What is asked for as it is used, or a ValueError."""
         raise NotImplementedError
@@ -78,6 +84,7 @@ class Conditions:
         output = model(told.pop(self.latent), **told, return_dict=False)[0]
         return self.latents(output, noisy)
 
+    @torch.no_grad()
     def example(self, height: int, width: int, asked: Asked, noise: float = 0.5) -> dict[str, Any]:
         """Arguments of a forward at one noise level, for latents of this size: what a cost is counted on."""
         weight = next(self.model.parameters())
@@ -107,7 +114,11 @@ class Labels(Conditions):
         return named if isinstance(named, int) else len(named)
 
     def check(self, asked: Any) -> Tensor:
-        labels = torch.as_tensor(asked)
+        try:
+            labels = torch.as_tensor(asked)
+        except (TypeError, ValueError):
+            kind = type(self.model).__name__
+            raise ValueError(f"asked for {asked!r}; {kind} takes class numbers, 0 to {self.classes - 1}") from None
         if labels.ndim != 1 or labels.numel() == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(
                 f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a picture, shape (N,)"
@@ -193,7 +204,7 @@ class MaskedCaptions(Captions):
 
     def arguments(self, noisy: Tensor, t: Tensor, rows: Rows) -> dict[str, Any]:
         sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
-        if self.model.config.use_additional_conditions:
+        if self.model.use_additional_conditions:  # the config says None where it follows from the size
             height, width = (side * self.pipe.vae_scale_factor for side in noisy.shape[-2:])
             sizes["resolution"] = noisy.new_tensor([height, width]).expand(len(noisy), 2)
             sizes["aspect_ratio"] = noisy.new_tensor([height / width]).expand(len(noisy), 1)
@@ -228,6 +239,10 @@ class FlowCaptions(Captions):
 
 class JointCaptions(FlowCaptions):
     """FLUX: captions read by T5 as tokens beside the picture's, and by CLIP as one vector."""
+
+    def defaults(self) -> dict[str, Any]:
+        """A model that is not told its guidance has none by default: true guidance asks it twice."""
+        return super().defaults() | ({} if self.guided else {"guidance": 1.0})
 
     @property
     def guided(self) -> bool:

@@ -232,17 +232,17 @@ def interleaved(
     """
     if repeats < 1:
         raise ValueError(f"{repeats} repeats; a median needs at least 1")
-    first = {name: _seconds(call, device) for name, call in calls.items()}
+    first = {name: seconds_of(call, device) for name, call in calls.items()}
     slow = {name for name, seconds in first.items() if seconds > limit}
     found: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             if name not in slow:
-                found[name].append(_seconds(call, device))
+                found[name].append(seconds_of(call, device))
     return found
 
 
-def _seconds(call: Callable[[], Any], device: str | torch.device) -> float:
+def seconds_of(call: Callable[[], Any], device: str | torch.device) -> float:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.synchronize(device)

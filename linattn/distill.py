@@ -139,6 +139,8 @@ def distill(
     accelerator = accelerator or Accelerator(cpu=teacher.device.type == "cpu")
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch {config.batch} does not divide among {accelerator.num_processes} processes")
+    if hasattr(teacher, "pipe"):
+        teacher.pipe.to(accelerator.device)  # the encoders that read captions as well
     original = frozen(teacher.model, accelerator.device)
     student = convert(original, config)
     before = evaluate(student) if evaluate else None

@@ -99,7 +99,7 @@ class Lesson:
     @torch.no_grad()
     def told(self, asked: Asked, dropped: Tensor) -> Rows:
         rows = self.conditions.rows(asked)
-        return conditions.dropped(rows, self.conditions.nothing(), dropped)
+        return conditions.dropped(rows, self.conditions.nothing(), dropped) if dropped.any() else rows
 
     def autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES[self.config.dtype]

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,21 @@ LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cach
 
 def repro(only: str | None = None) -> int:
     settings = params.load()
-    roles = [params.known(only, settings.teachers, "teacher")] if only else used(settings)
+    roles = [params.known(only, settings.teachers, "teacher")] if only else list(settings.teachers)
     for role in roles:
         teacher = settings.teachers[role]
         if not teacher.folder:
             raise ValueError(
                 f"the judge knows the {len(world.LABELS)} classes of the small world, which {teacher.source} does not "
-                "draw: its students cannot be evaluated yet. They can be made: python -m linattn.notebooks sample, "
-                f"then python -m linattn.distill --student NAME, both with --profile {settings.profile}"
+                "draw: its students cannot be evaluated yet. They can be made: python -m linattn.notebooks sample "
+                f"--teacher {role}, then python -m linattn.distill --student NAME, "
+                f"both with --profile {settings.profile}"
             )
         if teacher.folder and not (teacher.folder / "model_index.json").exists():
             raise ValueError(
                 f"the {role} teacher, {teacher.source}, is not there: get a clone that holds it, or train it "
-                f"(hours on a CPU, minutes on a GPU) with python -m linattn.notebooks teacher --teacher {role}"
+                f"(hours on a CPU, minutes on a GPU) with python -m linattn.notebooks teacher --teacher {role}; "
+                f"or take {role} and its students out of params.yaml, or run another alone: make repro TEACHER=class"
             )
     announce(settings, roles)
     done = dvc("repro", "--keep-going", *(targets(settings, only) if only else ())).returncode
@@ -49,18 +52,13 @@ def repro(only: str | None = None) -> int:
         return 0
     print("\nA stage failed; rendering the report with what there is.", flush=True)
     rendered = notebooks.main(["report"]) == 0
-    failed = failures(settings)
+    failed = failures(settings, roles)
     print(f"Failed: {', '.join(failed) or 'see the messages above'}.", file=sys.stderr)
     copies = sorted(path.name for path in (project.ROOT / "reports" / "failed").glob("*.ipynb"))
     if copies:
         print(f"Notebooks with their tracebacks, in reports/failed/: {', '.join(copies)}", file=sys.stderr)
     print(f"The report, without them: {report}" if rendered else "The report could not be rendered.", file=sys.stderr)
     return 1
-
-
-def used(settings: params.Params) -> list[str]:
-    """The roles that some student has, in their order."""
-    return [role for role in settings.teachers if settings.of_teacher(role)]
 
 
 def announce(settings: params.Params, roles: list[str]) -> None:
@@ -81,9 +79,9 @@ def targets(settings: params.Params, role: str) -> list[str]:
     return named
 
 
-def failures(settings: params.Params) -> list[str]:
-    """The teacher's row and students without a result, or whose last run ended in an error."""
-    rows = (*(project.teacher_row(role) for role in used(settings)), *settings.students)
+def failures(settings: params.Params, roles: Sequence[str]) -> list[str]:
+    """Teachers' rows and students without a result, or whose last run ended in an error."""
+    rows = [name for role in roles for name in (project.teacher_row(role), *settings.of_teacher(role))]
     return [name for name in rows if not project.result(name).exists() or _error(name)]
 
 
@@ -111,7 +109,7 @@ def stale() -> list[str]:
 def would_run(said: str) -> list[str]:
     """Stages of a dry run; one without its deps on disk is named as failed, for it cannot be looked up."""
     lines = re.findall(r"(?:Running stage|failed to reproduce).*", said)
-    return list(dict.fromkeys(name for line in lines for name in re.findall(r"'([a-z@][^' /]*)'", line)))
+    return list(dict.fromkeys(name for line in lines for name in re.findall(r"'([a-z@][^' ]*)'", line)))
 
 
 def check() -> int:

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from linattn import families, sampling
 from linattn.conditions import Asked
-from linattn.diffusion import Diffusion
 from linattn.sampling import Guided, Plan, Source
 
 TILE = 512  # px
@@ -50,7 +49,7 @@ def upscale(
     show, a label or caption each. With several doublings, upscale the result again.
     """
     source, image = Source.of(pipe, model), pictures(image)
-    _check(image, factor, strength, ntk)
+    _check(image, factor, strength, ntk, batch)
     size = tuple(round(side * factor) for side in image.shape[-2:])
     plan = Plan.of(source, size, steps, guidance, "card")
     asked = source.conditions.check(asked)
@@ -96,10 +95,13 @@ def redrawn(
     scheduler = sampling.scheduler_of(source.scheduler, plan.sampler)
     source.conditions.set_times(scheduler, plan.steps, clean)
     first = first_step(len(scheduler.timesteps), strength)
-    scheduler.set_begin_index(first)
+    if hasattr(scheduler, "set_begin_index"):  # DDIM, DDPM and PNDM find the step by its time
+        scheduler.set_begin_index(first)
     noise = torch.stack([torch.randn(clean.shape[1:], generator=each) for each in generators]).to(clean)
+    # The scheduler's own: Euler's latents are clean + sigma eps, others' keep their variance.
     t = scheduler.timesteps[first].expand(len(clean))
-    latents = Diffusion.of(scheduler).noised(clean, noise, t)
+    flow = hasattr(scheduler, "scale_noise")
+    latents = scheduler.scale_noise(clean, t, noise) if flow else scheduler.add_noise(clean, noise, t)
     *_, (drawn, _) = sampling.stepped(source, scheduler, Guided.of(source, asked, plan), latents, generators, first)
     return drawn.float().cpu()
 
@@ -132,6 +134,11 @@ def proportions(model: nn.Module, wanted: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
         able = [operator for operator in operators if "proportional" in operator.table]
+        if wanted and any(operator.schedule for operator in able):
+            raise ValueError(
+                "proportional is True and the layers' options follow a schedule, which it would replace; "
+                "linearize with proportional=True instead"
+            )
         if wanted and not able:
             raise ValueError(f"proportional is for layers of clear, and {type(model).__name__} has none; leave it out")
         for operator in able if wanted else ():
@@ -156,9 +163,16 @@ def tiles(vae: nn.Module, side: int, tile: int | None) -> Iterator[None]:
             setattr(vae, name, value)
 
 
-def _check(image: Tensor, factor: float, strength: float, ntk: float) -> None:
+def _check(image: Tensor, factor: float, strength: float, ntk: float, batch: int) -> None:
     if image.ndim != 4 or image.shape[1] != 3 or len(image) == 0:
         raise ValueError(f"pictures are {tuple(image.shape)}; pass a tensor (N, 3, height, width) in [0, 1]")
+    if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
+        raise ValueError(
+            f"pictures are {image.dtype} from {image.min():g} to {image.max():g}; pass floating-point numbers in "
+            "[0, 1], bytes divided by 255"
+        )
+    if batch < 1:
+        raise ValueError(f"a batch of {batch} pictures; draw at least 1 at a time")
     if not factor >= 1:
         raise ValueError(f"a factor of {factor}; 1 draws at the same size, 2 at twice the side")
     if not 0 < strength <= 1:

@@ -9,8 +9,8 @@
 """
 
 import dataclasses
+import functools
 import html
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +126,9 @@ def growing(bench: Bench, told: Settings, model: nn.Module) -> list[dict[str, An
         if costs.predict(rows, tokens) > told.limit:
             break
         with torch.no_grad(), sampling.evaluating(model):
-            model(**inputs)
-            began = time.monotonic()
-            model(**inputs)
-            seconds = time.monotonic() - began
+            call = functools.partial(model, **inputs)
+            call()
+            seconds = costs.seconds_of(call, next(model.parameters()).device)
         rows.append({"side": side, "tokens": tokens, "seconds": seconds})
         rows[-1]["bytes"] = costs.forward_memory(model, inputs=inputs)
         evaluation.say(f"  {side} px: {seconds:.3g} s, {rows[-1]['bytes'] / 2**20:.0f} MiB")
@@ -145,11 +144,9 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 # The study -----------------------------------------------------------------------------------------------------------
 
 
-def measure(told: Settings | None = None, roles: Sequence[str] | None = None) -> dict[str, Any]:
+def measure(told: Settings | None = None) -> dict[str, Any]:
     told, found, times = told or load(), {}, {}
     for role, names in told.teachers.items():
-        if roles is not None and role not in roles:
-            continue
         bench = Bench(params.load(), role)
         rows, pictures = enlarged_by(bench, told, names)
         models = {TEACHER: bench.teacher.model} | {n: evaluation.distilled(bench, n, None) for n in names}

@@ -26,7 +26,6 @@ from linattn import conditions
 from linattn.conditions import Asked, Conditions, Rows
 from linattn.diffusion import Diffusion
 
-STEPS, GUIDANCE = 50, 4.0  # DiTPipeline's own, for a pipeline without a card
 SAMPLERS = ("card", "dpm", "ddim", "ddpm")
 
 Size = int | tuple[int, int] | None  # a side or (height, width) in pixels; None: the card's
@@ -75,8 +74,9 @@ class Plan:
 
     @classmethod
     def of(cls, source: Source, size: Size, steps: int | None, guidance: float | None, sampler: str) -> "Plan":
-        steps = source.card.get("steps", STEPS) if steps is None else steps
-        guidance = source.card.get("guidance", GUIDANCE) if guidance is None else guidance
+        usual = {**source.conditions.defaults(), **source.card}  # without a card, the pipeline's own
+        steps = usual["steps"] if steps is None else steps
+        guidance = usual["guidance"] if guidance is None else guidance
         return cls(
             latent_sides(source, size), _check_steps(source, steps), _check_guidance(guidance), _check(source, sampler)
         )

@@ -25,9 +25,9 @@ def make(name: str, profile: str | None = None) -> list[Result]:
     settings = params.load(profile)
     student, recipe = settings.student(name), settings.recipe(name)
     entry = settings.teacher(student.teacher)
-    teacher = teachers.load(entry.place, device=project.device(), **entry.hub)
+    accelerator = Accelerator(cpu=project.device() == "cpu")
+    teacher = teachers.load(entry.place, device=accelerator.device, **entry.hub)
     samples = Samples(project.samples(student.teacher))
-    accelerator = Accelerator(cpu=teacher.device.type == "cpu")
     first = recipe.seeds[0]
     results = []
     for seed in recipe.seeds:

@@ -2,7 +2,7 @@
 
 - A pipeline folder stores no call-time argument; `card.json` beside model_index.json holds steps, guidance and side.
 - From `data/teachers/dit-nano` to a hub id is a change of name; without a card, diffusers' defaults stand in.
-- The small ones are trained from scratch by pretraining.py.
+- The small ones are trained from scratch by pretraining.
 """
 
 import json
@@ -113,8 +113,8 @@ def _quiet() -> Iterator[None]:
 
 
 def default_card(pipe: DiffusionPipeline) -> dict[str, Any]:
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    card = {"steps": 50, "guidance": 4.0, "side": conditions.of(pipe).side * factor}
+    factor, known = 2 ** (len(pipe.vae.config.block_out_channels) - 1), conditions.of(pipe)
+    card = {**known.defaults(), "side": known.side * factor}
     return card | ({"labels": labels(pipe)} if hasattr(pipe, "labels") else {})
 
 

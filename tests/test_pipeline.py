@@ -1,4 +1,4 @@
-"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with five students.
+"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with four students.
 
 The tests of this file are one story and run in its order: first run, nothing on the second, a forced stage, then
 students added, edited, removed and failing.
@@ -20,16 +20,15 @@ STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}
   clear: {operator: clear, teacher: class, radius: 4}
   sd-linfusion: {operator: linfusion, teacher: text}
-  flux-clear: {operator: clear, teacher: text-joint, radius: 4}
   mediator-schedule:
     operator: mediator
     teacher: class
     conv: 3
     schedule: [{until: 0.5, count: 4}, {until: 0.0, count: 16}]
 """
-NAMES = ("softmax", "clear", "sd-linfusion", "flux-clear", "mediator-schedule")
-READING = ("sd-linfusion", "flux-clear")  # students of teachers that read captions
-ROLES = ("class", "text", "text-joint")
+NAMES = ("softmax", "clear", "sd-linfusion", "mediator-schedule")
+READING = ("sd-linfusion",)  # students of teachers that read captions
+ROLES = ("class", "text")
 EACH = ("distill", "evaluate")
 
 
@@ -203,8 +202,7 @@ def test_editing_a_part_runs_what_reads_it(finished, name):
     assert would - {"report"} == stages
 
 
-OF_CLEAR = {f"{stage}@{name}" for stage in EACH for name in ("clear", "flux-clear")}
-CLEAR = {"anatomy", "benchmark", "report", *OF_CLEAR}
+CLEAR = {"anatomy", "benchmark", "report", *(f"{stage}@clear" for stage in EACH)}
 
 
 @pytest.mark.parametrize(

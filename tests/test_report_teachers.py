@@ -1,6 +1,7 @@
 """The report of several teachers: one table over all, a page each, and what is said when one of them is not there."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import synthetic_results
@@ -151,17 +152,30 @@ def test_sizes_that_hold_for_all_are_said_once(data):
     assert halves.startswith("Half of the pictures of sd-nano and flux-nano show one thing")
 
 
-@pytest.mark.parametrize(
-    ("roles", "says"),
-    [
-        (list(TEACHERS), "depends on the teacher: lit to dit-nano, sd-lit to sd-nano and flux-clear to flux-nano."),
-        (["class", "text"], "One idea is closest to every teacher, lit: lit to dit-nano and sd-lit to sd-nano."),
-    ],
-    ids=["they differ", "they agree"],
-)
-def test_whether_the_teachers_agree_is_said(data, roles, says):
-    (told,) = sentences.of_all(report.Report("nano", {role: data.parts[role] for role in roles}))
-    assert told.endswith(says)
+def ranked(name, *students):
+    """A teacher whose students are ranked in this order, as far as `of_all` looks."""
+    entries = {each: {"operator": each.rpartition("-")[2]} for each in students}
+    return SimpleNamespace(name=name, students=entries, ranked=list(students))
+
+
+DIT, POOLED, UNET = ("dit", "lit", "clear"), ("dit", "pool", "lit", "clear"), ("sd", "sd-lit", "sd-clear")
+AGREEMENT = {
+    "they differ": ([DIT, ("sd", "sd-clear", "sd-lit")], "the teacher: lit to dit and sd-clear to sd."),
+    "they agree": ([DIT, UNET], "to each, lit: lit to dit and sd-lit to sd."),
+    "a winner only one has": ([POOLED, UNET], "lit to dit and sd-lit to sd."),
+    "nothing in common": ([("dit", "lit"), ("sd", "sd-clear")], None),
+    "one alone": ([("dit", "lit", "clear"), ("sd",)], None),
+}
+
+
+@pytest.mark.parametrize("name", AGREEMENT)
+def test_whether_the_teachers_agree_is_said_of_what_they_share(name, monkeypatch):
+    teachers, says = AGREEMENT[name]
+    monkeypatch.setattr(sentences, "closest", lambda part: part.ranked)
+    told = sentences.of_all(SimpleNamespace(parts={each[0]: ranked(*each) for each in teachers}))
+    assert len(told) == (says is not None)
+    assert says is None or told[0].endswith(says)
+    assert says is None or "share (clear and lit)" in told[0]
 
 
 def test_ideas_are_compared_where_two_teachers_have_them(data):

@@ -34,6 +34,7 @@ RECIPE = Recipe(
     sampler={"steps": 20, "guidance": 4.0, "side": 64},
     gate={"shape": 0.85, "colour": 0.95, "pictures": 500, "seed": 0},
 )
+SIDE = 16  # tokens of a side at 64 px
 
 
 class Reader(nn.Module):
@@ -44,7 +45,9 @@ class Reader(nn.Module):
         self.transformer, self.clip, self.t5 = transformer, clip, t5
 
     def forward(self, noisy: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
-        ids = places(*(side // 2 for side in noisy.shape[-2:]), noisy.device)
+        height, width = (side // 2 for side in noisy.shape[-2:])
+        # RoPE knows distances in tokens: those of a small picture are told as far apart as they will be in a large one.
+        ids = places(height, width, noisy.device) * (SIDE / max(height, width))
         given = {
             "hidden_states": packed(noisy),
             "encoder_hidden_states": self.t5(t5_ids)[0],  # (batch, LENGTH, width)

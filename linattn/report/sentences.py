@@ -29,15 +29,22 @@ def in_short(data: Data) -> list[str]:
 
 
 def of_all(whole: Report) -> list[str]:
-    """Whether the teachers agree about which idea is closest."""
-    firsts = [(part, ranked[0]) for part in whole.parts.values() if (ranked := closest(part))]
-    if len(firsts) < 2:
+    """Whether the teachers agree about which idea is closest, of those that all of them have a student of."""
+    parts = [part for part in whole.parts.values() if closest(part)]
+    shared = set.intersection(*({_idea(part, name) for name in closest(part)} for part in parts)) if parts else set()
+    if len(parts) < 2 or len(shared) < 2:
         return []
-    ideas = {part.students[student]["operator"] for part, student in firsts}
-    told = listed([f"{student} to {part.name}" for part, student in firsts])
+    firsts = [(part, next(name for name in closest(part) if _idea(part, name) in shared)) for part in parts]
+    ideas = {_idea(part, name) for part, name in firsts}
+    told = listed([f"{name} to {part.name}" for part, name in firsts])
+    among = f"Of the ideas that {listed([part.name for part in parts])} share ({listed(sorted(shared))})"
     if len(ideas) == 1:
-        return [f"One idea is closest to every teacher, {ideas.pop()}: {told}."]
-    return [f"Which idea is closest depends on the teacher: {told}."]
+        return [f"{among}, one is closest to each, {ideas.pop()}: {told}."]
+    return [f"{among}, which is closest depends on the teacher: {told}."]
+
+
+def _idea(part: Data, student: str) -> str:
+    return part.students[student]["operator"]
 
 
 def _failed(data: Data) -> Iterable[str]:
