@@ -123,6 +123,26 @@ def test_an_ip_adapter_before_and_after_conversion_and_away(tmp_path):
     assert not torch.allclose(found[0], drawn(alone), atol=1e-3)
 
 
+@pytest.mark.parametrize("plugin", ["lora", "ip"])
+def test_a_student_is_loaded_and_saved_beside_a_plugin(plugin, tmp_path):
+    """A plug-in's own weights are no part of the base that a student belongs to."""
+    load = {
+        "lora": lambda pipe: pipe.load_lora_weights(lora(tmp_path / "lora", r".*attn1\.to_q")),
+        "ip": lambda pipe: pipe.load_ip_adapter(ip_adapter(tmp_path), subfolder="models", weight_name="ip.safetensors"),
+    }[plugin]
+    plain, beside = pipeline(), pipeline()
+    load(beside)
+    for name, pipe in (("plain", plain), ("beside", beside)):
+        linearize(pipe)
+        linattn.save(pipe, tmp_path / name)
+    assert (tmp_path / "plain" / "linattn.json").read_text() == (tmp_path / "beside" / "linattn.json").read_text()
+    again = pipeline()
+    load(again)
+    linattn.load(again, tmp_path / "beside")
+    more = {"ip_adapter_image": Image.new("RGB", (32, 32), (200, 30, 30))} if plugin == "ip" else {}
+    assert torch.equal(drawn(again, **more), drawn(beside, **more))
+
+
 def test_a_controlnet_beside_a_converted_unet():
     pipe = pipeline()
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16)).eval()
