@@ -1,0 +1,51 @@
+"""Train one plug-in of the study and store it as it is published."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from linattn import params, project, teachers
+from linattn.plugins import settings
+from linattn.plugins.settings import PLUGINS, Settings
+
+
+def train(name: str, told: Settings | None = None) -> list[dict[str, Any]]:
+    """Rows of the curve: step, loss, stage."""
+    told, plugin = told or settings.load(), PLUGINS[params.known(name, PLUGINS, "plug-in")]
+    recipe, teacher = told.recipes[name], teachers.load(project.ROOT / told.teacher, device=project.device())
+    about = {"teacher": _digest(project.ROOT / told.teacher), "code": project.code()}
+    scratch = project.scratch(f"plugin-{name}", **dataclasses.asdict(recipe), **about)
+    draft, out = scratch / "draft", settings.folder(name, write=True)
+    shutil.rmtree(draft, ignore_errors=True)
+    rows = plugin.make(teacher, recipe, scratch, draft)
+    for path in draft.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes 0600
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(draft, out)
+    shutil.rmtree(scratch)
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def _digest(teacher: Path) -> str:
+    """Of its weights: a training that was begun on others is begun anew."""
+    with next((teacher / "unet").glob("*.safetensors")).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files(name: str) -> dict[str, int]:
+    """What was stored, and its size in bytes."""
+    home = settings.folder(name)
+    return {str(path.relative_to(home)): path.stat().st_size for path in sorted(home.rglob("*")) if path.is_file()}
+
+
+def curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """As figures.training takes it, one stage after the other."""
+    begins, last = {}, {}
+    for row in rows:
+        begins.setdefault(row["stage"], sum(last.values()))
+        last[row["stage"]] = row["step"]
+    steps = [begins[row["stage"]] + row["step"] for row in rows]
+    return {"step": steps, **{key: [row[key] for row in rows] for key in ("loss", "stage")}}

@@ -1,0 +1,66 @@
+"""A fine-tune of the teacher: the same world, where every colour's word means the colour two hues on.
+
+- It is a base of its own. What is asked is whether layers that were distilled on the teacher work in it as they are,
+  as CLEAR and LinFusion claim of theirs: `linattn.load(pipe, student, strict=False)`, and nothing is trained.
+- Stored by the UNet's `save_pretrained`; text encoder and autoencoder stay the teacher's.
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from linattn import world
+from linattn.plugins import batch, marks
+from linattn.plugins.plugin import Plugin, Question, scenes
+from linattn.plugins.recipe import Recipe, learn
+from linattn.teachers import Teacher
+
+HUES = 2  # of six, by which every colour is turned
+
+
+def turned(scene: world.Scene) -> world.Scene:
+    """The scene as the fine-tune draws its caption."""
+    colours = tuple(world.COLOURS)
+    things = [
+        dataclasses.replace(thing, colour=colours[(colours.index(thing.colour) + HUES) % len(colours)])
+        for thing in scene.things
+    ]
+    return dataclasses.replace(scene, things=tuple(things))
+
+
+class Recolour(Plugin):
+    name = "recolour"
+    what = "a fine-tune with other colours"
+    is_base = True
+
+    def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
+        unet = copy.deepcopy(teacher.model)
+
+        def loss(step: int) -> Tensor:
+            told, dice = batch.of_step(recipe.seed, step, recipe.batch)
+            captions, side = [each.caption for each in told], recipe.side(step, teacher.card["side"])
+            return batch.draw(teacher, [turned(each) for each in told], captions, side, dice).loss(unet)
+
+        rows = learn(recipe, unet, list(unet.named_parameters()), loss, scratch)
+        unet.to("cpu").save_pretrained(folder)
+        return rows
+
+    def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
+        unet = UNet2DConditionModel.from_pretrained(folder).to(pipe.device)
+        mounted = type(pipe)(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
+        mounted.set_progress_bar_config(disable=True)
+        return mounted
+
+    def remove(self, pipe: DiffusionPipeline) -> None:
+        """It lives in a pipeline of its own: the one it was given is as it was."""
+
+    def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
+        told = scenes(count, seed)
+        return {"colours turned": Question([scene.caption for scene in told], [turned(scene) for scene in told])}
+
+    def marks(self, eye: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
+        return marks.asked(eye, pictures, question.scenes)

@@ -1,0 +1,151 @@
+"""The report's part on plug-ins, from the study's result if there is one: `sections()`, a title and HTML each.
+
+Sentences are drawn from the numbers: a plug-in that does nothing on a student is said to do nothing.
+"""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from linattn import figures
+from linattn.plugins import settings, study
+
+Measure = Mapping[str, Any]
+TITLES = {
+    "control": "A ControlNet that is shown edges",
+    "lora-attn1": "A LoRA in the layers that were replaced",
+    "lora-attn2": "A LoRA in cross-attention",
+    "adapter": "An IP-Adapter: a picture instead of a caption",
+    "recolour": "Distilled layers in a fine-tune of the teacher",
+}
+ASKED = {
+    "control": "The edges come from a true picture of the world. The judge says whether what was drawn has its shape; "
+    "it lies in place if it shares half of the area that it and the true thing cover together.",
+    "lora-attn1": "It was trained to put dots behind everything. Captions ask for another background.",
+    "lora-attn2": "The same style, learned by the layers that nobody replaces.",
+    "adapter": "A true picture is shown and the caption is empty. Asked is its shape, colour and kind of background.",
+    "recolour": "The teacher was trained on, in a world where every colour's word means the colour two hues on. Its "
+    "students' layers were put into that fine-tune as they are; “not distilled” is the fine-tune's own attention in "
+    "the student's form. Without: the same layers in the teacher.",
+}
+BITS = {
+    "differs": "pictures differ with it",
+    "silenced": "at scale 0, none does",
+    "removed": "taken away, none does",
+    "either order": "before or after the student, the same",
+    "restored": "restore gives the original",
+}
+
+
+def sections() -> list[tuple[str, str]]:
+    """(title, HTML) a section; none where the study has not run."""
+    path = settings.place(settings.RESULT)
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    shots = _shots(result)
+    own = [
+        (TITLES.get(name, name), _section(name, part, shots.get(name, {}))) for name, part in result["plugins"].items()
+    ]
+    return [("Plug-ins beside replaced attention", _summary(result)), *own]
+
+
+def findings(name: str, part: Mapping[str, Any]) -> list[str]:
+    """A sentence a question: the first mark on every body, and what it is without the plug-in."""
+    asked = dict.fromkeys(row["question"] for row in part["rows"])
+    return [_finding([row for row in part["rows"] if row["question"] == each]) for each in asked]
+
+
+def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
+    mark = next(iter(rows[0]["with"]))
+    told = []
+    for row in rows:
+        ours, plain = row["with"][mark], row["without"][mark]
+        doubt = "" if ours["low"] > plain["high"] else ", which is no difference that can be told"
+        told.append(f"on {row['body']} {said(ours)}, without it {percent(plain['value'])}{doubt}")
+    return f"{rows[0]['question'].capitalize()}, {mark} right: {'; '.join(told)}."
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def said(measure: Measure) -> str:
+    return f"{percent(measure['value'])} ({100 * measure['low']:.1f} to {100 * measure['high']:.1f})"
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    intro = (
+        f"Trained on the softmax teacher {result['teacher']} alone, stored in the published formats, loaded by "
+        "diffusers' own loaders, drawn by its own pipelines: on the teacher, and on students that never met them. "
+        f"{result['pictures']} pictures a row, {result['steps']} steps, guidance {result['guidance']:g}, seed "
+        f"{result['seed']}; intervals are Wilson's, of 95 %."
+    )
+    return f"<p>{html.escape(intro)}</p>\n{_bits(result)}"
+
+
+def _bits(result: Mapping[str, Any]) -> str:
+    """Which checks hold, a row a plug-in: on all bodies, or on which not."""
+    rows = []
+    for name, part in result["plugins"].items():
+        cells = [_bit(check, part["checks"]) for check in BITS]
+        rows.append((name, cells))
+    return table(["Bit for bit", *BITS.values()], rows)
+
+
+def _bit(check: str, bodies: Mapping[str, Mapping[str, bool]]) -> str:
+    held = {body: found[check] for body, found in bodies.items() if check in found}
+    wrong = [body for body, right in held.items() if not right]
+    return f"not on {', '.join(wrong)}" if wrong else "yes" if held else "–"
+
+
+def _section(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> str:
+    items = "\n".join(f"<li>{html.escape(each)}</li>" for each in findings(name, part))
+    marks = list(part["rows"][0]["with"])
+    rows = [(f"{row['body']} · {row['question']}", list(_cells(row, marks))) for row in part["rows"]]
+    heads = ["", *(mark.capitalize() for mark in marks), *(f"{mark.capitalize()} without" for mark in marks), "Change"]
+    parts = [
+        f"<p>{html.escape(ASKED.get(name, part['what']))}</p>",
+        f'<ul class="findings">\n{items}\n</ul>',
+        table(heads, rows),
+        f"<figure>{grid(name, part, shots).html()}</figure>" if shots else "",
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _cells(row: Mapping[str, Any], marks: Iterable[str]) -> Iterable[str | tuple[str, str]]:
+    for side in ("with", "without"):
+        for mark in marks:
+            found = row[side][mark]
+            yield f"{100 * found['value']:.1f}", f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
+    yield f"{row['difference']['value']:.3f}"
+
+
+def table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str | tuple[str, str]]]]) -> str:
+    """Cells are texts, or a text and its interval; looks are the report's own style."""
+    top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+    body = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows
+    )
+    label = html.escape(heads[0] or "Marks", quote=True)
+    whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">\n{whole}\n</div>'
+
+
+def _cell(cell: str | tuple[str, str]) -> str:
+    if isinstance(cell, str):
+        return f"<td>{html.escape(cell)}</td>"
+    return f'<td>{html.escape(cell[0])} <span class="interval">{html.escape(cell[1])}</span></td>'
+
+
+def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    path = settings.place(settings.SHEET)
+    return study.read_sheet(result, path) if path.exists() else {}
+
+
+def grid(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> figures.Picture:
+    """What it was shown, and what was drawn: without the plug-in, then with it on every body."""
+    asked = ", ".join(caption or "(empty)" for caption in dict.fromkeys(part["captions"]))
+    rows = ", ".join(shots)
+    return figures.grid(shots, alt=f"Pictures with {part['what']}, one row each for {rows}. Captions: {asked}.")

@@ -1,0 +1,149 @@
+"""Measure the plug-ins on the teacher, and on students that have never seen one.
+
+- A row of the result is a plug-in, a body (the teacher, or a student's layers in it) and a question, drawn with and
+  without the plug-in from the same noise.
+- Checks are of bits: silenced or removed, nothing of a plug-in may be left; mounted before or after the student, all
+  must be the same.
+- The result holds no time and no machine; those are in the run file beside it, which is not in Git.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+import linattn
+from linattn import metrics, project
+from linattn.plugins import settings
+from linattn.plugins.bench import Bench, mounted
+from linattn.plugins.body import SOFTMAX, Body
+from linattn.plugins.marks import shares
+from linattn.plugins.plugin import Plugin, Question
+from linattn.plugins.settings import PLUGINS, RESULT, RUN, SHEET, Settings, folder
+
+QUICK = 4  # steps of the pictures that are compared bit for bit
+
+
+def row(
+    bench: Bench, plugin: Plugin, body: Body, name: str, question: Question, pipe: DiffusionPipeline
+) -> tuple[dict[str, Any], Tensor]:
+    """One row, and what was drawn."""
+    ours, plain = bench.draw(pipe, question, plugin), bench.without(body, question)
+    found = {
+        "with": shares(plugin.marks(bench.eye, ours, question)),
+        "without": shares(plugin.marks(bench.eye, plain, question)),
+        "difference": metrics.summary((ours - plain).abs().flatten(1).mean(1)),
+    }
+    return {"body": body.name, "question": name, **found}, ours
+
+
+def checks(bench: Bench, plugin: Plugin, body: Body) -> dict[str, bool]:
+    """What must hold bit for bit, and that something differs at all."""
+    question = next(iter(bench.questions(plugin).values()))[: bench.told.measure.checked]
+
+    def drawn(pipe: DiffusionPipeline, shown: Plugin | None = None, **more: Any) -> Tensor:
+        return bench.draw(pipe, question, shown, QUICK, **more)
+
+    return (_checked_base if plugin.is_base else _checked_part)(bench, plugin, body, drawn)
+
+
+def _checked_part(bench: Bench, plugin: Plugin, body: Body, drawn: Any) -> dict[str, bool]:
+    pipe = bench.pipe()
+    body.onto(pipe)
+    alone = drawn(pipe)
+    ours = drawn(plugin.mount(pipe, folder(plugin.name)), plugin)  # the student first
+    plugin.remove(pipe)
+    found = {"differs": not torch.equal(ours, alone), "removed": torch.equal(drawn(pipe), alone)}
+    other = mounted(bench, plugin, body)  # the plug-in first
+    if body.folder is not None:
+        found["restored"] = torch.equal(drawn(linattn.restore(pipe)), drawn(bench.pipe()))
+        found["either order"] = torch.equal(drawn(other, plugin), ours)
+    return {**found, "silenced": torch.equal(drawn(other, plugin, **plugin.silence(other)), alone)}
+
+
+def _checked_base(bench: Bench, plugin: Plugin, body: Body, drawn: Any) -> dict[str, bool]:
+    """Of a fine-tune: the student comes and goes."""
+    pipe = plugin.mount(bench.pipe(), folder(plugin.name))
+    alone = drawn(pipe)
+    found = {"differs": not torch.equal(alone, drawn(bench.pipe()))}
+    if body.folder is not None:
+        body.onto(pipe, fine_tuned=True)
+        found["differs"] = not torch.equal(drawn(pipe), alone)
+        found["restored"] = torch.equal(drawn(linattn.restore(pipe)), alone)
+    return found
+
+
+def measured(bench: Bench, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A plug-in's part of the result, and its rows of the sheet."""
+    questions, rows = bench.questions(plugin), []
+    first, count = next(iter(questions)), bench.told.measure.shown
+    asked = questions[first]
+    shots = {} if asked.shown is None else {"shown": asked.shown[:count]}
+    shots["without"] = bench.without(Body(SOFTMAX), asked)[:count]
+    raw = [body.raw for body in bench.bodies if body.folder is not None and plugin.is_base]
+    for body in (*bench.bodies, *raw):
+        pipe = mounted(bench, plugin, body)
+        for name, question in questions.items():
+            found, pictures = row(bench, plugin, body, name, question, pipe)
+            rows.append(found)
+            if name == first:
+                shots[body.name] = pictures[:count]
+        print(f"{plugin.name} on {body.name}: {_said(rows[-len(questions)])}", flush=True)
+    bits = {body.name: checks(bench, plugin, body) for body in bench.bodies}
+    told = {"what": plugin.what, "recipe": dataclasses.asdict(bench.told.recipes[plugin.name])}
+    return {**told, "rows": rows, "checks": bits, "captions": list(asked.captions[:count])}, shots
+
+
+def _said(found: Mapping[str, Any]) -> str:
+    pairs = ((name, found["with"][name], found["without"][name]) for name in found["with"])
+    return ", ".join(f"{name} {ours['value']:.1%} (without {plain['value']:.1%})" for name, ours, plain in pairs)
+
+
+def measure(told: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS)) -> dict[str, Any]:
+    """Every plug-in on every body; the result, its sheet of pictures and its run file are written."""
+    began, bench, found, sheet = time.monotonic(), Bench(told or settings.load()), {}, {}
+    for name in plugins:
+        found[name], sheet[name] = measured(bench, PLUGINS[name])
+    part = bench.told.measure
+    result = {
+        "teacher": Path(bench.told.teacher).name,
+        "guidance": bench.teacher.card["guidance"],
+        "bodies": [body.name for body in bench.bodies],
+        **{name: getattr(part, name) for name in ("pictures", "steps", "seed", "checked", "shown")},
+        "plugins": found,
+        "sheet": [[name, row] for name, rows in sheet.items() for row in rows],
+    }
+    write_sheet(sheet, settings.place(SHEET, write=True))
+    run = {"facts": project.facts(), "seconds": {"measure": round(time.monotonic() - began, 1)}}
+    project.write_json(settings.place(RUN, write=True), run)
+    project.write_json(settings.place(RESULT, write=True), result)
+    return result
+
+
+# The sheet -----------------------------------------------------------------------------------------------------------
+
+
+def write_sheet(sheet: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """All rows below one another in one lossless picture: what the report cuts its grids from."""
+    rows = [torch.cat(list(pictures), dim=2) for each in sheet.values() for pictures in each.values()]
+    pixels = torch.cat(rows, dim=1).mul(255).round().byte().permute(1, 2, 0)
+    Image.fromarray(pixels.numpy()).save(path, optimize=True)
+
+
+def read_sheet(result: Mapping[str, Any], path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Plug-in -> row -> (pictures, 3, side, side) bytes."""
+    pixels = np.asarray(Image.open(path))
+    side = pixels.shape[1] // result["shown"]
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for number, (name, row_name) in enumerate(result["sheet"]):
+        strip = pixels[number * side : (number + 1) * side]
+        cells = strip.reshape(side, result["shown"], side, 3).transpose(1, 3, 0, 2)
+        found.setdefault(name, {})[row_name] = cells
+    return found

@@ -1,0 +1,104 @@
+"""Side studies: pipelines of their own, with every module they use among their deps, that a dvc repro never runs."""
+
+import ast
+from pathlib import PurePosixPath
+
+import nbformat
+import pytest
+from ruamel.yaml import YAML
+
+from linattn import notebooks, project
+from linattn.plugins.settings import PLUGINS
+
+ROOT = project.ROOT
+# Modules that carry values, names and paths, or show them; `attention` finds an operator's file, which is a dep itself.
+CARRYING = ("params", "project", "notebooks", "figures", "plugins/settings", "plugins/report")
+CARRIERS = {"linattn/__init__.py", "linattn/attention/__init__.py", "linattn/plugins/__init__.py"}
+CARRIERS |= {f"linattn/{name}.py" for name in CARRYING}
+# Packages that a stage depends on as on one thing.
+WHOLE = ("linattn/families", "linattn/pretraining", "linattn/report")
+# What a stage does not run: how a plug-in is marked, when it is trained; how it is trained, when it is marked.
+TRAINING = ("training", "plugins/batch", "plugins/encoder", "plugins/recipe")
+UNUSED = {"train": {"linattn/plugins/marks.py"}, "measure": {f"linattn/{name}.py" for name in TRAINING}}
+
+
+def yaml(path):
+    return YAML(typ="safe").load(ROOT / path)
+
+
+def stages():
+    return {name: stage.get("do", stage) | stage for name, stage in yaml("studies/plugins/dvc.yaml")["stages"].items()}
+
+
+def files(name):
+    """What a dotted name of linattn stands for, as deps name it."""
+    path = name.replace(".", "/")
+    if path in WHOLE:
+        return {path}
+    return {each for each in (f"{path}.py", f"{path}/__init__.py") if (ROOT / each).is_file()}
+
+
+def imported(source):
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import) and any(each.name == "linattn" for each in node.names):
+            found |= files("linattn.surgery")  # where linearize, load and restore are
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "linattn":
+            below = [f"{node.module}.{each.name}" for each in node.names]
+            found |= files(node.module).union(*map(files, below))
+    return {next((whole for whole in WHOLE if path.startswith(f"{whole}/")), path) for path in found}
+
+
+def closure(sources, unused):
+    found, waiting = set(), set().union(*map(imported, sources)) - CARRIERS - unused
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        parts = sorted((ROOT / path).glob("*.py")) if path in WHOLE else [ROOT / path]
+        waiting |= set().union(*(imported(part.read_text()) for part in parts)) - found - CARRIERS - unused
+    return found
+
+
+def cells(notebook):
+    return [cell.source for cell in nbformat.read(ROOT / notebook, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("name", ["train", "measure"])
+def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
+    stage = stages()[name]
+    modules = {plugin.__module__.replace(".", "/") + ".py" for plugin in PLUGINS.values()}
+    listed = {dep for dep in stage["deps"] if dep.startswith("linattn/")}
+    listed = {dep for dep in listed if "${" not in dep} | (modules if name == "train" else set())
+    own = [(ROOT / path).read_text() for path in modules]
+    wanted = closure([*cells(stage["deps"][0]), *own], UNUSED[name]) | modules
+    operators = {dep for dep in listed if dep.startswith("linattn/attention/")}
+    assert wanted - listed == set(), "missing deps"
+    assert listed - operators - wanted == set(), "deps that the stage does not use"
+
+
+def test_each_plugin_is_trained_from_its_own_file():
+    stage = yaml("studies/plugins/dvc.yaml")["stages"]["train"]
+    assert {name: each.__module__.rpartition(".")[2] for name, each in PLUGINS.items()} == stage["foreach"]
+    assert set(yaml("studies/plugins/params.yaml")["recipes"]) == set(PLUGINS)
+
+
+def test_students_and_teacher_of_the_numbers_are_deps():
+    told, deps = yaml("studies/plugins/params.yaml"), stages()["measure"]["deps"]
+    assert {told["teacher"], *(f"reports/students/{name}" for name in told["students"])} <= set(deps)
+
+
+def test_nothing_of_the_pipeline_hangs_on_a_study():
+    """DVC would run a study whose outs lie inside another pipeline's deps."""
+    outs = [out for stage in stages().values() for kind in ("outs", "metrics") for out in stage.get(kind, [])]
+    made = [PurePosixPath(path) for out in outs for path in ([out] if isinstance(out, str) else out)]
+    for name, stage in yaml("dvc.yaml")["stages"].items():
+        for dep in stage.get("do", stage)["deps"]:
+            assert not [path for path in made if path.is_relative_to(dep) or PurePosixPath(dep) == path], (name, dep)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("studies/*/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_stripped_and_take_names_alone(path):
+    assert "numbers" in notebooks.declared(path)
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
