@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from linattn import world
 from linattn.checkpoint import Resumable, generator
 
-HELD_OUT = 1 << 30  # scenes from this index on are never trained on
-
 
 def build(factor: int = 4, latent_channels: int = 4) -> AutoencoderKL:
     widths = (16, 32, 64, 64)[: factor.bit_length()]
@@ -109,6 +107,6 @@ def fold(vae: AutoencoderKL, seed: int = 0, count: int = 2048) -> None:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, side: int = 64, count: int = 256) -> float:
-    picture = pictures(world.scenes(count, seed=1, start=HELD_OUT), side).to(vae.device)
+    picture = pictures(world.scenes(count, seed=1, start=world.HELD_OUT), side).to(vae.device)
     decoded = vae.decode(vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
     return (10 * torch.log10(4 / F.mse_loss(decoded, picture, reduction="none").mean((1, 2, 3)))).mean().item()

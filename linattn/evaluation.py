@@ -27,14 +27,12 @@ from torch import Tensor, nn
 from linattn import costs, families, judge, metrics, pairs, params, project, samples, sampling, surgery, teachers, world
 from linattn.conditions import Asked, Labels
 
-HELD_OUT = 1 << 30  # scenes from this index on were never trained on, by anything
 # 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-SHIFTS = 8  # captions of how many other pictures chance is the mean of: one said 50 % where eight say 37
+LEAST = 4  # pictures of a teacher that reads: two of one thing, two of two
 # No interval reaches where no value can.
-OF_PAIRS = ("two_shapes", "two_colours", "relation")
 OF_ONE = ("shape", "colour", "both")
-SHARES = (*OF_ONE, *OF_PAIRS, *(f"cross_{name}" for name in (*OF_ONE, *OF_PAIRS)))
+SHARES = (*OF_ONE, *pairs.NAMES, *(f"cross_{name}" for name in (*OF_ONE, *pairs.NAMES)))
 WITHIN = {
     **dict.fromkeys(("error", "mse"), (0.0, math.inf)),
     **dict.fromkeys(SHARES, (0.0, 1.0)),
@@ -86,17 +84,26 @@ class Bench:
         """Whether it is told captions; else labels."""
         return not isinstance(self.teacher.conditions, Labels)
 
+    def check(self) -> None:
+        """Of captions, half ask for two things, and their chance is what another picture's caption gets."""
+        for name in ("pictures", "quick_pictures", "cross_pictures") if self.reads else ():
+            if getattr(self.part, name) < LEAST:
+                raise ValueError(
+                    f"evaluate.{name} is {getattr(self.part, name)}; {self.role} reads captions, of one thing and of "
+                    f"two in turn: ask for {LEAST} or more"
+                )
+
     def asked(self, count: int) -> Asked:
         """What the first `count` pictures are asked to show."""
-        start = HELD_OUT if self.reads else 0
+        start = world.HELD_OUT if self.reads else 0
         return samples.asked(self.teacher.conditions, range(start, start + count), self.part.seed)
 
     def scenes(self, count: int) -> list[world.Scene]:
         """Pictures of the world of the same content, as it would have drawn them."""
         if self.reads:
-            return samples.scenes(range(HELD_OUT, HELD_OUT + count), self.part.seed)
-        labels = self.asked(count).tolist()
-        return [world.scene(self.part.seed, HELD_OUT + number, label=label) for number, label in enumerate(labels)]
+            return samples.scenes(range(world.HELD_OUT, world.HELD_OUT + count), self.part.seed)
+        labels = enumerate(self.asked(count).tolist(), start=world.HELD_OUT)
+        return [world.scene(self.part.seed, number, label=label) for number, label in labels]
 
     def labels(self, count: int) -> Tensor:
         """The class of the first thing of each picture."""
@@ -133,6 +140,10 @@ def eight_bits(pictures: Tensor) -> Tensor:
 
 def unit(pictures: Tensor) -> Tensor:
     return pictures.float() / 255
+
+
+def on_device(pictures: Tensor) -> Tensor:
+    return unit(pictures).to(project.device())
 
 
 # Drawing -------------------------------------------------------------------------------------------------------------
@@ -189,13 +200,8 @@ def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
     single = bench.singles(count)
     marks = metrics.judge_accuracy(bench.judge, unit(pictures[single]), bench.labels(count)[single])
     if bench.reads:
-        marks |= pair_marks(bench, pictures[1::2], bench.scenes(count)[1::2])
+        marks |= pairs.shares(bench.judge, on_device(pictures[1::2]), bench.scenes(count)[1::2])
     return {f"{prefix}{name}": value for name, value in marks.items()}
-
-
-def pair_marks(bench: Bench, pictures: Tensor, scenes: list[world.Scene]) -> Measures:
-    told = pairs.marks(bench.judge, unit(pictures).to(project.device()), scenes)  # (pictures, 3)
-    return {name: metrics.wilson(int(right.sum()), len(right)) for name, right in zip(OF_PAIRS, told.T, strict=True)}
 
 
 def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
@@ -210,9 +216,7 @@ def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
 def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
     """Asked shapes by seen shapes, where one thing was asked for."""
     single = bench.singles(len(pictures))
-    seen = torch.cat(
-        [bench.judge(unit(part).to(project.device())).shape.argmax(1).cpu() for part in pictures[single].split(256)]
-    )
+    seen = torch.cat([bench.judge(on_device(part)).shape.argmax(1).cpu() for part in pictures[single].split(256)])
     asked = bench.labels(len(pictures))[single] // len(world.COLOURS)
     shapes = len(world.SHAPES)
     return torch.bincount(asked * shapes + seen, minlength=shapes**2).reshape(shapes, shapes).tolist()
@@ -248,6 +252,7 @@ def plain(measure: Mapping[str, Any]) -> dict[str, Any]:
 
 def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     """Draw the reference, mark it, and write what the students need."""
+    bench.check()
     began = time.monotonic()
     drawn = draw_reference(bench)
     save_file(drawn, project.reference(bench.role, write=True))
@@ -289,19 +294,11 @@ def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     """What a model that ignores what it is asked for gets; of two things, what captions of other pictures get."""
     values = metrics.chance()
     if bench.reads:
-        scenes = bench.scenes(len(pictures))[1::2]
-        luck = [
-            pair_marks(bench, pictures[1::2], shifted(scenes, by)) for by in range(1, min(SHIFTS, len(scenes) - 1) + 1)
-        ]
-        values |= {name: statistics.mean(each[name]["value"] for each in luck) for name in OF_PAIRS}
+        values |= pairs.chance(bench.judge, on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2])
     quality = {name: {"value": value, "low": None, "high": None, "n": None} for name, value in values.items()}
     quality |= {f"cross_{name}": value for name, value in quality.items()}
     row = {"student": project.chance_row(bench.role), "teacher": bench.role, "profile": bench.settings.profile}
     return row | {"quality": quality}
-
-
-def shifted(scenes: list[world.Scene], by: int) -> list[world.Scene]:
-    return scenes[by:] + scenes[:by]
 
 
 def sizes(bench: Bench) -> dict[str, Any]:
@@ -357,6 +354,7 @@ def distilled(bench: Bench, name: str, seed: int | None) -> nn.Module:
 
 def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     """One student: distilled for every seed, and converted only."""
+    bench.check()
     began, drew = time.monotonic(), 0.0
     student, recipe = bench.settings.student(name), bench.settings.recipe(name)
     part, first = bench.part, recipe.seeds[0]

@@ -20,7 +20,6 @@ from linattn import world
 from linattn.checkpoint import Resumable, generator
 
 SIDE = 64
-HELD_OUT = 1 << 30  # scenes from this index on are never trained on
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def accuracy(judge: Judge, seed: int = 1, count: int = 4000, side: int = SIDE) -
     """On scenes it was never trained on."""
     shapes = colours = 0
     for start in range(0, count, 250):
-        scenes = world.scenes(min(250, count - start), seed, start=HELD_OUT + start)
+        scenes = world.scenes(min(250, count - start), seed, start=world.HELD_OUT + start)
         labels = torch.tensor([scene.label for scene in scenes])
         shape, colour = judge(world.render(scenes, side)).right(labels)
         shapes, colours = shapes + shape.sum().item(), colours + colour.sum().item()

@@ -6,17 +6,21 @@
 - How often true pictures are marked right bounds what any model can reach; captions of other pictures give chance.
 """
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import world
+from linattn import metrics, world
 
 SATURATED = 0.45  # largest minus smallest of red, green, blue: backgrounds reach .24, the palest thing has .55
 LEAST = 0.004  # of the picture's area, below which a patch is a speck
+NAMES = ("two_shapes", "two_colours", "relation")
+SHIFTS = 8  # captions of how many other pictures chance is the mean of: one said 50 % where eight say 37
 FRAME = 1.4  # sides of the cut, in sides of the patch's box (right shapes of true pictures: 99.8 %; 2.4: 83 %)
 
 
@@ -96,3 +100,16 @@ def _reading(told: list[tuple[Patch, int, int]], scene: world.Scene) -> tuple[in
     ]
     relation = world.relation(told[0][0], told[1][0]) == scene.relation
     return sum(shapes) + sum(colours), all(shapes), all(colours), relation
+
+
+def shares(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, dict[str, Any]]:
+    """How many pictures are right in each mark, with Wilson's interval."""
+    told = marks(judge, pictures, scenes)  # (pictures, 3)
+    return {name: metrics.wilson(int(right.sum()), len(right)) for name, right in zip(NAMES, told.T, strict=True)}
+
+
+def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, float]:
+    """What captions of other pictures get: the mean over as many shifts as there are, at most SHIFTS."""
+    others = [[*scenes[by:], *scenes[:by]] for by in range(1, min(SHIFTS, len(scenes) - 1) + 1)]
+    luck = [shares(judge, pictures, each) for each in others]
+    return {name: statistics.mean(each[name]["value"] for each in luck) for name in NAMES}

@@ -81,7 +81,7 @@ def by_hand() -> Path:
     return ROOT / ".scratch" / "lab"
 
 
-def _place(relative: str, write: bool) -> Path:
+def place(relative: str, write: bool = False) -> Path:
     """A path to write (its parents made), or to read (a hand-made result before the pipeline's)."""
     path = outputs() / relative
     if write:
@@ -92,22 +92,22 @@ def _place(relative: str, write: bool) -> Path:
 
 def samples(role: str = "class", write: bool = False) -> Path:
     """Folder of what a teacher drew for distillation."""
-    return _place(f"data/samples/{role}", write)
+    return place(f"data/samples/{role}", write)
 
 
 def reference(role: str = "class", write: bool = False) -> Path:
     """The teacher's latents and pictures that every student is compared with (safetensors)."""
-    return _place(f"data/reference/{role}.safetensors", write)
+    return place(f"data/reference/{role}.safetensors", write)
 
 
 def pictures(student: str, write: bool = False) -> Path:
     """A student's evaluation pictures (safetensors): what the report's grids show."""
-    return _place(f"data/pictures/{student}.safetensors", write)
+    return place(f"data/pictures/{student}.safetensors", write)
 
 
 def student(name: str, seed: int | None = None, write: bool = False) -> Path:
     """Folder of a student's replaced layers, as `linattn.load` reads it; other seeds than the first lie below."""
-    return _place(f"reports/students/{name}" + ("" if seed is None else f"/seed-{seed}"), write)
+    return place(f"reports/students/{name}" + ("" if seed is None else f"/seed-{seed}"), write)
 
 
 def teacher_row(role: str = "class") -> str:
@@ -121,17 +121,17 @@ def chance_row(role: str = "class") -> str:
 
 def result(name: str, write: bool = False) -> Path:
     """Quality, in Git: the same bytes whenever it is made again."""
-    return _place(f"reports/results/{name}.json", write)
+    return place(f"reports/results/{name}.json", write)
 
 
 def run_result(name: str, write: bool = False) -> Path:
     """Facts and seconds of the last run: not in Git, different every time."""
-    return _place(f"reports/runs/{name}.run.json", write)
+    return place(f"reports/runs/{name}.run.json", write)
 
 
 def executed(notebook: str, write: bool = False) -> Path:
     """An executed notebook, e.g. `04_distill/clear`."""
-    return _place(f"reports/notebooks/{notebook}.ipynb", write)
+    return place(f"reports/notebooks/{notebook}.ipynb", write)
 
 
 def failed(notebook: str) -> Path:
@@ -139,7 +139,7 @@ def failed(notebook: str) -> Path:
 
 
 def report(write: bool = False) -> Path:
-    return _place("reports/index.html", write)
+    return place("reports/index.html", write)
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -62,7 +62,7 @@ def upscale(
             numbers = range(first, first + len(image[rows]))
             generators = [sampling.generator(seed, number) for number in numbers]
             with tiles(source.vae, max(size), tile):
-                clean = encode(source, enlarged(image[rows], size))
+                clean = sampling.encode(source, enlarged(image[rows], size))
                 latents = redrawn(source, plan, asked[rows], clean, strength, generators)
                 parts.append(sampling.decode(source, latents, batch))
     return torch.cat(parts)
@@ -79,13 +79,6 @@ def pictures(image: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
 
 def enlarged(image: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(image.float(), size=size, mode="bicubic", align_corners=False).clamp(0, 1)
-
-
-def encode(source: Source, image: Tensor) -> Tensor:
-    """Latents: the posterior's mean."""
-    weight = next(source.vae.parameters())
-    posterior = source.vae.encode((image * 2 - 1).to(weight.device, weight.dtype)).latent_dist
-    return source.conditions.scaled(posterior.mean, source.vae).float()
 
 
 def redrawn(

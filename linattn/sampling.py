@@ -150,6 +150,18 @@ def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
+    """Latents of pictures in [0, 1], float32 on the VAE's device: the posterior's mean."""
+    source = Source.of(teacher_or_pipe)
+    weight = next(source.vae.parameters())
+    parts = [
+        source.vae.encode((part * 2 - 1).to(weight.device, weight.dtype)).latent_dist.mean
+        for part in pictures.split(batch)
+    ]
+    return source.conditions.scaled(torch.cat(parts), source.vae).float()
+
+
 # Noise ---------------------------------------------------------------------------------------------------------------
 
 

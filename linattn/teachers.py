@@ -20,9 +20,10 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from linattn import conditions
+from linattn import conditions, sampling
 from linattn.conditions import Conditions
 from linattn.diffusion import Diffusion, Process
+from linattn.sampling import Source
 
 HARMLESS = {
     "diffusers.pipelines.pipeline_utils": "Expected types for id2label",
@@ -62,25 +63,19 @@ class Teacher:
 
     @property
     def factor(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return Source.of(self).factor
 
     @property
     def classes(self) -> int:
         return self.conditions.classes
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
         """Pictures (batch, 3, side, side) in [0, 1]."""
-        scaled = self.conditions.unscaled(latents.to(self.vae.device, self.vae.dtype), self.vae)
-        parts = [self.vae.decode(part).sample for part in scaled.split(batch)]
-        return torch.cat(parts).float().add(1).div(2).clamp(0, 1)
+        return sampling.decode(self, latents, batch)
 
-    @torch.no_grad()
     def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
-        """Latents of pictures in [0, 1]: the posterior's mean."""
-        scaled = (pictures * 2 - 1).to(self.vae.device, self.vae.dtype)
-        parts = [self.vae.encode(part).latent_dist.mean for part in scaled.split(batch)]
-        return self.conditions.scaled(torch.cat(parts), self.vae)
+        """Latents of pictures in [0, 1]."""
+        return sampling.encode(self, pictures, batch)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:

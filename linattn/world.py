@@ -40,6 +40,7 @@ TONES = {
 RELATIONS = ("left of", "right of", "above", "below")
 SMALL, LARGE = 0.23, 0.34  # a radius under the first is called small, one over the second large
 SIDES = (16, 4096)
+HELD_OUT = 1 << 30  # scenes from this index on are never trained on, by anything
 PIXELS_AT_ONCE = 1 << 21  # bounds the temporaries of one render call to some tens of megabytes
 
 

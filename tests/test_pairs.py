@@ -3,8 +3,6 @@ import torch
 
 from linattn import judge, pairs, project, world
 
-HELD_OUT = 1 << 30
-
 
 @pytest.fixture(scope="module")
 def ours():
@@ -13,7 +11,7 @@ def ours():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return world.scenes(100, seed=3, objects=2, start=HELD_OUT)
+    return world.scenes(100, seed=3, objects=2, start=world.HELD_OUT)
 
 
 @pytest.mark.parametrize("side", [64, 96])
@@ -28,6 +26,23 @@ def test_captions_of_other_pictures_are_marked_wrong(ours, scenes):
     assert shapes < 0.1
     assert colours < 0.15
     assert relation < 0.45  # one of four, and whichever where nothing tells which is which
+
+
+def test_shares_of_true_pictures_beat_chance_by_far(ours, scenes):
+    pictures = world.render(scenes, 64)
+    shares, chance = (found(ours, pictures, scenes) for found in (pairs.shares, pairs.chance))
+    assert shares.keys() == chance.keys() == set(pairs.NAMES)
+    for name in pairs.NAMES:
+        assert shares[name]["n"] == len(scenes)
+        assert shares[name]["low"] > chance[name] + 0.4
+
+
+def test_chance_is_the_mean_over_all_other_captions_where_they_are_few(ours, scenes):
+    few = scenes[:3]
+    pictures = world.render(few, 64)
+    luck = [pairs.shares(ours, pictures, few[by:] + few[:by]) for by in (1, 2)]
+    expected = {name: sum(each[name]["value"] for each in luck) / 2 for name in pairs.NAMES}
+    assert pairs.chance(ours, pictures, few) == pytest.approx(expected)
 
 
 def test_things_are_found_where_they_are(scenes):

@@ -83,7 +83,7 @@ def test_a_picture_does_not_depend_on_its_batch():
 def test_less_strength_stays_closer_to_the_picture():
     made, large = reader("unet"), redraw.enlarged(IMAGE, (64, 64))
     source = Source.of(made)
-    clean = redraw.encode(source, large)
+    clean = sampling.encode(source, large)
     plan = Plan.of(source, 64, 10, 1.0, "card")
 
     def moved(strength: float) -> float:

@@ -16,8 +16,6 @@ from linattn.pretraining.kind import Data, Kind, encoded_world
 from linattn.pretraining.recipe import Recipe
 from linattn.pretraining.store import save_grid
 
-HELD_OUT = 1 << 30  # scenes from this index on are never trained on
-
 
 class Captioned(Kind):
     def tokens(self, captions: list[str]) -> Data:
@@ -49,11 +47,14 @@ class Captioned(Kind):
     def measure(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
         """Held-out captions of one thing, judged for shape and colour; and of two, with chance beside them."""
         eye, count = judge.load(project.ROOT / "data" / "judge"), recipe.gate["pictures"]
-        one, two = (world.scenes(count, recipe.seed, objects, HELD_OUT) for objects in (1, 2))
+        one, two = (world.scenes(count, recipe.seed, objects, world.HELD_OUT) for objects in (1, 2))
         single, double = (self.drawn(folder, [each.caption for each in scenes], recipe) for scenes in (one, two))
         save_grid(torch.cat([single[:36], double[:24]]), folder / "grid.png")
         marks = metrics.judge_accuracy(eye, single, torch.tensor([scene.label for scene in one]))
-        return {**marks, **_pairs(eye, double, two)}
+        chance = pairs.chance(eye, double, two)
+        shares = pairs.shares(eye, double, two)
+        found = {name.replace("_", " "): {**each, "chance": round(chance[name], 4)} for name, each in shares.items()}
+        return {**marks, **found}
 
     @torch.no_grad()
     def drawn(self, folder: Path, captions: list[str], recipe: Recipe, batch: int = 50) -> Tensor:
@@ -65,16 +66,6 @@ class Captioned(Kind):
         for start in range(0, len(captions), batch):
             found.append(pipe(captions[start : start + batch], generator=dice, **how).images)
         return torch.cat(found).float()
-
-
-def _pairs(eye: nn.Module, pictures: Tensor, scenes: list[world.Scene]) -> dict[str, Any]:
-    """Chance is what the captions of other pictures get from the same marks."""
-    told, other = (pairs.marks(eye, pictures, each).float() for each in (scenes, scenes[1:] + scenes[:1]))
-    names = ("two shapes", "two colours", "relation")
-    return {
-        name: {**metrics.wilson(int(right.sum()), len(right)), "chance": round(luck.mean().item(), 4)}
-        for name, right, luck in zip(names, told.T, other.T, strict=True)
-    }
 
 
 def captioned_card(recipe: Recipe, parts: dict[str, nn.Module]) -> dict[str, Any]:
