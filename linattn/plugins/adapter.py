@@ -1,7 +1,8 @@
 """An IP-Adapter: a picture in the place of a caption, read by keys and values of its own in cross-attention.
 
 - The four tokens of a picture begin as what the text encoder says of colour, shape and background (`words`), which the
-  UNet can read already. From random tokens 700 steps left shapes at chance.
+  UNet can read already. Of 32 pictures 56 % had the right shape after 700 steps; from random tokens, and an encoder of
+  fewer pictures, 12 %, though 97 % had the colour.
 - Most of its captions are empty: a caption that says everything leaves nothing for the picture to say.
 - It is trained where diffusers' own loader has put it, and stored in the published layout: models/ip.safetensors beside
   models/image_encoder.
@@ -35,6 +36,7 @@ HIDDEN = 0.1  # of the pictures
 class Adapter(Plugin):
     name = "adapter"
     what = "an IP-Adapter with an image encoder"
+    obeys = ("shape", "colour", "background")
 
     def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
         eye, seen = encoder.train(recipe.encoder, teacher.card["side"], scratch / "encoder")
@@ -60,13 +62,11 @@ class Adapter(Plugin):
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
         told = scenes(count, seed)
-        return {"no caption": Question([""] * count, told, world.render(told, side))}
+        return {"no caption": Question([""] * count, told, world.render(told, side), at_once=1)}
 
     def given(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
-        """A call takes one picture for all captions, or one vector for each: the pipeline's own, from its encoder."""
-        pictures = [Image.fromarray(each) for each in _bytes(question.shown)]
-        vectors, nothing = pipe.encode_image(pictures, pipe.device, 1)
-        return {"ip_adapter_image_embeds": [torch.cat([nothing, vectors])[:, None]]}
+        (shown,) = question.shown.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return {"ip_adapter_image": Image.fromarray(shown)}
 
     def marks(self, eye: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         kinds = tuple(world.BACKGROUNDS)
@@ -121,10 +121,6 @@ def _tune(teacher: Teacher, pipe: DiffusionPipeline, recipe: Recipe, scratch: Pa
         return given.loss(unet, added_cond_kwargs={"image_embeds": [shown]})
 
     return learn(recipe, unet, own, loss, scratch)
-
-
-def _bytes(pictures: Tensor) -> Any:
-    return pictures.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 # The published layout ------------------------------------------------------------------------------------------------

@@ -56,15 +56,15 @@ class Bench:
         part = self.told.measure
         how = {"num_inference_steps": steps or part.steps, "guidance_scale": self.teacher.card["guidance"]}
         how |= {"height": self.side, "width": self.side, "output_type": "pt", **more}
-        dice, found = [generator(part.seed, number) for number in range(len(question.captions))], []
-        for number, some in enumerate(question.split(part.batch)):
+        dice, found = iter([generator(part.seed, number) for number in range(len(question.captions))]), []
+        for some in question.split(part.batch):
             given = {} if plugin is None else plugin.given(pipe, some)
-            noise = dice[number * part.batch :][: len(some.captions)]
+            noise = [next(dice) for _ in some.captions]
             found.append(pipe(list(some.captions), generator=noise, **how, **given).images.float().cpu())
         return torch.cat(found).mul(255).round().div(255)
 
     def without(self, body: Body, question: Question) -> Tensor:
-        key = (body.name, tuple(question.captions))
+        key = (body.name, tuple(question.captions), question.at_once)
         if key not in self.drawn:
             pipe = self.pipe()
             body.onto(pipe)

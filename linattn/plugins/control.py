@@ -39,6 +39,7 @@ def unnamed(scene: world.Scene) -> str:
 class Control(Plugin):
     name = "control"
     what = "a ControlNet for edges"
+    obeys = ("shape", "place")
 
     def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
         unet = teacher.model.requires_grad_(False)
@@ -74,12 +75,12 @@ class Control(Plugin):
         """It lives in a pipeline of its own: the one it was given is as it was."""
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
-        """The caption names the shape, does not, or names another than the edges show."""
+        """The caption does not name the shape, names it, or names another than the edges show."""
         told = scenes(count, seed)
         shown = edges(world.render(told, side))
         captions = {
-            "shape named": [scene.caption for scene in told],
             "shape not named": [unnamed(scene) for scene in told],
+            "shape named": [scene.caption for scene in told],
             "another shape named": [_other(scene).caption for scene in told],
         }
         return {name: Question(each, told, shown) for name, each in captions.items()}

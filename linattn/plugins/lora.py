@@ -29,6 +29,8 @@ def styled(scene: world.Scene) -> world.Scene:
 
 
 class Lora(Plugin):
+    obeys = (STYLE,)
+
     def __init__(self, attention: str):
         self.attention = attention
         self.name = f"lora-{attention}"

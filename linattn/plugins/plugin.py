@@ -15,8 +15,6 @@ from linattn import world
 from linattn.plugins.recipe import Recipe
 from linattn.teachers import Teacher
 
-HELD_OUT = 1 << 30  # scenes from this index on are never trained on
-
 
 @dataclass(frozen=True)
 class Question:
@@ -25,17 +23,22 @@ class Question:
     captions: Sequence[str]
     scenes: Sequence[world.Scene]
     shown: Tensor | None = None  # (captions, 3, side, side) in [0, 1]
+    at_once: int | None = None  # captions that a call takes: with an IP-Adapter one picture is for all of them
 
     def __getitem__(self, part: slice) -> "Question":
-        return Question(self.captions[part], self.scenes[part], None if self.shown is None else self.shown[part])
+        shown = None if self.shown is None else self.shown[part]
+        return Question(self.captions[part], self.scenes[part], shown, self.at_once)
 
     def split(self, size: int) -> Iterator["Question"]:
+        """In calls of at most `size` captions."""
+        size = self.at_once or size
         return (self[slice(start, start + size)] for start in range(0, len(self.captions), size))
 
 
 class Plugin:
     name: str
     what: str  # in a few words
+    obeys: tuple[str, ...]  # the marks that say whether its condition is obeyed; the others, what it leaves as it was
     is_base = False  # a model of its own, on which a student is mounted, rather than a part beside a student
 
     def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
@@ -68,4 +71,4 @@ class Plugin:
 
 def scenes(count: int, seed: int) -> list[world.Scene]:
     """Of one thing, never trained on."""
-    return world.scenes(count, seed, start=HELD_OUT)
+    return world.scenes(count, seed, start=world.HELD_OUT)

@@ -36,6 +36,7 @@ class Recolour(Plugin):
     name = "recolour"
     what = "a fine-tune with other colours"
     is_base = True
+    obeys = ("colour",)
 
     def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
         unet = copy.deepcopy(teacher.model)

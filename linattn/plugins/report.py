@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from linattn import figures
+from linattn import figures, project
 from linattn.plugins import settings, study
 
-Measure = Mapping[str, Any]
+Measure = Row = Mapping[str, Any]
 TITLES = {
     "control": "A ControlNet that is shown edges",
     "lora-attn1": "A LoRA in the layers that were replaced",
@@ -40,39 +40,66 @@ BITS = {
 
 def sections() -> list[tuple[str, str]]:
     """(title, HTML) a section; none where the study has not run."""
-    path = settings.place(settings.RESULT)
+    path = project.place(settings.RESULT)
     if not path.exists():
         return []
     result = json.loads(path.read_text())
     shots = _shots(result)
     own = [
-        (TITLES.get(name, name), _section(name, part, shots.get(name, {}))) for name, part in result["plugins"].items()
+        (TITLES.get(name, name), _section(name, result["plugins"][name], shots.get(name, {})))
+        for name in result["order"]
     ]
     return [("Plug-ins beside replaced attention", _summary(result)), *own]
 
 
-def findings(name: str, part: Mapping[str, Any]) -> list[str]:
-    """A sentence a question: the first mark on every body, and what it is without the plug-in."""
+def findings(part: Mapping[str, Any]) -> list[str]:
+    """Of every question: how far the condition is obeyed, where not at all, what is right less than on the teacher."""
     asked = dict.fromkeys(row["question"] for row in part["rows"])
-    return [_finding([row for row in part["rows"] if row["question"] == each]) for each in asked]
+    groups = [[row for row in part["rows"] if row["question"] == each] for each in asked]
+    return [
+        sentence
+        for rows in groups
+        for sentence in (_obeyed(rows, part["obeys"]), *_idle(rows, part["obeys"]), *_weaker(rows, part["obeys"]))
+    ]
 
 
-def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
-    mark = next(iter(rows[0]["with"]))
-    told = []
+def _obeyed(rows: Sequence[Row], obeys: Sequence[str]) -> str:
+    told = [
+        f"on {row['body']} "
+        + ", ".join(f"{mark} {said(row['with'][mark])}, without it {percent(row['without'][mark])}" for mark in obeys)
+        for row in rows
+    ]
+    return f"{rows[0]['question'].capitalize()}: {'; '.join(told)}."
+
+
+def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
     for row in rows:
-        ours, plain = row["with"][mark], row["without"][mark]
-        doubt = "" if ours["low"] > plain["high"] else ", which is no difference that can be told"
-        told.append(f"on {row['body']} {said(ours)}, without it {percent(plain['value'])}{doubt}")
-    return f"{rows[0]['question'].capitalize()}, {mark} right: {'; '.join(told)}."
+        for mark in obeys:
+            if row["with"][mark]["low"] <= row["without"][mark]["high"]:
+                yield f"On {row['body']} {mark} is not right more often with it than without, as far as this tells."
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
+    first, *others = rows
+    for row in others:
+        for mark in _marks(row, obeys):
+            ours, theirs = row["with"][mark], first["with"][mark]
+            if ours["high"] < theirs["low"]:
+                pair = f"{percent(ours)} against {percent(theirs)}"
+                yield f"On {row['body']} {mark} is right less often than on {first['body']}, {pair}."
+
+
+def _marks(row: Row, obeys: Sequence[str]) -> list[str]:
+    """The condition's first."""
+    return [*obeys, *(mark for mark in row["with"] if mark not in obeys)]
+
+
+def percent(measure: Measure) -> str:
+    return f"{100 * measure['value']:.1f} %"
 
 
 def said(measure: Measure) -> str:
-    return f"{percent(measure['value'])} ({100 * measure['low']:.1f} to {100 * measure['high']:.1f})"
+    return f"{percent(measure)} ({100 * measure['low']:.1f} to {100 * measure['high']:.1f})"
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -80,7 +107,8 @@ def _summary(result: Mapping[str, Any]) -> str:
         f"Trained on the softmax teacher {result['teacher']} alone, stored in the published formats, loaded by "
         "diffusers' own loaders, drawn by its own pipelines: on the teacher, and on students that never met them. "
         f"{result['pictures']} pictures a row, {result['steps']} steps, guidance {result['guidance']:g}, seed "
-        f"{result['seed']}; intervals are Wilson's, of 95 %."
+        f"{result['seed']}; intervals are Wilson's, of 95 %. Change is the mean difference of a pixel, of a range "
+        "of 1, between the pictures with and without it."
     )
     return f"<p>{html.escape(intro)}</p>\n{_bits(result)}"
 
@@ -88,8 +116,8 @@ def _summary(result: Mapping[str, Any]) -> str:
 def _bits(result: Mapping[str, Any]) -> str:
     """Which checks hold, a row a plug-in: on all bodies, or on which not."""
     rows = []
-    for name, part in result["plugins"].items():
-        cells = [_bit(check, part["checks"]) for check in BITS]
+    for name in result["order"]:
+        cells = [_bit(check, result["plugins"][name]["checks"]) for check in BITS]
         rows.append((name, cells))
     return table(["Bit for bit", *BITS.values()], rows)
 
@@ -101,17 +129,22 @@ def _bit(check: str, bodies: Mapping[str, Mapping[str, bool]]) -> str:
 
 
 def _section(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> str:
-    items = "\n".join(f"<li>{html.escape(each)}</li>" for each in findings(name, part))
-    marks = list(part["rows"][0]["with"])
+    items = "\n".join(f"<li>{html.escape(each)}</li>" for each in findings(part))
+    marks = _marks(part["rows"][0], part["obeys"])
     rows = [(f"{row['body']} · {row['question']}", list(_cells(row, marks))) for row in part["rows"]]
     heads = ["", *(mark.capitalize() for mark in marks), *(f"{mark.capitalize()} without" for mark in marks), "Change"]
     parts = [
-        f"<p>{html.escape(ASKED.get(name, part['what']))}</p>",
+        f"<p>{html.escape(ASKED.get(name, part['what']))} {_trained(part['recipe'])}</p>",
         f'<ul class="findings">\n{items}\n</ul>',
         table(heads, rows),
         f"<figure>{grid(name, part, shots).html()}</figure>" if shots else "",
     ]
     return "\n".join(filter(None, parts))
+
+
+def _trained(recipe: Mapping[str, Any]) -> str:
+    small = f", {recipe['small']:,} of them at half the side" if recipe["small"] else ""
+    return f"Training: {recipe['steps']:,} steps of {recipe['batch']} pictures{small}."
 
 
 def _cells(row: Mapping[str, Any], marks: Iterable[str]) -> Iterable[str | tuple[str, str]]:
@@ -140,7 +173,7 @@ def _cell(cell: str | tuple[str, str]) -> str:
 
 
 def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    path = settings.place(settings.SHEET)
+    path = project.place(settings.SHEET)
     return study.read_sheet(result, path) if path.exists() else {}
 
 

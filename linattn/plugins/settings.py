@@ -17,7 +17,7 @@ PLUGINS: dict[str, Plugin] = {
     plugin.name: plugin for plugin in (Control(), Lora("attn1"), Lora("attn2"), Adapter(), Recolour())
 }
 PARAMS = "studies/plugins/params.yaml"
-RESULT, SHEET = "reports/studies/plugins.json", "reports/studies/plugins.png"
+RESULT, SHEET = "reports/studies/plugins.json", "reports/studies/plugins.jpg"
 RUN = "reports/notebooks/studies/plugins/measure.run.json"  # not in Git, as the notebooks beside it
 
 
@@ -47,15 +47,6 @@ def load(path: str | Path = PARAMS) -> Settings:
     return Settings(**told, students=students, recipes=recipes, measure=measure)
 
 
-def place(relative: str, write: bool = False) -> Path:
-    """As project.py's: by hand, what is written goes to scratch, and is read before the study's own."""
-    path = project.outputs() / relative
-    if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-    return path if path.exists() else project.ROOT / relative
-
-
 def folder(name: str, write: bool = False) -> Path:
     """Where a plug-in lies in its published format."""
-    return place(f"data/plugins/{name}", write)
+    return project.place(f"data/plugins/{name}", write)

@@ -97,8 +97,9 @@ def measured(bench: Bench, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Te
                 shots[body.name] = pictures[:count]
         print(f"{plugin.name} on {body.name}: {_said(rows[-len(questions)])}", flush=True)
     bits = {body.name: checks(bench, plugin, body) for body in bench.bodies}
-    told = {"what": plugin.what, "recipe": dataclasses.asdict(bench.told.recipes[plugin.name])}
-    return {**told, "rows": rows, "checks": bits, "captions": list(asked.captions[:count])}, shots
+    recipe = dataclasses.asdict(bench.told.recipes[plugin.name])
+    told = {"what": plugin.what, "obeys": plugin.obeys, "recipe": recipe, "captions": list(asked.captions[:count])}
+    return {**told, "rows": rows, "checks": bits}, shots
 
 
 def _said(found: Mapping[str, Any]) -> str:
@@ -117,13 +118,14 @@ def measure(told: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS
         "guidance": bench.teacher.card["guidance"],
         "bodies": [body.name for body in bench.bodies],
         **{name: getattr(part, name) for name in ("pictures", "steps", "seed", "checked", "shown")},
+        "order": list(found),
         "plugins": found,
         "sheet": [[name, row] for name, rows in sheet.items() for row in rows],
     }
-    write_sheet(sheet, settings.place(SHEET, write=True))
+    write_sheet(sheet, project.place(SHEET, write=True))
     run = {"facts": project.facts(), "seconds": {"measure": round(time.monotonic() - began, 1)}}
-    project.write_json(settings.place(RUN, write=True), run)
-    project.write_json(settings.place(RESULT, write=True), result)
+    project.write_json(project.place(RUN, write=True), run)
+    project.write_json(project.place(RESULT, write=True), result)
     return result
 
 
@@ -131,10 +133,10 @@ def measure(told: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS
 
 
 def write_sheet(sheet: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-    """All rows below one another in one lossless picture: what the report cuts its grids from."""
+    """All rows below one another: what the report cuts its grids from. JPEG, or a megabyte would be in Git."""
     rows = [torch.cat(list(pictures), dim=2) for each in sheet.values() for pictures in each.values()]
     pixels = torch.cat(rows, dim=1).mul(255).round().byte().permute(1, 2, 0)
-    Image.fromarray(pixels.numpy()).save(path, optimize=True)
+    Image.fromarray(pixels.numpy()).save(path, quality=90, subsampling=0, optimize=True)
 
 
 def read_sheet(result: Mapping[str, Any], path: Path) -> dict[str, dict[str, np.ndarray]]:
