@@ -92,6 +92,11 @@ class Conditions:
         t = torch.full((len(asked),), min(999, round(noise * 1000)), device=weight.device)
         return self.arguments(noisy, t, self.rows(asked))
 
+    @property
+    def readers(self) -> list[nn.Module]:
+        """The pipeline's text encoders."""
+        return [part for name, part in self.pipe.components.items() if name.startswith("text_encoder") and part]
+
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
         scheduler.set_timesteps(steps, device=like.device)
 

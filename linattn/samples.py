@@ -97,7 +97,13 @@ def describe(
 
 def _of(conditions: Conditions) -> dict[str, Any]:
     """What the pictures were asked by."""
-    return {"classes": conditions.classes} if isinstance(conditions, Labels) else {"captions": "linattn.world"}
+    if isinstance(conditions, Labels):
+        return {"classes": conditions.classes}
+    return {
+        "captions": "linattn.world",
+        "readers": [digest(reader) for reader in conditions.readers],
+        "text_length": conditions.card.get("text_length"),
+    }
 
 
 def asked(conditions: Conditions, numbers: Sequence[int], seed: int) -> Asked:

@@ -2,6 +2,7 @@
 
 import json
 
+import kinds
 import pytest
 import tiny
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from linattn import samples, sampling
 from linattn.samples import Samples
+from linattn.teachers import Teacher
 
 OPTIONS = {"shard": 4, "steps": 1, "guidance": 1.0}
 
@@ -117,6 +119,18 @@ def test_other_settings_are_refused_by_name(pipe, written, change, name):
     with pytest.raises(ValueError, match=rf"with {name} .*now.*delete .*another folder"):
         samples.write(pipe, written, 10, **{"seed": 3, **OPTIONS, **change})
     assert files(written) == before
+
+
+def test_another_reader_or_text_length_is_another_recipe(tmp_path):
+    made = Teacher(kinds.pipeline("flux"), {"steps": 1, "guidance": 1.0, "side": 32, "text_length": 16}, "flux")
+    longer = Teacher(made.pipe, {**made.card, "text_length": 24}, "flux")
+    samples.write(made, tmp_path, 2, shard=2)
+    with pytest.raises(ValueError, match=r"text_length 16 \(now 24\)"):
+        samples.write(longer, tmp_path, 2, shard=2)
+    with torch.no_grad():
+        next(made.pipe.text_encoder_2.parameters()).add_(1)
+    with pytest.raises(ValueError, match="readers"):
+        samples.write(made, tmp_path, 2, shard=2)
 
 
 def test_another_teacher_is_refused_even_without_a_manifest(written):
