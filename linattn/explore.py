@@ -32,7 +32,7 @@ class Trace:
     label: int | str  # the class or the caption that was asked for
     seed: int
     beliefs: Tensor  # (steps, 3, side, side): the finished picture as the model expects it at each step
-    inputs: tuple[dict[str, Tensor], ...]  # what the model was called with at each step, without guidance's second half
+    inputs: tuple[dict[str, Any], ...]  # what the model was called with at each step, without guidance's second half
     grid: Grid
     levels: tuple[float, ...]  # of noise, one a step
 
@@ -72,14 +72,21 @@ def trace(
     return Trace(label, seed, sampling.decode(teacher, torch.cat(beliefs)), tuple(inputs), grid, levels)
 
 
-def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A call's tensors by name, of the first picture alone: guidance's empty half comes after the asked one."""
-    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    tensors = {name: each.detach() for name, each in given.items() if isinstance(each, Tensor)}
-    return {
-        name: (each if each.ndim == 0 or name in SHARED else each[:1]).clone()  # a copy: the loop may write in place
-        for name, each in tensors.items()
-    }
+    return _first_row(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def _first_row(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of SDXL and PixArt hold a dictionary of their own: sizes, pooled captions."""
+    found: dict[str, Any] = {}
+    for name, each in given.items():
+        if isinstance(each, Tensor):
+            kept = each if each.ndim == 0 or name in SHARED else each[:1]
+            found[name] = kept.detach().clone()  # a copy: the loop may write in place
+        elif isinstance(each, Mapping):
+            found[name] = _first_row(each)
+    return found
 
 
 @torch.no_grad()

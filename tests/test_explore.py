@@ -131,7 +131,7 @@ def test_a_caption_is_traced_like_a_class(kind):
     assert not torch.equal(trace.inputs[0]["encoder_hidden_states"], other.inputs[0]["encoder_hidden_states"])
 
 
-@pytest.mark.parametrize("kind", ["unet", "flux"])
+@pytest.mark.parametrize("kind", ["unet", "sdxl", "pixart", "flux"])
 def test_what_was_recorded_is_what_the_asked_half_of_the_model_saw(kind):
     """The recorded call gives the prediction that the guided draw had for the caption, before guidance."""
     made, answers = reader(kind), []
