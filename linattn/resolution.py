@@ -5,7 +5,8 @@
 - Shapes and colours are marked by the judge, who averages large pictures down: enlarging keeps them. What enlarging
   cannot do is `edges`: how steep they are, over those of true pictures at that size (1 is a true picture's).
 - PSNR is to the teacher's own pictures of that size from the same noise, as in CLEAR's table.
-- Times are of this machine and go to the run file; bytes do not depend on it.
+- Times are of this machine and go to the run file; bytes do not depend on it, and neither does the largest size: a
+  forward may take so many multiply-accumulates.
 """
 
 import dataclasses
@@ -116,29 +117,33 @@ def _said(mark: Mapping[str, Any]) -> str:
 
 
 def growing(bench: Bench, told: Settings, model: nn.Module) -> list[dict[str, Any]]:
-    """Seconds and bytes of one forward of one picture, a row a side, as far as the limit lets."""
+    """Seconds, bytes and multiply-accumulates of one forward of one picture, a row a side, as far as the limit lets."""
     rows: list[dict[str, Any]] = []
     source = sampling.Source.of(bench.teacher)
     for side in told.sides:
         sides = sampling.latent_sides(source, side)
         inputs = bench.teacher.conditions.example(*sides, bench.asked(1))
         tokens = sides[0] * sides[1] // source.conditions.unit**2
-        if costs.predict(rows, tokens) > told.limit:
+        if costs.predict(_by(rows, "macs"), tokens) > told.limit:
             break
+        macs = costs.macs(model, inputs=inputs)["total"]  # its forward is the warm-up of the next
         with torch.no_grad(), sampling.evaluating(model):
             call = functools.partial(model, **inputs)
-            call()
-            seconds = costs.seconds_of(call, next(model.parameters()).device)
-        rows.append({"side": side, "tokens": tokens, "seconds": seconds})
-        rows[-1]["bytes"] = costs.forward_memory(model, inputs=inputs)
-        evaluation.say(f"  {side} px: {seconds:.3g} s, {rows[-1]['bytes'] / 2**20:.0f} MiB")
+            device = next(model.parameters()).device
+            seconds, size = costs.seconds_of(call, device), costs.peak_memory(call, device, warm=True)
+        rows.append({"side": side, "tokens": tokens, "macs": macs, "seconds": seconds, "bytes": size})
+        evaluation.say(f"  {side} px: {macs:.3g} multiply-accumulates, {seconds:.3g} s, {size / 2**20:.0f} MiB")
     return rows
+
+
+def _by(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows whose `key` stands where costs.py looks for seconds."""
+    return [{"tokens": row["tokens"], "seconds": row[key]} for row in rows]
 
 
 def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """p of seconds ~ tokens^p and bytes ~ tokens^p, over the larger half of the sizes."""
-    memory = [{"tokens": row["tokens"], "seconds": row["bytes"]} for row in rows]
-    return {"seconds": costs.exponent(rows), "bytes": costs.exponent(memory)}
+    return {name: costs.exponent(_by(rows, name)) for name in ("seconds", "bytes", "macs")}
 
 
 # The study -----------------------------------------------------------------------------------------------------------
@@ -156,16 +161,19 @@ def measure(told: Settings | None = None) -> dict[str, Any]:
             grown[name] = growing(bench, told, model)
         asked = bench.teacher.conditions.words(bench.asked(SHOWN))
         memory = {
-            name: {"bytes": {row["side"]: row["bytes"] for row in each}, "exponent": exponents(each)["bytes"]}
+            name: {
+                **{key: {row["side"]: row[key] for row in each} for key in ("bytes", "macs")},
+                "exponent": exponents(each)["bytes"],
+            }
             for name, each in grown.items()
         }
         found[role] = {"folder": evaluation.shown_of(bench)["folder"], "rows": rows, "memory": memory, "asked": asked}
         times[role] = {name: {"rows": each, **exponents(each)} for name, each in grown.items()}
-        write_sheet(pictures, _place(sheet(role), write=True))
-    result = {key: value for key, value in dataclasses.asdict(told).items() if key not in ("teachers", "limit")}
+        write_sheet(pictures, project.place(sheet(role), write=True))
+    result = {key: value for key, value in dataclasses.asdict(told).items() if key != "teachers"}
     result |= {"teachers": found}
-    project.write_json(_place(RUN, write=True), {"facts": project.facts(), "times": times})
-    project.write_json(_place(RESULT, write=True), result)
+    project.write_json(project.place(RUN, write=True), {"facts": project.facts(), "times": times})
+    project.write_json(project.place(RESULT, write=True), result)
     return result
 
 
@@ -187,28 +195,20 @@ def read_sheet(names: Sequence[str], path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, rows, strict=True))
 
 
-def _place(relative: str, write: bool = False) -> Path:
-    path = project.outputs() / relative
-    if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-    return path if path.exists() else project.ROOT / relative
-
-
 # The report ----------------------------------------------------------------------------------------------------------
 
 
 def sections() -> list[tuple[str, str]]:
     """(title, HTML) of each teacher; nothing where the study was not run."""
-    if not _place(RESULT).exists():
+    if not project.place(RESULT).exists():
         return []
-    result = project.read_json(_place(RESULT))
-    run = project.read_json(_place(RUN)) if _place(RUN).exists() else {"times": {}}
+    result = project.read_json(project.place(RESULT))
+    run = project.read_json(project.place(RUN)) if project.place(RUN).exists() else {"times": {}}
     found = [("Other resolutions", _intro(result))]
     for role, part in result["teachers"].items():
         body = table(part["rows"]) + growth(part["memory"], run["times"].get(role, {}))
-        if _place(sheet(role)).exists():
-            pictures = read_sheet([row["model"] for row in part["rows"]], _place(sheet(role)))
+        if project.place(sheet(role)).exists():
+            pictures = read_sheet([row["model"] for row in part["rows"]], project.place(sheet(role)))
             alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(part['asked'])}."
             body += f"<figure>{figures.grid(pictures, alt=alt).html()}</figure>"
         found.append((f"{part['folder']} from {_first(part)} px on", body))
