@@ -246,6 +246,12 @@ def _check_text(model: nn.Module, name: str, options: dict[str, Any], operators:
             f"{name}: {joint[0]} says how text takes part, but in the chosen layers of this {type(model).__name__} "
             "only the picture's tokens attend; leave it out"
         )
+    rope = operators[0].ever("rope") if "rope" in operators[0].table else []
+    if "numerator" in rope and not families.family(model).rotates:
+        raise ValueError(
+            f"{name}: rope='numerator' divides by queries and keys before their rotation, and those of this "
+            f"{type(model).__name__} are not rotated; leave it out"
+        )
 
 
 def _check_backend(backend: str | None) -> None:

@@ -32,8 +32,8 @@ def converted(kind, operator, model=None):
     model = kinds.model(kind) if model is None else model
     torch.manual_seed(0)
     options = dict(OPERATORS.get(operator, {}))
-    if kind not in kinds.JOINT:
-        options = {name: value for name, value in options.items() if name not in ("text", "rope")}
+    idle = ("text", "rope") if kind not in kinds.JOINT else () if families.family(model).rotates else ("rope",)
+    options = {name: value for name, value in options.items() if name not in idle}
     linattn.linearize(model, operator.partition("-")[0], **options)
     for name, parameter in model.named_parameters():
         if f".{families.KEY}." in name:  # what starts at zero would be silent
@@ -178,6 +178,15 @@ def test_costs_know_every_family(kind):
     assert costs.counted_macs(dense, 8) == costs.macs(dense, 8)["total"]
     assert costs.macs(model, 8)["core"] < costs.macs(dense, 8)["core"]
     assert costs.forward_memory(model, 8) > 0
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sd35"])
+def test_another_denominator_is_refused_where_nothing_is_rotated(kind):
+    model = kinds.model(kind)
+    with pytest.raises(ValueError, match="lit: rope='numerator'.*SD3Transformer2DModel are not rotated"):
+        linattn.linearize(model, "lit", heads=2, kernel=0, rope="numerator")
+    assert all(layer.operator is None for layer in families.layers(model))
+    linattn.linearize(model, "lit", heads=2, kernel=0, rope="map")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in kinds.JOINT])

@@ -63,6 +63,7 @@ class Family:
     """What differs between the families; `model` is always of a class that `FAMILIES` names."""
 
     handed_down = "cross_attention_kwargs"  # the argument that diffusers passes on to every attention
+    rotates = False  # whether its queries and keys carry rotary positions
 
     def attentions(self, model: nn.Module) -> Iterator[Found]:
         """Name, module, processor and trained tokens of every self-attention, in the order the forward meets them."""

@@ -20,6 +20,7 @@ TEXT, SIDE = 8, 64  # tokens of an example; FLUX.1's tokens a side at 1,024 px
 
 class Flux(Family):
     handed_down = "joint_attention_kwargs"
+    rotates = True
 
     def attentions(self, model: nn.Module) -> Iterator[Found]:
         for index, block in enumerate(model.transformer_blocks):
