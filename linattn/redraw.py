@@ -87,7 +87,8 @@ def redrawn(
     """The last `strength` of the steps, from the clean latents noised to where they begin."""
     scheduler = sampling.scheduler_of(source.scheduler, plan.sampler)
     source.conditions.set_times(scheduler, plan.steps, clean)
-    first = first_step(len(scheduler.timesteps), strength)
+    # PNDM lists one time more than it has steps, Heun two for each: the stock pipelines count steps, too.
+    first = first_step(plan.steps, strength) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):  # DDIM, DDPM and PNDM find the step by its time
         scheduler.set_begin_index(first)
     noise = torch.stack([torch.randn(clean.shape[1:], generator=each) for each in generators]).to(clean)

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import FluxImg2ImgPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from PIL import Image
 
 import linattn
@@ -29,10 +36,34 @@ def source(kind: str):
     return tiny.pipeline() if kind == "dit" else reader(kind)
 
 
+STOCK = {"unet": StableDiffusionImg2ImgPipeline, "flux": FluxImg2ImgPipeline}
+
+
 @pytest.mark.parametrize("strength", [0.25, 0.75, 1.0])
-@pytest.mark.parametrize(("kind", "stock"), [("unet", StableDiffusionImg2ImgPipeline), ("flux", FluxImg2ImgPipeline)])
-def test_redraws_what_the_stock_pipeline_redraws(kind, stock, strength, monkeypatch):
-    made = reader(kind, guidance=1.0)
+@pytest.mark.parametrize("kind", STOCK)
+def test_redraws_what_the_stock_pipeline_redraws(kind, strength, monkeypatch):
+    _same_as_stock(reader(kind, guidance=1.0), kind, strength, monkeypatch)
+
+
+NOISE = {"beta_schedule": "scaled_linear", "steps_offset": 1}
+SCHEDULERS = {
+    "DDIM": DDIMScheduler(**NOISE, clip_sample=False),
+    "PNDM": PNDMScheduler(**NOISE, skip_prk_steps=True),
+    "Euler": EulerDiscreteScheduler(**NOISE),
+    "Heun": HeunDiscreteScheduler(**NOISE),
+}
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.75])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_redraws_as_the_stock_pipeline_by_its_scheduler(scheduler, strength, monkeypatch):
+    made = reader("unet", guidance=1.0)
+    made.pipe.scheduler = SCHEDULERS[scheduler]
+    _same_as_stock(made, "unet", strength, monkeypatch)
+
+
+def _same_as_stock(made, kind, strength, monkeypatch):
+    stock = STOCK[kind]
     clean = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     known = Source.of(made)
     plan = Plan.of(known, 32, 4, 1.0, "card")
@@ -145,6 +176,7 @@ WRONG = {
     "too much": ({"strength": 1.2}, "strength of 1.2"),
     "one caption": ({"asked": CAPTIONS[:1]}, "2 pictures and 1"),
     "no rope": ({"ntk": 10}, "rotates no positions"),
+    "a schedule": ({"proportional": True}, "follow a schedule"),
     "no clear": ({"proportional": True}, "layers of clear"),
     "a size that is none": ({"factor": 1.03}, "33 px is no multiple of 4"),
 }
@@ -154,6 +186,8 @@ WRONG = {
 def test_what_cannot_be_is_refused_before_anything_is_drawn(name, monkeypatch):
     changes, message = WRONG[name]
     monkeypatch.setattr(sampling, "stepped", lambda *_: pytest.fail("something was drawn"))
-    given = {"image": IMAGE, "asked": CAPTIONS, **changes}
+    given, made = {"image": IMAGE, "asked": CAPTIONS, **changes}, reader("unet")
+    if name == "a schedule":
+        linattn.linearize(made.pipe, "clear", radius=2, schedule=[{"until": 0.5, "radius": 4}])
     with pytest.raises(ValueError, match=message):
-        linattn.upscale(reader("unet"), given.pop("image"), **given)
+        linattn.upscale(made, given.pop("image"), **given)
