@@ -23,8 +23,8 @@ RECIPE = Recipe(
     kind="flux",
     autoencoder={"steps": 3000, "batch": 16, "learning_rate": 2e-3, "seed": 0, "factor": 2},
     stages=(
-        Stage(side=32, steps=7500, rate=1.5e-3, final=6.2e-4, batch=64),
-        Stage(side=64, steps=2200, rate=7.0e-4, final=2e-5, batch=32),
+        Stage(side=32, steps=9600, rate=1.5e-3, final=3.736e-4, batch=64),
+        Stage(side=64, steps=2400, rate=5.5e-4, final=2e-5, batch=32),
     ),
     pictures=65536,
     width=128,
