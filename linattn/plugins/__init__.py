@@ -2,5 +2,5 @@
 
 - `plugin.py` is what all of them answer; `control`, `lora`, `adapter` and `recolour` are siblings, a file each.
 - All are trained on the softmax teacher and never on a student. They are stored as diffusers' own loaders read them.
-- `study.py` trains and measures them (`make study STUDY=plugins`), `section.py` tells the report.
+- `study.py` trains and measures them (`make study STUDY=plugins`), `report.py` tells the report.
 """
