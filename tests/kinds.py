@@ -12,6 +12,7 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -108,9 +109,23 @@ def _flux(**more) -> FluxTransformer2DModel:
     return FluxTransformer2DModel(**{**options, **more})
 
 
-MADE = {"unet": _unet, "sdxl": _sdxl, "pixart": _pixart, "sd3": _sd3, "sd35": _sd35, "flux": _flux}
+def _qwen() -> QwenImageTransformer2DModel:
+    return QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=TEXT,
+        axes_dims_rope=(2, 2, 4),
+    )
+
+
+MADE = {"unet": _unet, "sdxl": _sdxl, "pixart": _pixart, "sd3": _sd3, "sd35": _sd35, "flux": _flux, "qwen": _qwen}
 KINDS = ("dit", *MADE)
-JOINT = ("sd3", "sd35", "flux")
+JOINT = ("sd3", "sd35", "flux", "qwen")
+ROTARY = ("flux", "qwen")
 
 
 def model(kind: str, seed: int = 0) -> nn.Module:
@@ -202,6 +217,10 @@ def inputs(
         given = {"hidden_states": draw(batch, 4, height, width), "timestep": times}
         sizes = {"resolution": None, "aspect_ratio": None}
         return {**given, "encoder_hidden_states": draw(batch, text, TEXT), "added_cond_kwargs": sizes}
+    if kind == "qwen":
+        given = {"hidden_states": draw(batch, height * width, 16), "timestep": times / 1000}
+        shapes = {"img_shapes": [[(1, height, width)]] * batch}
+        return {**given, "encoder_hidden_states": draw(batch, text, TEXT), **shapes}
     given = {"encoder_hidden_states": draw(batch, text, TEXT), "pooled_projections": draw(batch, TEXT)}
     if kind in ("sd3", "sd35"):
         return {"hidden_states": draw(batch, 4, 2 * height, 2 * width), "timestep": times.float(), **given}
@@ -217,4 +236,4 @@ def run(made: nn.Module, **arguments: Tensor) -> Tensor:
 
 def sizes(kind: str) -> list[tuple[int, int]]:
     """In tokens of the first level; DiT draws squares only."""
-    return [(8, 8)] if kind == "dit" else [(8, 8), (6, 10)]
+    return [(8, 8)] if kind == "dit" else [(8, 8), (5, 9)]

@@ -1,6 +1,7 @@
 """Every operator on every family: the same model where it is softmax, the definition where it is not."""
 
 import copy
+import importlib
 
 import diffusers
 import kinds
@@ -46,6 +47,7 @@ def test_layers_have_their_names():
     assert found["pixart"] == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
     assert found["sd35"] == ["transformer_blocks.0.attn", "transformer_blocks.0.attn2", "transformer_blocks.1.attn"]
     assert found["flux"] == ["transformer_blocks.0.attn"] + [f"single_transformer_blocks.{n}.attn" for n in (0, 1)]
+    assert found["qwen"] == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
     places = ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.0", "up_blocks.1", "up_blocks.1")
     assert [name.partition(".attentions")[0] for name in found["unet"]] == list(places)
 
@@ -96,9 +98,9 @@ def test_every_layer_is_the_operators_definition_on_its_own_grid(kind, operator)
 def by_definition(layer, entry):
     """The layer's output from its projections and the dense definition."""
     attn, more, grid = layer.attn, entry["more"], entry["grid"]
-    text = more.get("encoder_hidden_states")
-    q, k, v = families.projections(attn, entry["input"], grid, text, more.get("image_rotary_emb"))
-    out = layer.operator.definition(q, k, v, grid, entry["noise"], more.get("image_rotary_emb")).flatten(2)
+    text, rope = more.get("encoder_hidden_states"), more.get("image_rotary_emb")
+    q, k, v = families.projections(attn, entry["input"], grid, text, rope)
+    out = layer.operator.definition(q, k, v, grid, entry["noise"], families.position(rope)).flatten(2)
     if not hasattr(attn, "to_out") or attn.to_out is None:
         return out
     if text is None:
@@ -197,11 +199,12 @@ def test_options_of_text_are_refused_where_no_text_attends(kind):
     assert not any(layer.operator for layer in families.layers(model))
 
 
+@pytest.mark.parametrize("kind", kinds.ROTARY)
 @torch.no_grad()
-def test_a_denominator_of_unrotated_queries_and_keys_is_another():
-    given, found = kinds.inputs("flux"), []
+def test_a_denominator_of_unrotated_queries_and_keys_is_another(kind):
+    given, found = kinds.inputs(kind), []
     for rope in ("map", "numerator"):
-        model = linattn.linearize(kinds.model("flux"), "linfusion", hidden=0, rope=rope)
+        model = linattn.linearize(kinds.model(kind), "linfusion", hidden=0, rope=rope)
         found.append(kinds.run(model, **given))
         rows = linattn.attention_map(model, 0, **given).sum(-1)
         assert torch.allclose(rows, torch.ones_like(rows), atol=1e-2) == (rope == "map")
@@ -232,26 +235,22 @@ def test_exact_text_is_softmax_and_the_picture_mixes_by_its_share(name):
     torch.testing.assert_close(found[:, :, 4:, :4], share * 4 / 19)
 
 
+@pytest.mark.parametrize("kind", kinds.ROTARY)
 @pytest.mark.parametrize("text", [3, 11])
 @pytest.mark.parametrize(("height", "width"), [(5, 9), (8, 6)])
 @torch.no_grad()
-def test_clear_on_flux_is_dense_attention_with_a_disc_and_a_text_prefix(height, width, text):
+def test_clear_is_dense_attention_with_a_disc_and_a_text_prefix(kind, height, width, text, monkeypatch):
     """Against a processor that knows nothing of linattn."""
-    given = wide(kinds.inputs("flux", height, width, text))
-    model, dense = (kinds.model("flux").double() for _ in range(2))
+    given = wide(kinds.inputs(kind, height, width, text))
+    model, dense = (kinds.model(kind).double() for _ in range(2))
     linattn.linearize(model, "clear", radius=3)
     y, x = (each.flatten() for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
     seen = torch.ones(text + height * width, text + height * width, dtype=torch.bool)
     seen[text:, text:] = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < 9
-    for module in dense.modules():
-        if hasattr(module, "set_processor"):
-            module.forward = masked(module, seen)
+    source = importlib.import_module(type(dense).__module__)
+    attend = source.dispatch_attention_fn
+    monkeypatch.setattr(source, "dispatch_attention_fn", lambda *qkv, **how: attend(*qkv, **{**how, "attn_mask": seen}))
     torch.testing.assert_close(kinds.run(model, **given), kinds.run(dense, **given), rtol=1e-7, atol=1e-7)
-
-
-def masked(attn, seen):
-    forward = attn.forward
-    return lambda *args, **kwargs: forward(*args, **{**kwargs, "attention_mask": seen})
 
 
 def test_a_flux_grid_is_read_in_half_precision_and_refuses_reference_pictures():
@@ -265,11 +264,12 @@ def test_a_flux_grid_is_read_in_half_precision_and_refuses_reference_pictures():
         kinds.run(model, **{**given, "img_ids": more, "hidden_states": given["hidden_states"].repeat(1, 2, 1)})
 
 
-def test_who_knows_the_grid_hands_it_down():
-    model, given = converted("flux", "clear"), kinds.inputs("flux", 4, 6)
+@pytest.mark.parametrize("kind", kinds.ROTARY)
+def test_who_knows_the_grid_hands_it_down(kind):
+    model, given = converted(kind, "clear"), kinds.inputs(kind, 4, 6)
     wanted = kinds.run(model, **given)
     context = families.Context.of(Grid(4, 6, 5), given["timestep"], given["hidden_states"])
-    extras = {"joint_attention_kwargs": {families.KEY: context}}
+    extras = {families.family(model).handed_down: {families.KEY: context}}
     assert torch.equal(kinds.run(model, **given, **extras), wanted)
 
 
@@ -279,7 +279,8 @@ def test_who_knows_the_grid_hands_it_down():
         ("SanaTransformer2DModel", "is linear already"),
         ("ControlNetModel", "follows the UNet it was made for"),
         ("UNetMotionModel", "attend over time"),
-        ("QwenImageTransformer2DModel", "calls dispatch_attention_fn.*CONTRIBUTING"),
+        ("Flux2Transformer2DModel", "calls dispatch_attention_fn.*CONTRIBUTING"),
+        ("QwenImage21Transformer2DModel", "calls dispatch_attention_fn.*CONTRIBUTING"),
         ("VQModel", "how its tokens lie on the picture is not known"),
         ("AutoencoderTiny", "none of diffusers' attention layers"),
     ],

@@ -8,6 +8,7 @@ from diffusers import (
     DiTTransformer2DModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
@@ -68,6 +69,7 @@ MODELS = {
         (3072, 24, 128),
         {"num_layers": 1, "num_single_layers": 1},
     ),
+    "Qwen-Image": (QwenImageTransformer2DModel, {}, 60, (3072, 24, 128), {"num_layers": 2}),
 }
 OPERATORS = {"clear": {"radius": 8, "pool": 4}, "linfusion": {}, "lit": {}, "mediator": {"count": 64, "bias": "full"}}
 each_model = pytest.mark.parametrize("name", MODELS)

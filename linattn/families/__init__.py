@@ -9,6 +9,7 @@ from linattn.families.capture import apply, attention_map, capture, grids, joine
 from linattn.families.passing import attentions, reattach, unwatch, watch
 from linattn.families.processors import Processor, projections
 from linattn.families.registry import FAMILIES, family, layers, model_of
+from linattn.families.rotary import position, rotated
 
 __all__ = [
     "FAMILIES",
@@ -27,8 +28,10 @@ __all__ = [
     "layers",
     "model_of",
     "noise_level",
+    "position",
     "projections",
     "reattach",
+    "rotated",
     "unwatch",
     "watch",
 ]

@@ -11,6 +11,7 @@ from linattn.families.base import KEY, Context, Layer
 from linattn.families.passing import is_watched, unwatch, watch
 from linattn.families.processors import normalised, projections
 from linattn.families.registry import layers, model_of
+from linattn.families.rotary import position
 from linattn.grid import Grid
 
 MORE = ("encoder_hidden_states", "image_rotary_emb")  # what else a layer may be given, by diffusers' names
@@ -124,7 +125,7 @@ def attention_map(layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = No
     """(batch, heads, tokens, tokens): whom each token reads in this layer, float32 or wider."""
     q, k, _ = projections(layer.attn, normalised(layer.attn, x), grid, *(more.get(name) for name in MORE))
     if layer.operator is not None:
-        return layer.operator.attention_map(q, k, grid, noise, more.get("image_rotary_emb"))
+        return layer.operator.attention_map(q, k, grid, noise, position(more.get("image_rotary_emb")))
     wide = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(wide).transpose(1, 2), k.to(wide).transpose(1, 2)  # (batch, heads, tokens, head_dim)
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)

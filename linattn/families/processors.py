@@ -9,9 +9,9 @@
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
+from linattn.families.rotary import Rope, position, rotated
 from linattn.grid import Grid
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -53,9 +53,10 @@ class SelfAttention(Processor):
 
 
 class JointAttention(Processor):
-    """JointAttnProcessor2_0 and FluxAttnProcessor: gives (picture, text) where text has projections of its own.
+    """JointAttnProcessor2_0, FluxAttnProcessor, QwenDoubleStreamAttnProcessor2_0.
 
-    In FLUX's single blocks both are one sequence already, and the block projects the result.
+    Gives (picture, text) where text has projections of its own. In FLUX's single blocks both are one sequence already,
+    and the block projects the result.
     """
 
     has_text = True
@@ -66,14 +67,16 @@ class JointAttention(Processor):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Rope | None = None,
+        encoder_hidden_states_mask: Tensor | None = None,
         linattn: Any = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if attention_mask is not None:
             raise ValueError("a linearised joint attention takes no mask")
+        refuse_padding(encoder_hidden_states_mask)
         text, grid = encoder_hidden_states, self.grid(_required(linattn).grid)
         q, k, v = projections(attn, hidden_states, grid, text, image_rotary_emb)
-        how = {"x": hidden_states, "noise": linattn.noise, "position": image_rotary_emb}
+        how = {"x": hidden_states, "noise": linattn.noise, "position": position(image_rotary_emb)}
         out = attn.linattn.mix(q, k, v, grid, **how).flatten(2).to(q.dtype)
         if text is None:
             return out
@@ -82,9 +85,7 @@ class JointAttention(Processor):
         return _leave(attn, picture), text if ends_here else attn.to_add_out(text)
 
 
-def projections(
-    attn: nn.Module, x: Tensor, grid: Grid, text: Tensor | None = None, rope: tuple[Tensor, Tensor] | None = None
-) -> QKV:
+def projections(attn: nn.Module, x: Tensor, grid: Grid, text: Tensor | None = None, rope: Rope | None = None) -> QKV:
     """q, k, v as the layer's attention takes them, linearised or not, (batch, tokens, heads, head_dim), text first."""
     operator = getattr(attn, "linattn", None)
     inputs = (x, x, x) if operator is None else operator.inputs(x, grid)
@@ -93,7 +94,7 @@ def projections(
         own = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
         q, k, v = (torch.cat(pair, 1) for pair in zip(_heads(attn, (text,) * 3, *own), (q, k, v), strict=True))
     if rope is not None:
-        q, k = (apply_rotary_emb(each, rope, sequence_dim=1) for each in (q, k))
+        q, k = rotated(q, rope), rotated(k, rope)
     return q, k, v
 
 
@@ -116,6 +117,17 @@ def normalised(attn: nn.Module, x: Tensor, temb: Tensor | None = None) -> Tensor
     if getattr(attn, "group_norm", None) is not None:
         x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
     return x
+
+
+def refuse_padding(mask: Tensor | None) -> None:
+    """A mask (batch, text) that hides nothing may stay."""
+    if mask is None or mask.bool().all():
+        return
+    lengths = mask.bool().sum(1).tolist()
+    raise ValueError(
+        f"encoder_hidden_states_mask hides padding: the texts of this batch have {lengths} tokens of {mask.shape[1]}, "
+        "and an operator reads every token; draw one prompt a call, or prompts of one length, and cut the padding off"
+    )
 
 
 def _required(context: Any) -> Any:

@@ -8,6 +8,7 @@ from torch import nn
 from linattn.families.base import Family, Layer
 from linattn.families.dit import DiT, PixArt
 from linattn.families.flux import Flux
+from linattn.families.qwen import QwenImage
 from linattn.families.sd3 import SD3
 from linattn.families.unet import UNet
 
@@ -17,10 +18,14 @@ FAMILIES: dict[str, Family] = {
     "UNet2DConditionModel": UNet(),
     "SD3Transformer2DModel": SD3(),
     "FluxTransformer2DModel": Flux(),
+    "QwenImageTransformer2DModel": QwenImage(),
 }
 REFUSED = {
     "SanaTransformer2DModel": "its self-attention is linear already (ReLU, no softmax to replace)",
     "ControlNetModel": "a ControlNet follows the UNet it was made for and is left dense",
+    "ZImageTransformer2DModel": "its forward hands nothing down to its attentions (joint_attention_kwargs ends at the "
+    "LoRA scale), so height, width and noise cannot reach a layer with the call; from what a layer is given, hidden "
+    "states, a mask and rotary factors, the noise cannot be derived",
     "UNetMotionModel": "its blocks attend over time too, where tokens have no grid",
 }
 

@@ -1,0 +1,36 @@
+"""Rotary positions, in the two forms that families hand down: how q and k are rotated, and by what.
+
+- FLUX: (cos, sin) of text and picture as one sequence, (tokens, head_dim). Qwen-Image: (picture, text), each of complex
+  factors, (tokens, head_dim / 2). Both turn neighbouring channels.
+- Each is rotated by its family's own function: the two round differently, and a student should get its teacher's bits.
+"""
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+from torch import Tensor
+
+Rope = tuple[Tensor, Tensor]
+
+
+def rotated(x: Tensor, rope: Rope) -> Tensor:
+    """x (batch, tokens, heads, head_dim), text first."""
+    if _is_complex(rope):
+        return apply_rotary_emb_qwen(x, _text_first(rope), use_real=False)
+    return apply_rotary_emb(x, rope, sequence_dim=1)
+
+
+def position(rope: Rope | None) -> Rope | None:
+    """What an operator is told: (cos, sin), (tokens, head_dim), text first."""
+    if rope is None or not _is_complex(rope):
+        return rope
+    factors = _text_first(rope).repeat_interleave(2, 1)
+    return factors.real, factors.imag
+
+
+def _is_complex(rope: Rope) -> bool:
+    return rope[0].is_complex()
+
+
+def _text_first(rope: Rope) -> Tensor:
+    return torch.cat(rope[::-1])
