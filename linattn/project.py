@@ -213,7 +213,7 @@ def commit() -> str | None:
     if head is None:
         return None
     # Results are what a run writes: they do not make the code that wrote them another one.
-    changed = _git("status", "--porcelain", "--", ".", ":!reports", ":!dvc.lock", ":!README.md")
+    changed = _git("status", "--porcelain", "--", ".", ":!reports", ":!*dvc.lock", ":!README.md")
     return f"{head}+changes" if changed else head
 
 
