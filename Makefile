@@ -32,7 +32,7 @@ help:
 	@echo "make clean   remove what can be made again; the environment and DVC's cache stay"
 	@echo
 	@echo "  PROFILE=tiny|nano|full|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
-	@echo "  TEACHER=class|text  make repro for one teacher and its students alone"
+	@echo "  TEACHER=class|text|text-joint  make repro for one teacher and its students alone"
 	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
 	@echo "  PIP_ARGS='--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple'"
 	@echo "                                 a torch without CUDA: some 300 MB instead of 3 GB"

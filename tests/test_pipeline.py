@@ -1,4 +1,4 @@
-"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with four students.
+"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with five students.
 
 The tests of this file are one story and run in its order: first run, nothing on the second, a forced stage, then
 students added, edited, removed and failing.
@@ -20,15 +20,16 @@ STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}
   clear: {operator: clear, teacher: class, radius: 4}
   sd-linfusion: {operator: linfusion, teacher: text}
+  flux-clear: {operator: clear, teacher: text-joint, radius: 4}
   mediator-schedule:
     operator: mediator
     teacher: class
     conv: 3
     schedule: [{until: 0.5, count: 4}, {until: 0.0, count: 16}]
 """
-NAMES = ("softmax", "clear", "sd-linfusion", "mediator-schedule")
-READING = ("sd-linfusion",)  # students of teachers that read captions
-ROLES = ("class", "text")
+NAMES = ("softmax", "clear", "sd-linfusion", "flux-clear", "mediator-schedule")
+READING = ("sd-linfusion", "flux-clear")  # students of teachers that read captions
+ROLES = ("class", "text", "text-joint")
 EACH = ("distill", "evaluate")
 
 
@@ -149,7 +150,7 @@ def test_results_hold_no_time_and_no_machine(finished):
 
 def test_forced_stages_change_no_hash_but_the_run_files(finished):
     before = finished.lock()
-    for stage in ("sample@class", "sample@text", "distill@clear", "evaluate@clear"):
+    for stage in (*(f"sample@{role}" for role in ROLES), "distill@clear", "evaluate@clear"):
         finished.python("dvc", "repro", "--force", "--single-item", stage)
     after = finished.lock()
     changed = {path for name in after for path, md5 in after[name].items() if before[name][path] != md5}
@@ -202,7 +203,7 @@ def test_editing_a_part_runs_what_reads_it(finished, name):
     assert would - {"report"} == stages
 
 
-CLEAR = {"anatomy", "benchmark", "report", *(f"{stage}@clear" for stage in EACH)}
+CLEAR = {"anatomy", "benchmark", "report", *(f"{stage}@{name}" for stage in EACH for name in ("clear", "flux-clear"))}
 
 
 @pytest.mark.parametrize(

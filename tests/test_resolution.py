@@ -23,7 +23,7 @@ Bench.teacher.conditions = resolution.sampling.Source.of(Bench.teacher).conditio
 
 def test_the_repository_s_numbers_are_read_and_a_misspelt_key_is_not(tmp_path):
     told = resolution.load()
-    assert set(told.teachers) == {"class", "text"}
+    assert set(told.teachers) == {"class", "text", "text-joint"}
     path = project.ROOT / resolution.PARAMS
     (tmp_path / "params.yaml").write_text(path.read_text().replace("pictures:", "picturs:"))
     with pytest.raises(ValueError, match="did you mean 'pictures'"):
