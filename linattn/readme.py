@@ -60,6 +60,12 @@ def _before(data: report.Report, name: str, columns: tuple[report.Column, ...]) 
     return error.text(found["value"]) if error and found else ""
 
 
+def _commits(data: report.Report) -> str:
+    """Of all rows: stages that were up to date keep the one that they ran at."""
+    found = sorted({run["facts"]["commit"] for run in data.runs.values() if run.get("facts", {}).get("commit")})
+    return f"{'commit' if len(found) == 1 else 'commits'} {', '.join(found) or 'unknown'}"
+
+
 def circumstances(data: report.Report) -> str:
     """N, seeds and what it ran on."""
     facts, seeds = data.facts, {tuple(result["seeds"]) for result in data.results.values()}
@@ -74,7 +80,7 @@ def circumstances(data: report.Report) -> str:
         hardware, versions = facts["hardware"], facts["versions"]
         words += [
             f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores",
-            f"torch {versions['torch']}, diffusers {versions['diffusers']}, commit {facts['commit']}",
+            f"torch {versions['torch']}, diffusers {versions['diffusers']}, {_commits(data)}",
         ]
     return "; ".join(words) + "."
 

@@ -134,6 +134,13 @@ def test_circumstances_of_several_teachers_say_once_what_is_the_same(several):
     assert "Half of the pictures of sd-nano show one thing" in words
 
 
+def test_circumstances_name_the_commit_of_every_row(several):
+    assert readme.circumstances(several).endswith("commit 0123456789ab.")
+    runs = several.parts["text"].runs
+    runs["sd-lit"] = {**runs["sd-lit"], "facts": {**runs["sd-lit"]["facts"], "commit": "fedcba987654"}}
+    assert readme.circumstances(several).endswith("commits 0123456789ab, fedcba987654.")
+
+
 def test_a_missing_row_of_a_teacher_stops_neither_table_nor_circumstances(several):
     several.parts["text"].teacher = {}
     assert "sd-lit" in readme.table(several)
