@@ -29,7 +29,6 @@ from linattn.conditions import Asked, Labels
 
 # 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-LEAST = 4  # pictures of a teacher that reads: two of one thing, two of two
 # No interval reaches where no value can.
 OF_ONE = ("shape", "colour", "both")
 SHARES = (*OF_ONE, *pairs.NAMES, *(f"cross_{name}" for name in (*OF_ONE, *pairs.NAMES)))
@@ -83,15 +82,6 @@ class Bench:
     def reads(self) -> bool:
         """Whether it is told captions; else labels."""
         return not isinstance(self.teacher.conditions, Labels)
-
-    def check(self) -> None:
-        """Of captions, half ask for two things, and their chance is what another picture's caption gets."""
-        for name in ("pictures", "quick_pictures", "cross_pictures") if self.reads else ():
-            if getattr(self.part, name) < LEAST:
-                raise ValueError(
-                    f"evaluate.{name} is {getattr(self.part, name)}; {self.role} reads captions, of one thing and of "
-                    f"two in turn: ask for {LEAST} or more"
-                )
 
     def asked(self, count: int) -> Asked:
         """What the first `count` pictures are asked to show."""
@@ -252,7 +242,6 @@ def plain(measure: Mapping[str, Any]) -> dict[str, Any]:
 
 def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     """Draw the reference, mark it, and write what the students need."""
-    bench.check()
     began = time.monotonic()
     drawn = draw_reference(bench)
     save_file(drawn, project.reference(bench.role, write=True))
@@ -354,7 +343,6 @@ def distilled(bench: Bench, name: str, seed: int | None) -> nn.Module:
 
 def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     """One student: distilled for every seed, and converted only."""
-    bench.check()
     began, drew = time.monotonic(), 0.0
     student, recipe = bench.settings.student(name), bench.settings.recipe(name)
     part, first = bench.part, recipe.seeds[0]

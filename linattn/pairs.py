@@ -110,6 +110,10 @@ def shares(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) ->
 
 def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, float]:
     """What captions of other pictures get: the mean over as many shifts as there are, at most SHIFTS."""
+    if len(scenes) < 2:
+        raise ValueError(
+            f"{len(scenes)} pictures of two things; chance needs another picture's caption: take 2 or more"
+        )
     others = [[*scenes[by:], *scenes[:by]] for by in range(1, min(SHIFTS, len(scenes) - 1) + 1)]
     luck = [shares(judge, pictures, each) for each in others]
     return {name: statistics.mean(each[name]["value"] for each in luck) for name in NAMES}

@@ -115,12 +115,12 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    pictures: int = between(2)
+    pictures: int = between(4)  # at least two of one thing and two of two, where captions are read
     steps: int = between(1, 1000)
-    quick_pictures: int = between(2)  # of the rows that only bound the others
+    quick_pictures: int = between(4)  # of the rows that only bound the others
     quick_steps: int = between(1, 1000)
     cross: int = between(2, 64)  # times the side it was trained at
-    cross_pictures: int = between(2)
+    cross_pictures: int = between(4)
     noise: tuple[float, ...] = between(0, 1)
     errors: int = between(2)  # pictures for the distance of predictions
     batch: int = between(1)

@@ -142,7 +142,7 @@ def _by(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
 
 
 def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """p of seconds ~ tokens^p and bytes ~ tokens^p, over the larger half of the sizes."""
+    """p of seconds, bytes and multiply-accumulates ~ tokens^p, over the larger half of the sizes."""
     return {name: costs.exponent(_by(rows, name)) for name in ("seconds", "bytes", "macs")}
 
 

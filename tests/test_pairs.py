@@ -45,6 +45,11 @@ def test_chance_is_the_mean_over_all_other_captions_where_they_are_few(ours, sce
     assert pairs.chance(ours, pictures, few) == pytest.approx(expected)
 
 
+def test_chance_needs_another_caption(ours, scenes):
+    with pytest.raises(ValueError, match="1 pictures of two things.*2 or more"):
+        pairs.chance(ours, world.render(scenes[:1], 64), scenes[:1])
+
+
 def test_things_are_found_where_they_are(scenes):
     for scene, picture in zip(scenes[:20], world.render(scenes[:20], 64), strict=True):
         found, asked = (

@@ -275,9 +275,12 @@ def test_sentences_say_what_does_nothing_and_what_does_less():
     first, *others = report.findings({"rows": rows, "obeys": ["shape"]})
     assert "on softmax shape 90.0 % (82.6 to 94.5), without it 10.0 %; on sd-linfusion" in first
     assert others == [
-        "On sd-lit shape is not right more often with it than without, as far as this tells.",
-        "On sd-lit shape is right less often than on softmax, 12.0 % against 90.0 %.",
+        "No caption: on sd-lit shape is not right more often with it than without, as far as this tells.",
+        "No caption: on sd-lit shape is right less often than on softmax, 12.0 % against 90.0 %.",
     ]
+    other = [{**row, "question": "shape named", "with": {"shape": share(11)}} for row in rows[:1]]
+    *_, last = report.findings({"rows": [*rows, *other], "obeys": ["shape"]})
+    assert last.startswith("Shape named: on softmax shape is not right more often")
     assert report._bit("removed", {"softmax": {"removed": True}, "sd-lit": {"removed": False}}) == "not on sd-lit"
 
 

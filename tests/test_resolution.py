@@ -46,6 +46,9 @@ def test_a_forward_grows_until_the_limit(capsys):
     assert all(row["seconds"] > 0 for row in rows)
     for key in ("bytes", "macs"):
         assert rows[0][key] < rows[1][key] < rows[2][key]
+    # In multiply-accumulates: by its growth so far the third is predicted to take a little over four times as many.
+    between = resolution.dataclasses.replace(told, limit=4 * rows[1]["macs"])
+    assert len(resolution.growing(Bench, between, Bench.teacher.transformer)) == 2
     stopped = resolution.growing(Bench, resolution.dataclasses.replace(told, limit=0.0), Bench.teacher.transformer)
     assert len(stopped) == 1
 

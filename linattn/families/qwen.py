@@ -50,7 +50,7 @@ class QwenImage(Family):
 
 def sides(shapes: Any, tokens: int) -> tuple[int, int]:
     """(height, width) in tokens of the one picture that `img_shapes` tells of, the same for every sample."""
-    if not shapes or not shapes[0]:
+    if not shapes or not all(shapes):
         raise ValueError(f"img_shapes is {shapes!r}, so the grid is not known: pass [[(1, height, width)]] * batch")
     samples = [_pictures(each) for each in shapes] if isinstance(shapes, list) else [_pictures(shapes)]
     first = samples[0]

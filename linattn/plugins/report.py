@@ -76,7 +76,8 @@ def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
     for row in rows:
         for mark in obeys:
             if row["with"][mark]["low"] <= row["without"][mark]["high"]:
-                yield f"On {row['body']} {mark} is not right more often with it than without, as far as this tells."
+                where = f"{row['question'].capitalize()}: on {row['body']}"
+                yield f"{where} {mark} is not right more often with it than without, as far as this tells."
 
 
 def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
@@ -85,8 +86,9 @@ def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
         for mark in _marks(row, obeys):
             ours, theirs = row["with"][mark], first["with"][mark]
             if ours["high"] < theirs["low"]:
+                where = f"{row['question'].capitalize()}: on {row['body']}"
                 pair = f"{percent(ours)} against {percent(theirs)}"
-                yield f"On {row['body']} {mark} is right less often than on {first['body']}, {pair}."
+                yield f"{where} {mark} is right less often than on {first['body']}, {pair}."
 
 
 def _marks(row: Row, obeys: Sequence[str]) -> list[str]:
