@@ -141,9 +141,15 @@ def _by(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
     return [{"tokens": row["tokens"], "seconds": row[key]} for row in rows]
 
 
-def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """p of seconds, bytes and multiply-accumulates ~ tokens^p, over the larger half of the sizes."""
-    return {name: costs.exponent(_by(rows, name)) for name in ("seconds", "bytes", "macs")}
+def without_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is the same on every machine, with p of bytes and multiply-accumulates ~ tokens^p over the larger half."""
+    kept = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return {"rows": kept, "exponents": {key: costs.exponent(_by(rows, key)) for key in ("bytes", "macs")}}
+
+
+def seconds_alone(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    kept = [{key: row[key] for key in ("side", "seconds")} for row in rows]
+    return {"rows": kept, "exponent": costs.exponent(_by(rows, "seconds"))}
 
 
 # The study -----------------------------------------------------------------------------------------------------------
@@ -160,15 +166,10 @@ def measure(told: Settings | None = None) -> dict[str, Any]:
             evaluation.say(f"{role}, {name}: one forward")
             grown[name] = growing(bench, told, model)
         asked = bench.teacher.conditions.words(bench.asked(SHOWN))
-        memory = {
-            name: {
-                **{key: {row["side"]: row[key] for row in each} for key in ("bytes", "macs")},
-                "exponent": exponents(each)["bytes"],
-            }
-            for name, each in grown.items()
-        }
-        found[role] = {"folder": evaluation.shown_of(bench)["folder"], "rows": rows, "memory": memory, "asked": asked}
-        times[role] = {name: {"rows": each, **exponents(each)} for name, each in grown.items()}
+        forwards = {name: without_seconds(each) for name, each in grown.items()}
+        shown = {"folder": evaluation.shown_of(bench)["folder"], "asked": asked}
+        found[role] = {**shown, "rows": rows, "forwards": forwards}
+        times[role] = {name: seconds_alone(each) for name, each in grown.items()}
         write_sheet(pictures, project.place(sheet(role), write=True))
     result = {key: value for key, value in dataclasses.asdict(told).items() if key != "teachers"}
     result |= {"teachers": found}
@@ -206,7 +207,7 @@ def sections() -> list[tuple[str, str]]:
     run = project.read_json(project.place(RUN)) if project.place(RUN).exists() else {"times": {}}
     found = [("Other resolutions", _intro(result))]
     for role, part in result["teachers"].items():
-        body = table(part["rows"]) + growth(part["memory"], run["times"].get(role, {}))
+        body = table(part["rows"]) + growth(part["forwards"], run["times"].get(role, {}))
         if project.place(sheet(role)).exists():
             pictures = read_sheet([row["model"] for row in part["rows"]], project.place(sheet(role)))
             alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(part['asked'])}."
@@ -254,20 +255,21 @@ def _number(measure: Mapping[str, Any], scale: float, digits: int) -> str:
     return f"{value * scale:.{digits}f}{span}"
 
 
-def growth(memory: Mapping[str, Any], times: Mapping[str, Any]) -> str:
-    """One forward: seconds and memory by side, with the exponents over the larger half."""
-    sides = sorted({int(side) for each in memory.values() for side in each["bytes"]})
+def growth(forwards: Mapping[str, Any], times: Mapping[str, Any]) -> str:
+    """One forward: seconds and memory by side, with the exponents of both and of the arithmetic."""
+    sides = sorted({row["side"] for each in forwards.values() for row in each["rows"]})
     heads = "".join(f'<th scope="col">{side} px</th>' for side in sides)
     rows = ""
-    for name, each in memory.items():
-        seconds = {row["side"]: row["seconds"] for row in times.get(name, {}).get("rows", [])}
-        kept = {int(side): value for side, value in each["bytes"].items()}
-        cells = "".join(f"<td>{_forward(seconds.get(side), kept.get(side))}</td>" for side in sides)
-        powers = [times.get(name, {}).get("seconds"), each["exponent"]]
-        shown = " and ".join("–" if power is None else f"{power:.2f}" for power in powers)
-        rows += f'<tr><th scope="row">{html.escape(name)}</th>{cells}<td>{shown}</td></tr>'
-    head = f'<tr><th scope="col">One forward</th>{heads}<th scope="col">time and memory ~ tokens to the</th></tr>'
-    return _scroll("One forward by size", head, rows)
+    for name, each in forwards.items():
+        timed = times.get(name, {"rows": [], "exponent": None})
+        seconds = {row["side"]: row["seconds"] for row in timed["rows"]}
+        size = {row["side"]: row["bytes"] for row in each["rows"]}
+        cells = "".join(f"<td>{_forward(seconds.get(side), size.get(side))}</td>" for side in sides)
+        powers = (timed["exponent"], each["exponents"]["bytes"], each["exponents"]["macs"])
+        cells += "".join(f"<td>{'–' if power is None else f'{power:.2f}'}</td>" for power in powers)
+        rows += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    heads += "".join(f'<th scope="col">{what} ~ tokens to the</th>' for what in ("Time", "Memory", "Arithmetic"))
+    return _scroll("One forward by size", f'<tr><th scope="col">One forward</th>{heads}</tr>', rows)
 
 
 def _forward(seconds: float | None, size: int | None) -> str:

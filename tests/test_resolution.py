@@ -53,11 +53,14 @@ def test_a_forward_grows_until_the_limit(capsys):
     assert len(stopped) == 1
 
 
-def test_exponents_are_those_of_the_larger_half():
-    rows = [{"tokens": n, "seconds": 1 + n**2, "bytes": 5 * n, "macs": n} for n in (4, 16, 1 << 12, 1 << 14)]
-    found = resolution.exponents(rows)
-    assert found["seconds"] == pytest.approx(2, abs=1e-3)
-    assert found["bytes"] == pytest.approx(1, abs=1e-6)
+def test_exponents_are_those_of_the_larger_half_and_seconds_stay_apart():
+    sizes = (4, 16, 1 << 12, 1 << 14)
+    rows = [{"side": n, "tokens": n, "seconds": 1 + n**2, "bytes": 5 * n, "macs": n**1.5} for n in sizes]
+    kept, timed = resolution.without_seconds(rows), resolution.seconds_alone(rows)
+    assert timed["exponent"] == pytest.approx(2, abs=1e-3)
+    assert kept["exponents"] == {"bytes": pytest.approx(1, abs=1e-6), "macs": pytest.approx(1.5, abs=1e-6)}
+    assert [set(row) for row in kept["rows"]] == [{"side", "tokens", "bytes", "macs"}] * 4
+    assert timed["rows"][2] == {"side": 1 << 12, "seconds": 1 + (1 << 12) ** 2}
 
 
 def test_the_sheet_gives_its_rows_back(tmp_path):
@@ -76,10 +79,12 @@ def test_what_was_measured_is_shown_and_nothing_where_nothing_was(tmp_path, monk
     one = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4}
     same = {"value": 100.0, "low": 100.0, "high": 100.0, "n": 4}
     mark = {"side": 128, "shape": one, "edges": one, "psnr": same}
+    forwards = [{"side": 64, "tokens": 256, "bytes": 2**20, "macs": 8}]
+    forwards += [{"side": 128, "tokens": 1024, "bytes": 2**31, "macs": 99}]
     part = {
         "folder": "dit-nano",
         "rows": [{"model": "a <b>", "marks": [mark]}],
-        "memory": {"a <b>": {"bytes": {"64": 2**20, "128": 2**31}, "exponent": 1.0}},
+        "forwards": {"a <b>": {"rows": forwards, "exponents": {"bytes": 1.0, "macs": 1.93}}},
         "asked": ["a disc"],
     }
     told = {"pictures": 4, "factor": 2, "strengths": [0.5], "steps": 3, "seed": 1}
@@ -89,4 +94,5 @@ def test_what_was_measured_is_shown_and_nothing_where_nothing_was(tmp_path, monk
     assert "50.0 <span" in bodies[1]
     assert "a &lt;b&gt;" in bodies[1]
     assert "2.0 GiB" in bodies[1]
+    assert "<td>–</td><td>1.00</td><td>1.93</td>" in bodies[1]  # no seconds: they are in the run file, made elsewhere
     assert "100.0" not in bodies[1]  # identical pictures have no distance worth a number

@@ -26,8 +26,9 @@ def yaml(path):
     return YAML(typ="safe").load(ROOT / path)
 
 
-def stages():
-    return {name: stage.get("do", stage) | stage for name, stage in yaml("studies/plugins/dvc.yaml")["stages"].items()}
+def stages(study="plugins"):
+    told = yaml(f"studies/{study}/dvc.yaml")["stages"]
+    return {name: stage.get("do", stage) | stage for name, stage in told.items()}
 
 
 def files(name):
@@ -76,6 +77,17 @@ def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
     assert listed - operators - wanted == set(), "deps that the stage does not use"
 
 
+def test_the_study_of_sizes_lists_the_modules_it_uses_and_no_others():
+    deps = stages("resolution")["measure"]["deps"]
+    listed = {dep for dep in deps if dep.startswith("linattn/")} - {"linattn/attention"}
+    listed |= {str(path.relative_to(ROOT)) for path in ROOT.glob("linattn/attention/*.py")}
+    assert "linattn/attention" in deps
+    wanted = closure(cells(deps[0]), set())
+    operators = {dep for dep in listed if dep.startswith("linattn/attention/")}
+    assert wanted - listed == set(), "missing deps"
+    assert listed - operators - wanted == set(), "deps that the stage does not use"
+
+
 def test_each_plugin_is_trained_from_its_own_file():
     stage = yaml("studies/plugins/dvc.yaml")["stages"]["train"]
     assert {name: each.__module__.rpartition(".")[2] for name, each in PLUGINS.items()} == stage["foreach"]
@@ -87,9 +99,17 @@ def test_students_and_teacher_of_the_numbers_are_deps():
     assert {told["teacher"], *(f"reports/students/{name}" for name in told["students"])} <= set(deps)
 
 
+def test_students_and_teachers_of_the_sizes_are_deps():
+    told, deps = yaml("studies/resolution/params.yaml"), set(stages("resolution")["measure"]["deps"])
+    named = {f"reports/students/{name}" for names in told["teachers"].values() for name in names}
+    assert {dep for dep in deps if dep.startswith("reports/students/")} == named
+    assert {"data/teachers", "data/judge"} <= deps
+
+
 def test_nothing_of_the_pipeline_hangs_on_a_study():
     """DVC would run a study whose outs lie inside another pipeline's deps."""
-    outs = [out for stage in stages().values() for kind in ("outs", "metrics") for out in stage.get(kind, [])]
+    made = [stage for study in ("plugins", "resolution") for stage in stages(study).values()]
+    outs = [out for stage in made for kind in ("outs", "metrics") for out in stage.get(kind, [])]
     made = [PurePosixPath(path) for out in outs for path in ([out] if isinstance(out, str) else out)]
     for name, stage in yaml("dvc.yaml")["stages"].items():
         for dep in stage.get("do", stage)["deps"]:
