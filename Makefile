@@ -22,7 +22,7 @@ export PYTHONUNBUFFERED := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make repro   run the pipeline and print the path of the report (some 45 minutes on 2 cores, said beforehand)"
+	@echo "make repro   run the pipeline and print the path of the report (some 40 minutes on 2 cores, said beforehand)"
 	@echo "make study STUDY=plugins   a study beside the pipeline: studies/<name>/dvc.yaml"
 	@echo "make test    run every test there is on this machine, and say what was skipped and why"
 	@echo "make lab     open JupyterLab at the tour"

@@ -197,3 +197,18 @@ def test_the_operator_of_contributing_works(grid):
     assert operator.macs(grid) > 0
     with pytest.raises(ValueError, match="rows"):
         module.Bands(LayerShape(width=16, heads=4, head_dim=4), row=2)
+
+
+def test_the_lines_for_library_users_run(tmp_path, monkeypatch):
+    """As they stand, offline, in a folder that has only the repository's data and reports beside it."""
+    text = (project.ROOT / "README.md").read_text()
+    section = text.partition("## As a library")[2].partition("\n## ")[0]
+    for name in ("data", "reports"):
+        (tmp_path / name).symlink_to(project.ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(block, scope)
+    assert len(scope["pictures"]) == 2
+    assert scope["large"].shape == (2, 3, 128, 128)
+    assert (tmp_path / "my-student" / "linattn.safetensors").is_file()

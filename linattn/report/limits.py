@@ -10,7 +10,7 @@ ONE = "The teacher is small and sees 256 tokens."
 ONE_WITH_TEXT = "The teacher is small and sees 256 tokens of a picture at most."
 ALL = "The teachers are small and see 256 tokens of a picture at most."
 LITTLE = "At that size no sub-quadratic operator has much to save"
-TIMED = "what it costs at real sizes is {where}, measured on one attention call and not on a whole model"
+TIMED = "what it costs at real sizes is {where}, by single attention calls and by steps of this model at other sizes"
 ORDER = (
     "The teachers differ in more than their attention: family, training, text. Rows are compared within a teacher; "
     "over all of them at most the order of the ideas says something."
@@ -29,7 +29,8 @@ PAIRS = (
 )
 LAST = (
     "An interval covers the choice of pictures, not the choice of training seed, unless several seeds are listed.",
-    "Seconds belong to the machine named below. Nothing here says how a method fares with a kernel written for it.",
+    "Seconds belong to the machine named below and to what ran on it: PyTorch's operations on a CPU, this repository's "
+    "kernels on a GPU.",
 )
 
 
