@@ -68,6 +68,7 @@ def _timed(model: nn.Module, other: nn.Module | None, side: int, repeats: int, l
 
 
 def _converted(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Of any weights and never restored: the copy of the original that is not kept is memory at large sizes."""
     return surgery.linearize(copy.deepcopy(model), name, keep_original=False, **options)
 
 

@@ -5,7 +5,7 @@
   show, before anything is learned. They come from a list of their own in params.yaml, not from the students.
 """
 
-import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from linattn import diagnostics, metrics, params, project, surgery
+from linattn import diagnostics, families, metrics, params, project
+from linattn.conversion import converted
 from linattn.samples import Samples
 from linattn.teachers import Teacher
 
@@ -38,10 +39,10 @@ def chosen_layers(count: int, wanted: int | None) -> list[int]:
 
 def of_teacher(teacher: Teacher, samples: Samples, part: params.Anatomy) -> dict[str, Any]:
     """{noise, layers, heads, teacher: {measure: [layer][noise]}, by_head: {measure: [layer][noise][head]}, units}."""
-    latents, labels = samples.first(min(part.pictures, len(samples)))
-    total = len(surgery.families.layers(teacher.model))
+    latents, asked = samples.first(min(part.pictures, len(samples)))
+    total = len(families.layers(teacher.model))
     layers = chosen_layers(total, part.layers)
-    rows = diagnostics.anatomy(teacher, latents, labels, part.noise, layers=layers, seed=part.seed)
+    rows = diagnostics.anatomy(teacher, latents, asked, part.noise, layers=layers, seed=part.seed)
     found = {(row["measure"], row["layer"], row["noise"], row["head"]): row["value"] for row in rows}
     heads = 1 + max(row["head"] for row in rows if row["head"] is not None)
 
@@ -66,21 +67,18 @@ def maps(
     teacher: Teacher, samples: Samples, operators: dict[str, params.Student], part: params.Anatomy, query: int
 ) -> dict[str, Tensor]:
     """One picture, and for the teacher and each operator whom token `query` attends to, mean over heads: (h, w)."""
-    latents, labels = samples.first(1)
-    layer = len(surgery.families.layers(teacher.model)) // 2
+    latents, asked = samples.first(1)
+    layer = len(families.layers(teacher.model)) // 2
     t = metrics.level_time(middle(part.noise), teacher.diffusion.steps)
     noisy = metrics.noised(teacher, latents, t, part.seed)
     found = {"picture": teacher.decode(latents).cpu()}
     models = {"teacher": teacher.model}
     for name, operator in operators.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(part.seed)
-            models[name] = surgery.linearize(
-                copy.deepcopy(teacher.model), operator.operator, layers=[layer], **operator.options
-            )
+        there = dataclasses.replace(operator, layers=(layer,))
+        models[name] = converted(teacher.model, there, part.seed)
     for name, model in models.items():
-        asked, grid = diagnostics.layer_maps(model.eval(), noisy, t, labels, [layer])
-        row = asked[layer][0, :, min(query, grid.picture - 1)].mean(0)
+        seen, grid = diagnostics.layer_maps(teacher, noisy, t, asked, [layer], model=model)[layer]
+        row = seen[0, :, grid.text + min(query, grid.picture - 1), grid.text :].mean(0)  # (picture tokens,)
         found[f"map.{name}"] = row.float().reshape(grid.height, grid.width).contiguous()
     return found
 

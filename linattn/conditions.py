@@ -336,6 +336,11 @@ def of(pipe: Any, card: Mapping[str, Any] | None = None) -> Conditions:
     model = _model(pipe)
     if model is None or getattr(pipe, "vae", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no denoising model and VAE; pass a Teacher or a pipeline")
+    if getattr(model.config, "time_cond_proj_dim", None) is not None:
+        raise ValueError(
+            f"this {type(model).__name__} is told its guidance by timestep_cond, as latent consistency models are, and "
+            "linattn's loop does not tell it: linearize it and draw with its own pipeline"
+        )
     if getattr(model.config, "addition_embed_type", None) == "text_time":
         return SizedCaptions(pipe, card or {})
     for kind in (*type(model).__mro__, *type(pipe).__mro__):

@@ -253,19 +253,6 @@ def seconds_of(call: Callable[[], Any], device: str | torch.device) -> float:
     return time.perf_counter() - began
 
 
-def time_mix(
-    name: str,
-    options: Mapping[str, Any] | None = None,
-    tokens: Sequence[int] = (256, 1024, 4096, 16384),
-    heads: int = 8,
-    head_dim: int = 64,
-    repeats: int = 5,
-    **more: Any,
-) -> list[Row]:
-    """One operator's rows of `time_operators`, the baseline's between them."""
-    return time_operators({name: (name, dict(options or {}))}, tokens, heads, head_dim, repeats, **more)
-
-
 @torch.no_grad()
 def time_operators(
     operators: Mapping[str, tuple[str, Mapping[str, Any]]],

@@ -4,7 +4,7 @@
 - Locality says whether a window would do, effective rank whether a linear map would (its rank is at most head_dim),
   head similarity whether fewer heads would (LiT), redundancy of rows whether mediators would.
 - Measures over rows need distributions. A row that is none is made one: negative entries become zero, the rest is
-  divided by its sum, an empty row becomes uniform. `mass` says how far a map was from that.
+  divided by its sum, an empty row becomes uniform.
 - `anatomy` asks a whole model, layer by layer and noise level by noise level, and returns a table.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from linattn import families, metrics, sampling
+from linattn.conditions import Asked
 from linattn.grid import Grid
 
 ROWS = 128  # redundancy compares all pairs of this many rows at most: 256 rows would be four times the work
@@ -31,19 +32,11 @@ def distributions(maps: Tensor) -> Tensor:
     return torch.where(total > 0, rows / total.where(total > 0, 1), uniform)
 
 
-def mass(maps: Tensor) -> dict[str, Tensor]:
-    """How far rows are from distributions, each (batch, heads): their mean sum, and the share of negative weight."""
-    _check_maps(maps)
-    size = maps.abs().sum((-2, -1))
-    negative = maps.clamp_max(0).abs().sum((-2, -1)) / size.where(size > 0, 1)
-    return {"sum": maps.sum(-1).mean(-1), "negative": negative}
-
-
 def locality(maps: Tensor, grid: Grid, radius: float = 3) -> dict[str, Tensor]:
     """Where on the picture a token looks, each (batch, heads).
 
     `share`: attention inside CLEAR's open disc dy^2 + dx^2 < radius^2; `distance`: the mean distance in tokens. Only
-    picture tokens take part, rows renormalised over them. `uniform_locality` is what no preference would give.
+    picture tokens take part, rows renormalised over them.
     """
     if radius <= 0:
         raise ValueError(f"a radius of {radius}; it must be positive (1 is the token itself)")
@@ -56,12 +49,6 @@ def locality(maps: Tensor, grid: Grid, radius: float = 3) -> dict[str, Tensor]:
     apart = token_distances(grid).to(rows)
     inside = (apart < radius).to(rows.dtype)
     return {"share": (rows * inside).sum(-1).mean(-1), "distance": (rows * apart).sum(-1).mean(-1)}
-
-
-def uniform_locality(grid: Grid, radius: float = 3) -> dict[str, float]:
-    """What attention without any preference gets from `locality`."""
-    flat = torch.ones(1, 1, grid.picture, grid.picture, dtype=torch.float64)
-    return {name: value.item() for name, value in locality(flat, Grid(grid.height, grid.width), radius).items()}
 
 
 def token_distances(grid: Grid) -> Tensor:
@@ -160,7 +147,7 @@ def table(maps: Tensor, grid: Grid, radius: float = 3, rows: int = ROWS, **place
 def anatomy(
     teacher: Any,
     latents: Tensor,
-    labels: Tensor,
+    asked: Asked,
     levels: Iterable[float] = metrics.LEVELS,
     *,
     layers: Sequence[int] | None = None,
@@ -172,48 +159,51 @@ def anatomy(
 ) -> list[dict[str, Any]]:
     """A table of {layer, noise, head, measure, value} over noised latents; `model` asks a student instead.
 
+    `asked` is a label or a caption a picture, and every layer is measured on its own grid: a UNet's levels differ.
     Latents are noised as in `metrics.prediction_error`: the same picture, level and seed give the same noise.
     """
-    source = sampling.Source.of(teacher, model)
-    if len(latents) == 0 or len(latents) != len(labels):
-        raise ValueError(f"{len(latents)} latents and {len(labels)} labels; pass as many of each, at least 1")
+    if len(latents) == 0 or len(latents) != len(asked):
+        raise ValueError(f"{len(latents)} latents and {len(asked)} conditions; pass as many of each, at least 1")
     steps = metrics.diffusion_of(teacher).steps
     found = []
     for level in levels:
         t = metrics.level_time(level, steps)
         maps: dict[int, list[Tensor]] = {}
+        grids: dict[int, Grid] = {}
         for start in range(0, len(latents), batch):
             part = slice(start, start + batch)
             noisy = metrics.noised(teacher, latents[part], t, seed, start)
-            asked, grid = layer_maps(source.model, noisy, t, labels[part], layers)
-            for layer, each in asked.items():
+            for layer, (each, grid) in layer_maps(teacher, noisy, t, asked[part], layers, model=model).items():
                 maps.setdefault(layer, []).append(each)
+                grids[layer] = grid
         for layer, parts in maps.items():
-            found += table(torch.cat(parts), grid, radius, rows, layer=layer, noise=level)
+            found += table(torch.cat(parts), grids[layer], radius, rows, layer=layer, noise=level)
     return found
 
 
 @torch.no_grad()
 def layer_maps(
-    model: Any, noisy: Tensor, t: int, labels: Tensor, layers: Sequence[int] | None = None
-) -> tuple[dict[int, Tensor], Grid]:
-    """Maps (batch, heads, tokens, tokens) of the numbered layers (None: all) from one forward, on the CPU."""
-    model = families.model_of(model)
-    every = families.layers(model)
+    teacher: Any, noisy: Tensor, t: int, asked: Asked, layers: Sequence[int] | None = None, *, model: Any = None
+) -> dict[int, tuple[Tensor, Grid]]:
+    """Of the numbered layers (None: all) from one forward: map (batch, heads, tokens, tokens) on the CPU, and grid.
+
+    `model` is asked instead of the teacher's own; how it is told what to draw is the teacher's.
+    """
+    source = sampling.Source.of(teacher, None if model is None else families.model_of(model))
+    every = families.layers(source.model)
     numbers = range(len(every)) if layers is None else layers
     if wrong := [number for number in numbers if not 0 <= number < len(every)]:
         raise ValueError(f"layer {wrong[0]} of a model with {len(every)}; they are 0..{len(every) - 1}")
-    weight = next(model.parameters())
+    weight, told = next(source.model.parameters()), source.conditions
     times = torch.full((len(noisy),), t, device=weight.device)
-    with sampling.evaluating(model), families.capture(model, detach=True) as seen:
-        model(noisy.to(weight.device, weight.dtype), timestep=times, class_labels=labels.to(weight.device))
-    maps = {}
+    rows = told.rows(told.check(asked))
+    with sampling.evaluating(source.model), families.capture(source.model, detach=True) as seen:
+        told.call(source.model, noisy.to(weight.device, weight.dtype), times, rows)
+    found = {}
     for number in numbers:
-        given = seen[number]
-        maps[number] = families.attention_map(
-            every[number], given["input"], given["grid"], given["noise"], **given["more"]
-        ).cpu()
-    return maps, seen[0]["grid"]
+        x, grid, noise, more = (seen[number][name] for name in ("input", "grid", "noise", "more"))
+        found[number] = families.attention_map(every[number], x, grid, noise, **more).cpu(), grid
+    return found
 
 
 def _plain(value: float) -> float | None:

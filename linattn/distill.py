@@ -11,7 +11,6 @@
 
 import argparse
 import contextlib
-import copy
 import functools
 import hashlib
 import tempfile
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from linattn import families, objectives, surgery
 from linattn.conditions import Asked
+from linattn.conversion import converted
 from linattn.lesson import DTYPES, Data, Lesson
 from linattn.objectives import Objective
 from linattn.teachers import Teacher
@@ -187,17 +187,7 @@ def frozen(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def convert(model: nn.Module, config: DistillConfig) -> nn.Module:
-    """A linearised copy in eval mode; fresh weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        student = surgery.linearize(
-            copy.deepcopy(model),
-            config.operator,
-            layers=config.layers,
-            initialise=config.initialise,
-            **config.options,
-        )
-    return student.to(next(model.parameters()).device).eval().requires_grad_(False)
+    return converted(model, config, config.seed)
 
 
 def select(student: nn.Module, trains: Trains) -> Named:

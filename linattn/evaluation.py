@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from linattn import costs, families, judge, metrics, pairs, params, project, samples, sampling, surgery, teachers, world
 from linattn.conditions import Asked, Labels
+from linattn.conversion import converted
 
 # 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -47,10 +48,6 @@ class Bench:
 
     settings: params.Params
     role: str = "class"
-
-    @classmethod
-    def of(cls, profile: str | None = None, role: str = "class") -> "Bench":
-        return cls(params.load(profile), role)
 
     @property
     def part(self) -> params.Evaluate:
@@ -323,20 +320,6 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
 # Students ------------------------------------------------------------------------------------------------------------
 
 
-def undistilled(bench: Bench, student: params.Student, seed: int) -> nn.Module:
-    """Converted and not trained: what the distillation started from."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = surgery.linearize(
-            copy.deepcopy(bench.teacher.model),
-            student.operator,
-            layers=student.layers if isinstance(student.layers, str) else list(student.layers),
-            initialise=student.initialise,
-            **student.options,
-        )
-    return model.eval()
-
-
 def distilled(bench: Bench, name: str, seed: int | None) -> nn.Module:
     return surgery.load(copy.deepcopy(bench.teacher.model), project.student(name, seed)).eval()
 
@@ -361,17 +344,15 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         if seed == first:
             shown, kept = (pictures, cross), model
     say(f"{name}, converted and not distilled: {part.quick_pictures} pictures of {part.quick_steps} steps")
-    converted = undistilled(bench, student, first)
-    raw = draw(bench, converted, part.quick_pictures, part.quick_steps)
-    before = errors(bench, converted)
+    untrained = converted(bench.teacher.model, student, first)
+    raw = draw(bench, untrained, part.quick_pictures, part.quick_steps)
+    before = errors(bench, untrained)
     bounds = truth(bench, raw) | distance(bench, raw, "quick") | {"error": before["mean"]}
     training = project.read_json(project.student(name) / "training.json")
     result = {
         "student": name,
         **shown_of(bench),
-        "operator": student.operator,
-        "options": student.options,
-        "control": student.operator == "softmax",
+        **settings_of(student),
         "profile": bench.settings.profile,
         "seeds": list(recipe.seeds),
         "pictures": sizes(bench),
@@ -391,6 +372,12 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     project.write_json(project.result(name, write=True), result)
     write_run(bench, name, kept, {"draw": drew, "evaluate": time.monotonic() - began})
     return result
+
+
+def settings_of(student: params.Student) -> dict[str, Any]:
+    """By which the report knows a result of other settings; those that params.yaml leaves out are left out here."""
+    made = {"operator": student.operator, "options": student.options, **student.settings}
+    return made | {"control": student.operator == "softmax"}
 
 
 def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] | None = None) -> dict[str, Any]:

@@ -161,19 +161,27 @@ def students(entries: Mapping[str, Any] | None = None, teacher: str | None = Non
 
 
 def student(name: str, teacher: Any, entries: Mapping[str, Any] | None = None) -> nn.Module:
-    """A copy of the teacher's model turned into a student; the teacher stays as it is."""
+    """A copy of the teacher's model turned into a student; the teacher stays as it is.
+
+    One that is not distilled is the report's: of the first seed that the student is distilled for.
+    """
     from linattn import surgery
+    from linattn.conversion import converted
     from linattn.params import known
 
     entries = _entries() if entries is None else entries
     short = known(name.removesuffix(UNTRAINED), entries, "student")
-    model = copy.deepcopy(sampling.Source.of(teacher).model)
+    model = sampling.Source.of(teacher).model
     if name.endswith(UNTRAINED):
-        entry = entries[short]
-        surgery.linearize(model, entry.operator, layers=entry.layers, initialise=entry.initialise, **entry.options)
-    else:
-        surgery.load(model, project.student(short))
-    return model.eval().requires_grad_(False)
+        return converted(model, entries[short], _first_seed(short))
+    return surgery.load(copy.deepcopy(model), project.student(short)).eval().requires_grad_(False)
+
+
+def _first_seed(name: str) -> int:
+    from linattn import params
+
+    settings = params.load()
+    return (settings.recipe(name) if name in settings.students else settings.distill).seeds[0]
 
 
 def _entries() -> Mapping[str, Any]:

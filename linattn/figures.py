@@ -26,6 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
+from linattn import costs
+
 INK, SOFT, FAINT, PAPER = "#22262b", "#5d656f", "#dfe3e8", "#ffffff"
 WIDTH, DPI = 5.2, 200  # inches, dots an inch
 HUES = {
@@ -175,16 +177,6 @@ def seconds(value: float) -> str:
         if value < limit:
             return f"{value * factor:.3g} {unit}"
     return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"
-
-
-def exponent(tokens: Sequence[float], times: Sequence[float]) -> float | None:
-    """Slope on log axes, time ~ tokens^exponent, over the larger half of the sizes: small ones are fixed costs."""
-    points = sorted(zip(tokens, times, strict=True))
-    points = points[-max(2, math.ceil(len(points) / 2)) :]
-    if len({size for size, _ in points}) < 2:
-        return None
-    x, y = (np.log([float(point[i]) for point in points]) for i in (0, 1))
-    return float(np.polyfit(x, y, 1)[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -384,7 +376,7 @@ def _darker(colour: str) -> str:
 def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baseline: str) -> Picture:
     """Rows of `costs.time_operators`: time against tokens on log axes, each line named with its fitted exponent."""
     figure, axis = _axes(height=4.3)
-    lines = _series(rows)
+    lines, slopes = _series(rows), costs.exponents(rows)
     labels, told = [], []
     for name, (tokens, times) in lines.items():
         look = styles.get(name, Look(SOFT, "o", "-", False))
@@ -392,7 +384,7 @@ def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baselin
             tokens, times, color=look.colour, ls=look.dash, marker=look.marker, mew=1.4,
             mfc=PAPER if look.hollow else look.colour, lw=2.4 if name == baseline else 1.8, zorder=3,
         )  # fmt: skip
-        slope = exponent(tokens, times)
+        slope = slopes[name]
         fitted = "" if slope is None else f"  {slope:.2f}"
         shown = "dense" if name == baseline else name  # its own name is long; text beside the figure and alt give it
         labels.append({"name": f"{shown}{fitted}", "x": tokens[-1], "y": times[-1], "look": look})

@@ -65,17 +65,6 @@ class Judge(nn.Module):
         return Marks(self.shape(features), self.colour(features), features)
 
 
-class Features(nn.Module):
-    """The judge as torchmetrics wants an extractor: pictures in, (batch, 128) out."""
-
-    def __init__(self, judge: Judge):
-        super().__init__()
-        self.judge, self.num_features = judge, judge.num_features
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.judge(pictures).features
-
-
 def load(folder: Path) -> Judge:
     path = Path(folder) / "judge.safetensors"
     if not path.exists():

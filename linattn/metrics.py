@@ -230,13 +230,9 @@ def judge_marks(judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int =
     if len(pictures) != len(labels) or len(pictures) == 0:
         raise ValueError(f"{len(pictures)} pictures and {len(labels)} labels; pass as many of each, at least 1")
     device = next(judge.parameters()).device
-    colours = len(world.COLOURS)
-    shapes, paints = [], []
-    for part, label in zip(pictures.split(batch), labels.cpu().split(batch), strict=True):
-        marks = judge(part.to(device).float())
-        shapes.append(marks.shape.argmax(1).cpu() == label // colours)
-        paints.append(marks.colour.argmax(1).cpu() == label % colours)
-    return torch.cat(shapes), torch.cat(paints)
+    parts = zip(pictures.split(batch), labels.to(device).split(batch), strict=True)
+    shape, colour = zip(*(judge(part.to(device).float()).right(label) for part, label in parts), strict=True)
+    return torch.cat(shape).cpu(), torch.cat(colour).cpu()
 
 
 def judge_accuracy(judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256) -> dict[str, Result]:

@@ -73,6 +73,15 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
         raise
 
 
+def _check_profile(profile: str | None, by_hand: bool) -> None:
+    own = params.load().profile
+    if profile not in (None, own) and not by_hand:
+        raise ValueError(
+            f"results of profile {profile} would replace those of {own}, which the pipeline made: add --by-hand, or "
+            f"make repro PROFILE={profile}"
+        )
+
+
 def source(notebook: str) -> Path:
     return project.ROOT / "notebooks" / f"{notebook}.ipynb"
 
@@ -238,6 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = {name: value for name in ("student", "teacher", "profile") if (value := getattr(options, name)) is not None}
     try:
+        _check_profile(options.profile, options.by_hand)
         out = run_stage(options.stage, options.by_hand, **names)
         if options.by_hand:
             print(f"Executed: {out}")

@@ -9,7 +9,6 @@
 
 import dataclasses
 import difflib
-import functools
 import re
 import types
 import typing
@@ -154,6 +153,14 @@ class Student:
     recipe: Literal["protocol", "published"] = "protocol"
     name: str = ""
     options: Plain = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Plain:
+        """Layers, initialise and recipe as an entry has them: what is usual is left out."""
+        return {key: getattr(self, key) for key, usual in USUAL.items() if getattr(self, key) != usual}
+
+
+USUAL = {key: getattr(Student, key) for key in ("layers", "initialise", "recipe")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,9 +461,3 @@ def _plain_value(kind: type, value: Any, place: str, limits: Mapping[str, Any]) 
         top = f" and at most {most}" if most != float("inf") else ""
         raise ValueError(f"{place} is {value!r}; it must be at least {least}{top}")
     return value
-
-
-@functools.cache
-def current() -> Params:
-    """The parameters of this repository, read once."""
-    return load()

@@ -3,6 +3,8 @@
 - `dvc repro -k` runs what changed and nothing else. A stage that fails stops what needs it and nothing besides: the
   report is rendered all the same, names the failed students, and the command exits 1.
 - `--teacher class` runs the stages of one teacher and its students, then the report.
+- A role that is a hub id is left out with a sentence, and refused where it is all there is to run: DVC takes a source
+  for a path, and the judge knows the small world alone.
 - Another profile (`--profile tiny`) runs in a copy of the repository under .scratch/, so that what is in Git stays what
   params.yaml says. The copy shares the cache: going back is instant.
 - `--check` says whether dvc.lock is in step with the code, without running anything.
@@ -26,26 +28,26 @@ LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cach
 
 def repro(only: str | None = None) -> int:
     settings = params.load()
-    roles = [params.known(only, settings.teachers, "teacher")] if only else list(settings.teachers)
+    asked = [params.known(only, settings.teachers, "teacher")] if only else list(settings.teachers)
+    roles = [role for role in asked if settings.teachers[role].folder]
+    foreign = [role for role in asked if role not in roles]
+    if foreign and not roles:
+        raise ValueError(by_hand(settings, foreign[0]))
     for role in roles:
         teacher = settings.teachers[role]
-        if not teacher.folder:
-            raise ValueError(
-                f"the judge knows the {len(world.LABELS)} classes of the small world, which {teacher.source} does not "
-                "draw: its students cannot be evaluated yet. They can be made: python -m linattn.notebooks sample "
-                f"--teacher {role}, then python -m linattn.distill --student NAME, "
-                f"both with --profile {settings.profile}"
-            )
-        if teacher.folder and not (teacher.folder / "model_index.json").exists():
+        if not (teacher.folder / "model_index.json").exists():
             raise ValueError(
                 f"the {role} teacher, {teacher.source}, is not there: get a clone that holds it, or train it "
                 f"(hours on a CPU, minutes on a GPU) with python -m linattn.notebooks teacher --teacher {role}; "
                 f"or take {role} and its students out of params.yaml, or run another alone: make repro TEACHER=class"
             )
     announce(settings, roles)
-    done = dvc("repro", "--keep-going", *(targets(settings, only) if only else ())).returncode
+    for role in foreign:
+        print(f"{role} is left out: {by_hand(settings, role)}.", flush=True)
+    chosen = [target for role in roles for target in targets(settings, role)] if only or foreign else []
+    done = dvc("repro", "--keep-going", *chosen).returncode
     report = project.report()
-    if only and done == 0:  # the stage itself would ask for the other teachers' results
+    if chosen and done == 0:  # the stage itself would ask for the other teachers' results
         done = notebooks.main(["report"])
     if done == 0:
         print(f"Done. The report: {report}")
@@ -59,6 +61,17 @@ def repro(only: str | None = None) -> int:
         print(f"Notebooks with their tracebacks, in reports/failed/: {', '.join(copies)}", file=sys.stderr)
     print(f"The report, without them: {report}" if rendered else "The report could not be rendered.", file=sys.stderr)
     return 1
+
+
+def by_hand(settings: params.Params, role: str) -> str:
+    """Why a teacher of the hub is none of the pipeline's, and how its students are made."""
+    name, profile = next(iter(settings.of_teacher(role)), "NAME"), settings.profile
+    return (
+        f"the judge knows the {len(world.LABELS)} classes of the small world, which {settings.teachers[role].source} "
+        f"does not draw: its students cannot be evaluated yet. They can be made by hand, in "
+        f"{project.by_hand().relative_to(project.ROOT)}: python -m linattn.notebooks sample --by-hand --teacher {role} "
+        f"--profile {profile}, then python -m linattn.distill --student {name} --profile {profile}"
+    )
 
 
 def announce(settings: params.Params, roles: list[str]) -> None:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,10 +178,6 @@ def scratch(name: str, **settings: Any) -> Path:
     folder = ROOT / ".scratch" / key
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def free_scratch(name: str, **settings: Any) -> None:
-    shutil.rmtree(ROOT / ".scratch" / f"{name}-{digest(settings)}", ignore_errors=True)
 
 
 def facts() -> dict[str, Any]:

@@ -4,12 +4,14 @@
 - `strength` is the share of the steps that are drawn again: 0.3 keeps the composition, 1 begins at pure noise.
 - `ntk` multiplies FLUX's RoPE base (CLEAR: 10), for sides longer than it was trained at. The others rotate nothing: DiT
   and PixArt squeeze their positions into the trained range by themselves, a UNet has none.
-- `proportional` scales CLEAR's scores with the number of tokens, as its high-resolution pipeline does.
+- `proportional` scales CLEAR's scores with the number of tokens, as its high-resolution pipeline does; how many it was
+  trained with says the option `trained`, or the model, or the side of the card and the length of its text.
 - Decoders with a tiling of their own use it above `tile` px, so that their memory does not grow with the picture. A
   tile is normalised by itself: small ones shift colours, hence not the VAE's own default.
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,13 +52,14 @@ def upscale(
     """
     source, image = Source.of(pipe, model), pictures(image)
     _check(image, factor, strength, ntk, batch)
+    _check_scheduler(source.scheduler)
     size = tuple(round(side * factor) for side in image.shape[-2:])
     plan = Plan.of(source, size, steps, guidance, "card")
     asked = source.conditions.check(asked)
     if len(asked) != len(image):
         raise ValueError(f"{len(image)} pictures and {len(asked)} labels or captions; pass one for each picture")
     parts = []
-    with sampling.evaluating(source.model), positions(source.model, ntk), proportions(source.model, proportional):
+    with sampling.evaluating(source.model), positions(source.model, ntk), proportions(source, asked, proportional):
         for first in range(0, len(image), batch):
             rows = slice(first, first + batch)
             numbers = range(first, first + len(image[rows]))
@@ -73,6 +76,11 @@ def pictures(image: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
     if isinstance(image, Tensor):
         return image
     images = [image] if isinstance(image, Image.Image) else list(image)
+    if not images:
+        raise ValueError("no pictures; pass one or more")
+    if other := next((each for each in images if each.size != images[0].size), None):
+        sizes = " and ".join("{} x {} px".format(*each.size) for each in (images[0], other))
+        raise ValueError(f"pictures of {sizes} in one call; pass those of one size together, the others by themselves")
     arrays = [np.asarray(each.convert("RGB"), dtype=np.float32) / 255 for each in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
@@ -123,8 +131,9 @@ def positions(model: nn.Module, ntk: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def proportions(model: nn.Module, wanted: bool) -> Iterator[None]:
+def proportions(source: Source, asked: Asked, wanted: bool) -> Iterator[None]:
     """CLEAR's scale by the number of tokens, in every layer that has that option."""
+    model = source.model
     with contextlib.ExitStack() as stack:
         operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
         able = [operator for operator in operators if "proportional" in operator.table]
@@ -136,8 +145,18 @@ def proportions(model: nn.Module, wanted: bool) -> Iterator[None]:
         if wanted and not able:
             raise ValueError(f"proportional is for layers of clear, and {type(model).__name__} has none; leave it out")
         for operator in able if wanted else ():
-            stack.enter_context(operator.pin(**(operator.pinned or {}), proportional=True))
+            told = (operator.pinned or {}) | {"proportional": True}
+            if operator.values.trained is None and operator.shape.trained is None:
+                told["trained"] = trained_tokens(source, asked, operator.shape.has_text)
+            stack.enter_context(operator.pin(**told))
         yield
+
+
+def trained_tokens(source: Source, asked: Asked, text: bool) -> int:
+    """At the side that the card names, with the text that this model is told."""
+    height, width = sampling.latent_sides(source, None)
+    told = source.conditions.rows(asked[:1]).get("encoder_hidden_states") if text else None
+    return height * width // source.conditions.unit**2 + (0 if told is None else told.shape[1])
 
 
 @contextlib.contextmanager
@@ -173,3 +192,14 @@ def _check(image: Tensor, factor: float, strength: float, ntk: float, batch: int
         raise ValueError(f"a strength of {strength}; it is the share of the steps drawn again, above 0 and at most 1")
     if not ntk > 0:
         raise ValueError(f"an ntk of {ntk}; RoPE's base is multiplied by it, 1 leaves it")
+
+
+def _check_scheduler(scheduler: Any) -> None:
+    # Its step wants the variance half of the output, which the loop has cut away before; `draw` walks DDPM by itself.
+    # A DDIM made from a DDPM's config carries the setting along and has no use for it.
+    told = "variance_type" in inspect.signature(type(scheduler).__init__).parameters
+    if told and (variance := scheduler.config.variance_type) in ("learned", "learned_range"):
+        raise ValueError(
+            f"{type(scheduler).__name__} with variance_type {variance!r} cannot draw again from the middle; take "
+            "pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)"
+        )

@@ -5,53 +5,50 @@
 - Shapes and colours are marked by the judge, who averages large pictures down: enlarging keeps them. What enlarging
   cannot do is `edges`: how steep they are, over those of true pictures at that size (1 is a true picture's).
 - PSNR is to the teacher's own pictures of that size from the same noise, as in CLEAR's table.
-- Times are of this machine and go to the run file; bytes do not depend on it, and neither does the largest size: a
-  forward may take so many multiply-accumulates.
+- Times are of a machine and go to the run file, which names it; bytes do not depend on it, and neither does the largest
+  size: a forward may take so many multiply-accumulates.
 """
 
 import dataclasses
 import functools
 import html
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import costs, evaluation, figures, metrics, notebooks, params, project, redraw, sampling, world
+from linattn import costs, evaluation, figures, metrics, params, project, redraw, sampling, world
 from linattn.evaluation import Bench
+from linattn.report import studyparts
 
 PARAMS = "studies/resolution/params.yaml"
-NOTEBOOK = "studies/resolution/resolution.ipynb"
-RESULT, RUN = "reports/studies/resolution.json", "reports/runs/resolution.run.json"
+RESULT = "reports/studies/resolution.json"
 ENLARGED, TEACHER = "enlarged only", "teacher"
 SHOWN = 3  # pictures that the report shows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    teachers: dict[str, list[str]]  # role -> students
+    teachers: dict  # role -> students
     pictures: int
     steps: int
     seed: int
     factor: int
     strengths: tuple[float, ...]
-    ntk: float
+    ntk: int | float  # as it is written: the result names it
     sides: tuple[int, ...]
     limit: float
 
 
-def load(path: str = PARAMS) -> Settings:
-    told = YAML(typ="safe").load(project.ROOT / path)
-    for key in told:
-        params.known(key, [field.name for field in dataclasses.fields(Settings)], f"key of {path}:")
-    return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+def load(path: str | Path = PARAMS) -> Settings:
+    """Strictly, as params.yaml is read: an unknown key or a value of another kind is an error."""
+    return params.read(Settings, YAML(typ="safe").load(project.ROOT / path), str(path))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -170,30 +167,18 @@ def measure(told: Settings | None = None) -> dict[str, Any]:
         shown = {"folder": evaluation.shown_of(bench)["folder"], "asked": asked}
         found[role] = {**shown, "rows": rows, "forwards": forwards}
         times[role] = {name: seconds_alone(each) for name, each in grown.items()}
-        write_sheet(pictures, project.place(sheet(role), write=True))
+        studyparts.write_sheet(pictures, project.place(sheet(role), write=True), quality=85)
     result = {key: value for key, value in dataclasses.asdict(told).items() if key != "teachers"}
     result |= {"teachers": found}
-    project.write_json(project.place(RUN, write=True), {"facts": project.facts(), "times": times})
+    run = {"facts": project.facts(), "times": times}
+    project.write_json(studyparts.run_file("resolution", write=True), run)
     project.write_json(project.place(RESULT, write=True), result)
     return result
 
 
 def sheet(role: str) -> str:
-    """The last size, a row a model: JPEG, or half a megabyte of each teacher would be in Git."""
+    """The last size, a row a model."""
     return f"reports/studies/resolution-{role}.jpg"
-
-
-def write_sheet(pictures: Mapping[str, Tensor], path: Path) -> None:
-    rows = [torch.cat(list(evaluation.eight_bits(each)), dim=2) for each in pictures.values()]  # (3, side, shown sides)
-    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path, quality=85, optimize=True)
-
-
-def read_sheet(names: Sequence[str], path: Path) -> dict[str, np.ndarray]:
-    """Model -> (pictures, 3, side, side) bytes."""
-    pixels = np.asarray(Image.open(path))
-    side = pixels.shape[0] // len(names)
-    rows = pixels.reshape(len(names), side, -1, side, 3).transpose(0, 2, 4, 1, 3)
-    return dict(zip(names, rows, strict=True))
 
 
 # The report ----------------------------------------------------------------------------------------------------------
@@ -204,12 +189,14 @@ def sections() -> list[tuple[str, str]]:
     if not project.place(RESULT).exists():
         return []
     result = project.read_json(project.place(RESULT))
-    run = project.read_json(project.place(RUN)) if project.place(RUN).exists() else {"times": {}}
-    found = [("Other resolutions", _intro(result))]
+    path = studyparts.run_file("resolution")
+    run = project.read_json(path) if path.exists() else {}
+    times = run.get("times", {})
+    found = [("Other resolutions", _intro(result, run.get("facts")))]
     for role, part in result["teachers"].items():
-        body = table(part["rows"]) + growth(part["forwards"], run["times"].get(role, {}))
+        body = table(part["rows"]) + growth(part["forwards"], times.get(role, {}))
         if project.place(sheet(role)).exists():
-            pictures = read_sheet([row["model"] for row in part["rows"]], project.place(sheet(role)))
+            pictures = studyparts.read_sheet([row["model"] for row in part["rows"]], project.place(sheet(role)))
             alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(part['asked'])}."
             body += f"<figure>{figures.grid(pictures, alt=alt).html()}</figure>"
         found.append((f"{part['folder']} from {_first(part)} px on", body))
@@ -220,13 +207,14 @@ def _first(part: Mapping[str, Any]) -> int:
     return part["rows"][0]["marks"][0]["side"]
 
 
-def _intro(result: Mapping[str, Any]) -> str:
+def _intro(result: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
     strengths = " and ".join(f"{each:g}" for each in result["strengths"])
+    where = f" Seconds were measured on {html.escape(studyparts.measured_on(facts))}." if facts else ""
     return (
         f"<p>{result['pictures']} pictures of each teacher, enlarged {result['factor']} times and drawn again from "
         f"noise of strength {strengths} ({result['steps']} steps, seed {result['seed']}). Edges are over those of true "
         "pictures of that size, 1 is as steep; enlarging alone keeps shapes and loses edges. PSNR is to what the "
-        "teacher makes of the same noise.</p>"
+        f"teacher makes of the same noise. Shapes are over those that show one thing.{where}</p>"
     )
 
 
@@ -235,54 +223,39 @@ COLUMNS = {"shape": ("Shape, %", 100, 1), "edges": ("Edges", 1, 2), "psnr": ("PS
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     sides = [mark["side"] for mark in rows[0]["marks"]]
-    heads = "".join(f'<th scope="col">{title}, {side} px</th>' for side in sides for title, *_ in COLUMNS.values())
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(row["model"])}</th>'
-        + "".join(f"<td>{_number(mark[key], *how[1:])}</td>" for mark in row["marks"] for key, how in COLUMNS.items())
-        + "</tr>"
-        for row in rows
-    )
-    return _scroll("Pictures at other sizes", f'<tr><th scope="col"></th>{heads}</tr>', body)
+    heads = ["", *(f"{title}, {side} px" for side in sides for title, *_ in COLUMNS.values())]
+    found = [(row["model"], [_cell(mark, key) for mark in row["marks"] for key in COLUMNS]) for row in rows]
+    return studyparts.table("Pictures at other sizes", heads, found)
 
 
-def _number(measure: Mapping[str, Any], scale: float, digits: int) -> str:
-    value, low, high = (measure[key] for key in ("value", "low", "high"))
-    if value is None or (scale == 1 and digits == 1 and value >= metrics.PSNR_MOST):
-        return "–"
-    span = (
-        "" if low is None else f' <span class="interval">{low * scale:.{digits}f} to {high * scale:.{digits}f}</span>'
-    )
-    return f"{value * scale:.{digits}f}{span}"
+def _cell(mark: Mapping[str, Any], key: str) -> studyparts.Cell:
+    """The same picture has no distance worth a number."""
+    same = key == "psnr" and (mark[key]["value"] or 0) >= metrics.PSNR_MOST
+    return "–" if same else studyparts.cell(mark[key], *COLUMNS[key][1:])
 
 
 def growth(forwards: Mapping[str, Any], times: Mapping[str, Any]) -> str:
     """One forward: seconds and memory by side, with the exponents of both and of the arithmetic."""
     sides = sorted({row["side"] for each in forwards.values() for row in each["rows"]})
-    heads = "".join(f'<th scope="col">{side} px</th>' for side in sides)
-    rows = ""
+    powers = [f"{what} ~ tokens to the" for what in ("Time", "Memory", "Arithmetic")]
+    rows = []
     for name, each in forwards.items():
         timed = times.get(name, {"rows": [], "exponent": None})
         seconds = {row["side"]: row["seconds"] for row in timed["rows"]}
         size = {row["side"]: row["bytes"] for row in each["rows"]}
-        cells = "".join(f"<td>{_forward(seconds.get(side), size.get(side))}</td>" for side in sides)
-        powers = (timed["exponent"], each["exponents"]["bytes"], each["exponents"]["macs"])
-        cells += "".join(f"<td>{'–' if power is None else f'{power:.2f}'}</td>" for power in powers)
-        rows += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
-    heads += "".join(f'<th scope="col">{what} ~ tokens to the</th>' for what in ("Time", "Memory", "Arithmetic"))
-    return _scroll("One forward by size", f'<tr><th scope="col">One forward</th>{heads}</tr>', rows)
+        found = (timed["exponent"], each["exponents"]["bytes"], each["exponents"]["macs"])
+        cells = [_forward(seconds.get(side), size.get(side)) for side in sides]
+        rows.append((name, [*cells, *("–" if power is None else f"{power:.2f}" for power in found)]))
+    heads = ["One forward", *(f"{side} px" for side in sides), *powers]
+    return studyparts.table("One forward by size", heads, rows)
 
 
-def _forward(seconds: float | None, size: int | None) -> str:
+def _forward(seconds: float | None, size: int | None) -> studyparts.Cell:
     if size is None:
         return "–"
     shown = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-    return shown if seconds is None else f'{figures.seconds(seconds)} <span class="interval">{shown}</span>'
-
-
-def _scroll(label: str, head: str, body: str) -> str:
-    whole = f"<table>\n<thead>{head}</thead>\n<tbody>{body}</tbody>\n</table>"
-    return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">\n{whole}\n</div>'
+    return shown if seconds is None else (figures.seconds(seconds), shown)
 
 
 if __name__ == "__main__":
-    notebooks.run(project.ROOT / NOTEBOOK, project.ROOT / "reports" / "notebooks" / NOTEBOOK)
+    sys.exit(studyparts.run("resolution", "resolution", "resolution"))

@@ -1,7 +1,8 @@
 """Self-generated data: latents the teacher drew, with their labels or captions, in shards that survive a kill.
 
 - Picture i depends on (seed, i) alone, its label or caption too: asking for more pictures later only adds shards.
-- Captions are those of the world's scenes, of one thing and of two in turn. Any model that reads text can draw them.
+- Captions are those of the world's scenes, of one thing and of two in turn, or the caller's, from the first on and over
+  again. Any model that reads text can draw either.
 - Every shard names the recipe it was drawn by; written beside its place and renamed. A shard that is there, whole and
   of the same recipe is kept; the manifest comes last, so its presence means that all is there.
 - The manifest holds a checksum a shard: a damaged one is named, and writing again draws only that one anew.
@@ -36,6 +37,7 @@ def write(
     count: int,
     seed: int = 0,
     *,
+    captions: Sequence[str] | None = None,
     shard: int = 256,
     size: int | None = None,
     steps: int | None = None,
@@ -44,11 +46,15 @@ def write(
     batch: int = 64,
     progress: Any = None,
 ) -> "Samples":
-    """Draw what is missing of `count` pictures; `progress(done, count)` is called after every shard."""
+    """Draw what is missing of `count` pictures; `progress(done, count)` is called after every shard.
+
+    `captions` instead of the world's, where the teacher reads: picture i is asked by number i of them, round and round.
+    """
     folder = Path(folder)
     if count < 1 or shard < 1:
         raise ValueError(f"{count} pictures in shards of {shard}; both must be at least 1")
-    recipe = describe(teacher, seed, shard=shard, size=size, steps=steps, guidance=guidance, sampler=sampler)
+    how = {"shard": shard, "size": size, "steps": steps, "guidance": guidance, "sampler": sampler}
+    recipe = describe(teacher, seed, captions=captions, **how)
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_other(folder, recipe)
     files, known = [], _known(folder)
@@ -56,7 +62,7 @@ def write(
         path, rows = folder / _name(first // shard), min(shard, count - first)
         if not _kept(path, recipe, first, rows, known.get(path.name)):
             (folder / MANIFEST).unlink(missing_ok=True)
-            _write_shard(teacher, path, recipe, first, rows, batch)
+            _write_shard(teacher, path, recipe, first, rows, batch, captions)
         files.append({"file": path.name, "count": rows, "sha256": _sha256(path)})
         if progress is not None:
             progress(first + rows, count)
@@ -72,6 +78,7 @@ def describe(
     teacher: Any,
     seed: int,
     *,
+    captions: Sequence[str] | None = None,
     shard: int = 256,
     size: int | None = None,
     steps: int | None = None,
@@ -89,27 +96,34 @@ def describe(
         "guidance": plan.guidance,
         "steps": plan.steps,
         "sampler": plan.sampler,
-        **_of(source.conditions),
+        **_of(source.conditions, captions),
         "shape": [source.conditions.channels, *plan.sides],
         "shard": shard,
     }
 
 
-def _of(conditions: Conditions) -> dict[str, Any]:
+def _of(conditions: Conditions, captions: Sequence[str] | None = None) -> dict[str, Any]:
     """What the pictures were asked by."""
     if isinstance(conditions, Labels):
+        if captions is not None:
+            raise ValueError(
+                f"captions for {type(conditions.model).__name__}, which reads none: it is asked by its "
+                f"{conditions.classes} classes; leave captions out, or take a teacher that reads"
+            )
         return {"classes": conditions.classes}
     return {
-        "captions": "linattn.world",
+        "captions": "linattn.world" if captions is None else _captions_digest(conditions.check(captions)),
         "readers": [digest(reader) for reader in conditions.readers],
         "text_length": conditions.card.get("text_length"),
     }
 
 
-def asked(conditions: Conditions, numbers: Sequence[int], seed: int) -> Asked:
-    """What pictures `numbers` are asked to show: a class each, evenly dealt, or a scene's caption."""
+def asked(conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None) -> Asked:
+    """What pictures `numbers` are asked to show: a class each, evenly dealt, or a caption, by default a scene's."""
     if isinstance(conditions, Labels):
         return balanced_labels(numbers, seed, conditions.classes)
+    if captions is not None:
+        return [captions[number % len(captions)] for number in numbers]
     return [scene.caption for scene in scenes(numbers, seed)]
 
 
@@ -125,6 +139,10 @@ def digest(model: nn.Module) -> str:
         summary.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         summary.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return summary.hexdigest()[:16]
+
+
+def _captions_digest(captions: Sequence[str]) -> str:
+    return f"{len(captions)} of {hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:16]}"
 
 
 def _scheduler_digest(scheduler: Any) -> str:
@@ -148,9 +166,17 @@ def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
     return torch.stack(labels) if labels else torch.empty(0, dtype=torch.long)
 
 
-def _write_shard(teacher: Any, path: Path, recipe: Mapping[str, Any], first: int, rows: int, batch: int) -> None:
+def _write_shard(
+    teacher: Any,
+    path: Path,
+    recipe: Mapping[str, Any],
+    first: int,
+    rows: int,
+    batch: int,
+    captions: Sequence[str] | None = None,
+) -> None:
     source = sampling.Source.of(teacher)
-    wanted = asked(source.conditions, range(first, first + rows), recipe["seed"])
+    wanted = asked(source.conditions, range(first, first + rows), recipe["seed"], captions)
     size = tuple(side * source.factor for side in recipe["shape"][1:])
     options = {key: recipe[key] for key in ("steps", "guidance", "seed", "sampler")}
     latents = sampling.draw_latents(teacher, wanted, size=size, batch=batch, start=first, **options)

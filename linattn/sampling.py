@@ -13,9 +13,11 @@
 import difflib
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,8 +50,7 @@ class Source:
         if isinstance(teacher_or_pipe, cls):
             return teacher_or_pipe if model is None else replace(teacher_or_pipe, model=model)
         pipe = getattr(teacher_or_pipe, "pipe", teacher_or_pipe)
-        named = getattr(getattr(pipe, "config", None), "id2label", None) or {}
-        card = getattr(teacher_or_pipe, "card", None) or ({"labels": list(named.values())} if named else {})
+        card = getattr(teacher_or_pipe, "card", None) or _card_of(pipe)
         known = conditions.of(pipe, card)
         return cls(known.model if model is None else model, pipe.vae, pipe.scheduler, card, known)
 
@@ -61,6 +62,19 @@ class Source:
     @property
     def side(self) -> int:
         return self.card.get("side") or self.conditions.side * self.factor
+
+
+def _card_of(pipe: Any) -> dict[str, Any]:
+    """Of a pipeline by itself: the card in the folder it was loaded from, or what its config says of labels.
+
+    Without flux-nano's card its captions are 512 tokens long where it learned from 16.
+    """
+    config = getattr(pipe, "config", None) or {}
+    path = Path(getattr(config, "_name_or_path", None) or "") / "card.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    named = getattr(config, "id2label", None) or {}
+    return {"labels": list(named.values())} if named else {}
 
 
 @dataclass(frozen=True)
@@ -141,12 +155,12 @@ def draw_latents(
 def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """Pictures in [0, 1], as the pipeline itself decodes them."""
     source = Source.of(teacher_or_pipe)
-    vae = source.vae
-    weight = next(vae.parameters())
-    parts = []
-    for part in latents.split(batch):
-        scaled = source.conditions.unscaled(part.to(weight.device, weight.dtype), vae)
-        parts.append(vae.decode(scaled).sample.float().div(2).add(0.5).clamp(0, 1).cpu())
+    vae, parts = source.vae, []
+    with upcast(vae):
+        weight = next(vae.parameters())
+        for part in latents.split(batch):
+            scaled = source.conditions.unscaled(part.to(weight.device, weight.dtype), vae)
+            parts.append(vae.decode(scaled).sample.float().div(2).add(0.5).clamp(0, 1).cpu())
     return torch.cat(parts)
 
 
@@ -154,12 +168,29 @@ def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
 def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
     """Latents of pictures in [0, 1], float32 on the VAE's device: the posterior's mean."""
     source = Source.of(teacher_or_pipe)
-    weight = next(source.vae.parameters())
-    parts = [
-        source.vae.encode((part * 2 - 1).to(weight.device, weight.dtype)).latent_dist.mean
-        for part in pictures.split(batch)
-    ]
+    with upcast(source.vae):
+        weight = next(source.vae.parameters())
+        parts = [
+            source.vae.encode((part * 2 - 1).to(weight.device, weight.dtype)).latent_dist.mean
+            for part in pictures.split(batch)
+        ]
     return source.conditions.scaled(torch.cat(parts), source.vae).float()
+
+
+@contextmanager
+def upcast(vae: nn.Module) -> Iterator[None]:
+    """A float16 VAE in float32 meanwhile where its config asks for that, as stock SDXL: its activations pass 65,504.
+
+    bfloat16 has float32's range and stays. There and back changes no bit of the weights.
+    """
+    half = next(vae.parameters()).dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if half:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if half:
+            vae.to(torch.float16)
 
 
 # Noise ---------------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def linearize(
     `keep_original=False` saves the memory of a CPU copy and gives up `restore`. `backend` is triton, torch or
     reference; None leaves it to the device, and `describe` says which one that is.
     """
-    model = families.model_of(model_or_pipeline)
+    model = _here(families.model_of(model_or_pipeline))
     if initialise not in attention.POLICIES:
         raise nearest("initialise policy", initialise, attention.POLICIES)
     _check_backend(backend)
@@ -167,7 +167,7 @@ def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
     Weights that were trained elsewhere in the model are not known here: then it raises and names them, and nothing is
     changed. `strict=False` restores the replaced layers all the same and leaves the others as they are.
     """
-    model = families.model_of(model_or_pipeline)
+    model = _here(families.model_of(model_or_pipeline))
     conversion = _converted(model)
     if conversion.forgotten:
         raise ValueError(
@@ -224,6 +224,10 @@ def _install(
             if operator is not None:
                 setattr(layer.attn, KEY, operator)
         raise
+    _mark(model, conversion)
+
+
+def _mark(model: nn.Module, conversion: Conversion) -> None:
     setattr(model, ATTRIBUTE, conversion)
     model.save_pretrained = _refuse_to_save
     families.watch(model)
@@ -271,6 +275,24 @@ def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
         "write the student with linattn.save(model, folder) and read it with linattn.load(base, folder), "
         "or linattn.restore(model) first"
     )
+
+
+def _here(model: nn.Module) -> nn.Module:
+    """The model, if its weights are where they are looked for.
+
+    Offloaded ones lie on meta between calls, and what is built or copied from there is noise without a word; fused
+    ones are a copy that `restore` would not reach.
+    """
+    parts = dict(model.named_modules())
+    hooked = [name for name, part in parts.items() if hasattr(part, "_hf_hook")]
+    if hooked and any(tensor.is_meta for tensor in identity.tensors(model).values()):
+        raise ValueError(
+            f"the weights of this {type(model).__name__} are offloaded (accelerate holds those of {_few(hooked)}): "
+            "call pipe.remove_all_hooks() before, and enable_sequential_cpu_offload() again after"
+        )
+    if fused := [name for name, part in parts.items() if getattr(part, "fused_projections", False)]:
+        raise ValueError(f"the projections of {_few(fused)} are fused: call unfuse_qkv_projections() before")
+    return model
 
 
 def _conversion(model: nn.Module) -> Conversion | None:
@@ -371,7 +393,9 @@ def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs
     Of the teacher and of a student alike; in float32, or float64 where the model is. A convolution is no part of it.
     """
     model = families.model_of(model_or_pipeline)
-    (chosen,) = select(families.layers(model), layer)
+    if len(found := select(families.layers(model), layer)) != 1:
+        raise ValueError(f"layer={layer!r} names {len(found)} layers, and a map is of one: give its number or its name")
+    (chosen,) = found
     with families.capture(model) as seen:
         model(*args, **inputs)
     here = seen[chosen.index]
@@ -383,7 +407,7 @@ def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs
 
 def save(model_or_pipeline: Any, folder: str | Path) -> Path:
     """Write the replaced layers and whatever else differs from the base; the base itself is not written."""
-    model = families.model_of(model_or_pipeline)
+    model = _here(families.model_of(model_or_pipeline))
     conversion = _converted(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -454,7 +478,7 @@ def load(
     `linearize`'s: it belongs to the machine, so no folder holds it. The weights that LinFusion and CLEAR released are
     read too (released.py); they name no base, and CLEAR's no radius: `options` say what a file does not.
     """
-    model = families.model_of(model_or_pipeline)
+    model = _here(families.model_of(model_or_pipeline))
     _check_backend(backend)
     folder = _folder(folder_or_hub_id, revision)
     conversion = _conversion(model) or Conversion.of(model)
@@ -462,13 +486,16 @@ def load(
     if foreign:
         entries, tensors = released.read(folder, options)
         card = {"layers": entries}
-    elif options:
+    elif options and (folder / CARD).is_file():
         raise ValueError(f"{folder} is a student of linattn's, which holds its options; leave out {', '.join(options)}")
     else:
         card, tensors = _read(folder)
         _check_base(conversion.base, card["base"], folder, strict)
     chosen, operators = _operators(model, card, folder, backend)
+    if foreign:
+        released.check(entries, families.layers(model), folder)
     _check_tensors(model, chosen, operators, tensors, folder, partial=foreign)
+    put_back = _remembered(model)
     if _conversion(model):
         restore(model)
         conversion = Conversion(conversion.base, conversion.digests)
@@ -482,11 +509,36 @@ def load(
         _write(own, tensors)
 
     policies = [entry["initialise"] for entry in card["layers"]]
-    _install(model, conversion, chosen, operators, policies, start, keep_original)
+    try:
+        _install(model, conversion, chosen, operators, policies, start, keep_original)
+    except BaseException:
+        put_back()
+        raise
     _write(identity.tensors(model), others)
     if keep_original:
         conversion.originals.update(overwritten)
     return model_or_pipeline
+
+
+def _remembered(model: nn.Module) -> Callable[[], None]:
+    """Puts the student back that the model is now, after a `restore`; nothing to do where it is none."""
+    conversion = _conversion(model)
+    if conversion is None:
+        return lambda: None
+    replaced = [layer for layer in families.layers(model) if layer.operator is not None]
+    parts = [(layer.attn, layer.operator, layer.attn.processor) for layer in replaced]
+    inside = tuple(f"{layer.name}." for layer in replaced)
+    live = identity.tensors(model)
+    values = _copies({name: t for name, t in live.items() if name.startswith(inside) or name in conversion.originals})
+
+    def put_back() -> None:
+        _write(live, values)
+        for attn, operator, processor in parts:
+            setattr(attn, KEY, operator)
+            attn.set_processor(processor)
+        _mark(model, conversion)
+
+    return put_back
 
 
 def _others(chosen: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -504,14 +556,25 @@ def _folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
         raise ValueError(f"{folder} is a file; a student is a folder with {CARD} and {WEIGHTS}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
         raise ValueError(f"there is no folder {str(folder)!r}, and it is no id of the Hugging Face hub (owner/name)")
+    # The cards first: the id of a base instead of a student's would fetch tens of gigabytes.
+    place = _fetched(folder, revision, [CARD, released.CONFIG])
+    if not (place / CARD).is_file() and not released.recognised(place):
+        raise ValueError(
+            f"{folder} on the Hugging Face hub is no student: it has neither {CARD} nor LinFusion's {released.CONFIG}; "
+            "is it the base's id? (CLEAR's files are read from a path: download the one you want)"
+        )
+    return _fetched(folder, revision, [CARD, released.CONFIG, "*.safetensors"], ["*/*"])
+
+
+def _fetched(name: Path, revision: str | None, wanted: list[str], unwanted: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download  # a second's import that a local folder does not need
 
+    how = {"revision": revision, "allow_patterns": wanted, "ignore_patterns": unwanted}
     try:
-        wanted = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(str(folder_or_hub_id), revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name.as_posix(), **how))
     except Exception as error:  # whatever the network, the hub or its cache may say
         raise ValueError(
-            f"there is no folder {str(folder)!r}, and the Hugging Face hub did not give it either "
+            f"there is no folder {str(name)!r}, and the Hugging Face hub did not give it either "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'})"
         ) from error
 

@@ -5,6 +5,7 @@
 - The small ones are trained from scratch by pretraining.
 """
 
+import difflib
 import json
 import logging
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -80,12 +82,34 @@ class Teacher:
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:
     """Any pipeline folder or hub id; without a card, diffusers' own defaults stand in."""
+    _check(folder)
     with _quiet():
         pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options).to(device)
     pipe.set_progress_bar_config(disable=True)
     path = Path(folder) / "card.json"
     card = json.loads(path.read_text()) if path.exists() else default_card(pipe)
     return Teacher(pipe, card, str(folder))
+
+
+def _check(folder: str | Path) -> None:
+    """A folder without a pipeline, or a path that no hub id can be: diffusers would speak of the hub."""
+    path = Path(folder)
+    if (path / "model_index.json").exists():
+        return
+    if not path.is_dir():
+        try:
+            validate_repo_id(str(folder))
+        except HFValidationError:
+            pass
+        else:
+            return
+    place = path if path.is_dir() else path.parent
+    there = sorted(each.parent.name for each in place.glob("*/model_index.json"))
+    near = difflib.get_close_matches(path.name, there, 1)
+    raise FileNotFoundError(
+        f"no pipeline in {folder}, seen from {Path.cwd()}: model_index.json is missing; the pipelines in {place} are "
+        f"{', '.join(there) or 'none'}" + (f": did you mean {near[0]!r}?" if near else "")
+    )
 
 
 @contextmanager

@@ -58,19 +58,20 @@ def _sdxl(**more) -> UNet2DConditionModel:
     )
 
 
-def _pixart() -> PixArtTransformer2DModel:
-    return PixArtTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        patch_size=1,
-        cross_attention_dim=32,
-        caption_channels=TEXT,
-        use_additional_conditions=False,
-    )
+def _pixart(**more) -> PixArtTransformer2DModel:
+    options = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "sample_size": 8,
+        "patch_size": 1,
+        "cross_attention_dim": 32,
+        "caption_channels": TEXT,
+        "use_additional_conditions": False,
+    }
+    return PixArtTransformer2DModel(**{**options, **more})
 
 
 def _sd3(**more) -> SD3Transformer2DModel:
@@ -124,6 +125,16 @@ def _qwen() -> QwenImageTransformer2DModel:
 
 MADE = {"unet": _unet, "sdxl": _sdxl, "pixart": _pixart, "sd3": _sd3, "sd35": _sd35, "flux": _flux, "qwen": _qwen}
 KINDS = ("dit", *MADE)
+# What the README's table of families promises: its rows, and by which kinds or by which refusal they are tested.
+FAMILIES = {
+    "DiT": ("dit",),
+    "PixArt alpha, Sigma": ("pixart",),
+    "SD 1.5, 2.1, SDXL": ("unet", "sdxl"),
+    "SD3, SD3.5": ("sd3", "sd35"),
+    "FLUX.1": ("flux",),
+    "Qwen-Image": ("qwen",),
+}
+REFUSED = {"Sana": "SanaTransformer2DModel", "Z-Image": "ZImageTransformer2DModel"}
 JOINT = ("sd3", "sd35", "flux", "qwen")
 ROTARY = ("flux", "qwen")
 
@@ -235,5 +246,5 @@ def run(made: nn.Module, **arguments: Tensor) -> Tensor:
 
 
 def sizes(kind: str) -> list[tuple[int, int]]:
-    """In tokens of the first level; DiT draws squares only."""
-    return [(8, 8)] if kind == "dit" else [(8, 8), (5, 9)]
+    """In tokens of the first level, the last one odd; DiT draws squares only."""
+    return [(8, 8), (7, 7) if kind == "dit" else (5, 9)]

@@ -6,7 +6,7 @@ from torch import nn
 from linattn.attention import LayerShape, create
 from linattn.grid import Grid
 
-SHAPE = LayerShape(width=16, heads=4, head_dim=4)
+SHAPE = LayerShape(width=16, heads=4, head_dim=4, has_text=True)
 GRIDS = [Grid(height, width, text) for height, width in ((1, 1), (1, 7), (5, 3), (16, 16), (9, 13)) for text in (0, 3)]
 
 # Each operator in its interesting forms; epsilons large enough to be seen.
@@ -21,6 +21,8 @@ FORMS = {
     "clear-pool4": ("clear", {"radius": 4, "pool": 4, "proportional": True}),
     "linfusion": ("linfusion", {"eps": 0.1}),
     "linfusion-relu": ("linfusion", {"eps": 0.1, "feature_map": "relu", "hidden": 0}),
+    "linfusion-exact": ("linfusion", {"eps": 0.1, "text": "exact"}),
+    "linfusion-numerator": ("linfusion", {"eps": 0.1, "rope": "numerator"}),
     "mediator": ("mediator", {"count": 9}),
     "mediator-default": ("mediator", {}),
     "mediator-6": ("mediator", {"count": 6, "conv": 0}),
@@ -30,6 +32,8 @@ FORMS = {
     "lit": ("lit", {"eps": 0.1}),
     "lit-own-conv": ("lit", {"heads": 2, "kernel": 3, "shared_conv": False, "eps": 0.1}),
     "lit-elu": ("lit", {"heads": 4, "kernel": 0, "feature_map": "elu1"}),
+    "lit-exact": ("lit", {"heads": 2, "eps": 0.1, "text": "exact"}),
+    "lit-exact-numerator": ("lit", {"eps": 0.1, "text": "exact", "rope": "numerator"}),
 }
 
 
@@ -49,6 +53,13 @@ def tensors(grid: Grid, shape: LayerShape = SHAPE, batch: int = 2, dtype=torch.f
     """q, k, v."""
     made = torch.randn(3, batch, grid.tokens, shape.heads, shape.head_dim, dtype=torch.float64).to(dtype)
     return [tensor.clone().requires_grad_(grad) for tensor in made]
+
+
+def rotation(grid: Grid, shape: LayerShape = SHAPE):
+    """(cos, sin) of rotary positions, (tokens, head_dim): neighbouring channels turn together."""
+    angles = torch.outer(torch.arange(grid.tokens), 0.3 ** torch.arange(shape.head_dim // 2, dtype=torch.float64))
+    angles = angles.repeat_interleave(2, 1)
+    return angles.cos(), angles.sin()
 
 
 def error(out: torch.Tensor, reference: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from linattn import project, world
+from linattn import params, project, world
 
 STUDENTS = {
     "softmax": {"operator": "softmax"},
@@ -101,6 +101,7 @@ def result(name: str, entry: dict) -> dict:
     return {
         "student": name, "operator": entry["operator"], "profile": "nano", "seeds": [0], **shown_of(role),
         "options": {key: value for key, value in entry.items() if key not in OWN},
+        **{key: entry[key] for key in params.USUAL if key in entry},
         "control": entry["operator"] == "softmax", "quality": quality(after, 128, role),
         "undistilled": quality(before, 64, role),
         "by_noise": {

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from layers import FORMS, GRIDS, SHAPE, error, form, shaken, tensors
+from layers import FORMS, GRIDS, SHAPE, error, form, rotation, shaken, tensors
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,11 +27,11 @@ SUBQUADRATIC = [name for name in FORMS if not name.startswith(("softmax", "clear
 @forms
 @grids
 def test_mix_is_its_definition(name, grid):
-    operator, (q, k, v) = form(name), tensors(grid)
-    out = operator.mix(q, k, v, grid)
+    operator, (q, k, v), position = form(name), tensors(grid), rotation(grid)
+    out = operator.mix(q, k, v, grid, position=position)
     assert out.shape == v.shape
     assert out.dtype == torch.float64
-    assert (out - operator.definition(q, k, v, grid)).abs().max() < 1e-9
+    assert (out - operator.definition(q, k, v, grid, position=position)).abs().max() < 1e-9
 
 
 @forms
@@ -41,7 +41,7 @@ def test_gradients_are_those_of_the_definition(name, grid):
     wanted = [*inputs, *(p for p in operator.parameters())]
     weight = torch.randn_like(inputs[0])
     fast, slow = (
-        torch.autograd.grad((f(*inputs, grid) * weight).sum(), wanted, allow_unused=True)
+        torch.autograd.grad((f(*inputs, grid, position=rotation(grid)) * weight).sum(), wanted, allow_unused=True)
         for f in (operator.mix, operator.definition)
     )
     for ours, judge in zip(fast, slow, strict=True):
@@ -58,7 +58,7 @@ def test_gradcheck(name):
 
     def run(q, k, v, *parameters):
         given = {f"operator.{n}": p for n, p in zip(names, parameters, strict=True)}
-        return torch.func.functional_call(_Mix(operator), given, (q, k, v, grid))
+        return torch.func.functional_call(_Mix(operator, rotation(grid, shape)), given, (q, k, v, grid))
 
     q, k, v = tensors(grid, shape, batch=1, grad=True)
     parameters = [p.detach().requires_grad_() for n, p in operator.named_parameters() if n in names]
@@ -70,12 +70,12 @@ def test_gradcheck(name):
 
 
 class _Mix(nn.Module):
-    def __init__(self, operator):
+    def __init__(self, operator, position=None):
         super().__init__()
-        self.operator = operator
+        self.operator, self.position = operator, position
 
     def forward(self, *arguments):
-        return self.operator.mix(*arguments)
+        return self.operator.mix(*arguments, position=self.position)
 
 
 @forms
@@ -86,12 +86,13 @@ class _Mix(nn.Module):
 )
 def test_precision(name, dtype, bound):
     grid = Grid(9, 13, 3)
-    inputs = tensors(grid, dtype=dtype)
+    inputs, position = tensors(grid, dtype=dtype), rotation(grid)
     operator = form(name).to(dtype)
-    out = operator.mix(*inputs, grid)
+    out = operator.mix(*inputs, grid, position=position)
     assert out.dtype == dtype
     # The judge has the same rounded inputs and parameters in float64.
-    assert error(out, operator.double().definition(*(t.double() for t in inputs), grid)) < bound
+    judge = operator.double().definition(*(t.double() for t in inputs), grid, position=position)
+    assert error(out, judge) < bound
 
 
 @forms
@@ -223,7 +224,8 @@ def test_options_are_json_and_build_the_same_operator(name):
 
 
 def test_defaults_are_the_published_ones():
-    made = {name: create(name, SHAPE).options for name in OPERATORS}
+    alone = dataclasses.replace(SHAPE, has_text=False)
+    made = {name: create(name, alone).options for name in OPERATORS}
     assert made == {
         "softmax": {"conv": 0},
         "clear": {"radius": 8, "pool": 1, "proportional": False, "trained": None},
@@ -231,9 +233,8 @@ def test_defaults_are_the_published_ones():
         "mediator": {"count": 64, "bias": "none", "conv": 3, "source": "query"},
         "lit": {"heads": None, "kernel": 5, "feature_map": "relu", "eps": 1e-6, "shared_conv": True},
     }
-    joint = dataclasses.replace(SHAPE, has_text=True)
     for name in ("linfusion", "lit"):
-        assert create(name, joint).options == {**made[name], "text": "joint", "rope": "map"}
+        assert create(name, SHAPE).options == {**made[name], "text": "joint", "rope": "map"}
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,8 @@ def test_macs_are_what_the_counter_sees(name, grid):
     seen = counted(operator, grid)
     channels, formula = SHAPE.channels, operator.macs(grid)
     if operator.name in ("linfusion", "lit"):
-        formula += grid.tokens * channels  # the normaliser, a matrix product here, counts nothing in the papers
+        # The normaliser, a matrix product here, counts nothing in the papers.
+        formula += (grid.picture if operator.values.text == "exact" else grid.tokens) * channels
     if operator.name == "mediator":
         seen -= _resampling(operator, grid)
     assert seen == formula

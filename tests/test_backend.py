@@ -140,8 +140,8 @@ def test_a_copy_keeps_what_was_asked_for():
 
 @pytest.mark.parametrize(("name", "dim"), [("linfusion", 289), ("lit", 73), ("clear", 161), ("mediator", 161)])
 def test_heads_too_wide_for_the_kernels_are_named(name, dim, monkeypatch):
-    """LiT merges four heads into one of 292 channels here."""
-    operator = create(name, LayerShape(4 * dim, 4, dim))
+    """LiT is asked for one head of 292 channels here."""
+    operator = create(name, LayerShape(4 * dim, 4, dim), **({"heads": 1} if name == "lit" else {}))
     assert operator.runs(torch.device("cpu"), torch.float32).path == "torch"
     monkeypatch.setattr("linattn_kernels.launch.obstacle", lambda device: None)
     runs = operator.runs(torch.device("cuda"), torch.bfloat16)

@@ -98,7 +98,7 @@ def test_text_reads_everything_but_pooled_keys():
     ids=str,
 )
 def test_the_proportional_scale_is_the_published_one(grid, options, multiplier):
-    operator = create("clear", LayerShape(8, 2, 4), proportional=True, **options)
+    operator = create("clear", LayerShape(8, 2, 4), proportional=True, **{"trained": 4608, **options})
     assert operator.scale(grid, operator.values) * 4**0.5 == pytest.approx(multiplier, abs=6e-4)
 
 
@@ -108,3 +108,5 @@ def test_the_training_length_comes_from_the_option_then_the_model():
     assert at.scale(grid, at.values) == 0.5
     own = create("clear", shape, proportional=True, trained=16)
     assert own.scale(grid, own.values) == pytest.approx(0.5 * 2**0.5)
+    with pytest.raises(ValueError, match="pass trained"):
+        create("clear", LayerShape(8, 2, 4), proportional=True)

@@ -6,7 +6,7 @@ import tiny
 import torch
 from diffusers import FluxPipeline
 
-from linattn import conditions, costs, distill, families, metrics, samples, sampling, surgery, world
+from linattn import conditions, costs, distill, families, metrics, project, samples, sampling, surgery, world
 from linattn.diffusion import Diffusion, Flow
 from linattn.distill import DistillConfig
 from linattn.teachers import Teacher
@@ -44,6 +44,15 @@ def test_draws_what_the_stock_pipeline_draws(kind, size, guidance, steps):
     torch.testing.assert_close(ours, stock(made.pipe, kind, size, guidance, steps), rtol=0, atol=2e-5)
     assert ours.shape == (3, 3, *size)
     assert ours.std() > 0.01
+
+
+def test_a_half_vae_that_asks_for_single_precision_decodes_as_stock_sdxls():
+    made = teacher("sdxl")
+    made.pipe.vae.register_to_config(force_upcast=True)
+    made.pipe.vae.half()
+    ours = sampling.draw(made, CAPTIONS, guidance=2.0, steps=2)
+    torch.testing.assert_close(ours, stock(made.pipe, "sdxl", (32, 32), 2.0, 2), rtol=0, atol=2e-5)
+    assert made.vae.dtype == torch.float16
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -167,3 +176,16 @@ def test_sizes_and_samplers_that_cannot_be_are_refused():
         sampling.draw(teacher("flux"), CAPTIONS, sampler="ddpm")
     with pytest.raises(ValueError, match="no denoising model and VAE"):
         sampling.draw(torch.nn.Linear(1, 1), CAPTIONS)
+    told = kinds.pipeline("unet")
+    told.unet.register_to_config(time_cond_proj_dim=8)
+    with pytest.raises(ValueError, match="by timestep_cond, as latent consistency models are"):
+        sampling.draw(told, CAPTIONS)
+
+
+def test_a_pipeline_by_itself_has_the_card_of_its_folder():
+    """A FluxPipeline reads captions as 512 tokens unless it is told otherwise, and flux-nano learned from 16."""
+    pipe = FluxPipeline.from_pretrained(project.ROOT / "data" / "teachers" / "flux-nano")
+    source = sampling.Source.of(pipe)
+    assert source.card["text_length"] == 16
+    assert source.conditions.rows(CAPTIONS[:1])["encoder_hidden_states"].shape[1] == 16
+    assert sampling.Source.of(kinds.pipeline("flux")).card == {}

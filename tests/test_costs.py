@@ -147,7 +147,7 @@ def test_peak_memory_says_nothing(capfd):
 @pytest.mark.parametrize("name", ["clear", "linfusion", "mediator", "lit"])
 def test_no_operator_holds_an_n_by_n_tensor(name):
     tokens = 4096
-    rows = costs.time_mix(name, {}, [tokens], heads=2, head_dim=8, repeats=1)
+    rows = costs.time_operators({name: (name, {})}, [tokens], heads=2, head_dim=8, repeats=1)
     assert rows[1]["bytes"] < tokens * tokens * 4
 
 
@@ -233,7 +233,8 @@ def test_an_operator_stops_growing_where_the_last_size_predicts_too_long(monkeyp
         return {name: [1.0 if name == costs.BASELINE else 0.01] for name in calls}
 
     monkeypatch.setattr(costs, "interleaved", interleaved)
-    rows = costs.time_mix("linfusion", {}, (16, 64, 256), heads=2, head_dim=8, limit=10, memory=False)
+    operators = {"linfusion": ("linfusion", {})}
+    rows = costs.time_operators(operators, (16, 64, 256), heads=2, head_dim=8, limit=10, memory=False)
     dense, ours = ([row for row in rows if row["operator"] == name] for name in (costs.BASELINE, "linfusion"))
     assert [row["seconds"] for row in dense] == [1.0, None, None]
     assert "predicts 16 s, more than the limit of 10 s" in dense[1]["skipped"]

@@ -1,14 +1,20 @@
 """Diagnostics against maps whose measures are known by hand, and against the papers' formulas term by term."""
 
+import copy
+import functools
 import itertools
 import math
+from types import SimpleNamespace
 
+import kinds
 import pytest
 import tiny
 import torch
 
-from linattn import diagnostics, families
+from linattn import anatomy, conditions, diagnostics, families, metrics, surgery
 from linattn.grid import Grid
+from linattn.params import Student
+from linattn.teachers import Teacher
 
 
 def maps(*shape: int, seed: int = 0, sharp: float = 2.0) -> torch.Tensor:
@@ -44,7 +50,7 @@ def test_the_disc_is_open_as_in_clear():
 
 
 def test_locality_knows_rows_from_columns():
-    tall, wide = (diagnostics.uniform_locality(Grid(*sides), 2)["share"] for sides in ((1, 12), (3, 4)))
+    tall, wide = (diagnostics.locality(uniform(12), Grid(*sides), 2)["share"].item() for sides in ((1, 12), (3, 4)))
     assert tall == pytest.approx((2 * 2 + 10 * 3) / 144)
     assert wide > tall
 
@@ -128,9 +134,6 @@ def test_rows_that_are_no_distributions_are_made_some():
     each = torch.tensor([[2.0, 2.0, 0.0], [-1.0, 3.0, 1.0], [0.0, 0.0, 0.0]])[None, None]
     expected = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.75, 0.25], [1 / 3, 1 / 3, 1 / 3]])[None, None]
     torch.testing.assert_close(diagnostics.distributions(each), expected)
-    found = diagnostics.mass(each)
-    assert found["sum"].item() == pytest.approx((4 + 3 + 0) / 3)
-    assert found["negative"].item() == pytest.approx(1 / 9)
 
 
 @pytest.mark.parametrize("scale", [0.25, 40.0])
@@ -192,9 +195,71 @@ def test_anatomy_of_chosen_layers_only():
         diagnostics.anatomy(tiny.pipeline(), *asked(1), levels=(0.5,), layers=[7])
 
 
-def test_a_layers_map_is_softmax_of_its_projections():
-    pipe = tiny.pipeline()
-    noisy, labels = asked(2)
-    maps, grid = diagnostics.layer_maps(pipe, noisy, 300, labels, layers=[0])
-    torch.testing.assert_close(maps[0].sum(-1), torch.ones(maps[0].shape[:-1]))
-    assert maps[0].shape[-1] == grid.tokens
+CAPTIONS = ["a red ring above a blue disc on white", "a yellow moon on black"]
+FAMILIES = {"dit": (tiny.pipeline, torch.tensor([0, 3]))}
+FAMILIES |= {kind: (functools.partial(kinds.pipeline, kind), CAPTIONS) for kind in ("unet", "flux")}
+each_family = pytest.mark.parametrize("kind", FAMILIES)
+
+
+@each_family
+def test_a_layers_map_is_softmax_of_its_projections_on_its_own_grid(kind):
+    """Against one call of the model, told by hand what the pipeline would tell it."""
+    make, told = FAMILIES[kind]
+    pipe, noisy = make(), asked(2)[0]
+    known = conditions.of(pipe)
+    given = known.arguments(noisy, torch.full((2,), 300), known.rows(told))
+    model = families.model_of(pipe)
+    found = diagnostics.layer_maps(pipe, noisy, 300, told)
+    with torch.no_grad():
+        grids = families.grids(model, **given)
+    assert list(found) == list(range(len(grids)))
+    for layer, (each, grid) in found.items():
+        assert grid == grids[layer]
+        assert each.shape[-2:] == (grid.tokens, grid.tokens)
+        torch.testing.assert_close(each.sum(-1), torch.ones(each.shape[:-1]))
+        torch.testing.assert_close(each, surgery.attention_map(model, layer, **given))
+    assert len({grid.picture for grid in grids}) == (2 if kind == "unet" else 1)  # its levels differ
+    assert all(bool(grid.text) == (kind == "flux") for grid in grids)
+
+
+@each_family
+def test_anatomy_of_every_family(kind):
+    """Every number is that of the layer's own map: a deeper level's locality on its smaller grid."""
+    make, told = FAMILIES[kind]
+    pipe, latents = make(), asked(2)[0]
+    t = metrics.level_time(0.7)
+    found = diagnostics.anatomy(pipe, latents, told, levels=(0.7,), radius=2, batch=1)
+    maps = diagnostics.layer_maps(pipe, metrics.noised(pipe, latents, t), t, told)
+    wanted = [row for n, (each, grid) in maps.items() for row in diagnostics.table(each, grid, 2, layer=n, noise=0.7)]
+    assert [row["value"] for row in found] == pytest.approx([row["value"] for row in wanted], rel=1e-3)
+    assert [row["layer"] for row in found] == [row["layer"] for row in wanted]
+    deepest = max(grid.picture for _, grid in maps.values()) ** 0.5 * 2**0.5
+    assert all(0 < row["value"] < deepest for row in found if row["measure"] == "distance")
+
+
+@each_family
+def test_a_student_is_asked_with_its_teachers_conditions(kind):
+    make, told = FAMILIES[kind]
+    pipe = make()
+    student = surgery.linearize(copy.deepcopy(families.model_of(pipe)), "clear", radius=2)
+    each, grid = diagnostics.layer_maps(pipe, asked(2)[0], 300, told, [0], model=student)[0]
+    far = diagnostics.token_distances(grid) >= 2
+    assert each[..., grid.text :, grid.text :][..., far].abs().max() == 0
+    with pytest.raises(ValueError, match="2 latents and 1 conditions"):
+        diagnostics.anatomy(pipe, asked(2)[0], told[:1])
+
+
+@pytest.mark.parametrize("kind", ["dit", "flux"])
+def test_the_maps_of_operators_are_of_the_pictures_tokens(kind):
+    make, told = FAMILIES[kind]
+    teacher = Teacher(make(), {"side": 32, "labels": list(tiny.LABELS)}, kind)
+    drawn = SimpleNamespace(first=lambda count: (asked(count)[0], told[:count]))
+    part = SimpleNamespace(noise=(0.2, 0.5, 0.8), seed=3)
+    operators = {"near": Student(operator="clear", options={"radius": 2}), "fresh": Student(operator="linfusion")}
+    found = anatomy.maps(teacher, drawn, operators, part, query=0)
+    side = found["map.teacher"].shape[0]
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    assert found["map.near"][y**2 + x**2 >= 4].abs().max() == 0
+    again = anatomy.maps(teacher, drawn, operators, part, query=0)  # after other draws: fresh weights are seeded
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    assert not any(layer.operator for layer in families.layers(teacher.model))

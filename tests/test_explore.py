@@ -5,7 +5,8 @@ import pytest
 import tiny
 import torch
 
-from linattn import explore, families, project, surgery
+from linattn import explore, families, params, project, surgery
+from linattn.conversion import converted
 from linattn.figures import Picture
 from linattn.params import Student
 from linattn.teachers import Teacher
@@ -70,6 +71,16 @@ def test_a_window_looks_no_farther_than_its_radius(teacher, student):
 def test_the_student_is_a_copy(teacher, student):
     assert all(layer.operator is None for layer in families.layers(teacher.model))
     assert all(layer.operator is not None for layer in families.layers(student))
+
+
+def test_not_distilled_is_what_the_report_shows_as_such(teacher):
+    """The same weights whatever was drawn before, and those that the first seed of the recipe begins with."""
+    entry = Student(operator="linfusion", name="lin", initialise="mlp_only")
+    first, second = (explore.student("lin, not distilled", teacher, {"lin": entry}).state_dict() for _ in range(2))
+    wanted = converted(teacher.model, entry, params.load().distill.seeds[0]).state_dict()
+    other = converted(teacher.model, entry, 99).state_dict()
+    assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], wanted[name]) for name in wanted)
+    assert not all(torch.equal(first[name], other[name]) for name in wanted)
 
 
 def test_heads():

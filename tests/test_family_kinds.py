@@ -12,6 +12,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 import linattn
 from linattn import families
 from linattn.attention import features
+from linattn.families import passing
 from linattn.grid import Grid
 
 each_kind = pytest.mark.parametrize("kind", kinds.KINDS)
@@ -121,6 +122,62 @@ def test_each_level_of_a_unet_has_its_own_grid(kind, height, width):
     assert set(grids) == {Grid(height, width), low} if kind == "unet" else {low}
 
 
+@torch.no_grad()
+def test_the_blocks_of_the_latent_upscaler_have_their_own_grid():
+    """sd-x2-latent-upscaler keeps attn1 in K blocks, at its lowest level."""
+    down, up = ("KDownBlock2D", *["KCrossAttnDownBlock2D"] * 3), (*["KCrossAttnUpBlock2D"] * 3, "KUpBlock2D")
+    more = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 2, "mid_block_type": None}
+    more |= {"time_embedding_type": "fourier", "resnet_time_scale_shift": "scale_shift"}
+    model = kinds._unet(down_block_types=down, up_block_types=up, **more).double().eval()
+    given = wide(kinds.inputs("unet", 24, 40))
+    assert families.grids(model, **given) == [Grid(3, 5)] * 4
+    wanted = kinds.run(model, **given)
+    linattn.linearize(model, "softmax")
+    torch.testing.assert_close(kinds.run(model, **given), wanted, rtol=1e-9, atol=1e-10)
+
+
+def grid_of(kind, layer, height, width, text):
+    """A layer's grid from the picture's sides and the layer's name alone."""
+    if kind in kinds.JOINT and not layer.name.endswith("attn2"):
+        return Grid(height, width, text)
+    halved = kind in ("unet", "sdxl") and not layer.name.startswith(("down_blocks.0.", "up_blocks.1."))
+    return Grid(-(-height // 2), -(-width // 2)) if halved else Grid(height, width)
+
+
+@each_kind
+@torch.no_grad()
+def test_every_layer_is_told_the_grid_and_the_noise_of_the_call(kind):
+    model, (height, width) = kinds.model(kind), kinds.sizes(kind)[-1]
+    given, level = kinds.inputs(kind, height, width, text=4), torch.tensor([0.25, 0.75])
+    steps = 1 if kind in kinds.ROTARY else 1000  # a flow's time itself, or one of a thousand
+    given["timestep"] = (level * steps).to(given["timestep"].dtype)
+    with families.capture(model) as seen:
+        kinds.run(model, **given)
+    for layer, entry in zip(families.layers(model), seen, strict=True):
+        assert entry["grid"] == grid_of(kind, layer, height, width, 4)
+        assert torch.equal(entry["noise"], level)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in ("dit", "qwen")])
+@torch.no_grad()
+def test_a_stock_pipelines_layers_are_told_its_pixels_and_its_schedulers_times(kind):
+    """What diffusers itself hands over, at each of three steps and 48 x 80 px."""
+    pipe, found = kinds.pipeline(kind), []
+    model = families.model_of(pipe)
+    model.register_forward_hook(lambda *_: found.append(list(seen)))
+    how = {"use_resolution_binning": False, "clean_caption": False} if kind == "pixart" else {}
+    how |= {"max_sequence_length": 6} if kind in ("pixart", *kinds.JOINT) else {}
+    with families.capture(model) as seen:
+        pipe("a red ring", height=48, width=80, num_inference_steps=3, guidance_scale=1.0, output_type="latent", **how)
+    text = {"flux": 6, "sd3": 16 + 6, "sd35": 16 + 6}.get(kind, 0)  # T5's, after CLIP's 16 in SD3
+    scale = 8 if kind in kinds.JOINT else 4  # pixels of a token: the VAE's factor, and patches of 2 x 2
+    assert len(found) == 3
+    for step, time in zip(found, pipe.scheduler.timesteps, strict=True):
+        for layer, entry in zip(families.layers(model), step, strict=True):
+            assert entry["grid"] == grid_of(kind, layer, 48 // scale, 80 // scale, text)
+            torch.testing.assert_close(entry["noise"], (time / 1000).expand(1).float())
+
+
 @each_kind
 @torch.no_grad()
 def test_restored_bit_for_bit_and_saved_and_loaded(kind, tmp_path):
@@ -180,6 +237,17 @@ def test_costs_know_every_family(kind):
     assert costs.counted_macs(dense, 8) == costs.macs(dense, 8)["total"]
     assert costs.macs(model, 8)["core"] < costs.macs(dense, 8)["core"]
     assert costs.forward_memory(model, 8) > 0
+
+
+@torch.no_grad()
+def test_the_costs_of_pixart_alpha_know_its_sizes():
+    """Its 1,024 px models are told resolution and aspect ratio, and fail without."""
+    from linattn import costs
+
+    more = {"num_attention_heads": 6, "cross_attention_dim": 48, "use_additional_conditions": True}
+    model = kinds._pixart(**more).eval()
+    assert families.grids(model, **families.family(model).example(model, 6, 2, 0.5)) == [Grid(6, 6)] * 2
+    assert costs.counted_macs(model, 6) == costs.macs(model, 6)["total"]
 
 
 @pytest.mark.parametrize("kind", ["sd3", "sd35"])
@@ -244,13 +312,43 @@ def test_clear_is_dense_attention_with_a_disc_and_a_text_prefix(kind, height, wi
     given = wide(kinds.inputs(kind, height, width, text))
     model, dense = (kinds.model(kind).double() for _ in range(2))
     linattn.linearize(model, "clear", radius=3)
-    y, x = (each.flatten() for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
     seen = torch.ones(text + height * width, text + height * width, dtype=torch.bool)
-    seen[text:, text:] = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < 9
+    seen[text:, text:] = disc(height, width)
     source = importlib.import_module(type(dense).__module__)
     attend = source.dispatch_attention_fn
     monkeypatch.setattr(source, "dispatch_attention_fn", lambda *qkv, **how: attend(*qkv, **{**how, "attn_mask": seen}))
     torch.testing.assert_close(kinds.run(model, **given), kinds.run(dense, **given), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in kinds.ROTARY])
+@torch.no_grad()
+def test_clear_is_dense_attention_with_a_disc_at_every_level(kind, monkeypatch):
+    """Against diffusers' own processors, whose self-attention is told by its as many keys as queries; text is last."""
+    (height, width), text = kinds.sizes(kind)[-1], 4
+    given = wide(kinds.inputs(kind, height, width, text))
+    model, dense = (kinds.model(kind).double() for _ in range(2))
+    before = kinds.run(dense, **given)
+    linattn.linearize(model, "clear", radius=3)
+    wanted = kinds.run(model, **given)
+    discs = [disc(height, width), disc(-(-height // 2), -(-width // 2))]
+    if kind in kinds.JOINT:
+        discs.append(torch.ones(text + height * width, text + height * width, dtype=torch.bool))
+        discs[-1][:-text, :-text] = discs[0]
+    masks, attend = {len(mask): mask for mask in discs}, torch.nn.functional.scaled_dot_product_attention
+
+    def masked(q, k, v, attn_mask=None, **how):  # (batch, heads, tokens, head_dim)
+        return attend(q, k, v, attn_mask=masks[len(q[0, 0])] if q.shape == k.shape else attn_mask, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
+    found = kinds.run(dense, **given)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(found, before, atol=1e-3)
+
+
+def disc(height, width, radius=3):
+    """(tokens, tokens): who lies less than the radius away."""
+    y, x = (each.flatten() for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    return (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < radius**2
 
 
 def test_a_flux_grid_is_read_in_half_precision_and_refuses_reference_pictures():
@@ -273,21 +371,82 @@ def test_who_knows_the_grid_hands_it_down(kind):
     assert torch.equal(kinds.run(model, **given, **extras), wanted)
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("SanaTransformer2DModel", "is linear already"),
-        ("ControlNetModel", "follows the UNet it was made for"),
-        ("UNetMotionModel", "attend over time"),
-        ("Flux2Transformer2DModel", "calls dispatch_attention_fn.*CONTRIBUTING"),
-        ("QwenImage21Transformer2DModel", "calls dispatch_attention_fn.*CONTRIBUTING"),
-        ("VQModel", "how its tokens lie on the picture is not known"),
-        ("AutoencoderTiny", "none of diffusers' attention layers"),
-    ],
-)
-def test_other_models_are_refused_with_a_reason(name, says):
-    less = {"num_layers": 1} if "Transformer" in name else {}
+# What is refused -----------------------------------------------------------------------------------------------------
+
+HANDS_NOTHING = ", and its forward takes no dictionary that it would hand down"
+OTHERS = [
+    ("SanaTransformer2DModel", {"num_layers": 1}, "is linear already"),
+    ("ZImageTransformer2DModel", {"n_layers": 1}, "its forward hands nothing down"),
+    ("ControlNetModel", {}, "follows the UNet it was made for"),
+    ("UNetMotionModel", {}, "attend over time"),
+    ("Flux2Transformer2DModel", {"num_layers": 1}, "as img_ids says.*CONTRIBUTING"),
+    ("QwenImage21Transformer2DModel", {"num_layers": 1}, "as img_shapes says.*CONTRIBUTING"),
+    ("AuraFlowTransformer2DModel", {"num_mmdit_layers": 1}, "not known here: a family of its own tells that"),
+    ("HunyuanDiT2DModel", {"num_layers": 2, "in_channels": 4, "patch_size": 2}, f"not known here{HANDS_NOTHING}"),
+    ("VQModel", {}, "how its tokens lie on the picture is not known"),
+    ("AutoencoderTiny", {}, "none of diffusers' attention layers"),
+]
+
+
+@pytest.mark.parametrize(("name", "less", "says"), OTHERS, ids=[name for name, *_ in OTHERS])
+def test_other_models_are_refused_with_a_reason(name, less, says):
     with torch.device("meta"):
         model = getattr(diffusers, name)(**less)
     with pytest.raises(ValueError, match=f"{name} is not supported: .*{says}.*FluxTransformer2DModel"):
         linattn.linearize(model, "clear")
+
+
+LIKE_FLUX = {
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": kinds.TEXT,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("Flux2Transformer2DModel", {"axes_dims_rope": (2, 2, 2, 2), "guidance_embeds": False}),
+        ("OvisImageTransformer2DModel", {"axes_dims_rope": (2, 2, 4), "out_channels": 16}),
+        ("LongCatImageTransformer2DModel", {"axes_dims_rope": [2, 2, 4], "pooled_projection_dim": kinds.TEXT}),
+    ],
+)
+@torch.no_grad()
+def test_the_reason_is_true_of_models_like_flux(name, more):
+    """Their tokens do lie as img_ids says, and nothing reaches the attentions of those of which the reason says so."""
+    model, told = getattr(diffusers, name)(**LIKE_FLUX, **more).eval(), []
+    with pytest.raises(ValueError, match=f"{name} is not supported: its tokens lie on the picture as img_ids") as error:
+        linattn.linearize(model, "clear")
+    for module in model.modules():
+        if hasattr(module, "set_processor"):
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs: told.append("anything" in kwargs), with_kwargs=True
+            )
+    given = kinds.inputs("flux", 3, 5)
+    del given["pooled_projections"]
+    if len(more["axes_dims_rope"]) == 4:  # FLUX.2's ids end with a fourth, of the text
+        given |= {ids: torch.nn.functional.pad(given[ids], (0, 1)) for ids in ("img_ids", "txt_ids")}
+    if handed := "joint_attention_kwargs" in passing.arguments_of(model):
+        given["joint_attention_kwargs"] = {"anything": 1}
+    plain = kinds.run(model, **given)
+    assert len(told) == 2
+    assert handed == all(told) == (HANDS_NOTHING not in str(error.value))
+    if handed:
+        del given["joint_attention_kwargs"]
+    given["img_ids"] = given["img_ids"].view(3, 5, -1).transpose(0, 1).flatten(0, 1)  # the same tokens in rows of 3
+    assert not torch.allclose(kinds.run(model, **given), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("only", [False, True], ids=["text beside the picture", "text alone"])
+def test_a_unet_without_attn1_is_refused_with_a_reason(only):
+    """DeepFloyd IF and Kandinsky 2.x."""
+    down, up = ("SimpleCrossAttnDownBlock2D",) * 2, ("SimpleCrossAttnUpBlock2D",) * 2
+    middle = {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "mid_block_only_cross_attention": only}
+    model = kinds.MADE["unet"](down_block_types=down, up_block_types=up, only_cross_attention=only, **middle)
+    says = "UNet2DConditionModel is not supported: .*attn1.* SimpleCrossAttnDownBlock2D, SimpleCrossAttnUpBlock2D, have"
+    for call in (linattn.describe, lambda each: linattn.linearize(each, "clear")):
+        with pytest.raises(ValueError, match=says):
+            call(model)

@@ -140,20 +140,14 @@ def test_what_is_no_picture_is_refused(shape):
         figures.strip(torch.rand(shape), "x")
 
 
-@pytest.mark.parametrize("power", [1.0, 1.37, 2.0])
-def test_the_exponent_is_that_of_the_larger_half(power):
-    tokens = [64, 256, 1024, 4096]
-    times = [5.0, 5.0, 1e-3 * 1024**power, 1e-3 * 4096**power]
-    assert figures.exponent(tokens, times) == pytest.approx(power, abs=1e-9)
-    assert figures.exponent([256], [1.0]) is None
+def test_a_line_of_one_size_has_no_exponent():
+    rows = [{"operator": name, "tokens": n, "seconds": s} for name, n, s in SIZES]
+    alt = figures.speed(rows, LOOKS, "dense").alt
+    assert "dense 40 ms at 256 tokens, exponent 1.50" in alt
+    assert "clear 1 ms at 64 tokens." in alt
 
 
-def test_the_exponent_agrees_with_costs():
-    from linattn import costs
-
-    rows = [{"tokens": n, "seconds": 0.01 + 1e-5 * n**1.3} for n in (64, 256, 1024, 4096, 16384)]
-    ours = figures.exponent([row["tokens"] for row in rows], [row["seconds"] for row in rows])
-    assert ours == pytest.approx(costs.exponent(rows), abs=1e-9)
+SIZES = (("dense", 64, 5e-3), ("dense", 256, 40e-3), ("clear", 64, 1e-3), ("clear", 256, None))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,14 @@
+import dataclasses
+import signal
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
 from linattn import judge, project, world
+from linattn.judge import spoil
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +31,6 @@ def test_right_compares_with_the_class_of_each_picture():
     assert [part.tolist() for part in right] == [[True, True, True], [True, False, True]]
 
 
-def test_features_are_what_torchmetrics_asks_for(fresh):
-    extractor = judge.Features(fresh)
-    pictures = torch.rand(3, 3, 64, 64)
-    assert extractor.num_features == 128
-    torch.testing.assert_close(extractor(pictures), fresh(pictures).features)
-
-
 def test_a_missing_judge_is_named_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m linattn\.judge"):
         judge.load(tmp_path)
@@ -44,11 +44,38 @@ def test_spoiling_leaves_a_third_alone_and_is_repeatable():
     torch.testing.assert_close(spoiled, judge.spoil(pictures, torch.Generator().manual_seed(0)))
 
 
-def test_training_goes_on_after_a_kill(tmp_path):
-    settings = {"steps": 12, "batch": 4}
-    whole = judge.train(tmp_path, **settings).state_dict()
-    again = judge.train(tmp_path, **settings).state_dict()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+TRAINING = {"steps": 8, "batch": 4}
+
+
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """SIGKILL in the sixth of eight steps, in a process of its own; the last checkpoint was after the third."""
+    script = textwrap.dedent("""
+        import functools, os, signal, sys
+        from pathlib import Path
+        import torch
+        from linattn import judge
+
+        spoil, taken = judge.spoil, []
+        def spoil_or_death(pictures, draw):
+            taken.append(draw)
+            if len(taken) == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return spoil(pictures, draw)
+        judge.spoil = spoil_or_death
+        judge.Resumable = functools.partial(judge.Resumable, every=3)
+        torch.set_num_threads(1)  # as here, and with the same algorithms: gradients depend on both
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        judge.train(Path(sys.argv[1]), steps=int(sys.argv[2]), batch=int(sys.argv[3]))
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), *map(str, TRAINING.values())]
+    done = subprocess.run(command, cwd=project.ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole = judge.train(tmp_path / "whole", **TRAINING).state_dict()
+    taken = []
+    monkeypatch.setattr(judge, "spoil", lambda pictures, draw: taken.append(draw) or spoil(pictures, draw))
+    resumed = judge.train(tmp_path / "killed", **TRAINING).state_dict()
+    assert len(taken) == 5  # what the checkpoint holds is not trained again
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize("side", [64, 128])
@@ -60,9 +87,15 @@ def test_the_committed_judge_is_right_on_pictures_it_never_saw(side):
     assert card[f"held_out_{side}px"]["shape"] >= 0.99
 
 
-def test_the_committed_judge_does_not_see_what_is_not_there():
-    """Grey noise has no class: if the judge were sure of it, its marks would mean little."""
+@pytest.mark.parametrize("side", [64, 128])
+def test_the_committed_judge_marks_the_thing_and_not_what_is_around_it(side):
+    """It has no answer for an empty picture and guesses; what it marks right on a full one, it saw in the thing."""
     trained = judge.load(project.ROOT / "data" / "judge")
-    pictures = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    wrong, _ = trained(pictures).right(torch.arange(64) % 60)
-    assert wrong.float().mean() < 0.5
+    full = world.scenes(250, seed=11, start=world.HELD_OUT)
+    empty = [dataclasses.replace(scene, things=()) for scene in full]
+    labels = torch.tensor([scene.label for scene in full])
+    seen, guessed = (trained(world.render(scenes, side)).right(labels) for scenes in (full, empty))
+    for right, guesses, chance in zip(seen, guessed, (1 / len(world.SHAPES), 1 / len(world.COLOURS)), strict=True):
+        assert right.float().mean() >= 0.99
+        # Four deviations above chance.
+        assert guesses.float().mean() <= chance + 4 * (chance * (1 - chance) / len(full)) ** 0.5

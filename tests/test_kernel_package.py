@@ -1,10 +1,25 @@
-"""The kernels as a package of their own: without Triton, without linattn, and beside another that is called kernels."""
+"""Both packages as others install them: what a wheel holds and asks for; the kernels without Triton, without linattn,
+and beside another package that is called kernels."""
 
+import ast
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from linattn import project
+from linattn_kernels import launch
+
+SOURCES = {"linattn": project.ROOT, "linattn_kernels": project.ROOT / "kernels"}
+PROJECT = tomllib.loads((project.ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 def python(code, *paths):
@@ -44,3 +59,70 @@ def test_another_package_called_kernels_is_still_found_from_the_root(tmp_path):
     (theirs / "__init__.py").write_text("def get_kernel(name):\n    return name\n")
     code = "from kernels import get_kernel; import linattn_kernels; print(get_kernel('theirs'))"
     assert python(code, project.ROOT / "kernels", tmp_path) == ["theirs"]
+
+
+# The wheel
+
+
+def test_a_wheel_holds_every_file_of_both_packages(tmp_path):
+    """Built as pip would build it, from a copy and with the setuptools that is here: nothing is fetched."""
+    for name, root in SOURCES.items():
+        place = tmp_path / root.relative_to(project.ROOT) / name
+        shutil.copytree(root / name, place, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(project.ROOT / name, tmp_path)
+    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == {
+        path.relative_to(root).as_posix()
+        for name, root in SOURCES.items()
+        for path in (root / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
+    assert {f"linattn_kernels/configs/{kind}.json" for kind in ("linear", "softmax", "window")} <= held
+
+
+def test_an_installation_without_configurations_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "launch.py"))
+    with pytest.raises(FileNotFoundError, match=r"configs has no \*\.json.*install it again.*use_backend"):
+        launch.table.__wrapped__()
+
+
+def test_a_wheel_asks_for_what_is_imported():
+    """On import by its dependencies, later also by an extra; triton comes with torch where it runs."""
+    provided, core = metadata.packages_distributions(), _names(PROJECT["dependencies"])
+    every = core | _names(line for lines in EXTRAS.values() for line in lines)
+    for path in (path for name, root in SOURCES.items() for path in (root / name).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        # What the pipeline or a study runs, each with its extra.
+        served = path.name in ("notebooks.py", "explore.py") or path.parent.name == "plugins"
+        for nodes, asked in ((tree.body, every if served else core), (ast.walk(tree), every)):
+            for name in _imported(nodes) - set(sys.stdlib_module_names) - set(SOURCES) - {"triton"}:
+                assert _names(provided[name]) & asked, f"{path.name} imports {name}, which pyproject.toml does not name"
+
+
+def test_the_lock_is_among_what_a_wheel_accepts():
+    pins = [line for line in (project.ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    locked = {canonicalize_name(pin.name): pin for pin in map(Requirement, pins)}
+    for line in [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]:
+        wanted = Requirement(line)
+        (version,) = locked[canonicalize_name(wanted.name)].specifier
+        assert wanted.specifier.contains(version.version), f"{line}, and the lock has {version}"
+
+
+def _names(lines):
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def _imported(nodes):
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found

@@ -50,10 +50,19 @@ def test_lit_is_the_paper_s_formula(grid, heads, shared):
         (220, 22, 5),
         (230, 23, 5),
         (69, 23, 3),
+        # A quarter would be wider than the kernels take: FLUX and Qwen-Image, SD3.5-L, SD 1.5 twice, SDXL, one head.
+        (3072, 24, 12),
+        (2432, 38, 16),
+        (640, 8, 4),
+        (1280, 8, 5),
+        (640, 10, 4),
+        (320, 1, 2),
     ],
 )
-def test_lit_takes_the_published_heads_or_a_quarter(width, heads, few):
-    assert create("lit", LayerShape(width, heads, width // heads)).heads == few
+def test_lit_takes_the_published_heads_or_a_quarter_and_no_more_than_fit(width, heads, few):
+    operator = create("lit", LayerShape(width, heads, width // heads))
+    assert operator.heads == few
+    assert operator.head_dim <= operator.widest
 
 
 @pytest.mark.parametrize("name", ["linfusion", "lit"])

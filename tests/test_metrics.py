@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,6 +10,7 @@ from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from linattn import metrics, world
+from linattn.judge import Marks
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -192,10 +192,10 @@ class Oracle(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, pictures: torch.Tensor) -> SimpleNamespace:
+    def forward(self, pictures: torch.Tensor) -> Marks:
         shape = nn.functional.one_hot(pictures[:, 0, 0, 0].round().long(), len(world.SHAPES)).float()
         colour = nn.functional.one_hot(pictures[:, 1, 0, 0].round().long(), len(world.COLOURS)).float()
-        return SimpleNamespace(shape=shape, colour=colour, features=pictures.flatten(1))
+        return Marks(shape, colour, features=pictures.flatten(1))
 
 
 def drawn(labels: torch.Tensor) -> torch.Tensor:

@@ -191,3 +191,9 @@ def test_the_log_is_written_as_it_comes(tmp_path):
     with notebooks.Log(tmp_path / "a.log", terminal) as log:
         log.write("one\n")
         assert terminal.getvalue() == (tmp_path / "a.log").read_text() == "one\n"
+
+
+def test_another_profile_replaces_nothing_that_the_pipeline_made(monkeypatch, capsys):
+    monkeypatch.setattr(notebooks, "run", lambda *args, **names: pytest.fail("it ran"))
+    assert notebooks.main(["sample", "--teacher", "class", "--profile", "tiny"]) == 1
+    assert "results of profile tiny would replace those of nano" in capsys.readouterr().err

@@ -116,6 +116,15 @@ def test_a_published_recipe_brings_its_paper_settings_teacher_and_start(content)
     assert settings.recipe("clear") == settings.distill
 
 
+def test_a_students_settings_are_those_that_are_not_the_usual(content):
+    assert all(student.settings == {} for student in params.parse(content).students.values())
+    for place, value in (("layers", ["first:2", 5]), ("initialise", "v"), ("recipe", "protocol")):
+        content = changed(content, f"students.clear.{place}", value)
+    assert params.parse(content).student("clear").settings == {"layers": ("first:2", 5), "initialise": "v"}
+    content = changed(content, "students.lit.recipe", "published")
+    assert params.parse(content, "paper").student("lit").settings == {"initialise": "mlp_only", "recipe": "published"}
+
+
 def test_names_are_asked_for_with_their_nearest(content):
     settings = params.parse(content)
     with pytest.raises(ValueError, match="did you mean 'mediator'"):

@@ -4,6 +4,7 @@ The tests of this file are one story and run in its order: first run, nothing on
 students added, edited, removed and failing.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from linattn import params, pipeline, project
+from linattn import distill, notebooks, params, pipeline, project, students
 
 STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}
@@ -39,6 +40,57 @@ def test_a_teacher_the_judge_does_not_know_is_refused_before_anything_runs(monke
     monkeypatch.setattr(pipeline, "dvc", lambda *words, **options: pytest.fail("dvc was run"))
     with pytest.raises(ValueError, match="60 classes.*facebook/DiT-XL-2-256.*--profile paper"):
         pipeline.repro()
+
+
+@pytest.fixture
+def far(monkeypatch):
+    """params.yaml with a role more, whose teacher is on the hub, and a student of it."""
+    usual = params.load()
+    role = params.Teacher(source="facebook/DiT-XL-2-256")
+    student = params.Student(operator="softmax", teacher="far", name="far-softmax")
+    settings = dataclasses.replace(
+        usual, teachers={**usual.teachers, "far": role}, students={**usual.students, student.name: student}
+    )
+    monkeypatch.setattr(params, "load", lambda profile=None: settings)
+    return settings
+
+
+def test_a_role_of_the_hub_is_left_out_and_the_others_run(far, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(pipeline, "dvc", lambda *words, **_: ran.append(words) or subprocess.CompletedProcess(words, 0))
+    monkeypatch.setattr(notebooks, "main", lambda words: ran.append(tuple(words)) or 0)
+    assert pipeline.repro() == 0
+    said = capsys.readouterr().out
+    assert re.search(r"far is left out: .*facebook/DiT-XL-2-256.*linattn.distill --student far-softmax", said)
+    (first, going, *targets), report = ran
+    assert (first, going, report) == ("repro", "--keep-going", ("report",))
+    assert set(targets) == {
+        *(f"{stage}@{role}" for stage in ("sample", "reference") for role in ROLES),
+        *(f"{stage}@{name}" for stage in EACH for name in far.students if name != "far-softmax"),
+        *("anatomy", "benchmark"),
+    }
+
+
+def test_a_role_of_the_hub_is_refused_where_it_is_asked_for(far, monkeypatch):
+    monkeypatch.setattr(pipeline, "dvc", lambda *words, **options: pytest.fail("dvc was run"))
+    with pytest.raises(ValueError, match=r"60 classes.*facebook/DiT-XL-2-256.*--by-hand --teacher far"):
+        pipeline.repro("far")
+
+
+def test_the_commands_for_a_role_of_the_hub_write_to_scratch(far, monkeypatch):
+    """As they stand in the message: both parse, and nothing of the pipeline's is replaced."""
+    sample, train = re.findall(r"python -m linattn\.(?:notebooks|distill) ([^,]*)", pipeline.by_hand(far, "far"))
+    seen = {}
+    monkeypatch.delenv(project.PIPELINE, raising=False)
+    monkeypatch.setattr(notebooks, "run", lambda _, out, **told: seen.update(told, out=out) or out)
+    assert notebooks.main(sample.split()) == 0
+    assert seen.pop("out").is_relative_to(project.by_hand())
+    assert seen == {"by_hand": True, "teacher": "far", "profile": "nano"}
+    monkeypatch.setattr(students, "make", lambda *told: seen.update(made=told) or [])
+    monkeypatch.setattr(sys, "argv", ["distill", *train.split()])
+    distill.main()
+    assert seen["made"] == ("far-softmax", "nano")
+    assert project.outputs() == project.by_hand()  # where that one writes, no runner of the pipeline above it
 
 
 class Clone:

@@ -1,6 +1,8 @@
 """Plug-ins trained on a tiny random Stable Diffusion: published formats, bits that come back, kills without a trace."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import warnings
@@ -14,9 +16,11 @@ from safetensors.torch import load_file
 import linattn
 from linattn import identity, judge, project, teachers, world
 from linattn.plugins import (
+    adapter,
     batch,
     bench as benches,
     control,
+    encoder,
     lora,
     make,
     marks,
@@ -115,6 +119,45 @@ def test_training_moves_what_is_stored_and_nothing_of_the_teacher(name, made, to
     base = {key.replace(".base_layer.", "."): tensor for key, tensor in pipe.unet.state_dict().items()}
     same = [torch.equal(base[key], tensor) for key, tensor in fresh.items()]
     assert all(same) == (name != "recolour")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_training_is_on_the_teachers_device(name, told, made, monkeypatch, tmp_path):
+    """That of tensors without values, which no other device's may meet: a loss of each training, and what it trains."""
+    here = benches.Bench(told)
+    copied = functools.partial(ControlNetModel.from_unet, here.teacher.model)
+    monkeypatch.setattr(project, "device", lambda: "meta")
+    teacher, seen = benches.Bench(told).teacher, []
+
+    def learn(recipe, model, parameters, loss, scratch, **about):
+        seen.append({loss(0).device.type, *(each.device.type for _, each in parameters)})
+        return []
+
+    def autocast(device, dtype):
+        assert device == "meta"
+        return contextlib.nullcontext()  # there it has none
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    for module in (adapter, control, encoder, lora, recolour):
+        monkeypatch.setattr(module, "learn", learn)
+    # Nothing can be copied from there or stored; the adapter goes on from what it has stored.
+    monkeypatch.setattr(ControlNetModel, "from_unet", lambda unet, **how: copied(**how))
+    monkeypatch.setattr(adapter, "_state", lambda *parts: {})
+    monkeypatch.setattr(adapter, "store", lambda *parts: None)
+    stored = adapter.Adapter().mount(here.pipe(), made[0] / "data" / "plugins" / "adapter").to("meta")
+    monkeypatch.setattr(adapter.Adapter, "mount", lambda self, pipe, folder: stored)
+    with contextlib.suppress(NotImplementedError):
+        numbers.PLUGINS[name].make(teacher, RECIPE, tmp_path, tmp_path / "out")
+    assert seen == [{"meta"}] * (3 if name == "adapter" else 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_mounted_where_the_pipeline_is(name, told, made, bench, monkeypatch):
+    monkeypatch.setattr(project, "device", lambda: "meta")
+    elsewhere = benches.Bench(told)
+    pipe = numbers.PLUGINS[name].mount(elsewhere.pipe(), numbers.folder(name))
+    parts = [part for part in (elsewhere.eye, *pipe.components.values()) if isinstance(part, torch.nn.Module)]
+    assert {each.device.type for part in parts for each in part.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -249,12 +292,12 @@ def test_the_study_is_the_same_twice_and_the_report_reads_it(bench, told, made, 
     study.measure(told, few)
     assert texts == {name: (tmp_path / name).read_bytes() for name in texts}
     assert "seconds" not in texts[numbers.RESULT].decode()
-    assert project.read_json(tmp_path / numbers.RUN)["facts"]["versions"]["torch"]
+    assert project.read_json(tmp_path / "reports" / "studies" / "plugins.run.json")["facts"]["versions"]["torch"]
     rows = first["plugins"]["adapter"]["rows"]
     assert [row["body"] for row in rows] == ["softmax", "tiny"]
     assert [row["body"] for row in first["plugins"]["recolour"]["rows"]] == ["softmax", "tiny", "tiny, not distilled"]
     assert all(row["with"]["shape"]["n"] == 3 and row["difference"]["value"] > 0 for row in rows)
-    shots = study.read_sheet(first, tmp_path / numbers.SHEET)
+    shots = report._shots(first)
     shown = numbers.PLUGINS["adapter"].questions(3, PART.seed, SIDE)["no caption"].shown
     read = torch.tensor(shots["adapter"]["shown"]) / 255  # a JPEG of 16 px pictures
     assert (read - shown[:2]).abs().mean() < 0.02
@@ -273,10 +316,10 @@ def test_sentences_say_what_does_nothing_and_what_does_less():
         for body, ours in (("softmax", 90), ("sd-linfusion", 85), ("sd-lit", 12))
     ]
     first, *others = report.findings({"rows": rows, "obeys": ["shape"]})
-    assert "on softmax shape 90.0 % (82.6 to 94.5), without it 10.0 %; on sd-linfusion" in first
+    assert "on softmax shape 90.0\u00a0% (82.6 to 94.5), without it 10.0\u00a0%; on sd-linfusion" in first
     assert others == [
         "No caption: on sd-lit shape is not right more often with it than without, as far as this tells.",
-        "No caption: on sd-lit shape is right less often than on softmax, 12.0 % against 90.0 %.",
+        "No caption: on sd-lit shape is right less often than on softmax, 12.0\u00a0% against 90.0\u00a0%.",
     ]
     other = [{**row, "question": "shape named", "with": {"shape": share(11)}} for row in rows[:1]]
     *_, last = report.findings({"rows": [*rows, *other], "obeys": ["shape"]})
@@ -288,7 +331,15 @@ def test_the_studys_numbers_are_read_strictly(tmp_path):
     told = numbers.load()
     assert set(told.recipes) == set(NAMES)
     text = (project.ROOT / numbers.PARAMS).read_text()
-    for before, after in (("pictures:", "picture:"), ("control:", "controll:"), ("rank:", "ranks:")):
+    for before, after, said in (
+        ("pictures:", "picture:", "measure: 'picture': .* did you mean 'pictures'"),
+        ("recipes:", "recipe:", "did you mean 'recipes'"),
+        ("control:", "controll:", "did you mean 'control'"),
+        ("rank:", "ranks:", "recipes.lora-attn1: 'ranks': .* did you mean 'rank'"),
+        ("words: {steps: 400", "words: {step: 400", "recipes.adapter.words: 'step': .* did you mean 'steps'"),
+        ("optimizer: muon", "optimizer: moun", "did you mean 'muon'"),
+        ("shown: 6", "shown: six", "measure.shown is 'six' .* it must be a whole number"),
+    ):
         (tmp_path / "params.yaml").write_text(text.replace(before, after))
-        with pytest.raises((TypeError, ValueError), match=after.rstrip(":")):
+        with pytest.raises(ValueError, match=said):
             numbers.load(tmp_path / "params.yaml")

@@ -7,6 +7,8 @@ import tiny
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FluxImg2ImgPipeline,
     HeunDiscreteScheduler,
@@ -131,6 +133,29 @@ def test_pil_pictures_are_read():
     assert linattn.upscale(reader("unet"), images[0], asked=CAPTIONS[:1], steps=1).shape == (1, 3, 64, 64)
 
 
+def test_pil_pictures_of_two_sizes_are_refused():
+    images = [Image.new("RGB", size) for size in ((32, 32), (48, 32))]
+    with pytest.raises(ValueError, match="pictures of 32 x 32 px and 48 x 32 px in one call"):
+        linattn.upscale(reader("unet"), images, asked=CAPTIONS)
+    with pytest.raises(ValueError, match="no pictures"):
+        linattn.upscale(reader("unet"), [], asked=CAPTIONS)
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_a_learned_variance_is_refused_and_the_remedy_draws(kind, variance, monkeypatch):
+    pipe = tiny.pipeline()
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, variance_type=variance)
+    monkeypatch.setattr(sampling, "encode", lambda *_: pytest.fail("something was computed"))
+    with pytest.raises(
+        ValueError, match=rf"{kind.__name__} with variance_type '{variance}'.*DDIMScheduler.from_config"
+    ):
+        linattn.upscale(pipe, IMAGE, asked=asked("dit"), steps=2)
+    monkeypatch.undo()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    assert linattn.upscale(pipe, IMAGE, asked=asked("dit"), steps=2).isfinite().all()
+
+
 def test_ntk_turns_the_positions_while_it_draws():
     made = reader("flux")
     rope = made.pipe.transformer.pos_embed
@@ -145,14 +170,28 @@ def test_ntk_turns_the_positions_while_it_draws():
 
 def test_proportional_is_clears_own_option_and_is_put_back():
     made = reader("flux")
-    linattn.linearize(made.pipe, "clear", radius=2, trained=40)
+    linattn.linearize(made.pipe, "clear", radius=2)
     how = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
     plain, scaled = (linattn.upscale(made, IMAGE, 2, 1.0, proportional=wanted, **how) for wanted in (False, True))
     assert (plain - scaled).abs().max() > 1e-5
     assert all(layer.operator.pinned is None for layer in families.layers(made.pipe))
     linattn.restore(made.pipe)
-    linattn.linearize(made.pipe, "clear", radius=2, trained=40, proportional=True)
+    length = redraw.trained_tokens(sampling.Source.of(made), CAPTIONS, text=True)
+    linattn.linearize(made.pipe, "clear", radius=2, trained=length, proportional=True)
     assert torch.equal(linattn.upscale(made, IMAGE, 2, 1.0, **how), scaled)
+
+
+def test_at_the_card_s_own_side_the_proportional_scale_is_none():
+    made = reader("flux")
+    linattn.linearize(made.pipe, "clear", radius=2)
+    seen, layer = [], families.layers(made.pipe)[0].operator
+    real = layer.scale
+    layer.scale = lambda grid, values: seen.append((grid, real(grid, values))) or seen[-1][1]
+    how = {"asked": CAPTIONS, "steps": 1, "guidance": 1.0, "proportional": True}
+    linattn.upscale(made, IMAGE, made.card["side"] / IMAGE.shape[-1], 1.0, **how)
+    grid, scale = seen[0]
+    assert grid.tokens == redraw.trained_tokens(sampling.Source.of(made), CAPTIONS, text=True)
+    assert scale == layer.shape.head_dim**-0.5
 
 
 def test_large_pictures_are_decoded_in_tiles_and_small_ones_are_not():

@@ -5,7 +5,7 @@ import json
 import kinds
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import linattn
@@ -97,21 +97,104 @@ def clear(path, model, factor=1, seed=6):
     return tensors
 
 
+def by_hand(tensors, order, height, width, text, radius, factor):
+    """FLUX's attention as CLEAR published it, layer after layer: a strict disc, and keys pooled after norm and RoPE."""
+    y, x = (each.flatten() for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    picture, cells = height * width, (height // factor) * (width // factor) if factor > 1 else 0
+    seen = torch.ones(text + picture, text + picture + cells, dtype=torch.bool)
+    seen[text:, text : text + picture] = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < radius**2
+    seen[:text, text + picture :] = False
+    layer = iter(order)
+
+    def attend(q, k, v, **unused):
+        name = f"{next(layer)}.processor.spatial_weight"
+
+        def extended(each):
+            if factor == 1:
+                return each
+            grid = each[:, text:].unflatten(1, (height // factor, factor, width // factor, factor))
+            pooled = torch.einsum("byaxchd,ac->byxhd", grid, tensors[name].double().reshape(factor, factor))
+            return torch.cat([each, pooled.flatten(1, 2)], 1)
+
+        scores = torch.einsum("bihd,bjhd->bhij", q, extended(k)) / q.shape[-1] ** 0.5
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        return torch.einsum("bhij,bjhd->bihd", weights, extended(v))
+
+    return attend
+
+
 @pytest.mark.parametrize("factor", [1, 2])
 @torch.no_grad()
-def test_clears_weights_are_flux_with_them_and_a_mask(factor, tmp_path):
+def test_clears_weights_are_flux_with_them_and_the_published_attention(factor, tmp_path, monkeypatch):
     path, model, base = tmp_path / "clear_local_3.safetensors", kinds.model("flux"), kinds.model("flux")
-    tensors, given = clear(path, model, factor), kinds.inputs("flux", 4, 6)
+    tensors, given = clear(path, model, factor), kinds.inputs("flux", 4, 6, 5)
+    given = {name: each.double() if each.is_floating_point() else each for name, each in given.items()}
     with pytest.warns(UserWarning, match="does not hold .*norm.*the base's stay"):
         linattn.load(model, path, radius=3)
     assert {row["options"]["pool"] for row in linattn.describe(model)} == {factor}
-    linattn.linearize(base, "clear", radius=3, pool=factor)
-    own = {f"{layer.name}.{families.KEY}.pooling.{factor}": layer for layer in families.layers(base)}
-    for name, layer in own.items() if factor > 1 else ():
-        weight = tensors[f"{layer.name}.processor.spatial_weight"].reshape(factor, factor)
-        base.get_parameter(name).copy_(weight)
+    found = kinds.run(model.double(), **given)
     base.load_state_dict({name: each for name, each in tensors.items() if "spatial" not in name}, strict=False)
-    assert torch.equal(kinds.run(model, **given), kinds.run(base, **given))
+    order = [layer.name for layer in families.layers(base)]  # as the forward meets them
+    attend = by_hand(tensors, order, 4, 6, 5, radius=3, factor=factor)
+    monkeypatch.setattr("diffusers.models.transformers.transformer_flux.dispatch_attention_fn", attend)
+    torch.testing.assert_close(found, kinds.run(base.double(), **given), rtol=1e-9, atol=1e-10)
+
+
+def test_other_heads_are_another_base(tmp_path):
+    """SD 1.5 and 2.1 differ in nothing else that a file shows."""
+    model = kinds.model("unet")
+    linfusion(tmp_path / "released", model)
+    card = json.loads((tmp_path / "released" / "config.json").read_text())
+    card["modules_list"][1]["heads"] *= 2
+    (tmp_path / "released" / "config.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"trained with \d+ heads in .*which has \d+ here: it belongs to another base"):
+        linattn.load(model, tmp_path / "released")
+    assert not any(layer.operator for layer in families.layers(model))
+
+
+def test_layers_that_a_file_does_not_name_are_named(tmp_path):
+    unet, flux = kinds.model("unet"), kinds.model("flux")
+    linfusion(tmp_path / "released", unet)
+    place = tmp_path / "released"
+    card, weights = json.loads((place / "config.json").read_text()), place / "diffusion_pytorch_model.safetensors"
+    last = card["modules_list"].pop()["module_name"]
+    count = len(card["modules_list"])
+    save_file({name: each for name, each in load_file(weights).items() if int(name.split(".")[0]) < count}, weights)
+    (place / "config.json").write_text(json.dumps(card))
+    with pytest.warns(UserWarning, match=rf"does not name {last}: they stay"):
+        linattn.load(unet, place)
+    tensors = clear(tmp_path / "clear.safetensors", flux)
+    gone = families.layers(flux)[0].name
+    save_file({n: each for n, each in tensors.items() if not n.startswith(gone)}, tmp_path / "clear.safetensors")
+    with pytest.warns(UserWarning, match=rf"does not name {gone}: they stay"):
+        linattn.load(flux, tmp_path / "clear.safetensors", radius=3)
+
+
+def test_a_file_of_clears_is_whole(tmp_path):
+    flux, path = kinds.model("flux"), tmp_path / "clear.safetensors"
+    tensors = clear(path, flux, factor=2)
+    first = families.layers(flux)[0].name
+    for lost, says in [
+        (f"{first}.processor.spatial_weight", "pools by 2 and holds no spatial_weight for " + first),
+        (f"{first}.to_k.weight", rf"lacks {first}\.to_k\.weight"),
+    ]:
+        save_file({name: each for name, each in tensors.items() if name != lost}, path)
+        with pytest.raises(ValueError, match=says):
+            linattn.load(flux, path, radius=3)
+    assert not any(layer.operator for layer in families.layers(flux))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", r"config\.json is damaged"), ('{"modules_list": [{}]}', r"config\.json: module 0 .*'module_name'")],
+    ids=["cut", "empty module"],
+)
+def test_a_damaged_config_is_named(text, says, tmp_path):
+    model = kinds.model("unet")
+    linfusion(tmp_path / "released", model)
+    (tmp_path / "released" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        linattn.load(model, tmp_path / "released")
 
 
 def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):

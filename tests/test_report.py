@@ -7,7 +7,8 @@ import synthetic_results
 from nbformat import v4
 from pages import Page, check
 
-from linattn import metrics, project, report
+from linattn import evaluation, metrics, project, report
+from linattn.params import Student
 from linattn.report import sentences, tables, timing, words
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
@@ -266,7 +267,14 @@ def test_a_teacher_that_failed_says_why(root):
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"radius": 6}, "radius 4"), ({"pool": 2}, "pool None"), ({"operator": "lit"}, "operator 'clear'")],
+    [
+        ({"radius": 6}, "radius 4"),
+        ({"pool": 2}, "pool None"),
+        ({"operator": "lit"}, "operator 'clear'"),
+        ({"layers": "every:2"}, "layers 'all'"),
+        ({"initialise": "v"}, "initialise 'all'"),
+        ({"recipe": "published"}, "recipe 'protocol'"),
+    ],
     ids=str,
 )
 def test_a_result_of_other_settings_is_no_result(root, changes, says):
@@ -274,6 +282,26 @@ def test_a_result_of_other_settings_is_no_result(root, changes, says):
     assert says in report.read(edited, "nano").failures["clear"]
     assert "clear" not in report.read(edited, "nano").done
     assert "profile 'nano'" in report.read(FEW, "tiny").failures["clear"]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"layers": "every:2"}, {"layers": (0, 2)}, {"initialise": "v"}, {"recipe": "published", "initialise": "mlp_only"}],
+    ids=str,
+)
+def test_a_result_with_settings_of_its_own_is_that_students_and_no_others(root, own):
+    """As evaluation writes them and as the report reads them."""
+    student = Student(operator="clear", name="clear", options={"radius": 4}, **own)
+    path = project.result("clear")
+    kept = path.read_text()
+    try:
+        project.write_json(path, json.loads(kept) | evaluation.settings_of(student))
+        assert report.read({"clear": student}, "nano").done == ["clear"]
+        for key, value in own.items():
+            said = report.read({"clear": FEW["clear"]}, "nano").failures["clear"]
+            assert f"{key} {json.loads(json.dumps(value))!r}" in said
+    finally:
+        path.write_text(kept)
 
 
 def test_a_notebook_keeps_its_alt_texts_and_loses_its_addresses(written):
@@ -298,7 +326,5 @@ def test_machines_that_differ_are_both_named(part):
 
 
 def test_entries_of_params_and_plain_ones_read_alike(root):
-    from linattn.params import Student
-
     typed = {"clear": Student(operator="clear", name="clear", options={"radius": 4})}
     assert report.read(typed, "nano").students == {"clear": {"operator": "clear", "radius": 4}}

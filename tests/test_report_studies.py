@@ -3,12 +3,14 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 import synthetic_results
+import torch
 from pages import check
 
 from linattn import project, report
-from linattn.report import studies
+from linattn.report import studies, studyparts
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear")}
 
@@ -78,5 +80,39 @@ def test_a_missing_parent_package_is_a_missing_module(root, monkeypatch):
     assert studies.read() == []
 
 
-def test_plugins_and_resolution_have_their_places():
-    assert studies.STUDIES == {"plugins": "linattn.plugins.report", "resolution": "linattn.resolution"}
+def test_the_results_in_git_are_shown(monkeypatch):
+    """A result of an older layout would be a failure on the first page."""
+    monkeypatch.setenv(project.PIPELINE, "1")  # never what was made by hand
+    found = studies.read()
+    assert [section.body for section in found if 'class="failure"' in section.body] == []
+    for name in studies.STUDIES:
+        assert [each.anchor for each in found if each.anchor.startswith(f"study-{name}-")], name
+
+
+# What studies share
+
+
+def test_a_sheet_gives_its_rows_back(tmp_path):
+    grey = torch.linspace(-0.2, 1.2, 3).view(3, 1, 1, 1).expand(3, 3, 32, 32)
+    pictures = {("a", "shown"): grey, ("a", "drawn"): torch.ones(3, 3, 32, 32), "b": torch.zeros(3, 3, 32, 32)}
+    studyparts.write_sheet(pictures, tmp_path / "sheet.jpg", quality=85)
+    found = studyparts.read_sheet(iter(pictures), tmp_path / "sheet.jpg")
+    assert list(found) == list(pictures)
+    for name, wanted in pictures.items():
+        assert found[name].shape == (3, 3, 32, 32)
+        assert np.abs(found[name] - wanted.clamp(0, 1).numpy() * 255).max() < 4, name
+
+
+def test_a_cell_is_a_number_with_its_interval_or_a_dash():
+    measure = {"value": 0.5, "low": 0.4, "high": 0.61}
+    assert studyparts.cell(measure) == ("50.0", "40.0 to 61.0")
+    assert studyparts.cell({**measure, "low": None, "high": None}, 1, 2) == "0.50"
+    assert studyparts.cell(dict.fromkeys(measure)) == "–"
+
+
+def test_a_table_escapes_what_it_shows():
+    shown = studyparts.table('a "b"', ["", "<h>"], [("<r>", ["<1>", ("<2>", "<3> to 4")])])
+    assert 'aria-label="a &quot;b&quot;"' in shown
+    assert '<th scope="col">&lt;h&gt;</th>' in shown
+    row = '<td>&lt;1&gt;</td><td>&lt;2&gt; <span class="interval">&lt;3&gt; to 4</span></td>'
+    assert f'<tr><th scope="row">&lt;r&gt;</th>{row}</tr>' in shown

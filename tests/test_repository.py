@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from linattn import notebooks, pipeline, project
+from linattn.report import studies
 
 ROOT = project.ROOT
 FILES = pipeline.files()
@@ -278,6 +279,13 @@ def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
     wanted = {module_path(module) for module in used(notebook)}
     assert wanted <= listed, "missing deps"
     assert listed - operators <= wanted, "deps that the stage does not use"
+
+
+def test_the_report_lists_the_modules_that_write_it():
+    """A study's is found by its name, and what measures is not followed: the report reads what was measured."""
+    listed = {dep for dep in body("report")["deps"] if dep.startswith("linattn/")}
+    shown = {f"{module.replace('.', '/')}.py" for module in studies.STUDIES.values()}
+    assert listed == {module_path(each) for each in used("notebooks/07_report.ipynb")} | shown | {"linattn/figures.py"}
 
 
 def test_a_stage_that_runs_operators_lists_their_files():

@@ -1,6 +1,5 @@
 """The study of sizes: what it counts as steep, how it follows costs, what it shows."""
 
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -21,13 +20,17 @@ class Bench:
 Bench.teacher.conditions = resolution.sampling.Source.of(Bench.teacher).conditions
 
 
-def test_the_repository_s_numbers_are_read_and_a_misspelt_key_is_not(tmp_path):
+def test_the_repository_s_numbers_are_read_strictly(tmp_path):
     told = resolution.load()
     assert set(told.teachers) == {"class", "text", "text-joint"}
-    path = project.ROOT / resolution.PARAMS
-    (tmp_path / "params.yaml").write_text(path.read_text().replace("pictures:", "picturs:"))
-    with pytest.raises(ValueError, match="did you mean 'pictures'"):
-        resolution.load(tmp_path / "params.yaml")
+    text = (project.ROOT / resolution.PARAMS).read_text()
+    for before, after, said in (
+        ("pictures:", "picturs:", "did you mean 'pictures'"),
+        ("pictures: 16", "pictures: many", "pictures is 'many' .* it must be a whole number"),
+    ):
+        (tmp_path / "params.yaml").write_text(text.replace(before, after))
+        with pytest.raises(ValueError, match=said):
+            resolution.load(tmp_path / "params.yaml")
 
 
 def test_true_pictures_are_steep_and_enlarged_ones_are_not():
@@ -61,15 +64,6 @@ def test_exponents_are_those_of_the_larger_half_and_seconds_stay_apart():
     assert kept["exponents"] == {"bytes": pytest.approx(1, abs=1e-6), "macs": pytest.approx(1.5, abs=1e-6)}
     assert [set(row) for row in kept["rows"]] == [{"side", "tokens", "bytes", "macs"}] * 4
     assert timed["rows"][2] == {"side": 1 << 12, "seconds": 1 + (1 << 12) ** 2}
-
-
-def test_the_sheet_gives_its_rows_back(tmp_path):
-    pictures = {"a": torch.zeros(3, 3, 32, 32), "b": torch.ones(3, 3, 32, 32)}
-    resolution.write_sheet(pictures, tmp_path / "sheet.jpg")
-    found = resolution.read_sheet(list(pictures), tmp_path / "sheet.jpg")
-    assert found["a"].shape == (3, 3, 32, 32)
-    assert np.abs(found["a"].astype(int)).max() < 4
-    assert found["b"].min() > 250
 
 
 def test_what_was_measured_is_shown_and_nothing_where_nothing_was(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Self-generated data: what survives a kill, what is kept, and what is refused with a remedy."""
 
 import json
+import math
 
 import kinds
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from linattn import samples, sampling
+from linattn.distill import DistillConfig, distill
 from linattn.samples import Samples
 from linattn.teachers import Teacher
 
@@ -131,6 +133,66 @@ def test_another_reader_or_text_length_is_another_recipe(tmp_path):
         next(made.pipe.text_encoder_2.parameters()).add_(1)
     with pytest.raises(ValueError, match="readers"):
         samples.write(made, tmp_path, 2, shard=2)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return Teacher(kinds.pipeline("unet"), {"steps": 1, "guidance": 1.0, "side": 32}, "unet")
+
+
+def test_without_captions_of_ones_own_the_recipe_is_what_it_was(pipe, reader):
+    """dvc.lock holds the digests of files that hold it."""
+    both = {"format", "teacher", "scheduler", "seed", "guidance", "steps", "sampler", "shape", "shard"}
+    assert samples.describe(pipe, 0).keys() == both | {"classes"}
+    recipe = samples.describe(reader, 0)
+    assert recipe.keys() == both | {"captions", "readers", "text_length"}
+    assert recipe["captions"] == "linattn.world"
+
+
+OWN = ("an otter", "two otters, one on a raft", "a raft")
+
+
+def test_captions_of_ones_own_are_drawn_and_stored_in_turn(reader, tmp_path):
+    drawn = samples.write(reader, tmp_path, 5, seed=2, shard=2, captions=OWN)
+    latents, captions = drawn.batch(range(5))
+    assert captions == [*OWN, *OWN[:2]]
+    again = sampling.draw_latents(reader, captions, seed=2)
+    torch.testing.assert_close(latents, again, rtol=1e-3, atol=1e-3)  # stored in half precision
+    worlds = sampling.draw_latents(reader, samples.asked(reader.conditions, range(5), 2), seed=2)
+    assert (latents - worlds).abs().max() > 1e-2
+
+
+def test_other_captions_are_another_recipe(reader, tmp_path, drawn):
+    samples.write(reader, tmp_path, 4, shard=2, captions=OWN)
+    before = files(tmp_path)
+    for other in (None, OWN[:2], OWN[::-1], ("an otter\ntwo otters", *OWN[2:])):
+        with pytest.raises(ValueError, match=r"captions '3 of \w+' \(now .*another folder"):
+            samples.write(reader, tmp_path, 4, shard=2, captions=other)
+    assert files(tmp_path) == before
+    samples.write(reader, tmp_path, 6, shard=2, captions=list(OWN))
+    assert drawn == [0, 2, 4]
+
+
+def test_captions_that_cannot_be_are_refused_before_anything_is_drawn(pipe, reader, tmp_path, drawn):
+    with pytest.raises(ValueError, match=r"captions for DiTTransformer2DModel.*its 4 classes.*leave captions out"):
+        samples.write(pipe, tmp_path, 2, captions=OWN)
+    for wrong, message in (([], "no captions"), ("an otter", "list of texts"), ([1, 2], "list of texts")):
+        with pytest.raises(ValueError, match=message):
+            samples.write(reader, tmp_path, 2, captions=wrong)
+    assert drawn == []
+    assert files(tmp_path) == {}
+
+
+def test_a_student_learns_from_captions_of_ones_own(reader, tmp_path, monkeypatch):
+    data = samples.write(reader, tmp_path, 5, shard=4, captions=OWN)
+    seen, read = set(), reader.pipe.encode_prompt
+    monkeypatch.setattr(reader.pipe, "encode_prompt", lambda texts, *more: seen.update(texts) or read(texts, *more))
+    config = DistillConfig("softmax", layerwise_steps=2, steps=2, batch=4, label_drop=0.0)
+    result = distill(config, reader, data)
+    assert {"", *OWN} >= seen >= set(OWN)
+    assert all(math.isfinite(row["loss"]) for row in result.history)
+    world = samples.write(reader, tmp_path / "world", 5, shard=4)
+    assert config.recipe(reader, data)["samples"] != config.recipe(reader, world)["samples"]
 
 
 def test_another_teacher_is_refused_even_without_a_manifest(written):

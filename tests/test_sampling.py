@@ -255,6 +255,43 @@ def test_half_precision_models_step_in_single():
     assert sampling.decode(pipe, drawn).dtype == torch.float32
 
 
+def overflowing(force: bool) -> nn.Module:
+    """A float16 VAE whose activations pass 65,504 in both directions, as SDXL's own do."""
+    vae = tiny.vae()
+    with torch.no_grad():
+        for end in (vae.encoder, vae.decoder):
+            end.conv_in.weight.mul_(1e6).clamp_(-6e4, 6e4)
+    vae.register_to_config(force_upcast=force)
+    return vae.half()
+
+
+def test_a_half_vae_that_asks_for_single_precision_gets_it_and_is_given_back():
+    pipe = tiny.pipeline()
+    latents, pictures = torch.randn(3, 4, 8, 8), torch.rand(3, 3, 32, 32)
+    for force in (False, True):
+        pipe.vae = overflowing(force)
+        before = {name: each.clone() for name, each in pipe.vae.state_dict().items()}
+        decoded, encoded = sampling.decode(pipe, latents), sampling.encode(pipe, pictures)
+        assert [bool(each.isfinite().all()) for each in (decoded, encoded)] == [force, force]
+        after = pipe.vae.state_dict()
+        assert all(torch.equal(after[name], each) and each.dtype == torch.float16 for name, each in before.items())
+    pipe.vae.float()  # what half precision holds, in single all along
+    assert torch.equal(decoded, sampling.decode(pipe, latents))
+    assert torch.equal(encoded, sampling.encode(pipe, pictures))
+
+
+def test_a_vae_is_half_again_after_an_error_and_bfloat16_stays():
+    pipe = tiny.pipeline()
+    pipe.vae = overflowing(True)
+    with pytest.raises(RuntimeError):
+        sampling.decode(pipe, torch.randn(1, 5, 8, 8))
+    assert pipe.vae.dtype == torch.float16
+    for dtype in (torch.float32, torch.bfloat16):
+        pipe.vae.to(dtype)
+        with sampling.upcast(pipe.vae):
+            assert pipe.vae.dtype == dtype
+
+
 def test_one_picture_one_step_of_the_smallest_size():
     for sampler in sampling.SAMPLERS:
         drawn = sampling.draw(tiny.pipeline(), torch.tensor([2]), size=4, steps=1, sampler=sampler)

@@ -1,6 +1,9 @@
 """Side studies: pipelines of their own, with every module they use among their deps, that a dvc repro never runs."""
 
 import ast
+import re
+import runpy
+import sys
 from pathlib import PurePosixPath
 
 import nbformat
@@ -13,7 +16,7 @@ from linattn.plugins.settings import PLUGINS
 ROOT = project.ROOT
 # Modules that carry values, names and paths, or show them; `attention` finds an operator's file, which is a dep itself.
 CARRYING = ("params", "project", "notebooks", "figures", "plugins/settings", "plugins/report")
-CARRIERS = {"linattn/__init__.py", "linattn/attention/__init__.py", "linattn/plugins/__init__.py"}
+CARRIERS = {"linattn/__init__.py", "linattn/attention/__init__.py", "linattn/plugins/__init__.py", "linattn/report"}
 CARRIERS |= {f"linattn/{name}.py" for name in CARRYING}
 # Packages that a stage depends on as on one thing.
 WHOLE = ("linattn/families", "linattn/pretraining", "linattn/report")
@@ -114,6 +117,34 @@ def test_nothing_of_the_pipeline_hangs_on_a_study():
     for name, stage in yaml("dvc.yaml")["stages"].items():
         for dep in stage.get("do", stage)["deps"]:
             assert not [path for path in made if path.is_relative_to(dep) or PurePosixPath(dep) == path], (name, dep)
+
+
+@pytest.mark.parametrize("study", ["plugins", "resolution"])
+def test_a_study_names_no_profile_but_the_chosen_one(study):
+    assert not re.findall(r"profiles\.(?!\$\{profile\})", (ROOT / f"studies/{study}/dvc.yaml").read_text())
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize(("study", "name"), [("plugins", "train"), ("plugins", "measure"), ("resolution", "measure")])
+@pytest.mark.parametrize("error", [None, notebooks.Failed("see reports/failed"), ValueError("no notebook")])
+def test_a_command_runs_its_notebook_or_says_why_not(study, name, error, monkeypatch, capsys):
+    stage, ran = stages(study)[name], []
+
+    def run(notebook, out, **names):
+        ran.extend(path.relative_to(ROOT).as_posix() for path in (notebook, out))
+        if error:
+            raise error
+
+    monkeypatch.setattr(notebooks, "run", run)
+    _, _, module, *words = stage["cmd"].replace("${key}", "control").split()
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(module, run_name="__main__")
+    assert ran[0] == stage["deps"][0]
+    assert ran[1] in [out.replace("${key}", "control") for out in stage["outs"]]
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == ((1, 1) if error else (0, 0))
+    assert not error or (f"linattn: study {study}, " in said and str(error) in said)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("studies/*/*.ipynb")), ids=lambda path: path.stem)

@@ -4,6 +4,8 @@ import copy
 import json
 import pickle
 
+import accelerate
+import kinds
 import pytest
 import tiny
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import linattn
-from linattn import families, surgery
+from linattn import families, surgery, teachers
 from linattn.attention import OPERATORS, POLICIES
 
 EVERY = ["softmax", "clear", "linfusion", "mediator", "lit"]
@@ -226,6 +228,18 @@ def test_a_conversion_that_fails_half_way_is_undone(monkeypatch, again):
     assert again or untouched(model)
 
 
+@pytest.mark.parametrize("kind", ["dit", "unet", "flux", "sd3"])
+def test_a_teacher_is_taken_as_its_pipeline(kind, tmp_path):
+    pipe = tiny.pipeline() if kind == "dit" else kinds.pipeline(kind)
+    made = teachers.Teacher(pipe, {"side": 32}, kind)
+    assert linattn.linearize(made, "linfusion") is made
+    linattn.save(made, tmp_path)
+    linattn.restore(made)
+    assert linattn.load(made, tmp_path) is made
+    assert linattn.describe(made) == linattn.describe(pipe)
+    assert {row["operator"] for row in linattn.describe(made)} == {"linfusion"}
+
+
 def test_an_unsupported_model_is_named():
     says = "AutoencoderKL is not supported: it has none of diffusers' attention layers; .*DiTTransformer2DModel"
     with pytest.raises(ValueError, match=says):
@@ -354,6 +368,52 @@ def test_a_model_on_the_meta_device_converts():
 # Looking -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_offloaded_weights_are_refused_and_the_way_round_is_named(when, tmp_path):
+    """They lie on meta between calls: converted there, lit and mediator drew NaN and said nothing."""
+    pipe = tiny.pipeline()
+    if when == "after":
+        linattn.linearize(pipe, "lit")
+    wanted, inputs = tiny.run(pipe.transformer, **tiny.inputs()), tiny.inputs()
+    accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+    calls = {
+        "before": [lambda: linattn.linearize(pipe, "lit"), lambda: linattn.load(pipe, tmp_path)],
+        "after": [lambda: linattn.restore(pipe), lambda: linattn.save(pipe, tmp_path / "student")],
+    }
+    for call in calls[when]:
+        with pytest.raises(ValueError, match=r"are offloaded .*remove_all_hooks"):
+            call()
+    torch.testing.assert_close(tiny.run(pipe.transformer, **inputs), wanted, atol=0, rtol=0)
+    pipe.remove_all_hooks()
+    torch.testing.assert_close(tiny.run(pipe.transformer, **inputs), wanted, atol=0, rtol=0)
+    assert not (tmp_path / "student").exists()
+    if when == "after":
+        linattn.restore(pipe)
+        assert untouched(pipe.transformer)
+
+
+def test_fused_projections_are_refused():
+    """FLUX's fused weight is a copy: after `restore` the stock processor drew with the student's."""
+    model, given = kinds.model("flux"), kinds.inputs("flux", 3, 4)
+    wanted = tiny.run(model, **given)
+    linattn.linearize(model, "clear", radius=2)
+    train(model, "attn")
+    model.fuse_qkv_projections()
+    for call in (linattn.restore, lambda model: linattn.linearize(model, "lit")):
+        with pytest.raises(ValueError, match="are fused: call unfuse_qkv_projections"):
+            call(model)
+    model.unfuse_qkv_projections()
+    assert torch.equal(tiny.run(linattn.restore(model), **given), wanted)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_student_may_be_offloaded_after_it_was_made(name):
+    model = linattn.linearize(tiny.model(), name, **OPTIONS[name])
+    wanted = tiny.run(model, **tiny.inputs())
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(tiny.run(model, **tiny.inputs()), wanted, atol=0, rtol=0)
+
+
 def test_describe():
     rows = linattn.describe(linattn.linearize(tiny.pipeline(), "clear", layers=[1], radius=3))
     assert rows[0] == {
@@ -400,6 +460,11 @@ def test_the_map_times_the_values_is_the_layer(name, side):
         read = read if name is None else read + layer.operator.local(v, grid)
         out = layer.attn.to_out[0](read.flatten(2))
     torch.testing.assert_close(out, seen[1]["output"], atol=1e-9, rtol=1e-9)
+
+
+def test_a_map_is_of_one_layer():
+    with pytest.raises(ValueError, match="layer='all' names 2 layers, and a map is of one"):
+        linattn.attention_map(tiny.model(), "all", **tiny.inputs())
 
 
 def test_a_map_by_name_in_half_precision():
@@ -489,6 +554,22 @@ def test_loading_another_student_replaces_the_first(base, tmp_path, student):
     linattn.load(student, tmp_path / "other")
     assert operators(student) == ["lit", "softmax"]
     assert equal(state(student.transformer), state(other.transformer))
+
+
+def test_a_load_that_fails_half_way_leaves_the_student_that_was_there(base, tmp_path, student, monkeypatch):
+    other = linattn.linearize(base(), "lit", layers=[0])
+    linattn.save(other, tmp_path / "other")
+    before, wanted = state(student.transformer), tiny.run(student.transformer, **tiny.inputs())
+    monkeypatch.setattr(OPERATORS["lit"], "load_state_dict", lambda self, state: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        linattn.load(student, tmp_path / "other")
+    assert equal(state(student.transformer), before)
+    assert torch.equal(tiny.run(student.transformer, **tiny.inputs()), wanted)
+    linattn.save(student, tmp_path / "again")
+    assert (tmp_path / "again" / "linattn.safetensors").read_bytes() == (
+        tmp_path / "student" / "linattn.safetensors"
+    ).read_bytes()
+    assert equal(state(linattn.restore(student, strict=False).transformer), state(linattn.restore(other).transformer))
 
 
 OTHERS = {
@@ -628,18 +709,31 @@ def test_a_damaged_folder_is_refused_and_changes_nothing(student, base, tmp_path
 def test_what_is_no_folder_is_asked_of_the_hub(base, tmp_path, student, monkeypatch):
     asked = []
 
-    def snapshot_download(repo_id, revision=None, allow_patterns=None):
-        asked.append((repo_id, revision, allow_patterns))
+    def snapshot_download(repo_id, revision=None, allow_patterns=None, ignore_patterns=None):
+        asked.append((repo_id, revision, allow_patterns, ignore_patterns))
         if repo_id == "nobody/offline":
             raise ConnectionError("no network")
-        return str(tmp_path / "student")
+        return str(tmp_path / repo_id.partition("/")[2])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     fresh = linattn.load(base(), "somebody/student", revision="v1")
     assert equal(state(fresh.transformer), state(student.transformer))
-    assert asked == [("somebody/student", "v1", ["*.json", "*.safetensors"])]
+    cards = ["linattn.json", "config.json"]
+    weights = ("somebody/student", "v1", [*cards, "*.safetensors"], ["*/*"])  # of the root alone
+    assert asked == [("somebody/student", "v1", cards, None), weights]
     with pytest.raises(ValueError, match=r"no folder 'nobody/offline', and the Hugging Face hub .*no network"):
         linattn.load(base(), "nobody/offline")
+
+
+def test_of_a_base_s_id_the_cards_alone_are_fetched(base, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda repo_id, allow_patterns, **more: asked.append(allow_patterns) or str(tmp_path),
+    )
+    with pytest.raises(ValueError, match=r"big/base on the Hugging Face hub is no student.* the base's id"):
+        linattn.load(base(), "big/base")
+    assert asked == [["linattn.json", "config.json"]]
 
 
 @pytest.mark.parametrize("place", ["nowhere", "/nowhere/at/all", "./student/x", "a/b/c"], ids=str)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import tiny
 import torch
@@ -42,9 +44,34 @@ def test_encoding_scales_as_decoding_unscales(folder):
     torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_folder_that_is_none_says_so(tmp_path):
-    with pytest.raises((OSError, ValueError)):
-        teachers.load(tmp_path / "nothing")
+def test_a_misspelt_folder_names_those_that_are_there(tmp_path, monkeypatch):
+    for name in ("dit-nano", "sd-nano"):
+        (tmp_path / "teachers" / name).mkdir(parents=True)
+        (tmp_path / "teachers" / name / "model_index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    here = re.escape(str(tmp_path))
+    for wrong in ("./teachers/dit-nan", tmp_path / "teachers" / "dit-nan"):
+        said = rf"no pipeline in .*dit-nan, seen from {here}.*are dit-nano, sd-nano: did you mean 'dit-nano'\?"
+        with pytest.raises(FileNotFoundError, match=said):
+            teachers.load(wrong)
+    with pytest.raises(FileNotFoundError, match=r"no pipeline in teachers, .* in teachers are dit-nano, sd-nano$"):
+        teachers.load("teachers")
+    with pytest.raises(FileNotFoundError, match=r"no pipeline in a/b/c, .* in a/b are none$"):
+        teachers.load("a/b/c")
+
+
+def test_what_may_be_a_hub_id_is_left_to_the_hub(monkeypatch):
+    seen = []
+
+    def fetched(name, **_):
+        seen.append(name)
+        raise OSError("offline")
+
+    monkeypatch.setattr(teachers.DiffusionPipeline, "from_pretrained", fetched)
+    for name in ("facebook/DiT-XL-2-256", "gpt"):
+        with pytest.raises(OSError, match="^offline$"):
+            teachers.load(name)
+    assert seen == ["facebook/DiT-XL-2-256", "gpt"]
 
 
 def test_loading_says_nothing(folder, capfd, caplog):

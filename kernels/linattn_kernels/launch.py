@@ -232,7 +232,13 @@ def _config(kernel: str, capability: tuple[int, int], kind: str, dim: int, bucke
 def table() -> dict[str, list[dict[str, Any]]]:
     """Every shipped configuration, by kernel."""
     folder = Path(__file__).parent / "configs"
-    return {name: rows for path in sorted(folder.glob("*.json")) for name, rows in json.loads(path.read_text()).items()}
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} has no *.json: the Triton kernels' tile sizes were not installed with the package; install it "
+            'again from its sources, or call inside use_backend("torch")'
+        )
+    return {name: rows for path in files for name, rows in json.loads(path.read_text()).items()}
 
 
 def strides(tensor: Tensor | None) -> tuple[int, ...]:

@@ -265,7 +265,8 @@ class Operator(nn.Module):
 
     def macs(self, grid: Grid, noise: float | None = None) -> int:
         """Multiply-accumulates of this layer's core and added modules for one picture; the teacher's projections,
-        softmax, pooling averages and divisions are not counted, as in the papers."""
+        softmax, averages and divisions are not counted, as in the papers. CLEAR's pooling is: it learns its weights.
+        """
         values = self.at(noise)
         side = 0 if self.convolution is None else self.side(values)
         return self.cost(grid, values) + side * side * grid.picture * self.shape.channels

@@ -8,10 +8,11 @@
   (The release refuses such sizes.) This part is quadratic, N^2 / f^2, as published.
 - proportional multiplies the scale by sqrt(log(tokens) / log(training tokens)), text included, and with pooled keys
   sqrt(log(10 tokens) / ...), as released. Training tokens are option `trained`, else what the model's config says
-  (`LayerShape.trained`), else the paper's 4608 (FLUX, 1024 px).
+  (`LayerShape.trained`); where neither does, it is refused: with FLUX.1's 4608 a small model's scores would soften.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,22 @@ from linattn.grid import Grid
 from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
 
-PUBLISHED_LENGTH = 4608  # 512 text tokens + 64 x 64
+UNTOLD = (
+    "proportional needs to know how many tokens the model was trained with, and its config does not say: pass trained, "
+    "text included (FLUX.1 at 1024 px: 4608)"
+)
+
+
+class Pooling(nn.Module):
+    """A kernel for each factor. Called, not looked up: accelerate brings offloaded weights back for a call alone."""
+
+    def __init__(self, factors: Sequence[int]):
+        super().__init__()
+        for factor in factors:
+            self.register_parameter(str(factor), nn.Parameter(torch.full((factor, factor), 1 / factor**2)))
+
+    def forward(self, factor: int) -> Tensor:
+        return self.get_parameter(str(factor))
 
 
 class Clear(Operator):
@@ -38,15 +54,19 @@ class Clear(Operator):
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
+        if True in self.ever("proportional") and None in self.ever("trained") and shape.trained is None:
+            raise ValueError(UNTOLD)
         # One kernel for each factor a schedule asks for.
         factors = sorted({factor for factor in self.ever("pool") if factor > 1})
-        self.pooling = nn.ParameterDict({str(f): nn.Parameter(torch.full((f, f), 1 / f**2)) for f in factors})
+        self.pooling = Pooling(factors)
 
     def scale(self, grid: Grid, values: Values) -> float:
         scale = self.shape.head_dim**-0.5
         if not values.proportional:
             return scale
-        trained = values.trained or self.shape.trained or PUBLISHED_LENGTH
+        trained = values.trained or self.shape.trained
+        if trained is None:
+            raise ValueError(UNTOLD)
         tokens = grid.tokens * (10 if values.pool > 1 else 1)
         return scale * math.sqrt(math.log(tokens) / math.log(trained))
 
@@ -56,7 +76,7 @@ class Clear(Operator):
         rows = grid.rows(tokens.to(wide))  # (batch, height, width, heads, head_dim)
         rows = F.pad(rows, (0, 0, 0, 0, 0, -grid.width % factor, 0, -grid.height % factor))
         cells = rows.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
-        kernel = self.pooling[str(factor)].to(wide)
+        kernel = self.pooling(factor).to(wide)
         return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2).to(tokens.dtype)
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
@@ -86,7 +106,7 @@ class Clear(Operator):
 
     def spread(self, grid: Grid, factor: int, dtype: torch.dtype) -> Tensor:
         """(cells, tokens): the kernel's weight of each token in each cell."""
-        kernel = self.pooling[str(factor)].to(dtype)
+        kernel = self.pooling(factor).to(dtype)
         place = torch.arange(grid.picture, device=kernel.device)
         y, x = place // grid.width, place % grid.width
         cell = (y // factor) * math.ceil(grid.width / factor) + x // factor
@@ -108,7 +128,7 @@ class Clear(Operator):
         return pairs + grid.picture * self.cells(grid, values.pool)
 
     def cost(self, grid: Grid, values: Values) -> int:
-        pooling = 2 * grid.picture * self.shape.channels if values.pool > 1 else 0
+        pooling = 2 * grid.picture * self.shape.channels if values.pool > 1 else 0  # of keys and values, learned
         return 2 * self.pairs(grid, values) * self.shape.channels + pooling
 
 

@@ -12,10 +12,10 @@
 """
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 from torch.nn import functional as F
 
+from linattn.attention.base import common, scores
 from linattn.attention.options import Values, choice
 from linattn.grid import Grid
 from linattn_kernels import linear_attention
@@ -36,7 +36,10 @@ def phi(x: Tensor, feature_map: str) -> Tensor:
 
 def unrotated(x: Tensor, rope: Rope) -> Tensor:
     """x (batch, tokens, heads, head_dim) as it was before its family rotated it."""
-    return apply_rotary_emb(x, (rope[0], -rope[1]), sequence_dim=1)
+    cos, sin = (part.to(x.device)[:, None] for part in rope)  # (tokens, 1, head_dim)
+    wide = x.to(common(x, least=torch.float32))  # diffusers' own function rounds float64 to float32
+    even, odd = wide.unflatten(3, (-1, 2)).unbind(4)
+    return (wide * cos + torch.stack([odd, -even], 4).flatten(3) * sin).to(x.dtype)
 
 
 def read(q: Tensor, k: Tensor, v: Tensor, grid: Grid, values: Values, backend: str | None, heads: int) -> Tensor:
@@ -86,11 +89,10 @@ def dense(q: Tensor, k: Tensor, grid: Grid, values: Values, heads: int) -> Tenso
     text, share = grid.text, grid.picture / grid.tokens
     picture = (_regrouped(each[:, text:], heads) for each in (q, k, *below))
     linear = linear_map(*picture, values.feature_map, values.eps)
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[3] ** -0.5
-    out = scores.softmax(-1)  # (batch, heads, tokens, tokens)
-    out[:, :, text:, :text] = (1 - share) * scores[:, :, text:, :text].softmax(-1)
-    out[:, :, text:, text:] = share * linear.repeat_interleave(q.shape[2] // heads, 1)
-    return out
+    weight = scores(q, k, q.shape[3] ** -0.5)  # (batch, heads, tokens, tokens)
+    on_text = (1 - share) * weight[:, :, text:, :text].softmax(-1)
+    on_picture = share * linear.repeat_interleave(q.shape[2] // heads, 1)
+    return torch.cat([weight[:, :, :text].softmax(-1), torch.cat([on_text, on_picture], 3)], 2)
 
 
 def linear_map(q: Tensor, k: Tensor, below_q: Tensor, below_k: Tensor, feature_map: str, eps: float) -> Tensor:

@@ -4,6 +4,8 @@
 - phi(z) = ReLU(z) + 1e-6; eps is added to the mean-normalised denominator.
 - The convolution's head_dim x kernel x kernel weights serve all heads (shared_conv=False: each channel its own).
   The paper draws them as any convolution; a conversion starts them at zero.
+- heads=None is the paper's number, elsewhere a quarter of the teacher's; more where those would be wider than the
+  kernels' 288 (SD 1.5, SDXL, SD3.5-L, FLUX).
 - The state has channels^2 / heads numbers: below about head_dim + 12 tokens softmax is cheaper.
 - Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py), whose softmax keeps the
   teacher's heads; the convolution sees the picture.
@@ -23,9 +25,15 @@ PUBLISHED_HEADS = {384: 2, 768: 3, 1024: 4, 1152: 4}  # DiT-S, B, L, XL
 
 
 def few_heads(shape: LayerShape) -> int:
-    """The paper's number of heads for a DiT of that width, else at most a quarter of the teacher's."""
+    """The paper's number of heads for a DiT of that width, else at most a quarter of the teacher's.
+
+    Where those would be wider than the kernels take (a quarter of FLUX's is 6 heads of 512), the fewest that are not:
+    the paper's own are 192 to 288 wide, and a default should not leave a GPU to PyTorch's path.
+    """
     most = PUBLISHED_HEADS.get(shape.width) or max(1, shape.heads // 4)
-    return next(heads for heads in range(most, 0, -1) if shape.channels % heads == 0)
+    few = next(heads for heads in range(most, 0, -1) if shape.channels % heads == 0)
+    fitting = (heads for heads in range(few, shape.channels + 1) if shape.channels % heads == 0)
+    return next(heads for heads in fitting if shape.channels // heads <= MOST)
 
 
 class LiT(Operator):

@@ -105,7 +105,8 @@ class Mediator(Operator):
         super().__init__(shape, **options)
         if side := max(self.ever("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
-        # Stored at the largest count: others are interpolated from it, and nothing is lost at the largest.
+        # Stored at the largest count as a square picture has it. Other counts are interpolated from it, and so is that
+        # count itself where a picture's ratio turns it: 8 is stored 2 x 4, and a tall picture has 4 x 2.
         stored = max((partition(count, Grid(1, 1)) for count in self.ever("count")), key=math.prod)
         kind = self.values.bias
         self.reading_bias = None if kind == "none" else Bias(shape.heads, stored, kind)  # stage 1, mediators on keys

@@ -1,6 +1,6 @@
 """What an operator can be asked for: every option has a default, a check and one canonical, JSON-able form.
 
-- An operator lists its options as a table, `options = {"radius": number(8.0, above=0)}`; `settle` fills and checks it.
+- An operator lists its options as a table, `table = {"radius": number(8.0, above=0)}`; `settle` fills and checks it.
 - A wrong name or value is a ValueError that says what is valid and what comes nearest.
 - `scheduled=False` marks options that shape what the schedule cannot change within one forward.
 """

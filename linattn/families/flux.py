@@ -16,6 +16,7 @@ from linattn.families.processors import JointAttention
 from linattn.grid import Grid
 
 TEXT, SIDE = 8, 64  # tokens of an example; FLUX.1's tokens a side at 1,024 px
+FLUX_1, TRAINED = (24, 128), 4608  # its heads and their width; 512 of text, 64 x 64: no config holds that
 
 
 class Flux(Family):
@@ -23,10 +24,12 @@ class Flux(Family):
     rotates = True
 
     def attentions(self, model: nn.Module) -> Iterator[Found]:
+        shape = model.config.num_attention_heads, model.config.attention_head_dim
+        trained = TRAINED if shape == FLUX_1 else None
         for index, block in enumerate(model.transformer_blocks):
-            yield f"transformer_blocks.{index}.attn", block.attn, JointAttention, None
+            yield f"transformer_blocks.{index}.attn", block.attn, JointAttention, trained
         for index, block in enumerate(model.single_transformer_blocks):
-            yield f"single_transformer_blocks.{index}.attn", block.attn, JointAttention, None
+            yield f"single_transformer_blocks.{index}.attn", block.attn, JointAttention, trained
 
     def read(self, model: nn.Module, arguments: Mapping[str, Any]) -> tuple[Grid, Tensor | None, Tensor]:
         sample, ids = arguments["hidden_states"], arguments["img_ids"]  # (batch, tokens, channels), (tokens, 3)

@@ -1,6 +1,6 @@
 """Which class of diffusers is of which family, and what is said of the others."""
 
-import importlib
+import inspect
 from typing import Any
 
 from torch import nn
@@ -44,21 +44,27 @@ def family(model: nn.Module) -> Family:
 
 
 def _why(model: nn.Module) -> str:
-    """Of a class that nobody here has read."""
+    """Of a class that nobody here has read: what the arguments of its forward tell."""
     if not any(hasattr(module, "set_processor") for module in model.modules()):
         return "it has none of diffusers' attention layers"
-    source = importlib.import_module(type(model).__module__)
-    if hasattr(source, "dispatch_attention_fn"):
-        return (
-            "its attention calls dispatch_attention_fn, but how its tokens lie on the picture is written in no "
-            "argument that linattn knows: a family of its own tells that (CONTRIBUTING.md)"
-        )
-    return "how its tokens lie on the picture is not known here: a family of its own tells that (CONTRIBUTING.md)"
+    names = inspect.signature(type(model).forward).parameters
+    told = next((name for name in ("img_ids", "img_shapes") if name in names), None)  # what our families read
+    said = (
+        f"its tokens lie on the picture as {told} says, but how its layers project and attend is not known here"
+        if told
+        else "how its tokens lie on the picture is not known here"
+    )
+    if any(name.endswith("attention_kwargs") for name in names):
+        return f"{said}: a family of its own tells that (CONTRIBUTING.md)"
+    return (
+        f"{said}, and its forward takes no dictionary that it would hand down to its attentions, so height, width and "
+        "noise cannot reach a layer with the call"
+    )
 
 
 def model_of(model_or_pipeline: Any) -> nn.Module:
-    """The denoising model of a pipeline; a model as it is, without torch.compile's or DDP's wrapper."""
-    wrapped = ("_orig_mod", "module") if isinstance(model_or_pipeline, nn.Module) else ("transformer", "unet")
+    """The denoising model of a pipeline or Teacher; a model as it is, without torch.compile's or DDP's wrapper."""
+    wrapped = ("_orig_mod", "module") if isinstance(model_or_pipeline, nn.Module) else ("transformer", "unet", "model")
     for name in wrapped:
         inner = getattr(model_or_pipeline, name, None)
         if isinstance(inner, nn.Module):

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
 from torch import Tensor, nn
 
-from linattn.families.base import Family, Found, latents, noise_level, timesteps
+from linattn.families.base import Family, Found, Layer, latents, noise_level, timesteps
 from linattn.families.processors import SelfAttention
 from linattn.grid import Grid
 
@@ -22,12 +23,23 @@ class UNet(Family):
                 if hasattr(module, "attn1") and not getattr(module, "only_cross_attention", False):
                     yield f"{name}.attn1", module.attn1, SelfAttention, trained
 
+    def layers(self, model: nn.Module) -> list[Layer]:
+        found = super().layers(model)
+        if not found:
+            blocks = sorted({type(block).__name__ for block in (*model.down_blocks, *model.up_blocks)})
+            raise ValueError(
+                f"this {type(model).__name__} is not supported: an operator replaces attn1 of transformer blocks, and "
+                f"its blocks, {', '.join(blocks)}, have none (SimpleCrossAttn ones, as in DeepFloyd IF and Kandinsky "
+                "2, read picture and text in one layer)"
+            )
+        return found
+
     def read(self, model: nn.Module, arguments: Mapping[str, Any]) -> tuple[Grid, Tensor | None, Tensor]:
         sample = arguments["sample"]  # (batch, channels, height, width)
         return Grid(*sample.shape[-2:]), noise_level(arguments.get("timestep"), sample), sample
 
     def levels(self, model: nn.Module) -> list[nn.Module]:
-        return [module for module in model.modules() if isinstance(module, Transformer2DModel)]
+        return [module for module in model.modules() if isinstance(module, (Transformer2DModel, KAttentionBlock))]
 
     def example(self, model: nn.Module, side: int | None, batch: int, noise: float) -> dict[str, Any]:
         sample, config = latents(model, side, batch), model.config

@@ -39,7 +39,7 @@ class Adapter(Plugin):
     obeys = ("shape", "colour", "background")
 
     def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
-        eye, seen = encoder.train(recipe.encoder, teacher.card["side"], scratch / "encoder")
+        eye, seen = encoder.train(recipe.encoder, teacher.card["side"], scratch / "encoder", teacher.device)
         projection, said = words(teacher, eye, recipe.words, scratch / "words")
         store(_state(projection, _text(teacher.model)), eye, scratch / "fresh")
         pipe = self.mount(copy.deepcopy(teacher.pipe), scratch / "fresh")

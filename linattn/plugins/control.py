@@ -100,7 +100,7 @@ def _fresh(teacher: Teacher, seed: int) -> ControlNetModel:
         torch.manual_seed(seed)
         control = ControlNetModel.from_unet(teacher.model, conditioning_embedding_out_channels=widths).eval()
         control.controlnet_cond_embedding.conv_out.reset_parameters()
-        return control
+        return control.to(teacher.device)
 
 
 def _other(scene: world.Scene) -> world.Scene:

@@ -64,14 +64,16 @@ def described(scenes: Sequence[world.Scene]) -> tuple[Tensor, Tensor]:
     return torch.tensor(names), torch.tensor(places)
 
 
-def train(recipe: Recipe, side: int, scratch: Path) -> tuple[CLIPVisionModelWithProjection, list[dict[str, Any]]]:
-    teller = Teller(side, recipe.seed)
+def train(
+    recipe: Recipe, side: int, scratch: Path, device: torch.device
+) -> tuple[CLIPVisionModelWithProjection, list[dict[str, Any]]]:
+    teller = Teller(side, recipe.seed).to(device)
 
     def loss(step: int) -> Tensor:
         scenes, _ = batch.of_step(recipe.seed, step, recipe.batch)
-        names, places = described(scenes)
-        with torch.autocast("cpu", torch.bfloat16):
-            *found, place = teller(world.render(scenes, side))
+        names, places = (each.to(device) for each in described(scenes))
+        with torch.autocast(device.type, torch.bfloat16):
+            *found, place = teller(world.render(scenes, side).to(device))
         wrong = [F.cross_entropy(each, name) for each, name in zip(found, names.T, strict=True)]
         return sum(wrong) + 10 * F.mse_loss(place, places)
 

@@ -1,4 +1,4 @@
-"""How a plug-in is trained: its numbers, and the loop of every training here (training.py) that takes its steps."""
+"""How a plug-in is trained: its numbers, and the students' own loop (training.py), which takes its steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from linattn import params
 from linattn.training import History, Named, Settings, Stage, fit
 
 EVERY = 50  # steps between two checkpoints
@@ -27,8 +28,9 @@ class Recipe:
     words: "Recipe | None" = None  # the line from there to words
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Recipe":
-        return cls(**{name: cls.of(each) if isinstance(each, Mapping) else each for name, each in told.items()})
+    def of(cls, told: Mapping[str, Any], place: str) -> "Recipe":
+        inner = {name: cls.of(each, f"{place}.{name}") for name, each in told.items() if isinstance(each, Mapping)}
+        return params.read(cls, {**told, **inner}, place)
 
     def side(self, step: int, whole: int) -> int:
         """Of the pictures of a step, for a teacher of side `whole`."""

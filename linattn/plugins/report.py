@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from linattn import figures, project
-from linattn.plugins import settings, study
+from linattn.plugins import settings
+from linattn.report.studyparts import Cell, cell, measured_on, read_sheet, run_file, table
+from linattn.report.words import percent, said
 
-Measure = Row = Mapping[str, Any]
+Row = Mapping[str, Any]
 TITLES = {
     "control": "A ControlNet that is shown edges",
     "lora-attn1": "A LoRA in the layers that were replaced",
@@ -66,7 +68,9 @@ def findings(part: Mapping[str, Any]) -> list[str]:
 def _obeyed(rows: Sequence[Row], obeys: Sequence[str]) -> str:
     told = [
         f"on {row['body']} "
-        + ", ".join(f"{mark} {said(row['with'][mark])}, without it {percent(row['without'][mark])}" for mark in obeys)
+        + ", ".join(
+            f"{mark} {said(row['with'][mark])}, without it {percent(row['without'][mark]['value'])}" for mark in obeys
+        )
         for row in rows
     ]
     return f"{rows[0]['question'].capitalize()}: {'; '.join(told)}."
@@ -87,7 +91,7 @@ def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
             ours, theirs = row["with"][mark], first["with"][mark]
             if ours["high"] < theirs["low"]:
                 where = f"{row['question'].capitalize()}: on {row['body']}"
-                pair = f"{percent(ours)} against {percent(theirs)}"
+                pair = f"{percent(ours['value'])} against {percent(theirs['value'])}"
                 yield f"{where} {mark} is right less often than on {first['body']}, {pair}."
 
 
@@ -96,23 +100,20 @@ def _marks(row: Row, obeys: Sequence[str]) -> list[str]:
     return [*obeys, *(mark for mark in row["with"] if mark not in obeys)]
 
 
-def percent(measure: Measure) -> str:
-    return f"{100 * measure['value']:.1f} %"
-
-
-def said(measure: Measure) -> str:
-    return f"{percent(measure)} ({100 * measure['low']:.1f} to {100 * measure['high']:.1f})"
-
-
 def _summary(result: Mapping[str, Any]) -> str:
     intro = (
         f"Trained on the softmax teacher {result['teacher']} alone, stored in the published formats, loaded by "
         "diffusers' own loaders, drawn by its own pipelines: on the teacher, and on students that never met them. "
         f"{result['pictures']} pictures a row, {result['steps']} steps, guidance {result['guidance']:g}, seed "
         f"{result['seed']}; intervals are Wilson's, of 95 %. Change is the mean difference of a pixel, of a range "
-        "of 1, between the pictures with and without it."
+        f"of 1, between the pictures with and without it.{_where()}"
     )
     return f"<p>{html.escape(intro)}</p>\n{_bits(result)}"
+
+
+def _where() -> str:
+    path = run_file("plugins")
+    return f" Measured on {measured_on(project.read_json(path)['facts'])}." if path.exists() else ""
 
 
 def _bits(result: Mapping[str, Any]) -> str:
@@ -121,7 +122,7 @@ def _bits(result: Mapping[str, Any]) -> str:
     for name in result["order"]:
         cells = [_bit(check, result["plugins"][name]["checks"]) for check in BITS]
         rows.append((name, cells))
-    return table(["Bit for bit", *BITS.values()], rows)
+    return table("Bit for bit", ["Bit for bit", *BITS.values()], rows)
 
 
 def _bit(check: str, bodies: Mapping[str, Mapping[str, bool]]) -> str:
@@ -133,12 +134,12 @@ def _bit(check: str, bodies: Mapping[str, Mapping[str, bool]]) -> str:
 def _section(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> str:
     items = "\n".join(f"<li>{html.escape(each)}</li>" for each in findings(part))
     marks = _marks(part["rows"][0], part["obeys"])
-    rows = [(f"{row['body']} · {row['question']}", list(_cells(row, marks))) for row in part["rows"]]
+    rows = [(f"{row['body']} · {row['question']}", _cells(row, marks)) for row in part["rows"]]
     heads = ["", *(mark.capitalize() for mark in marks), *(f"{mark.capitalize()} without" for mark in marks), "Change"]
     parts = [
         f"<p>{html.escape(ASKED.get(name, part['what']))} {_trained(part['recipe'])}</p>",
         f'<ul class="findings">\n{items}\n</ul>',
-        table(heads, rows),
+        table("Marks", heads, rows),
         f"<figure>{grid(name, part, shots).html()}</figure>" if shots else "",
     ]
     return "\n".join(filter(None, parts))
@@ -149,34 +150,17 @@ def _trained(recipe: Mapping[str, Any]) -> str:
     return f"Training: {recipe['steps']:,} steps of {recipe['batch']} pictures{small}."
 
 
-def _cells(row: Mapping[str, Any], marks: Iterable[str]) -> Iterable[str | tuple[str, str]]:
-    for side in ("with", "without"):
-        for mark in marks:
-            found = row[side][mark]
-            yield f"{100 * found['value']:.1f}", f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
-    yield f"{row['difference']['value']:.3f}"
-
-
-def table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str | tuple[str, str]]]]) -> str:
-    """Cells are texts, or a text and its interval; looks are the report's own style."""
-    top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
-    body = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows
-    )
-    label = html.escape(heads[0] or "Marks", quote=True)
-    whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">\n{whole}\n</div>'
-
-
-def _cell(cell: str | tuple[str, str]) -> str:
-    if isinstance(cell, str):
-        return f"<td>{html.escape(cell)}</td>"
-    return f'<td>{html.escape(cell[0])} <span class="interval">{html.escape(cell[1])}</span></td>'
+def _cells(row: Row, marks: Sequence[str]) -> list[Cell]:
+    shares = [cell(row[side][mark]) for side in ("with", "without") for mark in marks]
+    return [*shares, f"{row['difference']['value']:.3f}"]
 
 
 def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    path = project.place(settings.SHEET)
-    return study.read_sheet(result, path) if path.exists() else {}
+    path, found = project.place(settings.SHEET), {}
+    if path.exists():
+        for (name, row), pictures in read_sheet(map(tuple, result["sheet"]), path).items():
+            found.setdefault(name, {})[row] = pictures
+    return found
 
 
 def grid(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> figures.Picture:

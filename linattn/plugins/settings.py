@@ -1,7 +1,9 @@
 """Which plug-ins there are, the study's numbers, and where what it makes lies."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -18,7 +20,6 @@ PLUGINS: dict[str, Plugin] = {
 }
 PARAMS = "studies/plugins/params.yaml"
 RESULT, SHEET = "reports/studies/plugins.json", "reports/studies/plugins.jpg"
-RUN = "reports/notebooks/studies/plugins/measure.run.json"  # not in Git, as the notebooks beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +36,20 @@ class Measure:
 class Settings:
     teacher: str
     students: tuple[str, ...]
-    recipes: dict[str, Recipe]
+    recipes: dict  # plug-in -> Recipe
     measure: Measure
 
 
 def load(path: str | Path = PARAMS) -> Settings:
-    """Strictly: an unknown key is an error here."""
+    """Strictly, as params.yaml is read: an unknown key or a value of another kind is an error."""
     told = YAML(typ="safe").load(project.ROOT / path)
-    recipes = {params.known(name, PLUGINS, "plug-in"): Recipe.of(each) for name, each in told.pop("recipes").items()}
-    students, measure = tuple(told.pop("students")), Measure(**told.pop("measure"))
-    return Settings(**told, students=students, recipes=recipes, measure=measure)
+    readers = {"recipes": _recipes, "measure": functools.partial(params.read, Measure)}
+    inner = {key: read(told[key], f"{path}: {key}") for key, read in readers.items() if key in told}
+    return params.read(Settings, {**told, **inner}, str(path))
+
+
+def _recipes(told: dict[str, Any], place: str) -> dict[str, Recipe]:
+    return {params.known(name, PLUGINS, "plug-in"): Recipe.of(each, f"{place}.{name}") for name, each in told.items()}
 
 
 def folder(name: str, write: bool = False) -> Path:

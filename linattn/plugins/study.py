@@ -4,7 +4,7 @@
   without the plug-in from the same noise.
 - Checks are of bits: silenced or removed, nothing of a plug-in may be left; mounted before or after the student, all
   must be the same.
-- The result holds no time and no machine; those are in the run file beside it, which is not in Git.
+- The result holds no time and no machine; those are in the run file, which is not in Git.
 """
 
 import dataclasses
@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 import linattn
@@ -26,7 +24,8 @@ from linattn.plugins.bench import Bench, mounted
 from linattn.plugins.body import SOFTMAX, Body
 from linattn.plugins.marks import shares
 from linattn.plugins.plugin import Plugin, Question
-from linattn.plugins.settings import PLUGINS, RESULT, RUN, SHEET, Settings, folder
+from linattn.plugins.settings import PLUGINS, RESULT, SHEET, Settings, folder
+from linattn.report import studyparts
 
 QUICK = 4  # steps of the pictures that are compared bit for bit
 
@@ -111,7 +110,8 @@ def measure(told: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS
     """Every plug-in on every body; the result, its sheet of pictures and its run file are written."""
     began, bench, found, sheet = time.monotonic(), Bench(told or settings.load()), {}, {}
     for name in plugins:
-        found[name], sheet[name] = measured(bench, PLUGINS[name])
+        found[name], shots = measured(bench, PLUGINS[name])
+        sheet |= {(name, row): pictures for row, pictures in shots.items()}
     part = bench.told.measure
     result = {
         "teacher": Path(bench.told.teacher).name,
@@ -120,32 +120,10 @@ def measure(told: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS
         **{name: getattr(part, name) for name in ("pictures", "steps", "seed", "checked", "shown")},
         "order": list(found),
         "plugins": found,
-        "sheet": [[name, row] for name, rows in sheet.items() for row in rows],
+        "sheet": list(sheet),
     }
-    write_sheet(sheet, project.place(SHEET, write=True))
+    studyparts.write_sheet(sheet, project.place(SHEET, write=True), quality=90, subsampling=0)
     run = {"facts": project.facts(), "seconds": {"measure": round(time.monotonic() - began, 1)}}
-    project.write_json(project.place(RUN, write=True), run)
+    project.write_json(studyparts.run_file("plugins", write=True), run)
     project.write_json(project.place(RESULT, write=True), result)
     return result
-
-
-# The sheet -----------------------------------------------------------------------------------------------------------
-
-
-def write_sheet(sheet: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-    """All rows below one another: what the report cuts its grids from. JPEG, or a megabyte would be in Git."""
-    rows = [torch.cat(list(pictures), dim=2) for each in sheet.values() for pictures in each.values()]
-    pixels = torch.cat(rows, dim=1).mul(255).round().byte().permute(1, 2, 0)
-    Image.fromarray(pixels.numpy()).save(path, quality=90, subsampling=0, optimize=True)
-
-
-def read_sheet(result: Mapping[str, Any], path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Plug-in -> row -> (pictures, 3, side, side) bytes."""
-    pixels = np.asarray(Image.open(path))
-    side = pixels.shape[1] // result["shown"]
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for number, (name, row_name) in enumerate(result["sheet"]):
-        strip = pixels[number * side : (number + 1) * side]
-        cells = strip.reshape(side, result["shown"], side, 3).transpose(1, 3, 0, 2)
-        found.setdefault(name, {})[row_name] = cells
-    return found

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from linattn import project
+from linattn.params import USUAL
 from linattn.report import studies
 from linattn.report.data import Data, Report, Result
 from linattn.report.words import NO_RESULT
@@ -42,9 +43,8 @@ def options(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _entry(student: Any) -> Result:
     if isinstance(student, Mapping):
         return dict(student)
-    usual = {"teacher": FIRST, "layers": "all", "initialise": "all", "recipe": "protocol"}
-    own = {key: getattr(student, key) for key, value in usual.items() if getattr(student, key) != value}
-    return {"operator": student.operator, **student.options, **own}
+    own = {} if student.teacher == FIRST else {"teacher": student.teacher}
+    return {"operator": student.operator, **student.options, **own, **student.settings}
 
 
 def _name(teacher: Any) -> str:
@@ -123,8 +123,8 @@ def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | N
     entry = data.students[name]
     made = {"profile": result.get("profile"), "operator": result.get("operator"), **(result.get("options") or {})}
     asked = {"profile": data.profile, "operator": entry["operator"], **options(entry)}
-    for key in ("layers", "initialise"):
-        asked.pop(key, None)
+    made |= {key: result.get(key, usual) for key, usual in USUAL.items()}
+    asked |= {key: entry.get(key, usual) for key, usual in USUAL.items()}
     made |= {"teacher": result.get("teacher", FIRST), "folder": result.get("folder") or data.folder}
     asked |= {"teacher": data.role, "folder": data.folder or made["folder"]}
     asked = json.loads(json.dumps(asked))

@@ -27,8 +27,7 @@ def read() -> list[Section]:
 
 
 def has_result(name: str) -> bool:
-    relative = f"reports/studies/{name}.json"
-    return any((root / relative).is_file() for root in (project.outputs(), project.ROOT))
+    return project.place(f"reports/studies/{name}.json").is_file()
 
 
 def _sections(name: str, module: str) -> list[Section]:

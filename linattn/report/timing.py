@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from linattn.figures import seconds
 from linattn.report.data import Data
 
 
@@ -21,7 +22,7 @@ def steps(data: Data) -> dict[str, Any]:
     sizes = sorted({row["tokens"] for row in rows})
     lines: dict[str, dict[int, str]] = {}
     for row in rows:
-        time, tokens = _clock(row["seconds"]), row["tokens"]
+        time, tokens = seconds(row["seconds"]), row["tokens"]
         if row["operator"] == "dense":
             lines.setdefault("dense", {})[tokens] = time
             lines.setdefault("attention's share of it", {})[tokens] = f"{100 * row['share']:.0f} %"
@@ -30,7 +31,3 @@ def steps(data: Data) -> dict[str, Any]:
         else:
             lines.setdefault(row["operator"], {})[tokens] = f"{row['ratio']:.2f}× ({time})"
     return {"sizes": sizes, "lines": [(name, [cells.get(size, "") for size in sizes]) for name, cells in lines.items()]}
-
-
-def _clock(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -1,0 +1,84 @@
+"""What the studies share: how a stage of one is run, its sheet of pictures, its tables in the report.
+
+- A sheet is a JPEG, a row of pictures a name: the report cuts its grids from it. Arrays or PNG would put a megabyte
+  into Git.
+- A table has the report's own look. A cell is a text, or a text and its interval.
+"""
+
+import html
+import sys
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from linattn import notebooks, project
+
+Cell = str | tuple[str, str]
+
+
+def run(study: str, notebook: str, stage: str, **names: str) -> int:
+    """A notebook of studies/<study>, run as the pipeline's are; 1 and a sentence if it failed."""
+    home = f"studies/{study}"
+    out = project.ROOT / "reports" / "notebooks" / home / f"{stage}.ipynb"
+    try:
+        notebooks.run(project.ROOT / home / f"{notebook}.ipynb", out, **names)
+    except (ValueError, notebooks.Failed) as error:
+        cause = f"{error.__cause__}; " if error.__cause__ else ""
+        print(f"linattn: study {study}, {stage} failed: {cause}{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_file(study: str, write: bool = False) -> Path:
+    """Seconds and what they were measured on. In Git, unlike the pipeline's: no make repro measures them anew."""
+    return project.place(f"reports/studies/{study}.run.json", write=write)
+
+
+def measured_on(facts: Mapping[str, Any]) -> str:
+    hardware = facts["hardware"]
+    where = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    return f"{where}, torch {facts['versions']['torch']}, commit {facts['commit']}"
+
+
+def write_sheet(pictures: Mapping[Any, Tensor], path: Path, **jpeg: int) -> None:
+    """Rows of pictures in [0, 1], (pictures, 3, side, side) each, below one another."""
+    rows = [torch.cat(list(each), dim=2) for each in pictures.values()]  # (3, side, pictures sides)
+    pixels = torch.cat(rows, dim=1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+    Image.fromarray(pixels.cpu().numpy()).save(path, optimize=True, **jpeg)
+
+
+def read_sheet(names: Iterable[Hashable], path: Path) -> dict[Any, np.ndarray]:
+    """Name -> (pictures, 3, side, side) bytes."""
+    names, pixels = list(names), np.asarray(Image.open(path))
+    side = pixels.shape[0] // len(names)
+    rows = pixels.reshape(len(names), side, -1, side, 3).transpose(0, 2, 4, 1, 3)
+    return dict(zip(names, rows, strict=True))
+
+
+def cell(measure: Mapping[str, Any], scale: float = 100, digits: int = 1) -> Cell:
+    value, low, high = (measure[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "–"
+    text = f"{scale * value:.{digits}f}"
+    return text if low is None else (text, f"{scale * low:.{digits}f} to {scale * high:.{digits}f}")
+
+
+def table(label: str, heads: Iterable[str], rows: Iterable[tuple[str, Iterable[Cell]]]) -> str:
+    """A row is its name and its cells; `label` is read out in the place of a caption."""
+    top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+    body = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows
+    )
+    whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<div class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0">\n{whole}\n</div>'
+
+
+def _cell(cell: Cell) -> str:
+    text, interval = (cell, "") if isinstance(cell, str) else cell
+    span = f' <span class="interval">{html.escape(interval)}</span>' if interval else ""
+    return f"<td>{html.escape(text)}{span}</td>"

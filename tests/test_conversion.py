@@ -1,0 +1,55 @@
+"""One student and one seed are one model, whoever asks for it."""
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+from linattn import distill, families, surgery
+from linattn.conversion import converted
+from linattn.params import Student
+
+ENTRY = Student(operator="lit", layers=("first:1",), initialise="mlp_only", options={"kernel": 3})
+
+
+def same(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fresh_weights_are_the_seeds_and_no_other_draw_is_disturbed():
+    model = tiny.model()
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    made = converted(model, ENTRY, 1)
+    assert torch.equal(torch.rand(3), wanted)
+    assert same(made, converted(model, ENTRY, 1))
+    assert not same(made, converted(model, ENTRY, 2))
+
+
+def test_it_is_what_linearize_makes_under_that_seed():
+    torch.manual_seed(1)
+    wanted = surgery.linearize(tiny.model(), "lit", layers="first:1", initialise="mlp_only", kernel=3)
+    assert same(converted(tiny.model(), ENTRY, 1), wanted)
+
+
+def test_distillation_begins_with_it():
+    config = distill.DistillConfig("lit", {"kernel": 3}, layers=["first:1"], initialise="mlp_only", seed=1)
+    assert same(distill.convert(tiny.model(), config), converted(tiny.model(), ENTRY, 1))
+
+
+def test_the_model_is_left_as_it_was_and_nothing_of_the_copy_learns():
+    model = tiny.model().train()
+    made = converted(model, ENTRY, 0)
+    assert not any(layer.operator for layer in families.layers(model))
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+    assert not any(module.training for module in made.modules())
+
+
+def test_what_does_not_fit_is_refused_and_names_it():
+    with pytest.raises(ValueError, match="first:9"):
+        converted(tiny.model(), dataclasses.replace(ENTRY, layers="first:9"), 0)
