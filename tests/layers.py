@@ -18,7 +18,7 @@ FORMS = {
     "clear-single": ("clear", {"radius": 0.5}),
     "clear-default": ("clear", {}),
     "clear-pool2": ("clear", {"radius": 2, "pool": 2}),
-    "clear-pool4": ("clear", {"radius": 4, "pool": 4, "proportional": True}),
+    "clear-pool4": ("clear", {"radius": 4, "pool": 4, "proportional": True, "trained": 50}),
     "linfusion": ("linfusion", {"eps": 0.1}),
     "linfusion-relu": ("linfusion", {"eps": 0.1, "feature_map": "relu", "hidden": 0}),
     "linfusion-exact": ("linfusion", {"eps": 0.1, "text": "exact"}),

@@ -207,6 +207,6 @@ def test_clears_release_fits_two_layers_of_flux(factor, tmp_path):
 
 def test_flux_1_is_known_to_have_seen_4608_tokens():
     """CLEAR's proportional scale needs it, and no config holds it; of a smaller FLUX nothing is assumed."""
-    shapes = {layer.shape.trained for layer in families.layers(made("flux"))}
+    shapes = {layer.shape.trained for layer in families.layers(made("FLUX.1-dev"))}
     assert shapes == {4608}
-    assert {layer.shape.trained for layer in families.layers(made("flux", num_attention_heads=4))} == {None}
+    assert {layer.shape.trained for layer in families.layers(made("FLUX.1-dev", num_attention_heads=4))} == {None}

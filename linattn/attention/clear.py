@@ -39,7 +39,7 @@ class Pooling(nn.Module):
             self.register_parameter(str(factor), nn.Parameter(torch.full((factor, factor), 1 / factor**2)))
 
     def forward(self, factor: int) -> Tensor:
-        return self.get_parameter(str(factor))
+        return getattr(self, str(factor))
 
 
 class Clear(Operator):
