@@ -70,8 +70,9 @@ def _card_of(pipe: Any) -> dict[str, Any]:
     Without flux-nano's card its captions are 512 tokens long where it learned from 16.
     """
     config = getattr(pipe, "config", None) or {}
-    path = Path(getattr(config, "_name_or_path", None) or "") / "card.json"
-    if path.is_file():
+    folder = getattr(config, "_name_or_path", None)
+    path = Path(folder or "") / "card.json"
+    if folder and path.is_file():
         return json.loads(path.read_text())
     named = getattr(config, "id2label", None) or {}
     return {"labels": list(named.values())} if named else {}

@@ -290,9 +290,16 @@ def _here(model: nn.Module) -> nn.Module:
             f"the weights of this {type(model).__name__} are offloaded (accelerate holds those of {_few(hooked)}): "
             "call pipe.remove_all_hooks() before, and enable_sequential_cpu_offload() again after"
         )
-    if fused := [name for name, part in parts.items() if getattr(part, "fused_projections", False)]:
+    if fused := [name for name, part in parts.items() if _fused(part)]:
         raise ValueError(f"the projections of {_few(fused)} are fused: call unfuse_qkv_projections() before")
     return model
+
+
+def _fused(part: nn.Module) -> bool:
+    """diffusers' older attention keeps its flag when it is unfused, and only its processor tells."""
+    if not getattr(part, "fused_projections", False):
+        return False
+    return hasattr(part, "unfuse_projections") or type(part.processor).__name__.startswith("Fused")
 
 
 def _conversion(model: nn.Module) -> Conversion | None:

@@ -4,7 +4,7 @@
   without the plug-in from the same noise.
 - Checks are of bits: silenced or removed, nothing of a plug-in may be left; mounted before or after the student, all
   must be the same.
-- The result holds no time and no machine; those are in the run file, which is not in Git.
+- The result holds no time and no machine; those are in the run file beside it.
 """
 
 import dataclasses
