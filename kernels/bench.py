@@ -1,8 +1,9 @@
 """Time the kernels beside their peers: `python kernels/bench.py linear window mediator --out reports/gpu`.
 
 - A correctness gate first: nothing is timed that does not agree with its definition on this machine.
-- Providers of one case run in turns in one loop; inputs are random and rotated past the L2; on a GPU small cases are
-  replayed as CUDA graphs, so that launches are not what is measured.
+- Providers of one case run in turns in one loop; inputs are random and rotated past the L2; on a GPU forwards are
+  replayed as CUDA graphs and backwards queued behind a pause, so that launches are not what is measured. What a call
+  costs the host has a column of its own.
 - The floor of a case is what this device moves and multiplies at best, measured in the same run: bytes that must be
   read and written over its copy rate, or products over its matmul rate, whichever is longer.
 - Useful products are those the definition needs; executed ones are what tiles make of them.
@@ -49,7 +50,7 @@ class Unfit(ValueError):
 
 SHAPES = {"flux": (24, 128), "dit": (16, 72), "sdxl": (10, 64), "sdxl-20": (20, 64)}  # heads, head_dim
 MODES = ("forward", "backward", "both")
-GRAPHED = 64 << 20  # bytes of a tensor below which launches would show
+GRAPHED = 0.02  # seconds of a forward below which launches would show
 L2 = 256 << 20  # inputs in turns together exceed this
 
 
@@ -203,6 +204,7 @@ def eager(case: Case) -> Callable[..., Tensor]:
 
 
 def compiled(case: Case) -> Callable[..., Tensor]:
+    torch._functorch.config.donated_buffer = False  # a backward is timed more than once
     return torch.compile(eager(case))
 
 
@@ -337,7 +339,7 @@ def once(run: Callable[[], Any], device: torch.device) -> float:
         run()
         return time.perf_counter() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(1_000_000)  # half a millisecond in which the host queues the call: its own time is not measured
+    torch.cuda._sleep(4_000_000)  # two milliseconds in which the host queues the call: its own time is not measured
     start.record()
     run()
     end.record()
@@ -361,8 +363,9 @@ def measure(
             runs = steps(case, call, sets)
             first = [once(runs[0], device) for _ in range(2)][1]  # the first one compiled
             memory = peak(runs[0], device)
-            graph = device.type == "cuda" and case.tensor < GRAPHED and case.mode == "forward" and first < 0.05
-            ready[name] = (graphed(runs) if graph else runs, first, graph, memory)
+            graph = device.type == "cuda" and case.mode == "forward" and first < GRAPHED
+            queue = queueing(runs[0], device)
+            ready[name] = (graphed(runs) if graph else runs, first, {"graph": graph, "memory": memory, "host": queue})
         except Exception as reason:  # a peer that cannot run must not stop the others
             rows.append(
                 row(
@@ -373,11 +376,11 @@ def measure(
                 torch.cuda.empty_cache()
     times: dict[str, list[float]] = {name: [] for name in ready}
     for turn in range(repeats):
-        for name, (runs, first, _, _) in ready.items():
+        for name, (runs, first, _) in ready.items():
             if not turn or first * turn <= budget:
                 times[name].append(once(runs[turn % len(runs)], device))
     for name, seconds in times.items():
-        rows.append(row(case, name, device, seconds=seconds, graph=ready[name][2], memory=ready[name][3]))
+        rows.append(row(case, name, device, seconds=seconds, **ready[name][2]))
     return rows
 
 
@@ -390,6 +393,21 @@ def peak(run: Callable[[], Any], device: torch.device) -> int | None:
     run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def queueing(run: Callable[[], Any], device: torch.device) -> float | None:
+    """Seconds of the host for one call, while the GPU has other work."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda._sleep(20_000_000)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    torch.cuda.synchronize()
+    return min(times)
 
 
 @functools.cache
@@ -429,6 +447,7 @@ def row(case: Case, provider: str, device: torch.device, seconds: Sequence[float
         "executed_tflops": "" if done is None else done / median / 1e12,
         "tb_per_s": case.bytes / median / 1e12,
         "memory_mb": "" if more.get("memory") is None else more["memory"] / 2**20,
+        "host_us": "" if more.get("host") is None else 1e6 * more["host"],
         "graph": more.get("graph", False),
     }
 

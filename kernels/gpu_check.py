@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from multiprocessing import get_context
@@ -26,6 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 import bench
 
+import linattn_kernels
 from linattn_kernels import backend, linear_attention, mediator_attention, reference, use_backend, window_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,7 +167,36 @@ def compare(case: Pair, dtype: torch.dtype) -> Row:
     return row
 
 
-CASES = {"linear": linear_cases, "window": window_cases, "mediator": mediator_cases}
+# The same numbers where models keep them: slices of one projection, heads before tokens, rows that nothing divides.
+LAYOUTS: dict[str, Callable[..., Sequence[Tensor]]] = {
+    "sliced": lambda *t: torch.stack(t, 2).unbind(2),
+    "heads first": lambda *t: [each.transpose(1, 2).contiguous().transpose(1, 2) for each in t],
+    "unaligned": lambda *t: [torch.nn.functional.pad(each, (1, 0))[..., 1:] for each in t],
+    "one for all": lambda *t: [each[:1].expand_as(each) for each in t],
+}
+
+
+def layout_cases(dtype: torch.dtype) -> Iterator[Pair]:
+    given = qkv(2, 20 * 20, 20 * 20, 2, 72, 72, dtype)
+    calls: dict[str, Callable[[Any], Callable[..., Tensor]]] = {
+        "linear": lambda where: lambda q, k, v: where.linear_attention(q, k, v, eps=0.1),
+        "window": lambda where: (
+            lambda q, k, v: where.window_attention(q, k, v, height=19, width=20, radius=4, text=20, scale=-0.1)
+        ),
+        "mediator": lambda where: (
+            lambda q, k, v: where.mediator_attention(q, k, v, q[:, ::40] + k[:, ::40], scale=-0.1)
+        ),
+    }
+    for (kernel, call), (name, layout) in itertools.product(calls.items(), LAYOUTS.items()):
+        yield (
+            f"{kernel} {name}",
+            lambda *t, call=call, layout=layout: call(linattn_kernels)(*layout(*t)),
+            lambda *t, call=call, layout=layout: call(reference)(*layout(*t)),
+            given,
+        )
+
+
+CASES = {"linear": linear_cases, "window": window_cases, "mediator": mediator_cases, "layout": layout_cases}
 Job = tuple[torch.dtype, str, int]
 
 
@@ -327,27 +357,61 @@ def million(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def plans() -> Iterator[tuple[bench.Case, tuple[str, ...]]]:
+    """What is timed, beside whom: what targets are set for, the most telling first."""
+    case, usual, all_dense = bench.Case, ("ours", "eager"), ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient")
+    large, huge, whole = 1 << 16, 1 << 18, 1 << 20
+    for mode in bench.MODES[:2]:
+        yield case("linear", "flux", large, mode), (*usual, "compiled", *all_dense, "fla")
+    for radius in (16, 8, 32):
+        yield case("window", "flux", large, radius=radius, text=512), ("ours", *all_dense[:2])
+    yield case("mediator", "dit", large), (*usual, "compiled", "two-sdpa", *all_dense[:2])
+    yield case("window", "flux", large, "backward", radius=16, text=512), ("ours", "sdpa-cudnn")
+    yield case("window", "flux", large, radius=16, text=512), ("flex",)
+    for shape, mode in itertools.product(("sdxl", "dit"), bench.MODES[:2]):
+        yield case("linear", shape, large, mode), (*usual, "sdpa-cudnn", "sdpa-flash")
+    for tokens in (1 << 14, 1 << 12, 1 << 10):
+        yield case("linear", "flux", tokens), (*usual, "sdpa-cudnn", "sdpa-flash")
+        yield case("window", "flux", tokens, radius=16, text=512), ("ours", "sdpa-cudnn", "sdpa-flash")
+    for count in (196, 1024):
+        yield case("mediator", "dit", large, count=count), usual
+    yield case("mediator", "dit", 1 << 12), (*usual, "two-sdpa", "sdpa-cudnn")
+    for shape in ("dit", "sdxl"):
+        yield case("window", shape, large, radius=16), ("ours", "sdpa-cudnn")
+    for tokens in (huge, whole):
+        yield case("linear", "flux", tokens), ("ours",)
+        yield case("window", "flux", tokens, radius=16, text=512), ("ours",)
+        yield case("linear", "sdxl", tokens), ("ours",)
+    yield case("mediator", "dit", large, "backward"), usual
+    for radius in (8, 32):
+        yield case("window", "flux", large, radius=radius, text=512), ("flex",)
+    yield case("window", "flux", large, "backward", radius=16, text=512), ("flex",)
+    for tokens in (1 << 14, 1 << 12, 1 << 10):
+        yield case("linear", "flux", tokens, "backward"), (*usual, "sdpa-cudnn")
+        yield case("linear", "sdxl", tokens), (*usual, "sdpa-cudnn")
+
+
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """The cases that targets are set for, the most telling first, as long as there is time."""
-    began, plans = time.monotonic(), []
-    for tokens in ("65536", "262144", "16384", "4096", "1048576", "1024"):
-        plans += [["linear", "--tokens", tokens, "--shapes", shape] for shape in ("flux", "dit", "sdxl")]
-        plans.append(["window", "--tokens", tokens, "--shapes", "flux"])
-        plans.append(["mediator", "--tokens", tokens, "--shapes", "dit"])
-    rows: list[Row] = []
-    for number, plan in enumerate(plans):
-        left = options.left - (time.monotonic() - began)
-        if left < 5:
-            rows.append({"case": " ".join(plan), "ok": True, "skipped": "no time was left"})
+    """The plans as long as there is time: one table of all, and a row each that says whether it could be timed."""
+    began, rows, found = time.monotonic(), [], []
+    for case, names in plans():
+        title = f"{case.name}: {', '.join(names)}"
+        if time.monotonic() - began > options.left:
+            rows.append({"case": title, "ok": True, "skipped": "no time was left"})
             continue
-        folder = ["--out", str(options.out / f"bench-{number:02d}")]
-        limits = ["--total", str(left), "--repeats", "15", "--budget", "0.5"]
-        rows.append(guarded(" ".join(plan), lambda plan=plan, more=[*limits, *folder]: ran([*plan, *more])))
+        try:
+            timed = bench.measure(case, names, DEVICE, repeats=15, budget=0.4)
+        except Exception as error:
+            rows.append(failed(title, error))
+            continue
+        for row in timed:
+            print(bench.told(row), flush=True)
+        found += timed
+        ours = [row for row in timed if row["provider"] == "ours" and row["skipped"]]
+        rows.append({"case": title, "ok": not ours} | ({"error": ours[0]["skipped"]} if ours else {}))
+    bench.write(found, bench.facts(DEVICE), options.out)
+    bench.draw(found, options.out)
     return rows
-
-
-def ran(arguments: list[str]) -> Row:
-    return {"ok": bench.main(arguments) == 0}
 
 
 def all_of(name: str, section: Callable[[argparse.Namespace], list[Row]], options: argparse.Namespace) -> list[Row]:
@@ -384,7 +448,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("reports/gpu"))
-    parser.add_argument("--seconds", type=float, default=570, help="after which no new case of the benchmark is begun")
+    parser.add_argument("--seconds", type=float, default=540, help="after which no new case of the benchmark is begun")
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--matrix", type=float, default=330, help="seconds that the matrix may take")
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS, "bench"])

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from linattn_kernels import reference
+from linattn_kernels import launch, reference
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 import bench
 import gpu_check
+import tune
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,20 @@ def test_a_case_that_takes_its_process_with_it_costs_no_other_its_row(monkeypatc
     rows = gpu_check.matrix(SimpleNamespace(workers=1, matrix=120))
     assert [row["ok"] for row in rows] == [True, False, True]
     assert "BrokenProcessPool" in rows[1]["error"]
+
+
+def test_every_candidate_is_said_as_the_shipped_ones_are():
+    """Hopper's entries are what a search replaces."""
+    for search in tune.searches():
+        shipped = [row["with"] for row in launch.table()[search.kernel] if row["capability"] == [9, 0]]
+        assert shipped, search.kernel
+        assert all(set(how) == set(shipped[0]) for how in search.candidates), search.name
+        assert len(search.candidates) == len({tuple(how.values()) for how in search.candidates})
+
+
+def test_inside_a_trial_one_kernel_takes_the_candidate():
+    q, before = torch.empty(1, 1, 1, 64), launch.config("linear_read", torch.empty(1), 64)
+    with tune.tried("linear_read", {"BN": 1}):
+        assert launch.config("linear_read", q, 64) == {"BN": 1}
+        assert launch.config("linear_state", q, 64) != {"BN": 1}
+    assert launch.config("linear_read", q, 64) == before

@@ -273,6 +273,46 @@ def test_mediators_with_biases(bias, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_a_scale_below_or_at_zero(scale, path):
+    """The kernels take their maxima of unscaled scores."""
+    given = qkv(1, 3 + 5 * 6, 3 + 5 * 6, 2, 8, 8)
+    place = {"height": 5, "width": 6, "radius": 2, "text": 3, "scale": scale}
+    judge(lambda *t: window_attention(*t, **place), lambda *t: WINDOW(*t, **place), given, path)
+    given += tensors((1, 4, 2, 8), seed=1)
+    judge(lambda *t: mediator_attention(*t, scale=scale), lambda *t: MEDIATOR(*t, scale=scale), given, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("radius", [1e9, 1e300], ids=["far", "farther than float32"])
+def test_a_radius_beyond_any_picture(radius, path):
+    given, place = qkv(1, 30, 30, 1, 8, 8), {"height": 5, "width": 6, "radius": radius}
+    judge(lambda *t: window_attention(*t, **place), lambda *t: WINDOW(*t, **place), given, path)
+
+
+@NEEDS_TRITON
+def test_tokens_too_far_apart_for_a_tile_are_named():
+    from linattn_kernels.launch import strides
+
+    far = torch.empty((1, 3, 1, 8), device="meta").as_strided((1, 3, 1, 8), (0, 1 << 23, 8, 1))
+    assert strides(far, reach=255)[1] == 1 << 23
+    with pytest.raises(ValueError, match=r"8388608 numbers apart, 256 of them in a tile.*backend=\"torch\""):
+        strides(far, reach=256)
+
+
+@pytest.mark.parametrize(
+    ("dim", "both"),
+    [(1, (16, 0)), (40, (64, 0)), (64, (64, 0)), (72, (64, 16)), (96, (128, 0)), (160, (128, 32)), (288, (256, 32))],
+    ids=str,
+)
+@NEEDS_TRITON
+def test_a_second_part_where_it_saves_half(dim, both):
+    from linattn_kernels.tiles import parts
+
+    assert parts(dim) == both
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_mediators_made_of_the_queries_learn_through_both(path):
     def pooled(function):
         return lambda q, k, v: function(q, k, v, q.unflatten(1, (4, -1)).mean(2))

@@ -241,6 +241,13 @@ def table() -> dict[str, list[dict[str, Any]]]:
     return {name: rows for path in files for name, rows in json.loads(path.read_text()).items()}
 
 
-def strides(tensor: Tensor | None) -> tuple[int, ...]:
-    """Of batch, tokens and heads; the last is one."""
-    return (0, 0, 0) if tensor is None else tensor.stride()[:3]
+def strides(tensor: Tensor | None, reach: int = 512) -> tuple[int, ...]:
+    """Of batch, tokens and heads; the last is one. `reach`: how many tokens a tile spans, from its first to its last."""
+    if tensor is None:
+        return (0, 0, 0)
+    if tensor.stride(1) * reach >= 1 << 31:
+        raise ValueError(
+            f"tokens that lie {tensor.stride(1)} numbers apart, {reach} of them in a tile: the kernels take less than "
+            '2^31 numbers; make the tensor contiguous or ask for backend="torch"'
+        )
+    return tensor.stride()[:3]

@@ -18,7 +18,8 @@ def gather(mediators, k, v, bias, scale):
 def gather_backward(grad, mediators, k, v, bias, out, lse, scale):
     if not out.numel():
         return _nothing(mediators, k, v, bias)
-    return _slopes(launch.unit(grad), mediators, k, v, bias, lse, delta_of(launch.unit(grad), out, None), scale)
+    grad, delta = grad.to(k.dtype), delta_of(launch.unit(grad), out, None)  # products round it in any case
+    return _slopes(launch.unit(grad), mediators, k, v, bias, lse, delta, scale)
 
 
 def spread(q, mediators, told, bias, scale):

@@ -19,6 +19,7 @@ from linattn_kernels.tiles import (
     aligned,
     load,
     load_parts,
+    powers,
     precision,
     product,
     shape_of,
@@ -28,26 +29,31 @@ from linattn_kernels.tiles import (
 )
 
 LOG2E = 1.4426950408889634
+MOST_SPREAD = 128  # columns that one tile holds
 
 
 @triton.jit
-def online(s, top, total):
-    """One step of the running softmax: (weights, the old sums' factor, new maximum, new total), all in base 2."""
-    high = tl.maximum(top, tl.max(s, 1))
+def online(s, scale, top, total):
+    """One step of the running softmax: (weights, the old sums' factor, new maximum, new total), all in base 2.
+
+    The scale is above 0, so that the maximum is taken of unscaled scores: what is left of it is one fused
+    multiplication with the subtraction.
+    """
+    high = tl.maximum(top, tl.max(s, 1) * scale)
     safe = tl.where(high == float("-inf"), 0.0, high)  # a row that has seen nothing yet
-    p = tl.exp2(s - safe[:, None])
+    p = tl.exp2(s * scale - safe[:, None])
     old = tl.exp2(top - safe)
     return p, old, high, total * old + tl.sum(p, 1)
 
 
 @triton.jit
 def attend_step(
-    s, top, total, acc1, acc2, v, n, v_n, live,
+    s, scale, top, total, acc1, acc2, v, n, v_n, live,
     EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over one more tile of scores and its values."""
-    p, old, top, total = online(s, top, total)
+    p, old, top, total = online(s, scale, top, total)
     v1, v2 = load_parts(v, n, v_n, live, EXIT, E1, E2, ALIGNED)
     acc1 = acc1 * old[:, None]
     if E2:
@@ -57,10 +63,10 @@ def attend_step(
 
 
 @triton.jit
-def slopes_of(s, sums, g1, g2, v1, v2, less, E2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
-    """(weights, gradient of the scores) from scores and log-sum-exp in base 2."""
-    p = tl.exp2(s - sums[:, None])
-    return p, p * (product(g1, g2, v1, v2, E2, DOT, ACC) - less[:, None])
+def slopes_of(s, told, less):
+    """(weights, gradient of the scores) from scores less their log-sum-exp, in base 2."""
+    p = tl.exp2(s)
+    return p, p * (told - less)
 
 
 @triton.jit
@@ -71,11 +77,13 @@ def row_sums(lse, delta, at, live, ACC: tl.constexpr):
 
 
 @triton.jit
-def _biased(s, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.constexpr):
+def _biased(s, scale, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.constexpr):
+    """(scores, what they are still to be multiplied by) in base 2; places broadcast to the scores."""
     if BIAS:
-        at = place_r.to(tl.int64)[:, None] * bias_r + place_c.to(tl.int64)[None, :] * bias_c
-        s += tl.load(bias + at, mask=live, other=0.0).to(s.dtype) * 1.4426950408889634
-    return tl.where(live, s, float("-inf"))
+        at = place_r.to(tl.int64) * bias_r + place_c.to(tl.int64) * bias_c
+        return s * scale + tl.load(bias + at, mask=live, other=0.0).to(s.dtype) * 1.4426950408889634, 1.0
+    else:
+        return s, scale
 
 
 @triton.jit
@@ -99,36 +107,84 @@ def _attend_kernel(
     c += batch * c_b + head * c_h
     if BIAS:
         bias += batch * bias_b + head * bias_h
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    a1, a2 = load_parts(a, m, a_n, m < rows, DIM, D1, D2, ALIGNED)
+    own, m = (tl.program_id(0) * BM).to(tl.int64), tl.arange(0, BM)
+    within = m < rows - own
+    a1, a2 = load_parts(a + own * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
     acc1, acc2 = zero_parts(BM, E1, E2, ACC)
     top, total = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC)
     end = tl.minimum(columns, (split + 1) * chunk)
+    n = tl.arange(0, BN)
     for start in range(split * chunk, end, BN):
-        n = start + tl.arange(0, BN)
-        live = n < end
-        b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
-        s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
-        s = _biased(s, bias, m, n, bias_r, bias_c, (m < rows)[:, None] & live[None, :], BIAS)
+        live, first = n < end - start, tl.cast(start, tl.int64)
+        b1, b2 = load_parts(b + first * b_n, n, b_n, live, DIM, D1, D2, ALIGNED)
+        s = product(a1, a2, b1, b2, D2, DOT, ACC)
+        both = within[:, None] & live[None, :]
+        s, left = _biased(s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS)
+        s = tl.where(live[None, :], s, float("-inf"))
         top, total, acc1, acc2 = attend_step(
-            s, top, total, acc1, acc2, c, n, c_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
+            s, left, top, total, acc1, acc2, c + first * c_n, n, c_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
         )
     if SPLIT:
-        row = (split * tl.num_programs(1) + place).to(tl.int64) * rows
-        part += row * EXIT
-        store_parts(part, m, EXIT, m < rows, acc1, acc2, EXIT, E1, E2, ALIGNED)
-        tl.store(part_top + row + m, top, mask=m < rows)
-        tl.store(part_total + row + m, total, mask=m < rows)
+        row = (split * tl.num_programs(1) + place).to(tl.int64) * rows + own
+        store_parts(part + row * EXIT, m, EXIT, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
+        tl.store(part_top + row + m, top, mask=within)
+        tl.store(part_total + row + m, total, mask=within)
     else:
-        out += batch * out_b + head * out_h
+        out += batch * out_b + head * out_h + own * out_n
         share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
         acc1, acc2 = acc1 * share, acc2 * share
         if SHIFT:
             acc1 += _common(shift, place, tl.arange(0, E1), EXIT)
             if E2:
                 acc2 += _common(shift, place, E1 + tl.arange(0, E2), EXIT)
-        store_parts(out, m, out_n, m < rows, acc1, acc2, EXIT, E1, E2, ALIGNED)
-        tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
+        store_parts(out, m, out_n, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
+        lse += batch * lse_b + head * lse_h + own
+        tl.store(lse + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
+
+
+@triton.jit(do_not_specialize=["rows", "columns"])
+def _spread_kernel(
+    a, b, c, bias, shift, out, lse,
+    a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c, out_b, out_n, out_h,
+    lse_b, lse_h, rows, columns, heads, scale,
+    BIAS: tl.constexpr, SHIFT: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr,
+    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """`_attend_kernel` where one tile holds all columns: they are loaded once for TILES tiles of rows."""
+    place = tl.program_id(1)
+    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    a += batch * a_b + head * a_h
+    out += batch * out_b + head * out_h
+    lse += batch * lse_b + head * lse_h
+    if BIAS:
+        bias += batch * bias_b + head * bias_h
+    m, n = tl.arange(0, BM), tl.arange(0, BN)
+    live = n < columns
+    b1, b2 = load_parts(b + batch * b_b + head * b_h, n, b_n, live, DIM, D1, D2, ALIGNED)
+    c1, c2 = load_parts(c + batch * c_b + head * c_h, n, c_n, live, EXIT, E1, E2, ALIGNED)
+    for tile in range(0, TILES):
+        start = (tl.program_id(0) * TILES + tile) * BM
+        within, own = m < rows - start, tl.cast(start, tl.int64)
+        a1, a2 = load_parts(a + own * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
+        s = product(a1, a2, b1, b2, D2, DOT, ACC)
+        both = within[:, None] & live[None, :]
+        s, left = _biased(s, scale, bias, (own + m)[:, None], n[None, :], bias_r, bias_c, both, BIAS)
+        s = tl.where(live[None, :], s, float("-inf"))
+        top = tl.max(s, 1) * left
+        p = tl.exp2(s * left - top[:, None])
+        total = tl.sum(p, 1)
+        acc1, acc2 = zero_parts(BM, E1, E2, ACC)
+        acc1, acc2 = add_parts(acc1, acc2, p, c1, c2, E2, DOT, ACC)
+        share = (1.0 / total)[:, None]
+        acc1, acc2 = acc1 * share, acc2 * share
+        if SHIFT:
+            acc1 += _common(shift, place, tl.arange(0, E1), EXIT)
+            if E2:
+                acc2 += _common(shift, place, E1 + tl.arange(0, E2), EXIT)
+        store_parts(out + own * out_n, m, out_n, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
+        tl.store(lse + own + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -140,23 +196,25 @@ def _merge_kernel(
     """The splits' results, weighed by their share of the whole sum."""
     place, many = tl.program_id(1), tl.num_programs(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
-    m, e = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BE)
+    own, m, e = (tl.program_id(0) * BM).to(tl.int64), tl.arange(0, BM), tl.arange(0, BE)
+    within = m < rows - own
     top, total, acc = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC), tl.zeros((BM, BE), ACC)
     for split in range(0, splits):
-        row = (split * many + place).to(tl.int64) * rows
-        own = tl.load(part_top + row + m, mask=m < rows, other=float("-inf"))
-        sums = tl.load(part_total + row + m, mask=m < rows, other=0.0)
-        high = tl.maximum(top, own)
+        row = (split * many + place).to(tl.int64) * rows + own
+        most = tl.load(part_top + row + m, mask=within, other=float("-inf"))
+        sums = tl.load(part_total + row + m, mask=within, other=0.0)
+        high = tl.maximum(top, most)
         safe = tl.where(high == float("-inf"), 0.0, high)
-        old, new = tl.exp2(top - safe), tl.exp2(own - safe)
-        acc = acc * old[:, None] + load(part + row * EXIT, m, EXIT, e, m < rows, EXIT, ALIGNED) * new[:, None]
+        old, new = tl.exp2(top - safe), tl.exp2(most - safe)
+        acc = acc * old[:, None] + load(part + row * EXIT, m, EXIT, e, within, EXIT, ALIGNED) * new[:, None]
         total, top = total * old + sums * new, high
-    out += batch * out_b + head * out_h
+    out += batch * out_b + head * out_h + own * out_n
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
     if SHIFT:
         acc += _common(shift, place, e, EXIT)
-    store(out, m, out_n, e, m < rows, EXIT, ALIGNED, acc)
-    tl.store(lse + batch * lse_b + head * lse_h + m, (top + tl.log2(total)) / 1.4426950408889634, mask=m < rows)
+    store(out, m, out_n, e, within, EXIT, ALIGNED, acc)
+    lse += batch * lse_b + head * lse_h + own
+    tl.store(lse + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -168,13 +226,14 @@ def _delta_kernel(
     """sum(grad o out) a row, less the gradient of the log-sum-exp."""
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
-    m, e = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BE)
-    one = load(grad + batch * grad_b + head * grad_h, m, grad_n, e, m < rows, EXIT, ALIGNED).to(ACC)
-    two = load(out + batch * out_b + head * out_h, m, out_n, e, m < rows, EXIT, ALIGNED).to(ACC)
+    own, m, e = (tl.program_id(0) * BM).to(tl.int64), tl.arange(0, BM), tl.arange(0, BE)
+    within = m < rows - own
+    one = load(grad + batch * grad_b + head * grad_h + own * grad_n, m, grad_n, e, within, EXIT, ALIGNED).to(ACC)
+    two = load(out + batch * out_b + head * out_h + own * out_n, m, out_n, e, within, EXIT, ALIGNED).to(ACC)
     found = tl.sum(one * two, 1)
     if LSE:
-        found -= tl.load(d_lse + batch * lse_b + head * lse_h + m, mask=m < rows, other=0.0).to(ACC)
-    tl.store(delta + batch * delta_b + head * delta_h + m, found, mask=m < rows)
+        found -= tl.load(d_lse + batch * lse_b + head * lse_h + own + m, mask=within, other=0.0).to(ACC)
+    tl.store(delta + batch * delta_b + head * delta_h + own + m, found, mask=within)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "chunk"])
@@ -199,41 +258,41 @@ def _rows_kernel(
     c += batch * c_b + head * c_h
     if BIAS:
         bias += batch * bias_b + head * bias_h
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    within = m < rows
-    a1, a2 = load_parts(a, m, a_n, within, DIM, D1, D2, ALIGNED)
-    g1, g2 = load_parts(grad, m, grad_n, within, EXIT, E1, E2, ALIGNED)
+    own, m, n = (tl.program_id(0) * BM).to(tl.int64), tl.arange(0, BM), tl.arange(0, BN)
+    within = m < rows - own
+    a1, a2 = load_parts(a + own * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
+    g1, g2 = load_parts(grad + own * grad_n, m, grad_n, within, EXIT, E1, E2, ALIGNED)
     acc1, acc2 = zero_parts(BM, D1, D2, ACC)
-    at = batch * lse_b + head * lse_h + m
+    at = batch * lse_b + head * lse_h + own + m
     if DELTA:
         sums = tl.load(lse + at, mask=within, other=0.0).to(ACC) * 1.4426950408889634
         less = tl.zeros((BM,), ACC)
         for start in range(0, columns, BN):
-            n = start + tl.arange(0, BN)
-            live = n < columns
-            b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
-            c1, c2 = load_parts(c, n, c_n, live, EXIT, E1, E2, ALIGNED)
-            s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
-            s = _biased(s, bias, m, n, bias_r, bias_c, within[:, None] & live[None, :], BIAS)
-            less += tl.sum(tl.exp2(s - sums[:, None]) * product(g1, g2, c1, c2, E2, DOT, ACC), 1)
+            live, first = n < columns - start, tl.cast(start, tl.int64)
+            b1, b2 = load_parts(b + first * b_n, n, b_n, live, DIM, D1, D2, ALIGNED)
+            c1, c2 = load_parts(c + first * c_n, n, c_n, live, EXIT, E1, E2, ALIGNED)
+            s, told = product(a1, a2, b1, b2, D2, DOT, ACC), product(g1, g2, c1, c2, E2, DOT, ACC)
+            both = within[:, None] & live[None, :]
+            s, left = _biased(s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS)
+            p, _ = slopes_of(tl.where(both, s * left - sums[:, None], float("-inf")), told, 0.0)
+            less += tl.sum(p * told, 1)
         tl.store(delta + at, less, mask=within)
     else:
         sums, less = row_sums(lse, delta, at, within, ACC)
     end = tl.minimum(columns, (split + 1) * chunk)
     for start in range(split * chunk, end, BN):
-        n = start + tl.arange(0, BN)
-        live = n < end
-        b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
-        c1, c2 = load_parts(c, n, c_n, live, EXIT, E1, E2, ALIGNED)
-        s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
+        live, first = n < end - start, tl.cast(start, tl.int64)
+        b1, b2 = load_parts(b + first * b_n, n, b_n, live, DIM, D1, D2, ALIGNED)
+        c1, c2 = load_parts(c + first * c_n, n, c_n, live, EXIT, E1, E2, ALIGNED)
+        s, told = product(a1, a2, b1, b2, D2, DOT, ACC), product(g1, g2, c1, c2, E2, DOT, ACC)
         both = within[:, None] & live[None, :]
-        s = _biased(s, bias, m, n, bias_r, bias_c, both, BIAS)
-        _, ds = slopes_of(s, sums, g1, g2, c1, c2, less, E2, DOT, ACC)
+        s, left = _biased(s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS)
+        _, ds = slopes_of(tl.where(both, s * left - sums[:, None], float("-inf")), told, less[:, None])
         if D_BIAS:
-            where = ((place.to(tl.int64) * rows + m)[:, None]) * columns + n[None, :]
+            where = ((place.to(tl.int64) * rows + own + m)[:, None]) * columns + (start + n)[None, :]
             tl.store(d_bias + where, ds, mask=both)
         acc1, acc2 = add_parts(acc1, acc2, ds, b1, b2, D2, DOT, ACC)
-    part += split.to(tl.int64) * part_s + batch * part_b + head * part_h
+    part += split.to(tl.int64) * part_s + batch * part_b + head * part_h + own * part_n
     natural = scale / 1.4426950408889634
     store_parts(part, m, part_n, within, acc1 * natural, acc2 * natural, DIM, D1, D2, ALIGNED)
 
@@ -247,7 +306,7 @@ def _columns_kernel(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The columns' gradients over one split of the rows."""
+    """The columns' gradients over one split of the rows; scores are (columns, rows), the left side of both products."""
     place, split = tl.program_id(1), tl.program_id(2)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     grad += batch * grad_b + head * grad_h
@@ -258,33 +317,40 @@ def _columns_kernel(
     delta += batch * lse_b + head * lse_h
     if BIAS:
         bias += batch * bias_b + head * bias_h
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    live = n < columns
-    b1, b2 = load_parts(b, n, b_n, live, DIM, D1, D2, ALIGNED)
-    c1, c2 = load_parts(c, n, c_n, live, EXIT, E1, E2, ALIGNED)
+    own, n = (tl.program_id(0) * BN).to(tl.int64), tl.arange(0, BN)
+    live = n < columns - own
+    b1, b2 = load_parts(b + own * b_n, n, b_n, live, DIM, D1, D2, ALIGNED)
+    c1, c2 = load_parts(c + own * c_n, n, c_n, live, EXIT, E1, E2, ALIGNED)
     db1, db2 = zero_parts(BN, D1, D2, ACC)
     dc1, dc2 = zero_parts(BN, E1, E2, ACC)
     end = tl.minimum(rows, (split + 1) * chunk)
+    m = tl.arange(0, BM)
     for start in range(split * chunk, end, BM):
-        m = start + tl.arange(0, BM)
-        within = m < end
-        a1, a2 = load_parts(a, m, a_n, within, DIM, D1, D2, ALIGNED)
-        g1, g2 = load_parts(grad, m, grad_n, within, EXIT, E1, E2, ALIGNED)
-        sums, less = row_sums(lse, delta, m, within, ACC)
-        s = product(a1, a2, b1, b2, D2, DOT, ACC) * scale
-        both = within[:, None] & live[None, :]
-        s = _biased(s, bias, m, n, bias_r, bias_c, both, BIAS)
-        p, ds = slopes_of(s, sums, g1, g2, c1, c2, less, E2, DOT, ACC)
-        dc1, dc2 = add_parts(dc1, dc2, tl.trans(p), g1, g2, E2, DOT, ACC)
-        db1, db2 = add_parts(db1, db2, tl.trans(ds), a1, a2, D2, DOT, ACC)
-    part_b_ += split.to(tl.int64) * db_s + batch * db_b + head * db_h
-    part_c_ += split.to(tl.int64) * dc_s + batch * dc_b + head * dc_h
+        within, first = m < end - start, tl.cast(start, tl.int64)
+        a1, a2 = load_parts(a + first * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
+        g1, g2 = load_parts(grad + first * grad_n, m, grad_n, within, EXIT, E1, E2, ALIGNED)
+        sums, less = row_sums(lse + first, delta + first, m, within, ACC)
+        s, told = product(b1, b2, a1, a2, D2, DOT, ACC), product(c1, c2, g1, g2, E2, DOT, ACC)
+        both = within[None, :] & live[:, None]
+        s, left = _biased(s, scale, bias, (start + m)[None, :], (own + n)[:, None], bias_r, bias_c, both, BIAS)
+        p, ds = slopes_of(tl.where(both, s * left - sums[None, :], float("-inf")), told, less[None, :])
+        dc1, dc2 = add_parts(dc1, dc2, p, g1, g2, E2, DOT, ACC)
+        db1, db2 = add_parts(db1, db2, ds, a1, a2, D2, DOT, ACC)
+    part_b_ += split.to(tl.int64) * db_s + batch * db_b + head * db_h + own * db_n
+    part_c_ += split.to(tl.int64) * dc_s + batch * dc_b + head * dc_h + own * dc_n
     natural = scale / 1.4426950408889634
     store_parts(part_b_, n, db_n, live, db1 * natural, db2 * natural, DIM, D1, D2, ALIGNED)
     store_parts(part_c_, n, dc_n, live, dc1, dc2, EXIT, E1, E2, ALIGNED)
 
 
 # Launching -----------------------------------------------------------------------------------------------------------
+
+
+def upright(a: Tensor, scale: float) -> tuple[Tensor, float]:
+    """The same scores by a scale above 0."""
+    if scale > 0:
+        return a, scale
+    return (-a, -scale) if scale < 0 else (torch.zeros_like(a), 1.0)
 
 
 def attend(
@@ -302,8 +368,20 @@ def attend(
     Both may be views; the shift is (batch, 1, heads, dim), in one piece of memory.
     """
     a, b, c = unit(a), unit(b), unit(c)
+    a, scale = upright(a, scale)
     batch, rows, heads, dim = a.shape
     columns, exit_dim, wide = b.shape[1], c.shape[3], launch.wide(a.dtype)
+    given = {"BIAS": bias is not None, "SHIFT": shift is not None, **shape_of(dim, exit_dim), **precision(a)}
+    given["ALIGNED"] = aligned(a, b, c, out)
+    if columns <= MOST_SPREAD and rows > columns:
+        how = launch.config("softmax_spread", a, max(dim, exit_dim), rows)
+        with launch.on(a.device):
+            _spread_kernel[launch.grid(triton.cdiv(rows, how["BM"] * how["TILES"]), batch * heads)](
+                a, b, c, bias, shift, out, lse,
+                *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns), *strides(out),
+                *lse.stride()[:2], rows, columns, heads, scale * LOG2E, BN=powers(columns), **given, **how,
+            )  # fmt: skip
+        return
     how = launch.config("softmax_attend", a, max(dim, exit_dim), columns)
     tiles = triton.cdiv(rows, how["BM"])
     splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
@@ -315,9 +393,7 @@ def attend(
         _attend_kernel[launch.grid(tiles, batch * heads, splits)](
             a, b, c, bias, shift, out, lse, part if splits > 1 else None, *tops,
             *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns), *strides(out),
-            *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E,
-            BIAS=bias is not None, SHIFT=shift is not None, SPLIT=splits > 1, ALIGNED=aligned(a, b, c, out),
-            **shape_of(dim, exit_dim), **precision(a), **how,
+            *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E, SPLIT=splits > 1, **given, **how,
         )  # fmt: skip
         if splits > 1:
             how = launch.config("softmax_merge", a, exit_dim)

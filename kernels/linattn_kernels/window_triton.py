@@ -25,6 +25,7 @@ from linattn_kernels.softmax_triton import (
     row_sums,
     rows_slope,
     slopes_of,
+    upright,
 )
 from linattn_kernels.tiles import add_parts, aligned, load_parts, precision, product, shape_of, store_parts, zero_parts
 
@@ -33,21 +34,43 @@ SIZES = ["height", "width", "across", "far", "text", "extra"]
 
 
 @triton.jit
-def _places(tile, across, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(y, x, inside) of one tile's tokens."""
+def _sides(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(row, column, place) of a tile's tokens within it: the same for all tiles."""
     i = tl.arange(0, ROWS * COLUMNS)
-    y, x = (tile // across) * ROWS + i // COLUMNS, (tile % across) * COLUMNS + i % COLUMNS
-    return y, x, (y < height) & (x < width)
+    y = i // COLUMNS
+    x = i - y * COLUMNS  # a remainder would hide from the compiler which of a thread's tokens share a column
+    return y, x, y * width + x
 
 
 @triton.jit
-def _near(y, x, other_y, other_x, far, limit, DISC: tl.constexpr):
-    """Which of the others (the last dimension) lie in the window of which."""
-    dy = y.to(tl.float32)[:, None] - other_y.to(tl.float32)[None, :]
-    dx = x.to(tl.float32)[:, None] - other_x.to(tl.float32)[None, :]
+def _own(tile, across, height, width, text, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(first token, place within the tile, y, x, inside) of one tile's tokens; y and x in float32."""
+    y, x, n = _sides(width, ROWS, COLUMNS)
+    top, left = (tile // across) * ROWS, (tile % across) * COLUMNS
+    inside = (y < height - top) & (x < width - left)
+    return (text + top * width + left).to(tl.int64), n, (top + y).to(tl.float32), (left + x).to(tl.float32), inside
+
+
+@triton.jit
+def _mask(s, y, x, other_y, other_x, far, limit, DISC: tl.constexpr, FUSED: tl.constexpr):
+    """Scores of what lies in the window of which, and -inf; the four are in float32 and broadcast against each other.
+
+    What is compared is a column's and what with a row's: the compiler takes each once, and a score costs a comparison
+    and a selection. FUSED: they are one instruction to it. Left to itself it makes the masks before the scores are
+    there, and waits with a bit for each, in registers there are too few of.
+    """
+    dy, dx = y - other_y, x - other_x
     if DISC:
-        return dy * dy + dx * dx <= limit
-    return (tl.abs(dy) <= far) & (tl.abs(dx) <= far)
+        ahead, most = dx * dx, limit - dy * dy
+    else:
+        ahead, most = tl.abs(dx), tl.where(tl.abs(dy) <= far, far.to(tl.float32), -1.0)
+    ahead, most = tl.broadcast_to(ahead, s.shape), tl.broadcast_to(most, s.shape)
+    if FUSED:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.le.f32 p, $2, $3; selp.f32 $0, $1, 0fFF800000, p; }",
+            "=f,f,f,f", [s, ahead, most], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return tl.where(ahead <= most, s, float("-inf"))
 
 
 @triton.jit
@@ -63,13 +86,20 @@ def _box(tile, across, far, height, width, ROWS: tl.constexpr, COLUMNS: tl.const
 
 
 @triton.jit
-def _step_over(box, step, text, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(y, x, place among all tokens, inside) of a box's tile number `step`."""
-    first_y, end_y, first_x, end_x = box
-    wide = tl.cdiv(end_x - first_x, COLUMNS)
-    i = tl.arange(0, ROWS * COLUMNS)
-    y, x = first_y + (step // wide) * ROWS + i // COLUMNS, first_x + (step % wide) * COLUMNS + i % COLUMNS
-    return y, x, text + y * width + x, (y < end_y) & (x < end_x)
+def _next(at_y, at_x, box, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The corner of a box's next tile."""
+    _, _, first_x, end_x = box
+    over = at_x + COLUMNS >= end_x
+    return tl.where(over, at_y + ROWS, at_y), tl.where(over, first_x, at_x + COLUMNS)
+
+
+@triton.jit
+def _at(at_y, at_x, box, rows, columns):
+    """(y, x, inside) of the tile at a corner, in float32: a row or column that is not inside is out of all reach."""
+    _, end_y, _, end_x = box
+    low, left = rows < end_y - at_y, columns < end_x - at_x
+    y = tl.where(low, (at_y + rows).to(tl.float32), 1e18)
+    return y, tl.where(left, (at_x + columns).to(tl.float32), 1e18), low & left
 
 
 @triton.jit
@@ -79,31 +109,20 @@ def _steps(box, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _read(
-    q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
-    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
-    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Forward over one tile of keys, of which `seen` are."""
-    k1, k2 = load_parts(k, n, k_n, live, DIM, D1, D2, ALIGNED)
-    s = tl.where(seen, product(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-    return attend_step(s, top, total, acc1, acc2, v, n, v_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC)
-
-
-@triton.jit
 def _read_all(
     q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, count, scale, BN: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Forward over the first `count` keys, text or extra, which everyone sees."""
+    n = tl.arange(0, BN)
     for start in range(0, count, BN):
-        n = start + tl.arange(0, BN)
-        live = n < count
-        top, total, acc1, acc2 = _read(
-            q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, n, live, live[None, :], scale,
-            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
-        )  # fmt: skip
+        live, first = n < count - start, tl.cast(start, tl.int64)
+        k1, k2 = load_parts(k + first * k_n, n, k_n, live, DIM, D1, D2, ALIGNED)
+        s = tl.where(live[None, :], product(q1, q2, k1, k2, D2, DOT, ACC), float("-inf"))
+        top, total, acc1, acc2 = attend_step(
+            s, scale, top, total, acc1, acc2, v + first * v_n, n, v_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
+        )
     return top, total, acc1, acc2
 
 
@@ -112,7 +131,7 @@ def _forward_kernel(
     q, k, v, extra_k, extra_v, out, lse,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, ek_b, ek_n, ek_h, ev_b, ev_n, ev_h, out_b, out_n, out_h, lse_b, lse_h,
     height, width, across, far, limit, text, extra, heads, scale,
-    DISC: tl.constexpr, EXTRA: tl.constexpr, DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    DISC: tl.constexpr, FUSED: tl.constexpr, EXTRA: tl.constexpr, DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     QY: tl.constexpr, QX: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
@@ -124,9 +143,8 @@ def _forward_kernel(
     q += batch * q_b + head * q_h
     k += batch * k_b + head * k_h
     v += batch * v_b + head * v_h
-    y, x, inside = _places(tile, across, height, width, QY, QX)
-    m = text + y * width + x
-    q1, q2 = load_parts(q, m, q_n, inside, DIM, D1, D2, ALIGNED)
+    own, m, y, x, inside = _own(tile, across, height, width, text, QY, QX)
+    q1, q2 = load_parts(q + own * q_n, m, q_n, inside, DIM, D1, D2, ALIGNED)
     acc1, acc2 = zero_parts(BM, E1, E2, ACC)
     top, total = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC)
     top, total, acc1, acc2 = _read_all(
@@ -140,33 +158,37 @@ def _forward_kernel(
             q1, q2, top, total, acc1, acc2, extra_k, ek_n, extra_v, ev_n, extra, scale, BN,
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
+    y, x = y[:, None], x[:, None]
+    rows, columns, n = _sides(width, KY, KX)
     box = _box(tile, across, far, height, width, QY, QX)
-    for step in range(0, _steps(box, KY, KX)):
-        ky, kx, n, live = _step_over(box, step, text, width, KY, KX)
-        seen = _near(y, x, ky, kx, far, limit, DISC) & live[None, :]
-        top, total, acc1, acc2 = _read(
-            q1, q2, top, total, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
-            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
-        )  # fmt: skip
+    at_y, _, at_x, _ = box
+    for _ in range(0, _steps(box, KY, KX)):
+        ky, kx, live = _at(at_y, at_x, box, rows, columns)
+        corner = (text + at_y * width + at_x).to(tl.int64)
+        k1, k2 = load_parts(k + corner * k_n, n, k_n, live, DIM, D1, D2, ALIGNED)
+        s = product(q1, q2, k1, k2, D2, DOT, ACC)
+        s = _mask(s, y, x, ky[None, :], kx[None, :], far, limit, DISC, FUSED)
+        top, total, acc1, acc2 = attend_step(
+            s, scale, top, total, acc1, acc2, v + corner * v_n, n, v_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
+        )
+        at_y, at_x = _next(at_y, at_x, box, KY, KX)
     share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
-    out += batch * out_b + head * out_h
+    out += batch * out_b + head * out_h + own * out_n
     store_parts(out, m, out_n, inside, acc1 * share, acc2 * share, EXIT, E1, E2, ALIGNED)
     sums = (top + tl.log2(tl.where(total == 0, 1.0, total))) / 1.4426950408889634
-    tl.store(lse + batch * lse_b + head * lse_h + m, sums, mask=inside)
+    tl.store(lse + batch * lse_b + head * lse_h + own + m, sums, mask=inside)
 
 
 @triton.jit
 def _pull(
-    q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
+    q1, q2, g1, g2, k, k_n, v, v_n, n, live,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The queries' gradient over one tile of keys, of which `seen` are."""
+    """(keys in two parts, scores, gradients of the weights) of one tile of keys."""
     k1, k2 = load_parts(k, n, k_n, live, DIM, D1, D2, ALIGNED)
     v1, v2 = load_parts(v, n, v_n, live, EXIT, E1, E2, ALIGNED)
-    s = tl.where(seen, product(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-    _, ds = slopes_of(s, sums, g1, g2, v1, v2, less, E2, DOT, ACC)
-    return add_parts(acc1, acc2, ds, k1, k2, D2, DOT, ACC)
+    return k1, k2, product(q1, q2, k1, k2, D2, DOT, ACC), product(g1, g2, v1, v2, E2, DOT, ACC)
 
 
 @triton.jit
@@ -175,13 +197,32 @@ def _pull_all(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    n = tl.arange(0, BN)
     for start in range(0, count, BN):
-        n = start + tl.arange(0, BN)
-        live = n < count
-        acc1, acc2 = _pull(
-            q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, n, live, live[None, :], scale,
-            DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
-        )  # fmt: skip
+        live, first = n < count - start, tl.cast(start, tl.int64)
+        k1, k2, s, told = _pull(
+            q1,
+            q2,
+            g1,
+            g2,
+            k + first * k_n,
+            k_n,
+            v + first * v_n,
+            v_n,
+            n,
+            live,
+            DIM,
+            D1,
+            D2,
+            EXIT,
+            E1,
+            E2,
+            ALIGNED,
+            DOT,
+            ACC,
+        )
+        _, ds = slopes_of(tl.where(live[None, :], s * scale - sums[:, None], float("-inf")), told, less[:, None])
+        acc1, acc2 = add_parts(acc1, acc2, ds, k1, k2, D2, DOT, ACC)
     return acc1, acc2
 
 
@@ -191,7 +232,7 @@ def _queries_kernel(
     grad_b, grad_n, grad_h, q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
     ek_b, ek_n, ek_h, ev_b, ev_n, ev_h, dq_b, dq_n, dq_h, lse_b, lse_h,
     height, width, across, far, limit, text, extra, heads, scale,
-    DISC: tl.constexpr, EXTRA: tl.constexpr, DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    DISC: tl.constexpr, FUSED: tl.constexpr, EXTRA: tl.constexpr, DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     QY: tl.constexpr, QX: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
@@ -205,12 +246,11 @@ def _queries_kernel(
     q += batch * q_b + head * q_h
     k += batch * k_b + head * k_h
     v += batch * v_b + head * v_h
-    y, x, inside = _places(tile, across, height, width, QY, QX)
-    m = text + y * width + x
-    q1, q2 = load_parts(q, m, q_n, inside, DIM, D1, D2, ALIGNED)
-    g1, g2 = load_parts(grad, m, grad_n, inside, EXIT, E1, E2, ALIGNED)
+    own, m, y, x, inside = _own(tile, across, height, width, text, QY, QX)
+    q1, q2 = load_parts(q + own * q_n, m, q_n, inside, DIM, D1, D2, ALIGNED)
+    g1, g2 = load_parts(grad + own * grad_n, m, grad_n, inside, EXIT, E1, E2, ALIGNED)
     acc1, acc2 = zero_parts(BM, D1, D2, ACC)
-    sums, less = row_sums(lse, delta, batch * lse_b + head * lse_h + m, inside, ACC)
+    sums, less = row_sums(lse, delta, batch * lse_b + head * lse_h + own + m, inside, ACC)
     acc1, acc2 = _pull_all(
         q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, text, scale, BN,
         DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
@@ -222,33 +262,51 @@ def _queries_kernel(
             q1, q2, g1, g2, sums, less, acc1, acc2, extra_k, ek_n, extra_v, ev_n, extra, scale, BN,
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
+    y, x = y[:, None], x[:, None]
+    rows, columns, n = _sides(width, KY, KX)
     box = _box(tile, across, far, height, width, QY, QX)
-    for step in range(0, _steps(box, KY, KX)):
-        ky, kx, n, live = _step_over(box, step, text, width, KY, KX)
-        seen = _near(y, x, ky, kx, far, limit, DISC) & live[None, :]
-        acc1, acc2 = _pull(
-            q1, q2, g1, g2, sums, less, acc1, acc2, k, k_n, v, v_n, n, live, seen, scale,
+    at_y, _, at_x, _ = box
+    for _ in range(0, _steps(box, KY, KX)):
+        ky, kx, live = _at(at_y, at_x, box, rows, columns)
+        corner = (text + at_y * width + at_x).to(tl.int64)
+        k1, k2, s, told = _pull(
+            q1, q2, g1, g2, k + corner * k_n, k_n, v + corner * v_n, v_n, n, live,
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
+        s = _mask(s * scale - sums[:, None], y, x, ky[None, :], kx[None, :], far, limit, DISC, FUSED)
+        _, ds = slopes_of(s, told, less[:, None])
+        acc1, acc2 = add_parts(acc1, acc2, ds, k1, k2, D2, DOT, ACC)
+        at_y, at_x = _next(at_y, at_x, box, KY, KX)
     natural = scale / 1.4426950408889634
-    dq += batch * dq_b + head * dq_h
+    dq += batch * dq_b + head * dq_h + own * dq_n
     store_parts(dq, m, dq_n, inside, acc1 * natural, acc2 * natural, DIM, D1, D2, ALIGNED)
 
 
 @triton.jit
 def _gather(
-    k1, k2, v1, v2, dk1, dk2, dv1, dv2, q, q_n, grad, grad_n, lse, delta, m, live, seen, scale,
+    k1, k2, v1, v2, q, q_n, grad, grad_n, lse, delta, m, live, scale,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The keys' and values' gradients over one tile of queries, by which they are `seen`."""
+    """(queries and gradients in two parts, exponents, gradients of the weights, what is taken off) of a tile of queries.
+
+    Scores are (keys, queries) here: so they are the left side of both products, and stay in registers.
+    """
     q1, q2 = load_parts(q, m, q_n, live, DIM, D1, D2, ALIGNED)
     g1, g2 = load_parts(grad, m, grad_n, live, EXIT, E1, E2, ALIGNED)
     sums, less = row_sums(lse, delta, m, live, ACC)
-    s = tl.where(seen, product(q1, q2, k1, k2, D2, DOT, ACC) * scale, float("-inf"))
-    p, ds = slopes_of(s, sums, g1, g2, v1, v2, less, E2, DOT, ACC)
-    dv1, dv2 = add_parts(dv1, dv2, tl.trans(p), g1, g2, E2, DOT, ACC)
-    dk1, dk2 = add_parts(dk1, dk2, tl.trans(ds), q1, q2, D2, DOT, ACC)
+    s = product(k1, k2, q1, q2, D2, DOT, ACC) * scale - sums[None, :]
+    return q1, q2, g1, g2, s, product(v1, v2, g1, g2, E2, DOT, ACC), less[None, :]
+
+
+@triton.jit
+def _add(
+    dk1, dk2, dv1, dv2, q1, q2, g1, g2, s, told, less,
+    D2: tl.constexpr, E2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    p, ds = slopes_of(s, told, less)
+    dv1, dv2 = add_parts(dv1, dv2, p, g1, g2, E2, DOT, ACC)
+    dk1, dk2 = add_parts(dk1, dk2, ds, q1, q2, D2, DOT, ACC)
     return dk1, dk2, dv1, dv2
 
 
@@ -257,7 +315,7 @@ def _keys_kernel(
     grad, q, k, v, lse, delta, dk, dv,
     grad_b, grad_n, grad_h, q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
     lse_b, lse_h, height, width, across, far, limit, text, heads, scale,
-    DISC: tl.constexpr, DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    DISC: tl.constexpr, FUSED: tl.constexpr, DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     QY: tl.constexpr, QX: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
@@ -271,30 +329,39 @@ def _keys_kernel(
     q += batch * q_b + head * q_h
     lse += batch * lse_b + head * lse_h
     delta += batch * lse_b + head * lse_h
-    y, x, inside = _places(tile, across, height, width, KY, KX)
-    n = text + y * width + x
-    k1, k2 = load_parts(k + batch * k_b + head * k_h, n, k_n, inside, DIM, D1, D2, ALIGNED)
-    v1, v2 = load_parts(v + batch * v_b + head * v_h, n, v_n, inside, EXIT, E1, E2, ALIGNED)
+    own, n, y, x, inside = _own(tile, across, height, width, text, KY, KX)
+    k1, k2 = load_parts(k + batch * k_b + head * k_h + own * k_n, n, k_n, inside, DIM, D1, D2, ALIGNED)
+    v1, v2 = load_parts(v + batch * v_b + head * v_h + own * v_n, n, v_n, inside, EXIT, E1, E2, ALIGNED)
     dk1, dk2 = zero_parts(BN, D1, D2, ACC)
     dv1, dv2 = zero_parts(BN, E1, E2, ACC)
+    m = tl.arange(0, BM)
     for start in range(0, text, BM):
-        m = start + tl.arange(0, BM)
-        live = m < text
-        dk1, dk2, dv1, dv2 = _gather(
-            k1, k2, v1, v2, dk1, dk2, dv1, dv2, q, q_n, grad, grad_n, lse, delta, m, live, live[:, None], scale,
+        live, first = m < text - start, tl.cast(start, tl.int64)
+        q1, q2, g1, g2, s, told, less = _gather(
+            k1, k2, v1, v2, q + first * q_n, q_n, grad + first * grad_n, grad_n,
+            lse + first, delta + first, m, live, scale,
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
+        s = tl.where(live[None, :], s, float("-inf"))
+        dk1, dk2, dv1, dv2 = _add(dk1, dk2, dv1, dv2, q1, q2, g1, g2, s, told, less, D2, E2, DOT, ACC)
+    y, x = y[:, None], x[:, None]
+    rows, columns, m = _sides(width, QY, QX)
     box = _box(tile, across, far, height, width, KY, KX)
-    for step in range(0, _steps(box, QY, QX)):
-        qy, qx, m, live = _step_over(box, step, text, width, QY, QX)
-        seen = _near(qy, qx, y, x, far, limit, DISC) & live[:, None]
-        dk1, dk2, dv1, dv2 = _gather(
-            k1, k2, v1, v2, dk1, dk2, dv1, dv2, q, q_n, grad, grad_n, lse, delta, m, live, seen, scale,
+    at_y, _, at_x, _ = box
+    for _ in range(0, _steps(box, QY, QX)):
+        qy, qx, live = _at(at_y, at_x, box, rows, columns)
+        corner = (text + at_y * width + at_x).to(tl.int64)
+        q1, q2, g1, g2, s, told, less = _gather(
+            k1, k2, v1, v2, q + corner * q_n, q_n, grad + corner * grad_n, grad_n,
+            lse + corner, delta + corner, m, live, scale,
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
+        s = _mask(s, y, x, qy[None, :], qx[None, :], far, limit, DISC, FUSED)
+        dk1, dk2, dv1, dv2 = _add(dk1, dk2, dv1, dv2, q1, q2, g1, g2, s, told, less, D2, E2, DOT, ACC)
+        at_y, at_x = _next(at_y, at_x, box, QY, QX)
     natural = scale / 1.4426950408889634
-    dk += batch * dk_b + head * dk_h
-    dv += batch * dv_b + head * dv_h
+    dk += batch * dk_b + head * dk_h + own * dk_n
+    dv += batch * dv_b + head * dv_h + own * dv_n
     store_parts(dk, n, dk_n, inside, dk1 * natural, dk2 * natural, DIM, D1, D2, ALIGNED)
     store_parts(dv, n, dv_n, inside, dv1, dv2, EXIT, E1, E2, ALIGNED)
 
@@ -309,17 +376,19 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     lse = q.new_empty(batch, heads, tokens, dtype=launch.wide(q.dtype))
     if not out.numel():
         return out, lse
+    q, scale = upright(q, scale)
+    reach = 16 * width  # tokens from a tile's first row to its last
     if text:  # the longest of all programs: first
         attend(q[:, :text], k, v, None, scale, out[:, :text], lse[:, :, :text])
     how = launch.config("window_forward", q, max(dim, v.shape[3]), tokens)
     across = triton.cdiv(width, how["QX"])
     with launch.on(q.device):
         _forward_kernel[launch.grid(across * triton.cdiv(height, how["QY"]), batch * heads)](
-            q, k, v, extra_k, extra_v, out, lse, *strides(q), *strides(k), *strides(v), *strides(extra_k),
-            *strides(extra_v), *strides(out), *lse.stride()[:2], height, width, across, *_reach(radius), text,
+            q, k, v, extra_k, extra_v, out, lse, *strides(q, reach), *strides(k, reach), *strides(v, reach), *strides(extra_k),
+            *strides(extra_v), *strides(out, reach), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text,
             0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
-            DISC=shape == "disc", EXTRA=extra_k is not None, ALIGNED=aligned(q, k, v, extra_k, extra_v, out),
-            **shape_of(dim, v.shape[3]), **precision(q), **how,
+            DISC=shape == "disc", FUSED=not launch.INTERPRETED, EXTRA=extra_k is not None,
+            ALIGNED=aligned(q, k, v, extra_k, extra_v, out), **shape_of(dim, v.shape[3]), **precision(q), **how,
         )  # fmt: skip
     return out, lse
 
@@ -347,27 +416,28 @@ def window_backward(grad, d_lse, q, k, v, extra_k, extra_v, out, lse, height, wi
 def _picture(grad, q, k, v, extra_k, extra_v, lse, delta, dq, dk, dv, height, width, radius, text, shape, scale):
     """Gradients of the picture's queries, keys and values."""
     batch, tokens, heads, dim = q.shape
-    given = {"DISC": shape == "disc", **shape_of(dim, v.shape[3]), **precision(q)}
+    reach = 16 * width
+    given = {"DISC": shape == "disc", "FUSED": not launch.INTERPRETED, **shape_of(dim, v.shape[3]), **precision(q)}
     given["ALIGNED"] = aligned(grad, q, k, v, extra_k, extra_v, dq, dk, dv)
     how = launch.config("window_queries", q, max(dim, v.shape[3]), tokens)
     across = triton.cdiv(width, how["QX"])
     with launch.on(q.device):
         _queries_kernel[launch.grid(across * triton.cdiv(height, how["QY"]), batch * heads)](
-            grad, q, k, v, extra_k, extra_v, lse, delta, dq, *strides(grad), *strides(q), *strides(k), *strides(v),
-            *strides(extra_k), *strides(extra_v), *strides(dq), *lse.stride()[:2], height, width, across,
-            *_reach(radius), text, 0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
+            grad, q, k, v, extra_k, extra_v, lse, delta, dq, *strides(grad, reach), *strides(q, reach), *strides(k, reach), *strides(v, reach),
+            *strides(extra_k), *strides(extra_v), *strides(dq, reach), *lse.stride()[:2], height, width, across,
+            *_reach(radius, height, width), text, 0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
             EXTRA=extra_k is not None, **given, **how,
         )  # fmt: skip
         how = launch.config("window_keys", q, max(dim, v.shape[3]), tokens)
         across = triton.cdiv(width, how["KX"])
         _keys_kernel[launch.grid(across * triton.cdiv(height, how["KY"]), batch * heads)](
-            grad, q, k, v, lse, delta, dk, dv, *strides(grad), *strides(q), *strides(k), *strides(v), *strides(dk),
-            *strides(dv), *lse.stride()[:2], height, width, across, *_reach(radius), text, heads, scale * LOG2E,
+            grad, q, k, v, lse, delta, dk, dv, *strides(grad, reach), *strides(q, reach), *strides(k, reach), *strides(v, reach), *strides(dk, reach),
+            *strides(dv, reach), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text, heads, scale * LOG2E,
             **given, **how,
         )  # fmt: skip
 
 
-def _reach(radius: float) -> tuple[int, float]:
+def _reach(radius: float, height: int, width: int) -> tuple[int, float]:
     """The farthest whole distance strictly inside, and the largest whole square of a distance that is."""
-    far = math.ceil(radius) - 1
-    return far, float(math.ceil(radius * radius) - 1)
+    radius = min(radius, float(height + width))
+    return math.ceil(radius) - 1, float(math.ceil(radius * radius) - 1)
