@@ -164,7 +164,7 @@ def times(rows: tuple[How, ...], **more: tuple[int, ...]) -> tuple[How, ...]:
 
 # A product's rows are 16 a warp or a multiple: with fewer, warps do each other's work again.
 STATE = times(grids("BN BE num_warps", (32, 128, 4), (32, 128, 8), (64, 128, 8), (64, 128, 4)), num_stages=(2, 3, 4))
-READ = times(grids("BN BE num_warps", (64, 128, 4), (128, 128, 8)), TILES=(4, 8, 16), num_stages=(1, 2, 3))
+READ = times(grids("BN BE num_warps", (64, 128, 4), (128, 128, 8)), num_stages=(1, 2, 3, 4))
 SIDES = "QY QX KY KX num_warps"
 FORWARD = times(
     grids(SIDES, (8, 16, 8, 8, 8), (8, 16, 8, 16, 8), (8, 8, 8, 8, 4), (8, 8, 4, 8, 4)), num_stages=(2, 3, 4)
@@ -174,7 +174,7 @@ QUERIES = times(
 )
 KEYS = times(grids(SIDES, (4, 8, 8, 16, 8), (8, 8, 8, 16, 8), (4, 8, 8, 8, 4), (8, 8, 8, 8, 4)), num_stages=(1, 2, 3))
 ATTEND = times(grids("BM BN num_warps", (64, 64, 4), (64, 128, 4), (128, 64, 8), (64, 32, 4)), num_stages=(2, 3, 4))
-SPREAD = times(grids("BM num_warps", (64, 4), (128, 8)), TILES=(4, 8, 16), num_stages=(1, 2, 3))
+SPREAD = times(grids("BM num_warps", (64, 4), (128, 8)), num_stages=(1, 2, 3, 4))
 ROWS = times(grids("BM BN num_warps", (64, 64, 4), (64, 32, 4), (128, 64, 8), (128, 32, 8)), num_stages=(1, 2, 3))
 COLUMNS = times(grids("BM BN num_warps", (64, 64, 4), (32, 64, 4), (64, 128, 8), (32, 128, 8)), num_stages=(1, 2, 3))
 
@@ -224,7 +224,8 @@ def leaves(found: Any) -> list[Tensor]:
 
 def agree(found: list[Tensor], shipped: list[Tensor]) -> bool:
     return all(
-        bool((one.float() - two.float()).norm() <= 2e-2 * two.float().norm()) for one, two in zip(found, shipped)
+        bool((one.float() - two.float()).norm() <= 2e-2 * two.float().norm())
+        for one, two in zip(found, shipped, strict=True)
     )
 
 

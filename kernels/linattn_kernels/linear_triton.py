@@ -123,11 +123,15 @@ def _put_square(values, d, e, found, DIM: tl.constexpr, EXIT: tl.constexpr):
 @triton.jit
 def _common(s1, s2, z1, z2, D2: tl.constexpr):
     """What all values have in common: the c for which z c^T is nearest to the state."""
-    size, found = tl.sum(z1 * z1, 0), tl.sum(s1 * z1[:, None], 0)
+    most = tl.max(tl.abs(z1), 0)
     if D2:
-        size += tl.sum(z2 * z2, 0)
-        found += tl.sum(s2 * z2[:, None], 0)
-    return tl.where(size > 0, found / tl.where(size > 0, size, 1.0), 0.0)  # (value_dim,)
+        most = tl.maximum(most, tl.max(tl.abs(z2), 0))
+    most = tl.maximum(most, 1e-30)  # squares of what is divided by it neither overflow nor vanish
+    size, found = tl.sum((z1 / most) * (z1 / most), 0), tl.sum(s1 * (z1 / most)[:, None], 0)
+    if D2:
+        size += tl.sum((z2 / most) * (z2 / most), 0)
+        found += tl.sum(s2 * (z2 / most)[:, None], 0)
+    return tl.where(size > 0, found / tl.where(size > 0, size, 1.0) / most, 0.0)  # (value_dim,)
 
 
 @triton.jit
@@ -203,9 +207,12 @@ def _both_columns(z1, z2, D2: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constex
 
 
 @triton.jit
-def _there(x, t):
+def _there(x, t, EXACT: tl.constexpr):
     """x, brought to the threads that hold t: its features are then taken once, and not once a layout."""
-    return x + t * 0.0
+    if EXACT:
+        return x
+    else:
+        return x + t * 0.0
 
 
 @triton.jit
@@ -307,17 +314,16 @@ def _sum_kernel(
     tl.store(keys + place * KEYS + other, below, mask=is_key)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "chunk"])
 def _state_backward_kernel(
     d_values, d_keys, count, k, v, below, mask, dk, dv, d_below,
     k_b, k_n, k_h, v_b, v_n, v_h, below_b, below_n, below_h, mask_b, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
-    tokens, heads, shift,
+    tokens, heads, chunk, shift,
     MAP: tl.constexpr, BELOW: tl.constexpr, MASK: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, TILES: tl.constexpr,
-    ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dk = v dS^T phi'(k) + dz phi'(k), dv = phi(k) dS, both over the number of keys."""
+    """dk = v dS^T phi'(k) + dz phi'(k), dv = phi(k) dS, both over the number of keys; dv where one tile holds a row."""
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     share = 1.0 / tl.maximum(tl.load(count + batch), 1.0)
@@ -341,9 +347,10 @@ def _state_backward_kernel(
         if D2:
             scale2, rounded2, rest2 = _halves(_square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT)
     n = tl.arange(0, BN)
-    for tile in range(0, TILES):
-        start = (tl.program_id(0) * TILES + tile) * BN
-        inside, at = n < tokens - start, tl.cast(start, tl.int64)
+    end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
+    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    for start in tl.range(tl.program_id(0) * chunk, end, BN, disable_licm=True):
+        inside, at = n < end - start, tl.cast(start, tl.int64)
         live = inside
         if MASK:
             live = live & (tl.load(mask + batch * mask_b + at + n, mask=live, other=0) != 0)
@@ -360,7 +367,7 @@ def _state_backward_kernel(
             a1 += _times_turned(value, rounded1, rest1, scale1, not EXACT, DOT, ACC)
             if D2:
                 a2 += _times_turned(value, rounded2, rest2, scale2, not EXACT, DOT, ACC)
-        x1 = _there(x1, a1)
+        x1 = _there(x1, a1, EXACT)
         f1 = _phi(x1, MAP, shift)
         if MASK:
             f1 = tl.where(live[:, None], f1, 0.0)
@@ -377,7 +384,7 @@ def _state_backward_kernel(
                 b1 = tl.where(live[:, None], b1, 0.0)
             store(d_below + at * dk_n, n, dk_n, d1, inside, DIM, ALIGNED, b1)
         if D2:
-            x2 = _there(x2, a2)
+            x2 = _there(x2, a2, EXACT)
             f2 = _phi(x2, MAP, shift)
             if MASK:
                 f2 = tl.where(live[:, None], f2, 0.0)
@@ -393,32 +400,26 @@ def _state_backward_kernel(
                 if MASK:
                     b2 = tl.where(live[:, None], b2, 0.0)
                 store(d_below + at * dk_n, n, dk_n, d2, inside, DIM, ALIGNED, b2)
-        for first in range(0, EXIT, BE):
-            e = first + tl.arange(0, BE)
-            if not WHOLE:
-                scale1, rounded1, rest1 = _halves(_square(d_values, d1, e, DIM, EXIT) * share, DOT, EXACT)
-                if D2:
-                    scale2, rounded2, rest2 = _halves(_square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT)
+        if WHOLE:
             slope_v = _times(f1, rounded1, scale1, DOT, ACC)
             if D2:
                 slope_v += _times(f2, rounded2, scale2, DOT, ACC)
-            store(dv + at * dv_n, n, dv_n, e, inside, EXIT, ALIGNED, slope_v)
+            store(dv + at * dv_n, n, dv_n, tl.arange(0, BE), inside, EXIT, ALIGNED, slope_v)
 
 
 # What queries read ---------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "chunk"])
 def _read_kernel(
     q, below, values, keys, out,
     q_b, q_n, q_h, below_b, below_n, below_h, out_b, out_n, out_h,
-    tokens, heads, shift, eps,
+    tokens, heads, chunk, shift, eps,
     MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, TILES: tl.constexpr,
-    ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """out = phi(q) S / (phi(q) z + eps) for TILES tiles of queries: the state is loaded and rounded once.
+    """out = phi(q) S / (phi(q) z + eps) for one split of the queries: the state is loaded and rounded once.
 
     S is rounded without what all values have in common, which the result gets back unrounded: S = z c^T + the rest.
     """
@@ -438,9 +439,9 @@ def _read_kernel(
     common, scale1, s1, scale2, s2 = _apart(values, z1, z2, d1, d2, e, DIM, EXIT, D2, DOT, EXACT)
     zz1, zz2, zz_scale1, zz_scale2 = _both_columns(z1, z2, D2, DOT, EXACT)
     n = tl.arange(0, BN)
-    for tile in range(0, TILES):
-        start = (tl.program_id(0) * TILES + tile) * BN
-        live, first = n < tokens - start, tl.cast(start, tl.int64)
+    end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
+    for start in range(tl.program_id(0) * chunk, end, BN):
+        live, first = n < end - start, tl.cast(start, tl.int64)
         f1 = _phi(load(q + first * q_n, n, q_n, d1, live, DIM, ALIGNED).to(ACC), MAP, shift)
         f2 = f1
         if D2:
@@ -462,15 +463,14 @@ def _read_kernel(
         store(out + first * out_n, n, out_n, e, live, EXIT, ALIGNED, found)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "chunk"])
 def _read_backward_kernel(
     grad, q, below, values, keys, dq, d_below, weight, below_weight,
     grad_b, grad_n, grad_h, q_b, q_n, q_h, below_b, below_n, below_h, dq_b, dq_n, dq_h,
-    tokens, heads, shift, eps,
+    tokens, heads, chunk, shift, eps,
     MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, TILES: tl.constexpr,
-    ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dq, and what each query's features weigh in dS and dz, which `_state_kernel` adds up.
 
@@ -501,9 +501,10 @@ def _read_backward_kernel(
         if D2:
             scale2, rounded2, rest2 = _halves(_square(values, d2, tl.arange(0, BE), DIM, EXIT), DOT, EXACT)
     n = tl.arange(0, BN)
-    for tile in range(0, TILES):
-        start = (tl.program_id(0) * TILES + tile) * BN
-        live, at = n < tokens - start, tl.cast(start, tl.int64)
+    end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
+    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    for start in tl.range(tl.program_id(0) * chunk, end, BN, disable_licm=True):
+        live, at = n < end - start, tl.cast(start, tl.int64)
         x1 = load(q + at * q_n, n, q_n, d1, live, DIM, ALIGNED).to(ACC)
         if D2:
             x2 = load(q + at * q_n, n, q_n, d2, live, DIM, ALIGNED).to(ACC)
@@ -519,10 +520,10 @@ def _read_backward_kernel(
             t1 += _times_turned(told, rounded1, rest1, scale1, not EXACT, DOT, ACC)
             if D2:
                 t2 += _times_turned(told, rounded2, rest2, scale2, not EXACT, DOT, ACC)
-        x1 = _there(x1, t1)
+        x1 = _there(x1, t1, EXACT)
         f1 = _phi(x1, MAP, shift)
         if D2:
-            x2 = _there(x2, t2)
+            x2 = _there(x2, t2, EXACT)
             f2 = _phi(x2, MAP, shift)
         if NORMALISE:
             bottom, above = tl.sum(f1 * z1[None, :], 1), tl.sum(f1 * t1, 1)
@@ -586,13 +587,17 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     if not k.numel():
         return dk, dv, d_below
     how = launch.config("linear_state_backward", k, dim, tokens)
-    grid = launch.grid(triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads)
+    splits, chunk = launch.splits(tokens, batch * heads, how["BN"], k.device)
+    if v.shape[3] > how["BE"]:  # a row of dS is not at hand in one piece: what keys give to dv they read of it
+        mean = d_values / count.clamp(min=1)[:, None, None, None]
+        dv = read(k, None, mean, torch.zeros_like(d_keys), feature_map, shift, 0.0, False)
+        dv = dv if mask is None else dv * (mask != 0)[:, :, None, None]
     mask = _bytes(mask)
     with launch.on(k.device):
-        _state_backward_kernel[grid](
+        _state_backward_kernel[launch.grid(splits, batch * heads)](
             d_values.contiguous(), d_keys.contiguous(), count, k, v, below, mask, dk, dv, d_below,
             *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
-            *strides(dk), *strides(dv), tokens, heads, shift,
+            *strides(dk), *strides(dv), tokens, heads, chunk, shift,
             MAP=feature_map, BELOW=below is not None, MASK=mask is not None, ALIGNED=aligned(k, v, below, dk, dv),
             **_shape(dim, v.shape[3], how, k), **precision(k, exact=True),
         )  # fmt: skip
@@ -606,13 +611,12 @@ def read(q, below, values, keys, feature_map, shift, eps, normalise):
     if not out.numel():
         return out
     how = _shape(dim, values.shape[3], launch.config("linear_read", q, dim, tokens), q)
-    grid = launch.grid(
-        triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads, triton.cdiv(values.shape[3], how["BE"])
-    )
+    columns = triton.cdiv(values.shape[3], how["BE"])
+    splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], q.device)
     with launch.on(q.device):
-        _read_kernel[grid](
+        _read_kernel[launch.grid(splits, batch * heads, columns)](
             q, below, values.contiguous(), keys.contiguous(), out,
-            *strides(q), *strides(below), *strides(out), tokens, heads, shift, eps,
+            *strides(q), *strides(below), *strides(out), tokens, heads, chunk, shift, eps,
             MAP=feature_map, BELOW=below is not None, NORMALISE=normalise, ALIGNED=aligned(q, below, out),
             **precision(q, exact=True), **how,
         )  # fmt: skip
@@ -627,13 +631,14 @@ def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normali
     if not q.numel():
         return dq, d_below, d_values.zero_(), d_keys.zero_()
     how = _shape(dim, values.shape[3], launch.config("linear_read_backward", q, dim, tokens), q)
+    splits, chunk = launch.splits(tokens, batch * heads, how["BN"], q.device)
     weights = (None, None)
     if normalise:
         weights = tuple(q.new_empty(batch, heads, tokens, dtype=values.dtype) for _ in range(2))
     with launch.on(q.device):
-        _read_backward_kernel[launch.grid(triton.cdiv(tokens, how["BN"] * how["TILES"]), batch * heads)](
+        _read_backward_kernel[launch.grid(splits, batch * heads)](
             grad, q, below, values.contiguous(), keys.contiguous(), dq, d_below, *weights,
-            *strides(grad), *strides(q), *strides(below), *strides(dq), tokens, heads, shift, eps,
+            *strides(grad), *strides(q), *strides(below), *strides(dq), tokens, heads, chunk, shift, eps,
             MAP=feature_map, BELOW=below is not None, NORMALISE=normalise,
             ALIGNED=aligned(grad, q, below, dq), **precision(q, exact=True), **how,
         )  # fmt: skip

@@ -142,17 +142,16 @@ def _attend_kernel(
         tl.store(lse + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
 
 
-@triton.jit(do_not_specialize=["rows", "columns"])
+@triton.jit(do_not_specialize=["rows", "columns", "chunk"])
 def _spread_kernel(
     a, b, c, bias, shift, out, lse,
     a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c, out_b, out_n, out_h,
-    lse_b, lse_h, rows, columns, heads, scale,
+    lse_b, lse_h, rows, columns, heads, chunk, scale,
     BIAS: tl.constexpr, SHIFT: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr,
-    ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """`_attend_kernel` where one tile holds all columns: they are loaded once for TILES tiles of rows."""
+    """`_attend_kernel` where one tile holds all columns: they are loaded once for a split of the rows."""
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     a += batch * a_b + head * a_h
@@ -164,9 +163,9 @@ def _spread_kernel(
     live = n < columns
     b1, b2 = load_parts(b + batch * b_b + head * b_h, n, b_n, live, DIM, D1, D2, ALIGNED)
     c1, c2 = load_parts(c + batch * c_b + head * c_h, n, c_n, live, EXIT, E1, E2, ALIGNED)
-    for tile in range(0, TILES):
-        start = (tl.program_id(0) * TILES + tile) * BM
-        within, own = m < rows - start, tl.cast(start, tl.int64)
+    end = tl.minimum(rows, (tl.program_id(0) + 1) * chunk)
+    for start in range(tl.program_id(0) * chunk, end, BM):
+        within, own = m < end - start, tl.cast(start, tl.int64)
         a1, a2 = load_parts(a + own * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
         s = product(a1, a2, b1, b2, D2, DOT, ACC)
         both = within[:, None] & live[None, :]
@@ -325,7 +324,7 @@ def _columns_kernel(
     dc1, dc2 = zero_parts(BN, E1, E2, ACC)
     end = tl.minimum(rows, (split + 1) * chunk)
     m = tl.arange(0, BM)
-    for start in range(split * chunk, end, BM):
+    for start in tl.range(split * chunk, end, BM, disable_licm=True):  # what it would hoist is spilled
         within, first = m < end - start, tl.cast(start, tl.int64)
         a1, a2 = load_parts(a + first * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
         g1, g2 = load_parts(grad + first * grad_n, m, grad_n, within, EXIT, E1, E2, ALIGNED)
@@ -375,11 +374,12 @@ def attend(
     given["ALIGNED"] = aligned(a, b, c, out)
     if columns <= MOST_SPREAD and rows > columns:
         how = launch.config("softmax_spread", a, max(dim, exit_dim), rows)
+        splits, chunk = launch.splits(rows, batch * heads, how["BM"], a.device)
         with launch.on(a.device):
-            _spread_kernel[launch.grid(triton.cdiv(rows, how["BM"] * how["TILES"]), batch * heads)](
+            _spread_kernel[launch.grid(splits, batch * heads)](
                 a, b, c, bias, shift, out, lse,
                 *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns), *strides(out),
-                *lse.stride()[:2], rows, columns, heads, scale * LOG2E, BN=powers(columns), **given, **how,
+                *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E, BN=powers(columns), **given, **how,
             )  # fmt: skip
         return
     how = launch.config("softmax_attend", a, max(dim, exit_dim), columns)

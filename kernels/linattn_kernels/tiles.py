@@ -62,7 +62,7 @@ def aligned(*tensors: Tensor | None) -> bool:
 
 @triton.jit
 def pointers(base, n, stride, columns, ALIGNED: tl.constexpr):
-    """Places within a tile, in 32 bits (`launch.strides` sees to it): the base is moved to the tile, in 64 bits, once."""
+    """Places within a tile, in 32 bits (`launch.strides` sees to it); the base is moved to the tile, in 64."""
     at = base + (n[:, None] * stride + columns[None, :])
     return tl.multiple_of(at, [1, 16]) if ALIGNED else at
 

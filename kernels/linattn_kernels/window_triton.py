@@ -13,6 +13,7 @@ import math
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from linattn_kernels import launch
 from linattn_kernels.launch import strides, unit
@@ -266,7 +267,8 @@ def _queries_kernel(
     rows, columns, n = _sides(width, KY, KX)
     box = _box(tile, across, far, height, width, QY, QX)
     at_y, _, at_x, _ = box
-    for _ in range(0, _steps(box, KY, KX)):
+    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    for _ in tl.range(0, _steps(box, KY, KX), disable_licm=True):
         ky, kx, live = _at(at_y, at_x, box, rows, columns)
         corner = (text + at_y * width + at_x).to(tl.int64)
         k1, k2, s, told = _pull(
@@ -288,7 +290,7 @@ def _gather(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """(queries and gradients in two parts, exponents, gradients of the weights, what is taken off) of a tile of queries.
+    """(queries, gradients, exponents, gradients of the weights, what is taken off) of a tile of queries.
 
     Scores are (keys, queries) here: so they are the left side of both products, and stay in registers.
     """
@@ -335,7 +337,7 @@ def _keys_kernel(
     dk1, dk2 = zero_parts(BN, D1, D2, ACC)
     dv1, dv2 = zero_parts(BN, E1, E2, ACC)
     m = tl.arange(0, BM)
-    for start in range(0, text, BM):
+    for start in tl.range(0, text, BM, disable_licm=True):
         live, first = m < text - start, tl.cast(start, tl.int64)
         q1, q2, g1, g2, s, told, less = _gather(
             k1, k2, v1, v2, q + first * q_n, q_n, grad + first * grad_n, grad_n,
@@ -348,7 +350,8 @@ def _keys_kernel(
     rows, columns, m = _sides(width, QY, QX)
     box = _box(tile, across, far, height, width, KY, KX)
     at_y, _, at_x, _ = box
-    for _ in range(0, _steps(box, QY, QX)):
+    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    for _ in tl.range(0, _steps(box, QY, QX), disable_licm=True):
         qy, qx, live = _at(at_y, at_x, box, rows, columns)
         corner = (text + at_y * width + at_x).to(tl.int64)
         q1, q2, g1, g2, s, told, less = _gather(
@@ -377,15 +380,14 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     if not out.numel():
         return out, lse
     q, scale = upright(q, scale)
-    reach = 16 * width  # tokens from a tile's first row to its last
     if text:  # the longest of all programs: first
         attend(q[:, :text], k, v, None, scale, out[:, :text], lse[:, :, :text])
     how = launch.config("window_forward", q, max(dim, v.shape[3]), tokens)
     across = triton.cdiv(width, how["QX"])
     with launch.on(q.device):
         _forward_kernel[launch.grid(across * triton.cdiv(height, how["QY"]), batch * heads)](
-            q, k, v, extra_k, extra_v, out, lse, *strides(q, reach), *strides(k, reach), *strides(v, reach), *strides(extra_k),
-            *strides(extra_v), *strides(out, reach), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text,
+            q, k, v, extra_k, extra_v, out, lse, *_near(width, q, k, v), *strides(extra_k), *strides(extra_v),
+            *_near(width, out), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text,
             0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
             DISC=shape == "disc", FUSED=not launch.INTERPRETED, EXTRA=extra_k is not None,
             ALIGNED=aligned(q, k, v, extra_k, extra_v, out), **shape_of(dim, v.shape[3]), **precision(q), **how,
@@ -416,25 +418,28 @@ def window_backward(grad, d_lse, q, k, v, extra_k, extra_v, out, lse, height, wi
 def _picture(grad, q, k, v, extra_k, extra_v, lse, delta, dq, dk, dv, height, width, radius, text, shape, scale):
     """Gradients of the picture's queries, keys and values."""
     batch, tokens, heads, dim = q.shape
-    reach = 16 * width
     given = {"DISC": shape == "disc", "FUSED": not launch.INTERPRETED, **shape_of(dim, v.shape[3]), **precision(q)}
     given["ALIGNED"] = aligned(grad, q, k, v, extra_k, extra_v, dq, dk, dv)
     how = launch.config("window_queries", q, max(dim, v.shape[3]), tokens)
     across = triton.cdiv(width, how["QX"])
     with launch.on(q.device):
         _queries_kernel[launch.grid(across * triton.cdiv(height, how["QY"]), batch * heads)](
-            grad, q, k, v, extra_k, extra_v, lse, delta, dq, *strides(grad, reach), *strides(q, reach), *strides(k, reach), *strides(v, reach),
-            *strides(extra_k), *strides(extra_v), *strides(dq, reach), *lse.stride()[:2], height, width, across,
+            grad, q, k, v, extra_k, extra_v, lse, delta, dq, *_near(width, grad, q, k, v), *strides(extra_k),
+            *strides(extra_v), *_near(width, dq), *lse.stride()[:2], height, width, across,
             *_reach(radius, height, width), text, 0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
             EXTRA=extra_k is not None, **given, **how,
         )  # fmt: skip
         how = launch.config("window_keys", q, max(dim, v.shape[3]), tokens)
         across = triton.cdiv(width, how["KX"])
         _keys_kernel[launch.grid(across * triton.cdiv(height, how["KY"]), batch * heads)](
-            grad, q, k, v, lse, delta, dk, dv, *strides(grad, reach), *strides(q, reach), *strides(k, reach), *strides(v, reach), *strides(dk, reach),
-            *strides(dv, reach), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text, heads, scale * LOG2E,
-            **given, **how,
+            grad, q, k, v, lse, delta, dk, dv, *_near(width, grad, q, k, v, dk, dv), *lse.stride()[:2],
+            height, width, across, *_reach(radius, height, width), text, heads, scale * LOG2E, **given, **how,
         )  # fmt: skip
+
+
+def _near(width: int, *tensors: Tensor) -> tuple[int, ...]:
+    """Their strides; a tile's tokens lie up to 16 of the picture's rows apart."""
+    return tuple(each for tensor in tensors for each in strides(tensor, 16 * width))
 
 
 def _reach(radius: float, height: int, width: int) -> tuple[int, float]:
