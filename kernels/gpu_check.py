@@ -407,9 +407,9 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         for row in timed:
             print(bench.told(row), flush=True)
         found += timed
+        bench.write(found, bench.facts(DEVICE), options.out)  # at once: a run that is killed keeps what it measured
         ours = [row for row in timed if row["provider"] == "ours" and row["skipped"]]
         rows.append({"case": title, "ok": not ours} | ({"error": ours[0]["skipped"]} if ours else {}))
-    bench.write(found, bench.facts(DEVICE), options.out)
     bench.draw(found, options.out)
     return rows
 
