@@ -1,8 +1,8 @@
-"""The README's table and pictures, from the committed results: no number there is typed by hand.
+"""The README's tables and pictures, from the committed results: no number there is typed by hand.
 
-`python -m linattn.readme` rewrites what stands between the two marks, and the grids in docs/, one a teacher whose
-results are there. `--check` says whether the table is that of reports/results: all it needs is in Git, while pictures
-and machine are known only where the run was.
+`python -m linattn.readme` rewrites what stands between the marks, and the grids in docs/, one a teacher whose results
+are there. `--check` says whether the tables are those of reports/results and reports/gpu: all they need is in Git,
+while pictures and machine are known only where the run was.
 """
 
 import argparse
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from linattn import figures, params, project, report
+from linattn import figures, gpu, params, project, report
 
-BEGIN, END = "<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->"
+RESULTS = ("<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->")
+KERNELS = ("<!-- kernels: written by python -m linattn.readme -->", "<!-- end of kernels -->")
 CAPTIONED, ROOM = 4, 6  # pictures a row under captions, drawn as small as six would be
 NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its table here."
 
@@ -118,15 +119,20 @@ def block(data: report.Report) -> str:
     return "\n\n".join(filter(None, [grids, table(data), circumstances(data)]))
 
 
-def in_step(text: str, data: report.Report) -> bool:
-    return (table(data) if data.results else NONE) in text
+def kernels(rows: list[dict]) -> str:
+    return gpu.table(rows) if rows else "No run on a GPU is committed yet: `make gpu-check` makes one."
 
 
-def written(text: str, content: str) -> str:
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md needs the lines {BEGIN!r} and {END!r}, once each")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
+    return (table(data) if data.results else NONE) in text and kernels(rows) in text
+
+
+def written(text: str, content: str, marks: tuple[str, str]) -> str:
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md needs the lines {begin!r} and {end!r}, once each")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,14 +142,15 @@ def main(arguments: list[str] | None = None) -> int:
     settings = params.load()
     with project.pipeline():  # never what was made by hand
         data = report.read(settings.students, settings.profile, teachers=settings.teachers)
+    rows = gpu.read()
     path: Path = project.ROOT / "README.md"
     text = path.read_text()
     if options.check:
-        if in_step(text, data):
+        if in_step(text, data, rows):
             return 0
-        print("README.md is behind reports/results: run python -m linattn.readme", file=sys.stderr)
+        print("README.md is behind reports/results or reports/gpu: run python -m linattn.readme", file=sys.stderr)
         return 1
-    new = written(text, block(data))
+    new = written(written(text, block(data), RESULTS), kernels(rows), KERNELS)
     for path_of, grid in pictures(data).items():
         (project.ROOT / path_of).write_bytes(small(grid.png))
     path.write_text(new)

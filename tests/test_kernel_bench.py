@@ -13,6 +13,7 @@ from linattn_kernels import launch, reference
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 import bench
+import counters
 import gpu_check
 import tune
 
@@ -108,3 +109,13 @@ def test_inside_a_trial_one_kernel_takes_the_candidate():
         assert launch.config("linear_read", q, 64) == {"BN": 1}
         assert launch.config("linear_state", q, 64) != {"BN": 1}
     assert launch.config("linear_read", q, 64) == before
+
+
+def test_of_what_was_counted_the_packages_launches_are_kept():
+    names = ["ID", "Kernel Name", "Grid Size", *counters.COUNTERS.values()]
+    launches = [["_read_kernel", "(11, 24, 1)", "260,256"], ["void at::copy", "(1, 1, 1)", "9"]]
+    lines = [names, ["", "", ""] + ["unit"] * len(counters.COUNTERS)]
+    lines += [["0", *launch, *["1,000,000.5"] * (len(counters.COUNTERS) - 1)] for launch in launches]
+    text = ["==PROF== connected", *(",".join(f'"{cell}"' for cell in line) for line in lines)]
+    (row,) = counters.rows(text)
+    assert (row["kernel"], row["us"], row["memory_mb"], row["waits_gmma"]) == ("_read_kernel", 260.26, 1.0, 1000000.5)

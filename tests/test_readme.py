@@ -89,11 +89,11 @@ def test_pictures_that_are_not_here_are_named(data):
 
 
 def test_the_check_needs_neither_pictures_nor_machine(data):
-    text = readme.block(data)
+    text = readme.block(data) + readme.kernels([])
     data.only.pictures, data.only.facts = {}, {}
-    assert readme.in_step(text, data)
+    assert readme.in_step(text, data, [])
     data.results["clear"]["quality"]["error"]["value"] += 0.05
-    assert not readme.in_step(text, data)
+    assert not readme.in_step(text, data, [])
 
 
 def test_several_teachers_share_one_table_each_under_its_name(several):
@@ -149,8 +149,9 @@ def test_a_missing_row_of_a_teacher_stops_neither_table_nor_circumstances(severa
 
 
 def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypatch):
-    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "README.md").write_text(
+        "\nold\n".join(["before", *readme.RESULTS, "between", *readme.KERNELS, "after"])
+    )
     (tmp_path / "docs").mkdir()
     settings = types.SimpleNamespace(students=several.students, profile="nano", teachers=synthetic_results.TEACHERS)
     monkeypatch.setattr(readme.params, "load", lambda: settings)
@@ -161,16 +162,18 @@ def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypat
 
 
 def test_only_what_stands_between_the_marks_changes():
-    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    new = readme.written(text, "new")
-    assert new == f"before\n{readme.BEGIN}\nnew\n{readme.END}\nafter\n"
-    assert readme.written(new, "new") == new
+    begin, end = readme.RESULTS
+    new = readme.written(f"before\n{begin}\nold\n{end}\nafter\n", "new", readme.RESULTS)
+    assert new == f"before\n{begin}\nnew\n{end}\nafter\n"
+    assert readme.written(new, "new", readme.RESULTS) == new
 
 
-@pytest.mark.parametrize("text", ["", f"{readme.BEGIN}\n", f"{readme.BEGIN}{readme.END}{readme.END}"])
-def test_missing_or_doubled_marks_are_refused(text):
+@pytest.mark.parametrize("marks", [readme.RESULTS, readme.KERNELS], ids=["results", "kernels"])
+@pytest.mark.parametrize("kept", ["", "b", "bee"])
+def test_missing_or_doubled_marks_are_refused(kept, marks):
+    text = "".join({"b": marks[0], "e": marks[1]}[each] for each in kept)
     with pytest.raises(ValueError, match="once each"):
-        readme.written(text, "new")
+        readme.written(text, "new", marks)
 
 
 def test_the_readme_is_in_step_with_the_committed_results():
