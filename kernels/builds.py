@@ -116,9 +116,11 @@ BRANCHES = {
     "linear plain": lambda dtype: linear(64, dtype, normalise=False, feature_map="relu2"),
     "linear values": lambda dtype: linear(72, dtype, exit_dim=40, feature_map="identity"),
     "linear wide normaliser": lambda dtype: linear(160, dtype, normaliser=True),
+    "linear wide values": lambda dtype: linear(128, dtype, exit_dim=144),
     "window picture": lambda dtype: window(64, dtype, text=0, extra=0),
     "window square": lambda dtype: window(64, dtype, extra=0, shape="square", lse=True),
     "mediator bias": lambda dtype: mediator(64, dtype, count=49, bias=True),
+    "mediator wide bias": lambda dtype: mediator(128, dtype, count=49, bias=True),
 }
 
 

@@ -76,6 +76,7 @@ def linear_cases(dtype: torch.dtype) -> Iterator[Pair]:
     for feature_map in ("relu", "relu2"):
         yield pair(feature_map, qkv(1, 300, 300, 2, 72, 72, dtype), feature_map=feature_map, shift=1e-2)
     yield pair("plain", qkv(1, 300, 300, 2, 64, 40, dtype), normalise=False)
+    yield pair("values wider than a tile", qkv(1, 200, 333, 2, 128, 144, dtype))
     mask = torch.rand(2, 300, generator=torch.Generator().manual_seed(1)).to(DEVICE) > 0.3
     mask[1] = False
     yield pair("masked", qkv(2, 77, 300, 2, 64, 64, dtype), key_mask=mask)

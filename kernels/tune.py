@@ -1,7 +1,7 @@
 """Search tile sizes and launch settings: `python kernels/tune.py --out reports/gpu`, on the GPU they are for.
 
 - Candidates of one kernel run on one case, in turns in one loop, each against the results of the shipped one: what
-  differs from it is not timed. Builds that spill or do not fit are left out before.
+  differs from it, or does not run, is not timed. A candidate that spills is: `kernels/builds.py` says so of what ships.
 - The shipped tables are not written: the best are printed as lines to paste, beside what is shipped now.
 """
 

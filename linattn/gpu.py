@@ -70,7 +70,7 @@ def read(path: Path | None = None) -> list[dict[str, Any]]:
         return []
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    return [row | {name: float(row[name]) for name in (*MEASURES, "low", "high") if row.get(name)} for row in rows]
+    return [row | {name: float(row[name]) for name in MEASURES if row.get(name)} for row in rows]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -93,6 +93,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def circumstances(rows: list[dict[str, Any]]) -> str:
     first, counts = rows[0], [int(row["repeats"]) for row in rows if row["provider"] == "ours" and not row["skipped"]]
+    if not counts:
+        return f"Nothing could be timed on {first['hardware']}."
     versions = f"torch {first['torch']}, triton {first['triton']}, Python {first['python']}"
     return (
         f"Medians of {min(counts)} to {max(counts)} calls in one run with the peers, bf16, bold where the target is "

@@ -80,3 +80,10 @@ def test_a_target_is_a_case_that_the_check_times():
     """Misspelt, it would stand there as not measured for ever."""
     planned = {case.name for case, names in gpu_check.plans() if "ours" in names}
     assert {target.case for target in gpu.TARGETS} <= planned
+
+
+def test_a_run_that_timed_nothing_says_so(tmp_path):
+    found = written(
+        tmp_path / "bench.csv", [timed("linear flux 65536 forward") | {"skipped": "no memory", "repeats": ""}]
+    )
+    assert gpu.table(found).endswith("Nothing could be timed on a GPU.")

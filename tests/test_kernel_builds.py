@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,18 +30,29 @@ def builds(folder: Path, *arguments: str, code: str | None = None) -> tuple[list
     return json.loads(out.read_text()), done
 
 
+HOPPER = {
+    "bfloat16": ("--dims", "40", "64", "72", "96", "128", "160", "288", "--dtypes", "bfloat16"),
+    "float16": ("--dims", "64", "72", "128", "--dtypes", "float16", "--plain"),
+    "float32": ("--dims", "64", "128", "160", "288", "--dtypes", "float32", "--plain"),
+}
+OTHERS = {
+    name: ("--capability", name, "--dims", "64", "--dtypes", "bfloat16", "--plain") for name in ("8.0", "8.9", "10.0")
+}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """All of them, two at a time: each is one thread's work."""
+    pool = ThreadPoolExecutor(2)
+    folders = {name: tmp_path_factory.mktemp(name) for name in HOPPER | OTHERS}
+    yield {name: pool.submit(builds, folders[name], *asked) for name, asked in (HOPPER | OTHERS).items()}
+    pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "dims", "more"),
-    [
-        ("bfloat16", "40 64 72 128 160 288", ()),
-        ("float16", "64", ("--plain",)),
-        ("float32", "64 128 160 288", ("--plain",)),
-    ],
-    ids=["bfloat16", "float16", "float32"],
-)
-def test_every_configuration_for_hopper(tmp_path, dtype, dims, more):
-    rows, done = builds(tmp_path, "--dims", *dims.split(), "--dtypes", dtype, *more)
+@pytest.mark.parametrize("dtype", HOPPER)
+def test_every_configuration_for_hopper(running, dtype):
+    rows, done = running[dtype].result()
     assert done.returncode == 0, [row for row in rows if row["spilled"]]
     half = [row for row in rows if dtype != "float32" and row["kernel"] not in PRODUCTS]
     assert all(row["wgmma"] + row["mma"] for row in half), "a product that no tensor core takes"
@@ -52,9 +64,9 @@ def test_every_configuration_for_hopper(tmp_path, dtype, dims, more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["8.0", "8.9", "10.0"])
-def test_one_head_for_other_architectures(tmp_path, capability):
-    rows, done = builds(tmp_path, "--plain", "--dims", "64", "--dtypes", "bfloat16", "--capability", capability)
+@pytest.mark.parametrize("capability", OTHERS)
+def test_one_head_for_other_architectures(running, capability):
+    rows, done = running[capability].result()
     assert done.returncode == 0, [row for row in rows if row["spilled"]]
 
 

@@ -132,6 +132,40 @@ def test_linear_key_mask(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_values_wider_than_a_tile_with_a_mask_and_a_normaliser(path):
+    given = qkv(2, 17, 40, 1, 16, 144) + tensors((2, 17, 1, 16), (2, 40, 1, 16), seed=1)
+    mask = torch.arange(40, device=DEVICE).expand(2, 40) < torch.tensor([[23], [0]], device=DEVICE)
+    options = {"key_mask": mask, "eps": 0.1}
+
+    def with_both(function):
+        return lambda q, k, v, a, b: function(q, k, v, normaliser=(a, b), **options)
+
+    judge(with_both(linear_attention), with_both(LINEAR), given, path)
+    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), given[:3], path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_sequence_of_several_splits(path):
+    """Four tiles of 16 are a split's least."""
+    judge(lambda *t: linear_attention(*t, eps=0.1), lambda *t: LINEAR(*t, eps=0.1), qkv(1, 150, 150, 1, 16, 16), path)
+    given = qkv(1, 150, 150, 1, 16, 16) + tensors((1, 9, 1, 16), seed=1)
+    judge(mediator_attention, MEDIATOR, given, path)
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("programs", [1, 10, 16, 24, 264, 300])
+@pytest.mark.parametrize("tokens", [0, 1, 100, 65536])
+def test_programs_are_no_more_than_a_gpu_holds_at_once(programs, tokens, monkeypatch):
+    monkeypatch.setattr(launch, "processors", lambda device: 132)
+    splits, chunk = launch.splits(tokens, programs, 64, DEVICE)
+    assert splits == 1 or splits * programs <= 264
+    assert splits * chunk >= tokens > (splits - 1) * chunk or (splits, tokens) == (1, 0)
+    assert splits == 1 or chunk >= 4 * 64
+    if tokens == 65536 and programs <= 24:
+        assert splits * programs > 0.8 * 264
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_linear_parts_of_a_sequence_join(path):
     """The state of one part, given to another with its own keys, is the whole; gradients pass through it."""
 
@@ -273,7 +307,7 @@ def test_mediators_with_biases(bias, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("scale", [-0.3, 0.0])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-46])
 def test_a_scale_below_or_at_zero(scale, path):
     """The kernels take their maxima of unscaled scores."""
     given = qkv(1, 3 + 5 * 6, 3 + 5 * 6, 2, 8, 8)
@@ -294,7 +328,8 @@ def test_a_radius_beyond_any_picture(radius, path):
 def test_tokens_too_far_apart_for_a_tile_are_named():
     from linattn_kernels.launch import strides
 
-    far = torch.empty((1, 3, 1, 8), device="meta").as_strided((1, 3, 1, 8), (0, 1 << 23, 8, 1))
+    far = torch.empty((1, 300, 1, 8), device="meta").as_strided((1, 300, 1, 8), (0, 1 << 23, 8, 1))
+    assert strides(far[:, :3])[1] == 1 << 23  # as far as there are tokens
     assert strides(far, reach=255)[1] == 1 << 23
     with pytest.raises(ValueError, match=r"8388608 numbers apart, 256 of them in a tile.*backend=\"torch\""):
         strides(far, reach=256)
@@ -359,7 +394,7 @@ def test_layouts(kernel, path, place):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("dim", [16, 40, 160], ids=["fused", "two parts", "in two passes"])
+@pytest.mark.parametrize("dim", [16, 160], ids=["narrow", "wide"])
 def test_fp16_survives_a_channel_that_no_key_has(path, dim):
     """phi(q) / normaliser is 5e5 there and the state's row a millionth of the others: both beyond half precision."""
     q, k, v = qkv(1, 24, 24, 1, dim, dim, dtype=torch.float16)
@@ -396,6 +431,29 @@ def test_half_precision_where_all_mediators_say_nearly_the_same(path, dtype, bia
     exact, exact_slopes = results(call(MEDIATOR), [each.double() for each in (q, k, v + 3, m)])
     for one, two in zip(found + slopes, exact + exact_slopes, strict=True):
         assert (one.double() - two).norm() < 1.5e-2 * two.norm()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "plain"])
+def test_fp16_holds_keys_whose_mean_it_does_not(normalise, path):
+    q, k, v = qkv(1, 9, 20, 1, 8, 8, dtype=torch.float16)
+    options = {"feature_map": "relu2", "normalise": normalise}
+    q, k, v = q.abs() * 1e-3, k.abs() * 300, v + 2  # squared: 90000 and more
+    with taking(path):
+        found = linear_attention(q, k, v, **options).double()
+    exact = LINEAR(q.double(), k.double(), v.double(), **options)
+    assert (found - exact).norm() < 2e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_fp16_divides_by_what_signed_features_leave(path):
+    """A sum that cancels is taken in float32."""
+    q, k, v = qkv(1, 64, 64, 1, 16, 16, dtype=torch.float16)
+    options = {"feature_map": "identity", "eps": 1e-4}
+    with taking(path):
+        found = linear_attention(q, k, v, **options).double()
+    exact = LINEAR(q.double(), k.double(), v.double(), **options)
+    assert (found - exact).norm() < 1e-3 * exact.norm()
 
 
 @pytest.mark.parametrize("path", PATHS)

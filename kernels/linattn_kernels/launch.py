@@ -209,26 +209,29 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 def config(kernel: str, like: Tensor, dim: int, tokens: int = 1) -> dict[str, int]:
     """Tile sizes and launch settings from the table: never searched for, never keyed by the exact length."""
-    return _config(kernel, capability(like.device), CLASSES[like.dtype], dim, max(tokens, 1).bit_length() - 1)
+    kinds = (str(like.dtype).removeprefix("torch."), CLASSES[like.dtype], "any")
+    return _config(kernel, capability(like.device), kinds, dim, max(tokens, 1).bit_length() - 1)
 
 
 @functools.cache
-def _config(kernel: str, capability: tuple[int, int], kind: str, dim: int, bucket: int) -> dict[str, int]:
-    """The entry of the newest architecture, the narrowest head and the longest sequence that still fit."""
+def _config(kernel: str, capability: tuple[int, int], kinds: tuple[str, ...], dim: int, bucket: int) -> dict[str, int]:
+    """The entry of the newest architecture, the narrowest head, the nearest kind and the longest sequence that fit."""
     fitting = [
         entry
         for entry in table()[kernel]
-        if entry["kind"] in (kind, "any")
+        if entry["kind"] in kinds
         and tuple(entry["capability"]) <= capability
         and entry.get("dim", dim) >= dim
         and entry.get("bucket", 0) <= bucket
     ]
     if not fitting:
-        raise ValueError(
-            f"no configuration of {kernel} for {kind} precision, heads of {dim} and capability {capability}"
-        )
-    best = max(fitting, key=lambda entry: (entry["capability"], -entry.get("dim", 1 << 20), entry.get("bucket", 0)))
-    return best["with"]
+        raise ValueError(f"no configuration of {kernel} for {kinds[0]}, heads of {dim} and capability {capability}")
+
+    def nearness(entry: dict[str, Any]) -> tuple[Any, ...]:
+        kind = -kinds.index(entry["kind"])
+        return entry["capability"], -entry.get("dim", 1 << 20), kind, entry.get("bucket", 0)
+
+    return max(fitting, key=nearness)["with"]
 
 
 @functools.cache
@@ -244,10 +247,11 @@ def table() -> dict[str, list[dict[str, Any]]]:
     return {name: rows for path in files for name, rows in json.loads(path.read_text()).items()}
 
 
-def strides(tensor: Tensor | None, reach: int = 512) -> tuple[int, ...]:
+def strides(tensor: Tensor | None, reach: int = 128) -> tuple[int, ...]:
     """Of batch, tokens and heads; the last is one. `reach`: tokens from a tile's first to its last."""
     if tensor is None:
         return (0, 0, 0)
+    reach = min(reach, tensor.shape[1])
     if tensor.stride(1) * reach >= 1 << 31:
         raise ValueError(
             f"tokens that lie {tensor.stride(1)} numbers apart, {reach} of them in a tile: the kernels take less than "

@@ -147,9 +147,8 @@ def _apart(
     s2 = s1
     if D2:
         s2 = _square(values, d2, e, DIM, EXIT)
-    common = tl.sum(s1 * 0.0, 0)
+    common = _common(s1, s2, z1, z2, D2)
     if not EXACT:
-        common = _common(s1, s2, z1, z2, D2)
         s1 -= z1[:, None] * common[None, :]
         if D2:
             s2 -= z2[:, None] * common[None, :]
@@ -163,50 +162,29 @@ def _apart(
 
 @triton.jit
 def _columns(z, DOT: tl.constexpr):
-    """A vector as two columns of a product's side of 16, rounded and the rest: (rows, 16).
-
-    Of a product a sum over rows or columns lies where the product's other results do; summed by itself it would lie
-    elsewhere, and the results, not the sum, would be moved.
-    """
+    """A vector as two columns of a product's side of 16, rounded and the rest: (rows, 16)."""
     i = tl.arange(0, 16)[None, :]
-    rounded = z.to(DOT).to(z.dtype)
-    return tl.where(i == 0, rounded[:, None], tl.where(i == 1, (z - rounded)[:, None], 0.0))
+    rounded = z.to(DOT)
+    rest = (z - rounded.to(z.dtype)).to(DOT)
+    return tl.where(i == 0, rounded[:, None], tl.where(i == 1, rest[:, None], rest[:, None] * 0))
 
 
 @triton.jit
-def _along(
-    f1,
-    f2,
-    z1,
-    z2,
-    zz1,
-    zz2,
-    scale1,
-    scale2,
-    D2: tl.constexpr,
-    DOT: tl.constexpr,
-    EXACT: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """f z of each row, of features rounded as they are in the other products: what errs alike cancels."""
-    if EXACT:
+def _along(f1, f2, z1, z2, zz1, zz2, D2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+    """f z of each row.
+
+    In bf16 it is a product: a sum over rows lies where the results lie, and what its features err in their rounding is
+    what theirs err. fp16 has no room for the keys of many maps, and float32 nothing to gain.
+    """
+    if tl.bfloat16 == DOT:
+        found = tl.sum(dot(f1, zz1, DOT, ACC), 1)
+        if D2:
+            found += tl.sum(dot(f2, zz2, DOT, ACC), 1)
+    else:
         found = tl.sum(f1 * z1[None, :], 1)
         if D2:
             found += tl.sum(f2 * z2[None, :], 1)
-    else:
-        found = tl.sum(_times(f1, zz1, scale1, DOT, ACC), 1)
-        if D2:
-            found += tl.sum(_times(f2, zz2, scale2, DOT, ACC), 1)
     return found
-
-
-@triton.jit
-def _both_columns(z1, z2, D2: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr):
-    scale1, zz1, _ = _halves(_columns(z1, DOT), DOT, EXACT)
-    scale2, zz2 = scale1, zz1
-    if D2:
-        scale2, zz2, _ = _halves(_columns(z2, DOT), DOT, EXACT)
-    return zz1, zz2, scale1, scale2
 
 
 @triton.jit
@@ -440,7 +418,9 @@ def _read_kernel(
     if D2:
         z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
     common, scale1, s1, scale2, s2 = _apart(values, z1, z2, d1, d2, e, DIM, EXIT, D2, DOT, EXACT)
-    zz1, zz2, zz_scale1, zz_scale2 = _both_columns(z1, z2, D2, DOT, EXACT)
+    zz1, zz2 = z1, z2
+    if tl.bfloat16 == DOT:
+        zz1, zz2 = _columns(z1, DOT), _columns(z2, DOT)
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
     for start in range(tl.program_id(0) * chunk, end, BN):
@@ -452,7 +432,7 @@ def _read_kernel(
         found = _times(f1, s1, scale1, DOT, ACC)
         if D2:
             found += _times(f2, s2, scale2, DOT, ACC)
-        bottom = _along(f1, f2, z1, z2, zz1, zz2, zz_scale1, zz_scale2, D2, DOT, EXACT, ACC)
+        bottom = _along(f1, f2, z1, z2, zz1, zz2, D2, DOT, ACC)
         if not EXACT:
             found += bottom[:, None] * common[None, :]
         if NORMALISE:
@@ -461,7 +441,7 @@ def _read_kernel(
                 g2 = g1
                 if D2:
                     g2 = _phi(load(below + first * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC), MAP, shift)
-                bottom = _along(g1, g2, z1, z2, zz1, zz2, zz_scale1, zz_scale2, D2, DOT, EXACT, ACC)
+                bottom = _along(g1, g2, z1, z2, zz1, zz2, D2, DOT, ACC)
             found = found * _inverse(bottom + eps)[:, None]
         store(out + first * out_n, n, out_n, e, live, EXIT, ALIGNED, found)
 
@@ -589,7 +569,7 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     d_below = k.new_empty(0) if below is None else launch.like(below)
     if not k.numel():
         return dk, dv, d_below
-    how = launch.config("linear_state_backward", k, dim, tokens)
+    how = launch.config("linear_state_backward", k, max(dim, v.shape[3]), tokens)
     splits, chunk = launch.splits(tokens, batch * heads, how["BN"], k.device)
     if v.shape[3] > how["BE"]:  # a row of dS is not at hand in one piece: what keys give to dv they read of it
         mean = d_values / count.clamp(min=1)[:, None, None, None]
@@ -633,7 +613,8 @@ def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normali
     d_values, d_keys = launch.like(values), launch.like(keys)
     if not q.numel():
         return dq, d_below, d_values.zero_(), d_keys.zero_()
-    how = _shape(dim, values.shape[3], launch.config("linear_read_backward", q, dim, tokens), q)
+    how = launch.config("linear_read_backward", q, max(dim, values.shape[3]), tokens)
+    how = _shape(dim, values.shape[3], how, q)
     splits, chunk = launch.splits(tokens, batch * heads, how["BN"], q.device)
     weights = (None, None)
     if normalise:

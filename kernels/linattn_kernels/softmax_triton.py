@@ -346,10 +346,10 @@ def _columns_kernel(
 
 
 def upright(a: Tensor, scale: float) -> tuple[Tensor, float]:
-    """The same scores by a scale above 0."""
-    if scale > 0:
-        return a, scale
-    return (-a, -scale) if scale < 0 else (torch.zeros_like(a), 1.0)
+    """The same scores by a scale above 0, also when it is rounded to float32."""
+    if abs(scale) < 1e-30:
+        return torch.zeros_like(a), 1.0
+    return (a, scale) if scale > 0 else (-a, -scale)
 
 
 def attend(
@@ -382,16 +382,16 @@ def attend(
                 *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E, BN=powers(columns), **given, **how,
             )  # fmt: skip
         return
-    how = launch.config("softmax_attend", a, max(dim, exit_dim), columns)
+    how = _biased_config("softmax_attend", bias, a, max(dim, exit_dim), columns)
     tiles = triton.cdiv(rows, how["BM"])
     splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
-    part, tops = (None, None), (None, None)
+    part, tops = None, (None, None)
     if splits > 1:
         part = a.new_empty(splits, batch * heads, rows, exit_dim, dtype=wide)
         tops = [a.new_empty(splits, batch * heads, rows, dtype=wide) for _ in range(2)]
     with launch.on(a.device):
         _attend_kernel[launch.grid(tiles, batch * heads, splits)](
-            a, b, c, bias, shift, out, lse, part if splits > 1 else None, *tops,
+            a, b, c, bias, shift, out, lse, part, *tops,
             *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns), *strides(out),
             *lse.stride()[:2], rows, columns, heads, chunk, scale * LOG2E, SPLIT=splits > 1, **given, **how,
         )  # fmt: skip
@@ -434,7 +434,7 @@ def rows_slope(
     grad, a, b, c = unit(grad), unit(a), unit(b), unit(c)
     batch, rows, heads, dim = a.shape
     columns, wide = b.shape[1], launch.wide(a.dtype)
-    how = launch.config("softmax_rows", a, max(dim, c.shape[3]), columns)
+    how = _biased_config("softmax_rows", bias, a, max(dim, c.shape[3]), columns)
     tiles = triton.cdiv(rows, how["BM"])
     splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
     part = a.new_empty(splits, batch, rows, heads, dim, dtype=wide if splits > 1 else a.dtype)
@@ -472,6 +472,12 @@ def columns_slope(
             **shape_of(dim, exit_dim), **precision(a), **how,
         )  # fmt: skip
     return _summed(db, a.dtype), _summed(dc, a.dtype)
+
+
+def _biased_config(kernel: str, bias: Tensor | None, like: Tensor, dim: int, tokens: int) -> dict[str, int]:
+    """The configuration; a bias takes registers of its own, and with them the room for a wide tile."""
+    how = launch.config(kernel, like, dim, tokens)
+    return how if bias is None else how | launch.config("softmax_biased", like, dim, tokens)
 
 
 def _summed(part: Tensor, dtype: torch.dtype) -> Tensor:

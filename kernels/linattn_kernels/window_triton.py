@@ -387,8 +387,8 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     across = triton.cdiv(width, how["QX"])
     with launch.on(q.device):
         _forward_kernel[launch.grid(across * triton.cdiv(height, how["QY"]), batch * heads)](
-            q, k, v, extra_k, extra_v, out, lse, *_near(width, q, k, v), *strides(extra_k), *strides(extra_v),
-            *_near(width, out), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text,
+            q, k, v, extra_k, extra_v, out, lse, *_near(height, width, q, k, v), *strides(extra_k), *strides(extra_v),
+            *_near(height, width, out), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text,
             0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
             DISC=shape == "disc", FUSED=not launch.INTERPRETED, EXTRA=extra_k is not None,
             ALIGNED=aligned(q, k, v, extra_k, extra_v, out), **shape_of(dim, v.shape[3]), **precision(q), **how,
@@ -425,22 +425,22 @@ def _picture(grad, q, k, v, extra_k, extra_v, lse, delta, dq, dk, dv, height, wi
     across = triton.cdiv(width, how["QX"])
     with launch.on(q.device):
         _queries_kernel[launch.grid(across * triton.cdiv(height, how["QY"]), batch * heads)](
-            grad, q, k, v, extra_k, extra_v, lse, delta, dq, *_near(width, grad, q, k, v), *strides(extra_k),
-            *strides(extra_v), *_near(width, dq), *lse.stride()[:2], height, width, across,
+            grad, q, k, v, extra_k, extra_v, lse, delta, dq, *_near(height, width, grad, q, k, v), *strides(extra_k),
+            *strides(extra_v), *_near(height, width, dq), *lse.stride()[:2], height, width, across,
             *_reach(radius, height, width), text, 0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
             EXTRA=extra_k is not None, **given, **how,
         )  # fmt: skip
         how = launch.config("window_keys", q, max(dim, v.shape[3]), tokens)
         across = triton.cdiv(width, how["KX"])
         _keys_kernel[launch.grid(across * triton.cdiv(height, how["KY"]), batch * heads)](
-            grad, q, k, v, lse, delta, dk, dv, *_near(width, grad, q, k, v, dk, dv), *lse.stride()[:2],
+            grad, q, k, v, lse, delta, dk, dv, *_near(height, width, grad, q, k, v, dk, dv), *lse.stride()[:2],
             height, width, across, *_reach(radius, height, width), text, heads, scale * LOG2E, **given, **how,
         )  # fmt: skip
 
 
-def _near(width: int, *tensors: Tensor) -> tuple[int, ...]:
-    """Their strides; a tile's tokens lie up to 16 of the picture's rows apart."""
-    return tuple(each for tensor in tensors for each in strides(tensor, 16 * width))
+def _near(height: int, width: int, *tensors: Tensor) -> tuple[int, ...]:
+    """Their strides; a tile's tokens lie up to eight of the picture's rows apart."""
+    return tuple(each for tensor in tensors for each in strides(tensor, min(8, height) * width))
 
 
 def _reach(radius: float, height: int, width: int) -> tuple[int, float]:
