@@ -162,8 +162,8 @@ class Named:
 
 @contextlib.contextmanager
 def aimed(capability: tuple[int, int], built: list) -> Iterator[None]:
-    """Inside, launches compile for that architecture and are collected."""
-    run, was = JITFunction.run, (launch.capability, launch.processors)
+    """Inside, launches compile for that architecture and are collected; nothing keeps Triton from running."""
+    run, was = JITFunction.run, (launch.capability, launch.processors, launch.obstacle)
 
     def compile_only(self, *arguments, grid, warmup, **options):
         compiled = run(self, *arguments, grid=grid, warmup=True, **options)
@@ -171,13 +171,14 @@ def aimed(capability: tuple[int, int], built: list) -> Iterator[None]:
         return compiled
 
     launch.capability, launch.processors = lambda device: capability, lambda device: 132
+    launch.obstacle = lambda device: None
     JITFunction.run = compile_only
     driver.set_active(Named(capability))
     try:
         yield
     finally:
         JITFunction.run = run
-        launch.capability, launch.processors = was
+        launch.capability, launch.processors, launch.obstacle = was
 
 
 def build(name: str, case: Callable[[], None], capability: tuple[int, int]) -> list[Build]:

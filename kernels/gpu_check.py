@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -415,6 +416,27 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def compile_all(capability: tuple[int, int]) -> int:
+    """Every kernel of the check, built on a machine without a GPU into Triton's cache (TRITON_CACHE_DIR).
+
+    A machine with the same Triton finds them there: its first run then takes half the time. Returns how many there are.
+    """
+    import builds
+
+    built: list[Any] = []
+    with builds.aimed(capability, built), use_backend("triton"):
+        for dtype, kernel in itertools.product(DTYPES, CASES):
+            for _, function, _, given in CASES[kernel](dtype):
+                results(function, given)
+        for function, given in calls().values():
+            results(function, [each.bfloat16() for each in given])
+        for case, names in plans():
+            if "ours" in names:
+                short = replace(case, tokens=min(case.tokens, 1 << 12))
+                results(bench.ours(short), bench.inputs(short, DEVICE, 1)[0])
+    return len({each.hash for each in built})
+
+
 def all_of(name: str, section: Callable[[argparse.Namespace], list[Row]], options: argparse.Namespace) -> list[Row]:
     """A section's rows, or the one that says why there are none."""
     try:
@@ -453,7 +475,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--matrix", type=float, default=330, help="seconds that the matrix may take")
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS, "bench"])
+    parser.add_argument("--compile", metavar="9.0", help="build all kernels for that GPU, run none: no GPU is needed")
     options = parser.parse_args()
+    if options.compile:
+        major, minor = options.compile.split(".")
+        print(f"{compile_all((int(major), int(minor)))} kernels are in Triton's cache")
+        return 0
     if DEVICE.type != "cuda":
         print("There is no GPU here; the interpreter and the builds for sm_90 are in make test.", file=sys.stderr)
         return 1

@@ -88,3 +88,27 @@ def test_a_configuration_that_spills_is_refused(tmp_path):
     assert done.returncode == 1
     assert any(row["spilled"] for row in rows if row["kernel"] == "_attend_kernel")
     assert "bytes spilled" in done.stdout
+
+
+BEFOREHAND = """
+import itertools, sys
+sys.path.insert(0, "kernels")
+import torch, gpu_check
+
+gpu_check.DTYPES, plans = (torch.bfloat16,), list(gpu_check.plans())
+gpu_check.CASES = {"linear": lambda dtype, all=gpu_check.linear_cases: itertools.islice(all(dtype), 1)}
+gpu_check.plans = lambda: plans[:1]
+sys.argv = ["gpu_check.py", "--compile", "9.0"]
+sys.exit(gpu_check.main())
+"""
+
+
+def test_the_gpu_checks_kernels_can_be_built_where_there_is_no_gpu(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-c", BEFOREHAND]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cubins = list(tmp_path.rglob("*.cubin"))
+    assert f"{len(cubins)} kernels" in done.stdout
+    assert {path.stem for path in cubins} >= {"_state_kernel", "_read_kernel", "_spread_kernel", "_forward_kernel"}
