@@ -1,6 +1,7 @@
 """The benchmark's arithmetic and its files; what it times on a GPU is not here."""
 
 import csv
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -119,3 +120,24 @@ def test_of_what_was_counted_the_packages_launches_are_kept():
     text = ["==PROF== connected", *(",".join(f'"{cell}"' for cell in line) for line in lines)]
     (row,) = counters.rows(text)
     assert (row["kernel"], row["us"], row["memory_mb"], row["waits_gmma"]) == ("_read_kernel", 260.26, 1.0, 1000000.5)
+
+
+DIMS = (1, 40, 64, 65, 72, 80, 81, 96, 97, 128, 129, 160, 161, 288)
+KINDS = [("float16", "half", "any"), ("bfloat16", "half", "any"), ("float32", "single", "any")]
+
+
+@pytest.mark.parametrize("kernel", launch.table())
+def test_no_configuration_says_what_another_says_too(kernel, monkeypatch):
+    rows = launch.table()[kernel]
+
+    def resolved(table):
+        monkeypatch.setattr(launch, "table", lambda: {kernel: table})
+        for capability, kinds, dim in itertools.product([(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)], KINDS, DIMS):
+            try:
+                yield launch._config.__wrapped__(kernel, capability, kinds, dim, 12)
+            except ValueError:
+                yield None
+
+    whole = list(resolved(rows))
+    for row in rows:
+        assert list(resolved([other for other in rows if other is not row])) != whole, row

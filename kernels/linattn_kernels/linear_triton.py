@@ -565,16 +565,17 @@ def state(k, v, below, mask, feature_map, shift):
 def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shift):
     k, v, below = unit(k), unit(v), unit(below)
     batch, tokens, heads, dim = k.shape
-    dk, dv = launch.like(k), launch.like(v)
-    d_below = k.new_empty(0) if below is None else launch.like(below)
+    dk, d_below = launch.like(k), k.new_empty(0) if below is None else launch.like(below)
     if not k.numel():
-        return dk, dv, d_below
+        return dk, launch.like(v), d_below
     how = launch.config("linear_state_backward", k, max(dim, v.shape[3]), tokens)
     splits, chunk = launch.splits(tokens, batch * heads, how["BN"], k.device)
     if v.shape[3] > how["BE"]:  # a row of dS is not at hand in one piece: what keys give to dv they read of it
         mean = d_values / count.clamp(min=1)[:, None, None, None]
         dv = read(k, None, mean, torch.zeros_like(d_keys), feature_map, shift, 0.0, False)
         dv = dv if mask is None else dv * (mask != 0)[:, :, None, None]
+    else:
+        dv = launch.like(v)
     mask = _bytes(mask)
     with launch.on(k.device):
         _state_backward_kernel[launch.grid(splits, batch * heads)](

@@ -18,8 +18,9 @@ def gather(mediators, k, v, bias, scale):
 def gather_backward(grad, mediators, k, v, bias, out, lse, scale):
     if not out.numel():
         return _nothing(mediators, k, v, bias)
-    grad, delta = grad.to(k.dtype), delta_of(launch.unit(grad), out, None)  # products round it in any case
-    return _slopes(launch.unit(grad), mediators, k, v, bias, lse, delta, scale)
+    grad = launch.unit(grad)
+    delta = delta_of(grad, out, None)
+    return _slopes(grad.to(k.dtype), mediators, k, v, bias, lse, delta, scale)  # products round it in any case
 
 
 def spread(q, mediators, told, bias, scale):
@@ -31,9 +32,10 @@ def spread_backward(grad, q, mediators, told, bias, out, lse, scale):
     if not out.numel():
         return _nothing(q, mediators, told, bias)
     centred, shift = _centred(told, q.dtype)
-    delta = torch.empty_like(lse) if shift is not None else delta_of(launch.unit(grad), out, None)
+    grad = launch.unit(grad)
+    delta = torch.empty_like(lse) if shift is not None else delta_of(grad, out, None)
     dq, dm, d_told, d_bias = _slopes(
-        launch.unit(grad), q, mediators, centred, bias, lse, delta, scale, fills_delta=shift is not None
+        grad, q, mediators, centred, bias, lse, delta, scale, fills_delta=shift is not None
     )
     return dq, dm, d_told.to(told.dtype), d_bias
 

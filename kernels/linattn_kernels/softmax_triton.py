@@ -240,7 +240,7 @@ def _rows_kernel(
     grad, a, b, c, bias, lse, delta, d_bias, part,
     grad_b, grad_n, grad_h, a_b, a_n, a_h, b_b, b_n, b_h, c_b, c_n, c_h, bias_b, bias_h, bias_r, bias_c,
     lse_b, lse_h, part_s, part_b, part_n, part_h, rows, columns, heads, chunk, scale,
-    BIAS: tl.constexpr, D_BIAS: tl.constexpr, DELTA: tl.constexpr,
+    BIAS: tl.constexpr, DELTA: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -287,7 +287,7 @@ def _rows_kernel(
         both = within[:, None] & live[None, :]
         s, left = _biased(s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS)
         _, ds = slopes_of(tl.where(both, s * left - sums[:, None], float("-inf")), told, less[:, None])
-        if D_BIAS:
+        if BIAS:
             where = ((place.to(tl.int64) * rows + own + m)[:, None]) * columns + (start + n)[None, :]
             tl.store(d_bias + where, ds, mask=both)
         acc1, acc2 = add_parts(acc1, acc2, ds, b1, b2, D2, DOT, ACC)
@@ -444,7 +444,7 @@ def rows_slope(
             grad, a, b, c, bias, lse, delta, d_bias, part,
             *strides(grad), *strides(a), *strides(b), *strides(c), *_bias_strides(bias, batch, heads, rows, columns),
             *_row_strides(lse, delta), *part.stride()[:4], rows, columns, heads, chunk, scale * LOG2E,
-            BIAS=bias is not None, D_BIAS=bias is not None, DELTA=fills_delta, ALIGNED=aligned(grad, a, b, c, part[0]),
+            BIAS=bias is not None, DELTA=fills_delta, ALIGNED=aligned(grad, a, b, c, part[0]),
             **shape_of(dim, c.shape[3]), **precision(a), **how,
         )  # fmt: skip
     return _summed(part, a.dtype), None if bias is None else d_bias.sum_to_size(bias.shape).to(bias.dtype)
