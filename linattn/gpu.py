@@ -92,11 +92,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def circumstances(rows: list[dict[str, Any]]) -> str:
-    first, counts = rows[0], [int(row["repeats"]) for row in rows if row["provider"] == "ours" and not row["skipped"]]
+    first, timed = rows[0], [row for row in rows if not row["skipped"]]
+    counts = [int(row["repeats"]) for row in timed if row["provider"] == "ours"]
+    theirs = [int(row["repeats"]) for row in timed if row["provider"] != "ours"]
     if not counts:
         return f"Nothing could be timed on {first['hardware']}."
     versions = f"torch {first['torch']}, triton {first['triton']}, Python {first['python']}"
+    peers = f", {min(theirs)} to {max(theirs)} of the peers" if theirs else ""
     return (
-        f"Medians of {min(counts)} to {max(counts)} calls in one run with the peers, bf16, bold where the target is "
-        f"met: {first['hardware']}, {versions}, commit {first['commit']}, {first['date']}."
+        f"Medians of {min(counts)} to {max(counts)} calls{peers}, in one run, bf16, bold where the target is met: "
+        f"{first['hardware']}, {versions}, commit {first['commit']}, {first['date']}."
     )

@@ -433,27 +433,26 @@ def test_half_precision_where_all_mediators_say_nearly_the_same(path, dtype, bia
         assert (one.double() - two).norm() < 1.5e-2 * two.norm()
 
 
+def fp16_error(given, options, path):
+    with taking(path):
+        found = linear_attention(*given, **options).double()
+    exact = LINEAR(*(each.double() for each in given), **options)
+    return (found - exact).norm() / exact.norm()
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "plain"])
 def test_fp16_holds_keys_whose_mean_it_does_not(normalise, path):
     q, k, v = qkv(1, 9, 20, 1, 8, 8, dtype=torch.float16)
-    options = {"feature_map": "relu2", "normalise": normalise}
-    q, k, v = q.abs() * 1e-3, k.abs() * 300, v + 2  # squared: 90000 and more
-    with taking(path):
-        found = linear_attention(q, k, v, **options).double()
-    exact = LINEAR(q.double(), k.double(), v.double(), **options)
-    assert (found - exact).norm() < 2e-3 * exact.norm()
+    given = q.abs() * 1e-3, k.abs() * 300, v + 2  # squared: 90000 and more
+    assert fp16_error(given, {"feature_map": "relu2", "normalise": normalise}, path) < 2e-3
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_fp16_divides_by_what_signed_features_leave(path):
     """A sum that cancels is taken in float32."""
-    q, k, v = qkv(1, 64, 64, 1, 16, 16, dtype=torch.float16)
-    options = {"feature_map": "identity", "eps": 1e-4}
-    with taking(path):
-        found = linear_attention(q, k, v, **options).double()
-    exact = LINEAR(q.double(), k.double(), v.double(), **options)
-    assert (found - exact).norm() < 1e-3 * exact.norm()
+    given = qkv(1, 64, 64, 1, 16, 16, dtype=torch.float16)
+    assert fp16_error(given, {"feature_map": "identity", "eps": 1e-4}, path) < 1e-3
 
 
 @pytest.mark.parametrize("path", PATHS)

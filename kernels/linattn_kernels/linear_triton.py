@@ -197,6 +197,12 @@ def _there(x, t, EXACT: tl.constexpr):
 
 
 @triton.jit
+def _kept(x, live, MASK: tl.constexpr):
+    """Zero for the keys that a mask leaves out."""
+    return tl.where(live[:, None], x, 0.0) if MASK else x
+
+
+@triton.jit
 def _inverse(bottom):
     return tl.where(bottom == 0, 0.0, 1.0 / tl.where(bottom == 0, 1.0, bottom))
 
@@ -349,37 +355,23 @@ def _state_backward_kernel(
             if D2:
                 a2 += _times_turned(value, rounded2, rest2, scale2, not EXACT, DOT, ACC)
         x1 = _there(x1, a1, EXACT)
-        f1 = _phi(x1, MAP, shift)
-        if MASK:
-            f1 = tl.where(live[:, None], f1, 0.0)
+        f1 = _kept(_phi(x1, MAP, shift), live, MASK)
         if not BELOW:
             a1 += z1[None, :]
-        a1 = a1 * _slope(x1, MAP)
-        if MASK:
-            a1 = tl.where(live[:, None], a1, 0.0)
-        store(dk + at * dk_n, n, dk_n, d1, inside, DIM, ALIGNED, a1)
+        store(dk + at * dk_n, n, dk_n, d1, inside, DIM, ALIGNED, _kept(a1 * _slope(x1, MAP), live, MASK))
         if BELOW:
             y1 = load(below + at * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
-            b1 = z1[None, :] * _slope(y1, MAP)
-            if MASK:
-                b1 = tl.where(live[:, None], b1, 0.0)
+            b1 = _kept(z1[None, :] * _slope(y1, MAP), live, MASK)
             store(d_below + at * dk_n, n, dk_n, d1, inside, DIM, ALIGNED, b1)
         if D2:
             x2 = _there(x2, a2, EXACT)
-            f2 = _phi(x2, MAP, shift)
-            if MASK:
-                f2 = tl.where(live[:, None], f2, 0.0)
+            f2 = _kept(_phi(x2, MAP, shift), live, MASK)
             if not BELOW:
                 a2 += z2[None, :]
-            a2 = a2 * _slope(x2, MAP)
-            if MASK:
-                a2 = tl.where(live[:, None], a2, 0.0)
-            store(dk + at * dk_n, n, dk_n, d2, inside, DIM, ALIGNED, a2)
+            store(dk + at * dk_n, n, dk_n, d2, inside, DIM, ALIGNED, _kept(a2 * _slope(x2, MAP), live, MASK))
             if BELOW:
                 y2 = load(below + at * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
-                b2 = z2[None, :] * _slope(y2, MAP)
-                if MASK:
-                    b2 = tl.where(live[:, None], b2, 0.0)
+                b2 = _kept(z2[None, :] * _slope(y2, MAP), live, MASK)
                 store(d_below + at * dk_n, n, dk_n, d2, inside, DIM, ALIGNED, b2)
         if WHOLE:
             slope_v = _times(f1, rounded1, scale1, DOT, ACC)

@@ -1,8 +1,8 @@
 """Window attention in Triton, on tiles of the picture as it lies: no permutation of tokens, no mask or block table.
 
 - A program owns a tile of rows x columns of the picture. Raster order would read ten times the needed keys at 256
-  tokens a row and radius 16; tiles of 8 x 8 read twice. (8 x 16 queries read no less often from memory, but leave no
-  room for a second program on a multiprocessor: 3.77 ms to 3.02 at 64K tokens of FLUX on an H200.)
+  tokens a row and radius 16; tiles of 8 x 8 read twice. (Tiles of 8 x 16 draw less from the L2, but leave no room
+  for a second program on a multiprocessor: 3.77 ms to 3.02 at 64K tokens of FLUX on an H200.)
 - The bounding box of what a tile can reach is walked in tiles of keys that begin at the box's corner. At radius 16 and
   below hardly any of them lies wholly inside, so each is masked, by arithmetic on coordinates in float32: exact below
   2048, and twice as fast as integers.
