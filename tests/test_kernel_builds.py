@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,19 +39,10 @@ OTHERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """All of them, two at a time: each is one thread's work."""
-    pool = ThreadPoolExecutor(2)
-    folders = {name: tmp_path_factory.mktemp(name) for name in HOPPER | OTHERS}
-    yield {name: pool.submit(builds, folders[name], *asked) for name, asked in (HOPPER | OTHERS).items()}
-    pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", HOPPER)
-def test_every_configuration_for_hopper(running, dtype):
-    rows, done = running[dtype].result()
+def test_every_configuration_for_hopper(tmp_path, dtype):
+    rows, done = builds(tmp_path, *HOPPER[dtype])
     assert done.returncode == 0, [row for row in rows if row["spilled"]]
     half = [row for row in rows if dtype != "float32" and row["kernel"] not in PRODUCTS]
     assert all(row["wgmma"] + row["mma"] for row in half), "a product that no tensor core takes"
@@ -65,8 +55,8 @@ def test_every_configuration_for_hopper(running, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", OTHERS)
-def test_one_head_for_other_architectures(running, capability):
-    rows, done = running[capability].result()
+def test_one_head_for_other_architectures(tmp_path, capability):
+    rows, done = builds(tmp_path, *OTHERS[capability])
     assert done.returncode == 0, [row for row in rows if row["spilled"]]
 
 

@@ -162,7 +162,7 @@ def test_a_controlnet_beside_a_converted_unet():
     assert torch.equal(drawn(guided, image=picture, controlnet_conditioning_scale=0.0), drawn(pipeline()))
 
 
-@pytest.mark.parametrize("order", itertools.permutations(["convert", "lora", "ip"]), ids="-".join)
+@pytest.mark.parametrize("order", list(itertools.permutations(["convert", "lora", "ip"])), ids="-".join)
 def test_all_orders_give_one_picture(order, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugins")
     lora(folder / "lora", r".*attn1\.to_q")

@@ -114,6 +114,23 @@ def test_a_scheduler_that_steps_once_draws_twice_the_side():
 # Choosing layers -----------------------------------------------------------------------------------------------------
 
 
+def every_third(layer) -> bool:
+    return layer.index % 3 == 0
+
+
+def second_block(layer) -> bool:
+    return layer.name.startswith("transformer_blocks.1.")
+
+
+def no_layer(layer) -> bool:
+    return False
+
+
+def named(value) -> str:
+    """An id that is the same in every process: a function's is not."""
+    return getattr(value, "__name__", str(value))
+
+
 @pytest.mark.parametrize(
     ("which", "chosen"),
     [
@@ -130,10 +147,10 @@ def test_a_scheduler_that_steps_once_draws_twice_the_side():
         (2, [2]),
         ("transformer_blocks.3.attn1", [3]),
         (["transformer_blocks.3.attn1", 0, "last:1"], [0, 3, 4]),
-        (lambda layer: layer.index % 3 == 0, [0, 3]),
-        (lambda layer: layer.name.startswith("transformer_blocks.1."), [1]),
+        (every_third, [0, 3]),
+        (second_block, [1]),
     ],
-    ids=str,
+    ids=named,
 )
 def test_selections(which, chosen):
     layers = families.layers(tiny.model(layers=5))
@@ -154,9 +171,9 @@ def test_selections(which, chosen):
         ([0.5], "no layer 0.5"),
         ([], "selects none of the 2"),
         ("except:all", "selects none"),
-        (lambda layer: False, "selects none"),
+        (no_layer, "selects none"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_wrong_selection_changes_nothing(which, message):
     model = tiny.model()
