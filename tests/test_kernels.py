@@ -121,6 +121,19 @@ def test_linear_with_a_normaliser_of_its_own(dim, path):
     judge(with_normaliser(linear_attention), with_normaliser(LINEAR), given, path)
 
 
+@NEEDS_TRITON
+@pytest.mark.parametrize(("dim", "passes"), [(64, 1), (72, 2)])
+def test_queries_are_read_once_backward_where_a_head_is_narrow(dim, passes, monkeypatch):
+    from linattn_kernels import linear_triton
+
+    accumulate, again = linear_triton._accumulate, []
+    monkeypatch.setattr(linear_triton, "_accumulate", lambda *given: again.append(given) or accumulate(*given))
+    q, _, v = qkv(1, 20, 20, 1, dim, dim)
+    state = torch.zeros(1, 1, dim, dim), torch.ones(1, 1, dim)
+    linear_triton.read_backward(v, q, None, *state, "elu1", 0.0, 1e-4, True)
+    assert 1 + len(again) == passes
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_linear_key_mask(path):
     mask = torch.rand(3, 37, generator=torch.Generator().manual_seed(2)).to(DEVICE) > 0.4

@@ -186,15 +186,20 @@ def grid(*programs: int) -> tuple[int, ...]:
     return programs
 
 
+def tiles(size: int, each: int) -> int:
+    """How many hold `size`."""
+    return -(-size // each)
+
+
 def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple[int, int]:
     """(splits, tokens a split): two programs a multiprocessor and none more, each with four tiles at least.
 
     None more: DiT's 16 heads in 17 splits are 8 programs more than an H200 holds at once, and took twice the time.
     """
     wanted = 2 * processors(device) // max(programs, 1)
-    tiles = -(-tokens // tile)
-    each = -(-tiles // max(1, min(wanted, tiles // 4)))
-    return max(1, -(-tiles // each) if each else 1), max(each, 1) * tile
+    count = tiles(tokens, tile)
+    each = max(1, tiles(count, max(1, min(wanted, count // 4))))
+    return max(1, tiles(count, each)), each * tile
 
 
 @functools.cache

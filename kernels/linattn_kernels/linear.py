@@ -1,7 +1,8 @@
 """Normalised linear attention in two phases: what is kept of the keys, and what queries read of it.
 
 - Each phase is an operation of its own with its own backward, so that states of several parts of a sequence (or of
-  several devices) can be merged between them, with gradients: four tensors are moved forward, nine backward.
+  several devices) can be merged between them, with gradients: four tensors are moved forward; backward seven,
+  or nine where a head has more than 64 channels.
 - Sums are means over the keys that count, kept in float32 or wider; only inputs and outputs are in half precision.
 """
 
