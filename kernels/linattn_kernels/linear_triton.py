@@ -583,7 +583,7 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     if v.shape[3] > how["BE"]:  # a row of dS is not at hand in one piece: what keys give to dv they read of it
         mean = d_values / count.clamp(min=1)[:, None, None, None]
         dv = read(k, None, mean, torch.zeros_like(d_keys), feature_map, shift, 0.0, False)
-        dv = dv if mask is None else dv * (mask != 0)[:, :, None, None]
+        dv = dv if mask is None else dv.masked_fill_(~mask[:, :, None, None], 0)
     else:
         dv = launch.like(v)
     mask = _bytes(mask)
@@ -682,7 +682,7 @@ def _add(partial, values, keys, count=None, counted=None, tokens=0, mean=False) 
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else (mask != 0).contiguous().view(torch.uint8)
+    return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
 def _shape(dim: int, exit_dim: int, how: dict[str, int], like: Tensor) -> dict[str, int]:

@@ -36,7 +36,7 @@ def window_attention(
     heads, tokens), through which gradients pass. `backend`: the path this call takes, as `use_backend`
     says it for all.
     """
-    check.window(q, k, v, height, width, radius, text, shape, extra)
+    check.window(q, k, v, height, width, radius, text, shape, scale, extra)
     path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX).path
     scale = q.shape[3] ** -0.5 if scale is None else scale
     more_k, more_v = (None, None) if extra is None else extra
