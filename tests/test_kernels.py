@@ -685,10 +685,15 @@ def test_operations_keep_their_promises_to_pytorch(path):
 def test_what_is_large_or_traced_is_an_operation():
     small, large = torch.empty(1, 256, 4, 32), torch.empty(1, 2048, 8, 64)
     assert small_torch.fits_linear(small, small, small)
-    assert small_torch.fits_window(small, None, False)
+    assert small_torch.fits_window(small, None, 16, 16, 2.0, False)
     assert not small_torch.fits_linear(small, large, large)
-    assert not small_torch.fits_window(large, None, False)
-    assert not small_torch.fits_window(small, None, True)  # a mask's attention tells no log-sum-exp
+    assert not small_torch.fits_window(large, None, 32, 64, 1e300, False)
+    assert not small_torch.fits_window(small, None, 16, 16, 2.0, True)  # a mask's attention tells no log-sum-exp
+
+
+@pytest.mark.parametrize(("radius", "dense"), [(2, False), (4, False), (8, False), (9, True), (1e300, True)])
+def test_a_window_is_dense_where_a_tile_reads_half_the_picture(radius, dense):
+    assert small_torch.fits_window(torch.empty(1, 1024, 4, 32), None, 32, 32, radius, False) == dense
     with torch._subclasses.FakeTensorMode():
         assert not small_torch.is_eager(torch.empty(1))
 
@@ -863,3 +868,23 @@ def test_the_softmax_of_half_a_million_scores_is_not_written_out():
 
     assert peak(64) < 6 * peak(32)
     assert peak(64) < 64**4 * 4 / 4
+
+
+@each_kernel
+def test_values_narrower_or_wider_than_heads_write_out_no_scores(kernel):
+    """PyTorch's attention does where they differ."""
+    from linattn import costs
+
+    calls = {
+        "linear": linear_attention,
+        "window": lambda q, k, v: window_attention(q, k, v, height=16, width=16, radius=9),
+        "mediator": lambda q, k, v: mediator_attention(q, k, v, q[:, :200]),
+    }
+
+    def peak(exit_dim):
+        given = qkv(16, 256, 256, 4, 16, exit_dim)
+        with torch.no_grad():
+            return costs.peak_memory(lambda: calls[kernel](*given))
+
+    for exit_dim in (8, 24):
+        assert peak(exit_dim) < 16 * 4 * 256 * 200 * 4 / 2  # half of the scores' bytes

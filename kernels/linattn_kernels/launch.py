@@ -155,7 +155,10 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _Refused.apply(grad, *ctx.saved_tensors), *[None] * len(ctx.saved_tensors)
+        inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of what is returned may be asked for
+            grad = _Refused.apply(grad, *inputs)
+        return grad, *[None] * len(inputs)
 
 
 class _Refused(torch.autograd.Function):

@@ -51,7 +51,7 @@ def linear_attention(
     if path == "torch" and small_torch.fits_linear(q, k, v):
         given = (q, k, v, below_q, below_k, key_mask, state)
         out, whole = small_torch.linear_attention(*given, feature_map, shift, eps, normalise)
-        return (out, whole) if return_state else out
+        return (out, State(*(launch.once(each, *given[:5], *(state or ())) for each in whole))) if return_state else out
     whole = State(*_state(k, v, below_k, key_mask, feature_map, shift, path))
     if state is not None:
         whole = whole.merge(state)

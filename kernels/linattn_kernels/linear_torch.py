@@ -3,6 +3,7 @@
 - Siblings of `linear_triton`: state, read and their backwards, the same arguments and results.
 - A piece is copied heads first once and mapped in place, so that no product copies it again, and the pass that divides
   a result also writes it. At 16,384 tokens, 8 heads of 64, two cores: .16 s forward and backward, .30 s by autograd.
+- In float32 or wider inside: a call in bfloat16 takes 1.7 to .5 times what the published form takes in it.
 """
 
 from collections.abc import Iterator

@@ -46,7 +46,7 @@ def window_attention(
         place = {"height": height, "width": width, "radius": radius, "text": text, "shape": shape}
         return reference.window_attention(q, k, v, **place, scale=scale, extra=extra, return_lse=return_lse)
     place = (height, width, float(radius), text, shape, float(scale))
-    if path == "torch" and small_torch.fits_window(q, more_k, return_lse):
+    if path == "torch" and small_torch.fits_window(q, more_k, height, width, radius, return_lse):
         return small_torch.window_attention(q, k, v, more_k, more_v, *place)
     out, lse = _window(q, k, v, more_k, more_v, *place, return_lse, path)
     return (out, lse) if return_lse else out
