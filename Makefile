@@ -50,7 +50,7 @@ study: setup
 
 test: setup
 	@echo "Running the tests; those that need what this machine has not are skipped and named at the end."
-	@python -m pytest $(PYTEST_ARGS)
+	@python -m pytest -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lab: setup
 	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/00_tour.ipynb

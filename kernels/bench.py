@@ -270,16 +270,32 @@ SAME = ("ours", "two-sdpa", "flex", "eager", "compiled")  # compute what the def
 
 
 def gate(case: Case, name: str, device: torch.device) -> str:
-    """Why a provider must not be timed: it disagrees with the definition at 1,024 tokens."""
+    """Why a provider must not be timed: it disagrees with the definition at 1,024 tokens, or its gradients do."""
     if name not in SAME:
         return ""
-    small = replace(case, tokens=1024, mode="forward")
+    small = replace(case, tokens=1024)
     given = inputs(small, device, 1, seed=3)[0]
     with use_backend("reference"):
-        exact = ours(small)(*(each.double() for each in given))
+        exact = outcome(small, ours(small), [each.double() for each in given])
+    found = outcome(small, PROVIDERS[name](small), given)
     bound = 8e-3 if case.dtype == torch.bfloat16 else 1e-5
-    error = ((PROVIDERS[name](small)(*given).double() - exact).norm() / exact.norm()).item()
-    return "" if error < bound else f"differs from the definition by {error:.1e}, more than {bound:g}"
+    for what, allowed in (("result", bound), ("gradients", 2 * bound)):
+        if what in exact:
+            error = ((found[what] - exact[what]).norm() / exact[what].norm()).item()
+            if not error < allowed:
+                return f"differs from the definition in its {what} by {error:.1e}, more than {allowed:g}"
+    return ""
+
+
+def outcome(case: Case, call: Callable[..., Tensor], given: list[Tensor]) -> dict[str, Tensor]:
+    """What a call gives: its result and, where the case times a backward, all gradients in one row of numbers."""
+    if case.mode == "forward":
+        return {"result": call(*given).double()}
+    leaves = [each.detach().requires_grad_() for each in given]
+    out = call(*leaves)
+    told = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view(out.shape).to(out.dtype)
+    slopes = torch.autograd.grad(out, leaves, told)
+    return {"result": out.detach().double(), "gradients": torch.cat([each.double().flatten() for each in slopes])}
 
 
 # Timing --------------------------------------------------------------------------------------------------------------

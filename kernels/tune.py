@@ -165,6 +165,9 @@ def times(rows: tuple[How, ...], **more: tuple[int, ...]) -> tuple[How, ...]:
 # A product's rows are 16 a warp or a multiple: with fewer, warps do each other's work again.
 STATE = times(grids("BN BE num_warps", (32, 128, 4), (32, 128, 8), (64, 128, 8), (64, 128, 4)), num_stages=(2, 3, 4))
 READ = times(grids("BN BE num_warps", (64, 128, 4), (128, 128, 8)), num_stages=(1, 2, 3, 4))
+TOGETHER = times(
+    grids("BN BE num_warps", (64, 64, 4), (128, 64, 4), (128, 64, 8)), num_stages=(1, 2, 3), TOGETHER=(True,)
+)
 SIDES = "QY QX KY KX num_warps"
 FORWARD = times(
     grids(SIDES, (8, 16, 8, 8, 8), (8, 16, 8, 16, 8), (8, 8, 8, 8, 4), (8, 8, 4, 8, 4)), num_stages=(2, 3, 4)
@@ -187,7 +190,8 @@ def searches() -> Iterator[Search]:
         yield Search("window_forward", window[shape], picture(window[shape]), FORWARD)
         yield Search("linear_state", linear[shape], state, STATE)
         yield Search("linear_read", linear[shape], read, READ)
-        yield Search("linear_read_backward", linear[shape], read_backward, READ)
+        both = READ + TOGETHER if bench.SHAPES[shape][1] <= 64 else READ
+        yield Search("linear_read_backward", linear[shape], read_backward, both)
         yield Search("linear_state_backward", linear[shape], state_backward, READ)
     yield Search("softmax_attend", linear["flux"], words, ATTEND)
     for shape in ("dit", "flux", "sdxl"):

@@ -73,6 +73,15 @@ def read(path: Path | None = None) -> list[dict[str, Any]]:
     return [row | {name: float(row[name]) for name in MEASURES if row.get(name)} for row in rows]
 
 
+def told(rows: list[dict[str, Any]]) -> str:
+    """A run's table, or how to make one."""
+    return table(rows) if rows else "No run on a GPU is committed yet: `make gpu-check` makes one."
+
+
+def pictures() -> list[Path]:
+    return sorted((project.ROOT / "reports" / "gpu").glob("*.png"))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Every target and what was reached, with how many times its peers took in the same run."""
     timed = {(row["case"], row["provider"]): row for row in rows if not row["skipped"]}

@@ -119,12 +119,8 @@ def block(data: report.Report) -> str:
     return "\n\n".join(filter(None, [grids, table(data), circumstances(data)]))
 
 
-def kernels(rows: list[dict]) -> str:
-    return gpu.table(rows) if rows else "No run on a GPU is committed yet: `make gpu-check` makes one."
-
-
 def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
-    return (table(data) if data.results else NONE) in text and kernels(rows) in text
+    return (table(data) if data.results else NONE) in text and gpu.told(rows) in text
 
 
 def written(text: str, content: str, marks: tuple[str, str]) -> str:
@@ -150,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         print("README.md is behind reports/results or reports/gpu: run python -m linattn.readme", file=sys.stderr)
         return 1
-    new = written(written(text, block(data), RESULTS), kernels(rows), KERNELS)
+    new = written(written(text, block(data), RESULTS), gpu.told(rows), KERNELS)
     for path_of, grid in pictures(data).items():
         (project.ROOT / path_of).write_bytes(small(grid.png))
     path.write_text(new)

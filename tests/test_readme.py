@@ -5,7 +5,7 @@ import pytest
 import synthetic_results
 import torch
 
-from linattn import project, readme, report
+from linattn import gpu, project, readme, report
 from linattn.attention import LayerShape
 from linattn.grid import Grid
 
@@ -89,7 +89,7 @@ def test_pictures_that_are_not_here_are_named(data):
 
 
 def test_the_check_needs_neither_pictures_nor_machine(data):
-    text = readme.block(data) + readme.kernels([])
+    text = readme.block(data) + gpu.told([])
     data.only.pictures, data.only.facts = {}, {}
     assert readme.in_step(text, data, [])
     data.results["clear"]["quality"]["error"]["value"] += 0.05

@@ -19,14 +19,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from linattn_kernels import check
 
 PATHS = ("triton", "torch", "reference")
+WIDEST = {"linear": check.MOST, "window": check.MOST_SOFTMAX, "mediator": check.MOST_SOFTMAX}
 CAPABILITY = (8, 0)  # bf16 and asynchronous copies; what the configurations are compiled for
 CLASSES = {torch.float16: "half", torch.bfloat16: "half", torch.float32: "single", torch.float64: "double"}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-_forced: str | None = None
+_asked: list[tuple[str, object]] = []  # by `use_backend`, the newest last; each entry is an object of its own
 
 
 class Backend(NamedTuple):
@@ -37,12 +39,12 @@ class Backend(NamedTuple):
 @contextmanager
 def use_backend(path: str) -> Iterator[None]:
     """Every call inside takes this path; where Triton cannot run, it is an error to ask for it."""
-    global _forced
-    before, _forced = _forced, valid(path)
+    entry = (valid(path), object())
+    _asked.append(entry)
     try:
         yield
     finally:
-        _forced = before
+        _asked.remove(entry)  # not the last: blocks of several threads end in any order
 
 
 def valid(path: str) -> str:
@@ -51,9 +53,11 @@ def valid(path: str) -> str:
     return path
 
 
-def backend(tensor: Tensor, asked: str | None = None, most: int | None = None) -> Backend:
-    """The path a call with this tensor takes, and why; `asked`: what that call asks for, `most`: its widest head."""
-    return choose(tensor.device, tensor.dtype, tensor.shape[-1] if tensor.ndim else 1, asked, most)
+def backend(tensor: Tensor, kernel: str = "linear", asked: str | None = None) -> Backend:
+    """The path a call of this kernel with this tensor takes, and why; `asked`: what that call asks for."""
+    if kernel not in WIDEST:
+        raise ValueError(f"kernel {kernel!r}; choose one of {', '.join(WIDEST)}")
+    return choose(tensor.device, tensor.dtype, tensor.shape[-1] if tensor.ndim else 1, asked, WIDEST[kernel])
 
 
 def choose(
@@ -62,8 +66,10 @@ def choose(
     """The same before there is a tensor."""
     missing = obstacle(device)
     unfit = missing or _unfit(dtype, dim, most)
-    if asked is not None or _forced is not None:
-        path = valid(asked or _forced)
+    if asked is None and _asked:
+        asked = _asked[-1][0]
+    if asked is not None:
+        path = valid(asked)
         if path == "triton" and unfit:
             raise RuntimeError(f"the triton backend was asked for, but {unfit}; leave the choice to the library")
         return Backend(path, "asked for")
@@ -96,10 +102,14 @@ def _constant(kind: str, index: int | None) -> str | None:
 def _obstacle(kind: str, index: int | None) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if kind != "cuda" and not INTERPRETED:
+        return f"the tensors are on {kind}"
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a library that is missing, another's version: whatever it says
+        return f"Triton cannot be imported ({type(error).__name__}: {error})"
     if INTERPRETED:
         return None
-    if kind != "cuda":
-        return f"the tensors are on {kind}"
     if torch.version.hip:
         return "the GPU is no NVIDIA one, which is all the kernels were compiled for"
     capability = torch.cuda.get_device_capability(index)
@@ -115,7 +125,7 @@ def _warn(missing: str) -> None:
 
 @functools.cache
 def _warn_once(missing: str) -> None:
-    warnings.warn(f"linattn_kernels takes its PyTorch paths on this GPU: {missing}", RuntimeWarning, stacklevel=6)
+    warnings.warn(f"linattn_kernels takes its PyTorch paths on this GPU: {missing}", RuntimeWarning, stacklevel=5)
 
 
 def exact(function: Callable) -> Callable:
@@ -124,7 +134,7 @@ def exact(function: Callable) -> Callable:
     @functools.wraps(function)
     def inside(*arguments):
         kind = next(each for each in arguments if isinstance(each, Tensor)).device.type
-        if not torch.is_autocast_enabled(kind):
+        if not check.autocasts(kind):
             return function(*arguments)
         with torch.autocast(kind, enabled=False):
             return function(*arguments)
@@ -133,25 +143,57 @@ def exact(function: Callable) -> Callable:
 
 
 class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, out: Tensor) -> Tensor:
+    def forward(out: Tensor, *inputs: Tensor) -> Tensor:
         return out.view_as(out)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of what is returned may be asked for
+            grad = _Refused.apply(grad, *inputs)
+        return grad, *[None] * len(inputs)
 
 
-def once(out: Tensor) -> Tensor:
-    """The same with gradients and none of gradients: what one path refuses, none gives."""
-    return _Once.apply(out) if out.requires_grad else out
+class _Refused(torch.autograd.Function):
+    """A gradient that depends on the inputs, as it does, and cannot be followed to them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, *inputs: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        raise RuntimeError("gradients of linattn_kernels' gradients: there is no autograd formula for them on any path")
+
+
+def once(out: Tensor, *inputs: Tensor | None) -> Tensor:
+    """The same with gradients and none of gradients: what one path refuses, none gives.
+
+    torch's once_differentiable would let `torch.autograd.grad` by: its error is not on the way to the inputs, and what
+    autograd finds on other ways is a part of the answer, without a word. What torch.compile makes refuses by itself.
+    """
+    if not out.requires_grad or torch.compiler.is_compiling():
+        return out
+    return _Once.apply(out, *(each for each in inputs if each is not None))
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """As autocast would have them, where it is on."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not check.autocasts(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(each if each is None or each.dtype == torch.float64 else each.to(dtype) for each in tensors)
@@ -186,15 +228,20 @@ def grid(*programs: int) -> tuple[int, ...]:
     return programs
 
 
+def tiles(size: int, each: int) -> int:
+    """How many hold `size`."""
+    return -(-size // each)
+
+
 def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple[int, int]:
     """(splits, tokens a split): two programs a multiprocessor and none more, each with four tiles at least.
 
     None more: DiT's 16 heads in 17 splits are 8 programs more than an H200 holds at once, and took twice the time.
     """
     wanted = 2 * processors(device) // max(programs, 1)
-    tiles = -(-tokens // tile)
-    each = -(-tiles // max(1, min(wanted, tiles // 4)))
-    return max(1, -(-tiles // each) if each else 1), max(each, 1) * tile
+    count = tiles(tokens, tile)
+    each = max(1, tiles(count, max(1, min(wanted, count // 4))))
+    return max(1, tiles(count, each)), each * tile
 
 
 @functools.cache

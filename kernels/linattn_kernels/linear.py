@@ -1,7 +1,8 @@
 """Normalised linear attention in two phases: what is kept of the keys, and what queries read of it.
 
 - Each phase is an operation of its own with its own backward, so that states of several parts of a sequence (or of
-  several devices) can be merged between them, with gradients: four tensors are moved forward, nine backward.
+  several devices) can be merged between them, with gradients: four tensors are moved forward; backward seven,
+  or nine where a head has more than 64 channels.
 - Sums are means over the keys that count, kept in float32 or wider; only inputs and outputs are in half precision.
 """
 
@@ -33,11 +34,12 @@ def linear_attention(
     """phi(q) mean(phi(k) v^T) / (phi(q) mean(phi(k)) + eps) with phi(t) = feature_map(t) + shift, like q.
 
     q (batch, queries, heads, head_dim), k and v (batch, keys, heads, head_dim or value_dim). `normaliser`: queries and
-    keys of the denominator where they differ (RoPE on the numerator only). `key_mask` (batch, keys) is True where a
-    key counts. `state`: keys seen elsewhere, joined to these; `return_state` gives all of them back. A query whose
-    denominator is 0 reads 0. `backend`: the path this call takes, as `use_backend` says it for all.
+    keys of the denominator where they differ (RoPE on the numerator only). `key_mask` (batch, keys), of bool, is True
+    where a key counts; what the others are, NaN too, changes nothing. `state`: keys seen elsewhere, joined to these;
+    `return_state` gives all of them back (q[:, :0] gives a state alone, k[:, :0] and v[:, :0] read one alone). A query
+    whose denominator is 0 reads 0. `backend`: the path this call takes, as `use_backend` says it for all.
     """
-    check.linear(q, k, v, feature_map, normaliser, key_mask, state)
+    check.linear(q, k, v, feature_map, shift, eps, normaliser, key_mask, state)
     path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST).path
     options = {"feature_map": feature_map, "shift": shift, "eps": eps, "normalise": normalise}
     below_q, below_k = (None, None) if normaliser is None else normaliser
@@ -49,7 +51,7 @@ def linear_attention(
     if path == "torch" and small_torch.fits_linear(q, k, v):
         given = (q, k, v, below_q, below_k, key_mask, state)
         out, whole = small_torch.linear_attention(*given, feature_map, shift, eps, normalise)
-        return (out, whole) if return_state else out
+        return (out, State(*(launch.once(each, *given[:5], *(state or ())) for each in whole))) if return_state else out
     whole = State(*_state(k, v, below_k, key_mask, feature_map, shift, path))
     if state is not None:
         whole = whole.merge(state)

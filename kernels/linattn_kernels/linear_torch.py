@@ -3,6 +3,7 @@
 - Siblings of `linear_triton`: state, read and their backwards, the same arguments and results.
 - A piece is copied heads first once and mapped in place, so that no product copies it again, and the pass that divides
   a result also writes it. At 16,384 tokens, 8 heads of 64, two cores: .16 s forward and backward, .30 s by autograd.
+- In float32 or wider inside: a call in bfloat16 takes 1.7 to .5 times what the published form takes in it.
 """
 
 from collections.abc import Iterator
@@ -51,10 +52,6 @@ def _heads(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(turned.shape, dtype=dtype, device=tensor.device).copy_(turned)
 
 
-def _shown(mask: Tensor, piece: slice, dtype: torch.dtype) -> Tensor:
-    return mask[:, piece].to(dtype)[:, None, :, None]  # (batch, 1, tokens, 1)
-
-
 @launch.exact
 def state(k, v, below, mask, feature_map, shift):
     batch, tokens, heads, dim = k.shape
@@ -65,10 +62,11 @@ def state(k, v, below, mask, feature_map, shift):
     for piece in _pieces(k):
         above = phi_(_heads(k[:, piece], dtype), feature_map, shift)  # (batch, heads, tokens, dim)
         counted = above if below is None else phi_(_heads(below[:, piece], dtype), feature_map, shift)
+        value = _heads(v[:, piece], dtype)
         if mask is not None:
-            shown = _shown(mask, piece, dtype)
-            above, counted = above * shown, counted * shown
-        values += above.transpose(2, 3) @ _heads(v[:, piece], dtype)
+            for each in {above, counted, value}:
+                each.masked_fill_(~mask[:, None, piece, None], 0)
+        values += above.transpose(2, 3) @ value
         keys += counted.sum(2)
     share = (1 / count.clamp_min(1)).view(-1, 1, 1)
     return values.mul_(share.unsqueeze(3)), keys.mul_(share), count
@@ -83,14 +81,16 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     d_below = k.new_empty(0) if below is None else launch.like(below)
     for piece in _pieces(k):
         x, value = _heads(k[:, piece], dtype), _heads(v[:, piece], dtype)
-        shown = None if mask is None else _shown(mask, piece, dtype)
         above = value @ d_values.transpose(2, 3)
         above = above.add_(d_keys) if below is None else above
-        _write(dk[:, piece], pulled(above, x, feature_map), shown)
-        _write(dv[:, piece], phi_(x, feature_map, shift) @ d_values, shown)
+        _write(dk[:, piece], pulled(above, x, feature_map))
+        _write(dv[:, piece], phi_(x, feature_map, shift) @ d_values)
         if below is not None:
             other = _heads(below[:, piece], dtype)
-            _write(d_below[:, piece], pulled(d_keys.expand_as(other), other, feature_map), shown)
+            _write(d_below[:, piece], pulled(d_keys.expand_as(other), other, feature_map))
+    if mask is not None:
+        for each in (dk, dv) if below is None else (dk, dv, d_below):
+            each.masked_fill_(~mask[:, :, None, None], 0)
     return dk, dv, d_below
 
 

@@ -2,9 +2,9 @@
 
 - Keys are read once, by several programs a head; their partial sums are added in a fixed order: no atomics, the same
   bits every time. Queries are read once too, by programs that load the state once.
-- The backward moves nine tensors where seven would do: queries and what their results are told are read for dq, and
-  again for dS, by the kernel that adds up the state. In one pass both want more registers than there are (H200, FLUX,
-  64K tokens: .81 ms in one pass, .74 in two).
+- The backward moves seven tensors where a head has up to 64 channels: dS is added up by the programs that write dq
+  (TOGETHER). Above, both want more registers than there are (H200, FLUX, 64K tokens: .81 ms in one pass, .74 in two;
+  ptxas spills 350 bytes and more): queries and what their results are told are read again, as a state is added up.
 - The state is float32. Results read it rounded, without what all values have in common, which they get back unrounded;
   gradients read it as two numbers, its rounded self and the rest. Rounded as it is, it puts a floor of 2e-4 under the
   error at any length.
@@ -440,15 +440,16 @@ def _read_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def _read_backward_kernel(
-    grad, q, below, values, keys, dq, d_below, weight, below_weight,
+    grad, q, below, values, keys, dq, d_below, weight, below_weight, d_values, d_keys,
     grad_b, grad_n, grad_h, q_b, q_n, q_h, below_b, below_n, below_h, dq_b, dq_n, dq_h,
     tokens, heads, chunk, shift, eps,
-    MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr,
+    MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr, TOGETHER: tl.constexpr,
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
     BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dq, and what each query's features weigh in dS and dz, which `_state_kernel` adds up.
+    """dq, and dS and dz: TOGETHER their partial sums, else what each query's features weigh in them.
 
+    `_state_kernel` adds up what is weighed.
     t = grad S^T says everything: the numerator's part of the denominator's gradient is phi(q) t, so the output is not
     read.
     """
@@ -460,11 +461,14 @@ def _read_backward_kernel(
     if BELOW:
         below += batch * below_b + head * below_h
         d_below += batch * dq_b + head * dq_h
-    if NORMALISE:
+    if NORMALISE and not TOGETHER:
         weight += place.to(tl.int64) * tokens
         below_weight += place.to(tl.int64) * tokens
     values += place.to(tl.int64) * DIM * EXIT
     keys += place.to(tl.int64) * DIM
+    if TOGETHER:
+        tl.static_assert(D2 == 0 and EXIT <= BE and not BELOW, "one tile of dS is all of it")
+        s1, weighed = tl.zeros((D1, BE), ACC), tl.zeros((BN, D1), ACC)
     d1, d2 = tl.arange(0, D1), D1 + tl.arange(0, D2 if D2 else 1)
     z1 = tl.load(keys + d1, mask=d1 < DIM, other=0.0)
     z2 = z1
@@ -485,16 +489,20 @@ def _read_backward_kernel(
             x2 = load(q + at * q_n, n, q_n, d2, live, DIM, ALIGNED).to(ACC)
             t2 = tl.zeros((BN, D2), ACC)
         t1 = tl.zeros((BN, D1), ACC)
-        for first in range(0, EXIT, BE):
-            e = first + tl.arange(0, BE)
-            told = load(grad + at * grad_n, n, grad_n, e, live, EXIT, ALIGNED)
-            if not WHOLE:
-                scale1, rounded1, rest1 = _halves(_square(values, d1, e, DIM, EXIT), DOT, EXACT)
-                if D2:
-                    scale2, rounded2, rest2 = _halves(_square(values, d2, e, DIM, EXIT), DOT, EXACT)
+        if TOGETHER:
+            told = load(grad + at * grad_n, n, grad_n, tl.arange(0, BE), live, EXIT, ALIGNED)
             t1 += _times_turned(told, rounded1, rest1, scale1, not EXACT, DOT, ACC)
-            if D2:
-                t2 += _times_turned(told, rounded2, rest2, scale2, not EXACT, DOT, ACC)
+        else:
+            for first in range(0, EXIT, BE):
+                e = first + tl.arange(0, BE)
+                told = load(grad + at * grad_n, n, grad_n, e, live, EXIT, ALIGNED)
+                if not WHOLE:
+                    scale1, rounded1, rest1 = _halves(_square(values, d1, e, DIM, EXIT), DOT, EXACT)
+                    if D2:
+                        scale2, rounded2, rest2 = _halves(_square(values, d2, e, DIM, EXIT), DOT, EXACT)
+                t1 += _times_turned(told, rounded1, rest1, scale1, not EXACT, DOT, ACC)
+                if D2:
+                    t2 += _times_turned(told, rounded2, rest2, scale2, not EXACT, DOT, ACC)
         x1 = _there(x1, t1, EXACT)
         f1 = _phi(x1, MAP, shift)
         if D2:
@@ -514,8 +522,12 @@ def _read_backward_kernel(
                     bottom += tl.sum(_phi(y2, MAP, shift) * z2[None, :], 1)
             inverse = _inverse(bottom + eps)
             d_bottom = -above * inverse * inverse
-            tl.store(weight + at + n, inverse, mask=live)
-            tl.store(below_weight + at + n, d_bottom, mask=live)
+            if TOGETHER:
+                weighed += f1 * d_bottom[:, None]
+                f1 = f1 * inverse[:, None]
+            else:
+                tl.store(weight + at + n, inverse, mask=live)
+                tl.store(below_weight + at + n, d_bottom, mask=live)
             t1 = t1 * inverse[:, None]
             if D2:
                 t2 = t2 * inverse[:, None]
@@ -533,9 +545,15 @@ def _read_backward_kernel(
             store(d_below + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, x1 * 0)
             if D2:
                 store(d_below + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, x2 * 0)
+        if TOGETHER:
+            s1 += _outer(f1, told, DOT, ACC)
         store(dq + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, t1 * _slope(x1, MAP))
         if D2:
             store(dq + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, t2 * _slope(x2, MAP))
+    if TOGETHER:
+        part = (tl.program_id(0) * tl.num_programs(1) + place).to(tl.int64)
+        _put_square(d_values + part * DIM * EXIT, d1, tl.arange(0, BE), s1, DIM, EXIT)
+        tl.store(d_keys + part * DIM + d1, tl.sum(weighed, 0), mask=d1 < DIM)
 
 
 # Launching -----------------------------------------------------------------------------------------------------------
@@ -565,7 +583,7 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     if v.shape[3] > how["BE"]:  # a row of dS is not at hand in one piece: what keys give to dv they read of it
         mean = d_values / count.clamp(min=1)[:, None, None, None]
         dv = read(k, None, mean, torch.zeros_like(d_keys), feature_map, shift, 0.0, False)
-        dv = dv if mask is None else dv * (mask != 0)[:, :, None, None]
+        dv = dv if mask is None else dv.masked_fill_(~mask[:, :, None, None], 0)
     else:
         dv = launch.like(v)
     mask = _bytes(mask)
@@ -587,7 +605,7 @@ def read(q, below, values, keys, feature_map, shift, eps, normalise):
     if not out.numel():
         return out
     how = _shape(dim, values.shape[3], launch.config("linear_read", q, dim, tokens), q)
-    columns = triton.cdiv(values.shape[3], how["BE"])
+    columns = launch.tiles(values.shape[3], how["BE"])
     splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], q.device)
     with launch.on(q.device):
         _read_kernel[launch.grid(splits, batch * heads, columns)](
@@ -607,19 +625,23 @@ def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normali
     if not q.numel():
         return dq, d_below, d_values.zero_(), d_keys.zero_()
     how = launch.config("linear_read_backward", q, max(dim, values.shape[3]), tokens)
-    how = _shape(dim, values.shape[3], how, q)
+    together = how.get("TOGETHER", False) and below is None
+    how = _shape(dim, values.shape[3], how, q) | {"TOGETHER": together}
     splits, chunk = launch.splits(tokens, batch * heads, how["BN"], q.device)
-    weights = (None, None)
-    if normalise:
+    weights, partial = (None, None), (None, None)
+    if together:
+        partial = _partial(q, splits, values.shape[3])
+    elif normalise:
         weights = tuple(q.new_empty(batch, heads, tokens, dtype=values.dtype) for _ in range(2))
     with launch.on(q.device):
         _read_backward_kernel[launch.grid(splits, batch * heads)](
-            grad, q, below, values.contiguous(), keys.contiguous(), dq, d_below, *weights,
+            grad, q, below, values.contiguous(), keys.contiguous(), dq, d_below, *weights, *partial,
             *strides(grad), *strides(q), *strides(below), *strides(dq), tokens, heads, chunk, shift, eps,
             MAP=feature_map, BELOW=below is not None, NORMALISE=normalise,
             ALIGNED=aligned(grad, q, below, dq), **precision(q, exact=True), **how,
         )  # fmt: skip
-    partial = _accumulate(q, grad, below, None, *weights, feature_map, shift)
+    if not together:
+        partial = _accumulate(q, grad, below, None, *weights, feature_map, shift)
     _add(partial, d_values, d_keys)
     return dq, d_below, d_values, d_keys if normalise else d_keys.zero_()
 
@@ -628,34 +650,39 @@ def _accumulate(k, v, below, mask, weight, below_weight, feature_map, shift) -> 
     """Partial sums of phi(k)^T v and phi(k), (splits, batch x heads, ...)."""
     batch, tokens, heads, dim = k.shape
     how = _shape(dim, v.shape[3], launch.config("linear_state", k, dim, tokens), k)
-    columns = triton.cdiv(v.shape[3], how["BE"])
+    columns = launch.tiles(v.shape[3], how["BE"])
     splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], k.device)
-    wide = launch.wide(k.dtype)
-    values = k.new_empty(splits, batch * heads, dim * v.shape[3], dtype=wide)
-    keys = k.new_empty(splits, batch * heads, dim, dtype=wide)
+    partial = _partial(k, splits, v.shape[3])
     with launch.on(k.device):
         _state_kernel[launch.grid(splits, batch * heads, columns)](
-            k, v, below, mask, weight, below_weight, values, keys,
+            k, v, below, mask, weight, below_weight, *partial,
             *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
             tokens, heads, chunk, shift,
             MAP=feature_map, BELOW=below is not None, MASK=mask is not None, WEIGHT=weight is not None,
             ALIGNED=aligned(k, v, below), **precision(k), **how,
         )  # fmt: skip
-    return values, keys
+    return partial
+
+
+def _partial(like: Tensor, splits: int, exit_dim: int) -> tuple[Tensor, Tensor]:
+    """Room for partial sums of values and keys, (splits, batch x heads, ...)."""
+    batch, _, heads, dim = like.shape
+    rows, wide = (splits, batch * heads), launch.wide(like.dtype)
+    return like.new_empty(*rows, dim * exit_dim, dtype=wide), like.new_empty(*rows, dim, dtype=wide)
 
 
 def _add(partial, values, keys, count=None, counted=None, tokens=0, mean=False) -> None:
     batch, heads, dim, exit_dim = values.shape
     how = launch.config("linear_sum", values, dim)
     with launch.on(values.device):
-        _sum_kernel[launch.grid(triton.cdiv(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
+        _sum_kernel[launch.grid(launch.tiles(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
             *partial, values, keys, count, counted, heads, float(tokens), partial[0].shape[0],
             SIZE=dim * exit_dim, KEYS=dim, MEAN=mean, MASK=counted is not None, ACC=TYPES[values.dtype], **how,
         )  # fmt: skip
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else (mask != 0).contiguous().view(torch.uint8)
+    return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
 def _shape(dim: int, exit_dim: int, how: dict[str, int], like: Tensor) -> dict[str, int]:

@@ -28,10 +28,10 @@ def mediator_attention(
     """softmax(q m^T) softmax(m k^T) v, like q; the mediators m are (batch, count, heads, head_dim).
 
     Biases are added to the scaled scores: `bias_in` to (batch, heads, count, keys), `bias_out` to (batch, heads,
-    queries, count), or what broadcasts to them. `backend`: the path this call takes, as `use_backend`
-    says it for all.
+    queries, count), or what broadcasts to them; who may read nothing, all scores being -inf, reads 0. `backend`: the
+    path this call takes, as `use_backend` says it for all.
     """
-    check.mediator(q, k, v, mediators, bias_in, bias_out)
+    check.mediator(q, k, v, mediators, scale, bias_in, bias_out)
     path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX).path
     scale = float(q.shape[3] ** -0.5 if scale is None else scale)
     q, k, v, mediators, bias_in, bias_out = launch.cast(q, k, v, mediators, bias_in, bias_out)

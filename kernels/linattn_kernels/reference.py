@@ -55,16 +55,18 @@ def linear_attention(
     """o_i = mean_j w_ij v_j / (mean_j n_ij + eps), w_ij = phi(q_i) . phi(k_j), phi(t) = feature_map(t) + shift.
 
     `normaliser`: the queries and keys of n; w's own unless given (RoPE on the numerator only). `key_mask` (batch,
-    keys) is True where a key counts. `state`: keys seen elsewhere, joined to these. 0 where the denominator is 0.
+    keys) is True where a key counts; what the others are, NaN too, changes nothing. `state`: keys seen elsewhere,
+    joined to these. 0 where the denominator is 0.
     """
 
     def phi(x: Tensor) -> Tensor:
         return FEATURE_MAPS[feature_map](x) + shift
 
     batch, keys = k.shape[:2]
+    below_q, below_k = (q, k) if normaliser is None else normaliser
+    k, v, below_k = shown(key_mask, k, v, below_k)
     counts = k.new_ones(batch, keys) if key_mask is None else key_mask.to(k.dtype)  # (batch, keys)
     weights = torch.einsum("bihd,bjhd,bj->bhij", phi(q), phi(k), counts)
-    below_q, below_k = (q, k) if normaliser is None else normaliser
     below = torch.einsum("bihd,bjhd,bj->bhi", phi(below_q), phi(below_k), counts)
     above = torch.einsum("bhij,bjhe->bhie", weights, v)
     count = counts.sum(1)  # (batch,)
@@ -78,15 +80,26 @@ def linear_attention(
     if normalise:
         bottom = (below / whole + eps).unsqueeze(3)
         out = torch.where(bottom == 0, 0, out / torch.where(bottom == 0, 1, bottom))
-    out = out.transpose(1, 2)
+    out = out.transpose(1, 2).contiguous()
     if not return_state:
         return out
-    own = counts.sum(1)
+    k, v, below_k, counts = (
+        each.to(torch.promote_types(each.dtype, torch.float32)) for each in (k, v, below_k, counts)
+    )
+    own = counts.sum(1)  # bfloat16 counts to 256
     share = counts / own.clamp_min(1)[:, None]
     kept = State(
         torch.einsum("bjhd,bjhe,bj->bhde", phi(k), v, share), torch.einsum("bjhd,bj->bhd", phi(below_k), share), own
     )
     return out, kept if state is None else kept.merge(state)
+
+
+def shown(key_mask: Tensor | None, *keys: Tensor | None) -> tuple[Tensor | None, ...]:
+    """(batch, keys, heads, dim) each, 0 where a key does not count: no product undoes a NaN."""
+    if key_mask is None:
+        return keys
+    hidden = ~key_mask[:, :, None, None]
+    return tuple(None if each is None else each.masked_fill(hidden, 0) for each in keys)
 
 
 def window_mask(height: int, width: int, radius: float, shape: str = "disc") -> Tensor:
@@ -139,7 +152,7 @@ def window_attention(
         seen = torch.cat([seen, others], 1)  # (tokens, tokens + extra)
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * (q.shape[3] ** -0.5 if scale is None else scale)
     scores = scores.masked_fill(~seen.to(q.device), -math.inf)
-    out = torch.einsum("bhij,bjhe->bihe", scores.softmax(-1), v)
+    out = torch.einsum("bhij,bjhe->bihe", scores.softmax(-1), v).contiguous()
     return (out, scores.logsumexp(-1)) if return_lse else out
 
 
@@ -156,12 +169,18 @@ def mediator_attention(
     """The mediators (batch, count, heads, head_dim) read all keys, and the queries read the mediators.
 
     Biases are added to the scores: `bias_in` to (batch, heads, count, keys), `bias_out` to (batch, heads, queries,
-    count), or what broadcasts to them.
+    count), or what broadcasts to them. Who may read nothing, all scores being -inf, reads 0.
     """
     scale = q.shape[3] ** -0.5 if scale is None else scale
     reading = torch.einsum("bmhd,bjhd->bhmj", mediators, k) * scale
     reading = reading if bias_in is None else reading + bias_in
-    told = torch.einsum("bhmj,bjhe->bmhe", reading.softmax(-1), v)  # (batch, count, heads, value_dim)
+    told = torch.einsum("bhmj,bjhe->bmhe", weights(reading), v)  # (batch, count, heads, value_dim)
     asking = torch.einsum("bihd,bmhd->bhim", q, mediators) * scale
     asking = asking if bias_out is None else asking + bias_out
-    return torch.einsum("bhim,bmhe->bihe", asking.softmax(-1), told)
+    return torch.einsum("bhim,bmhe->bihe", weights(asking), told).contiguous()
+
+
+def weights(scores: Tensor) -> Tensor:
+    """Their softmax over the last dimension, and 0 where all are -inf."""
+    nothing = scores.amax(-1, keepdim=True) == -math.inf
+    return scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)

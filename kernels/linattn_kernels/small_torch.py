@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn_kernels import launch
-from linattn_kernels.reference import State, window_mask
-from linattn_kernels.window_torch import heads_first
+from linattn_kernels.reference import State, shown, window_mask
+from linattn_kernels.window_torch import TILE, attention, heads_first
 
-# Where pieces and tiles are level: numbers a tensor, and scores a head (1,024 tokens at radius 8).
-NUMBERS, SCORES = 1 << 19, 1 << 20
+# Where pieces and tiles are level, forward and backward on one core: numbers a tensor, and keys beside twice those that
+# a tile reads (1,024 tokens of 10 x 64 at radius 4: 105 ms dense, 37 in tiles; at 16, where a tile reads all, 107 and
+# 157).
+NUMBERS, KEYS = 3 << 18, 256
+SCORES = 1 << 20  # a mask's, which is kept
 
 
 def is_eager(q: Tensor) -> bool:
@@ -30,9 +33,11 @@ def fits_linear(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return is_eager(q) and max(q.numel(), k.numel(), v.numel()) < NUMBERS
 
 
-def fits_window(q: Tensor, extra: Tensor | None, return_lse: bool) -> bool:
-    tokens = q.shape[1]
-    return is_eager(q) and not return_lse and tokens * (tokens + (0 if extra is None else extra.shape[1])) <= SCORES
+def fits_window(q: Tensor, extra: Tensor | None, height: int, width: int, radius: float, return_lse: bool) -> bool:
+    keys = q.shape[1] + (0 if extra is None else extra.shape[1])
+    reach = TILE + 2 * (math.ceil(min(radius, height + width)) - 1)  # of a tile, in each direction
+    few = keys <= max(KEYS, 2 * min(reach, height) * min(reach, width))
+    return is_eager(q) and not return_lse and few and q.shape[1] * keys <= SCORES
 
 
 @launch.exact
@@ -43,6 +48,8 @@ def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift,
     def phi(x: Tensor) -> Tensor:
         return _phi(x.to(dtype), feature_map, shift).transpose(1, 2)  # (batch, heads, tokens, dim)
 
+    inputs = (q, k, v, below_q, below_k, *(state or ()))
+    k, v, below_k = shown(mask, k, v, below_k)
     above, value = phi(k), heads_first(v, dtype)
     counted = above if below_k is None else phi(below_k)
     whole = _state(above, counted, value, mask)
@@ -55,19 +62,24 @@ def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift,
         if eps <= 0 or shift < 0 or feature_map == "identity":  # else it is above 0
             bottom = bottom.masked_fill(bottom == 0, math.inf)
         out = out.div_(bottom)
-    return launch.once(out.transpose(1, 2).to(q.dtype)), whole
+    return launch.once(_tokens_first(out, q.dtype), *inputs), whole
 
 
 @launch.exact
 def window_attention(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale):
-    own, dtype = q.dtype, launch.wide(q.dtype)
+    own, dtype, inputs = q.dtype, launch.wide(q.dtype), (q, k, v, extra_k, extra_v)
     extra = 0 if extra_k is None else extra_k.shape[1]
     if extra:
         k, v = torch.cat([k, extra_k], 1), torch.cat([v, extra_v], 1)
     mask = _mask(height, width, radius, text, extra, shape, dtype)
     q, k, v = (heads_first(launch.unit(each), dtype) for each in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-    return launch.once(out.transpose(1, 2).to(own))
+    out = attention(q, k, v, mask, scale)
+    return launch.once(_tokens_first(out, own), *inputs)
+
+
+def _tokens_first(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, heads, tokens, dim) -> (batch, tokens, heads, dim) in one piece of memory, as operations give it."""
+    return out.transpose(1, 2).to(dtype).contiguous()
 
 
 def _state(above: Tensor, counted: Tensor, value: Tensor, mask: Tensor | None) -> State:

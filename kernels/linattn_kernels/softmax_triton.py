@@ -19,6 +19,7 @@ from linattn_kernels.tiles import (
     aligned,
     load,
     load_parts,
+    power,
     powers,
     precision,
     product,
@@ -87,8 +88,16 @@ def _biased(s, scale, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.con
 
 
 @triton.jit
-def _common(shift, place, e, EXIT: tl.constexpr):
-    return tl.load(shift + place.to(tl.int64) * EXIT + e, mask=e < EXIT, other=0.0)[None, :]
+def _common(shift, place, e, total, EXIT: tl.constexpr, BIAS: tl.constexpr):
+    """What all values have in common, for rows that read anything: a bias may let them read nothing."""
+    common = tl.load(shift + place.to(tl.int64) * EXIT + e, mask=e < EXIT, other=0.0)[None, :]
+    return tl.where((total == 0)[:, None], 0.0, common) if BIAS else common
+
+
+@triton.jit
+def _log_sum(top, total):
+    """Infinite where nothing was read, so that its weights are 0 backward."""
+    return tl.where(total == 0, float("inf"), (top + tl.log2(total)) / 1.4426950408889634)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "chunk"])
@@ -134,12 +143,12 @@ def _attend_kernel(
         share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
         acc1, acc2 = acc1 * share, acc2 * share
         if SHIFT:
-            acc1 += _common(shift, place, tl.arange(0, E1), EXIT)
+            acc1 += _common(shift, place, tl.arange(0, E1), total, EXIT, BIAS)
             if E2:
-                acc2 += _common(shift, place, E1 + tl.arange(0, E2), EXIT)
+                acc2 += _common(shift, place, E1 + tl.arange(0, E2), total, EXIT, BIAS)
         store_parts(out, m, out_n, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
         lse += batch * lse_b + head * lse_h + own
-        tl.store(lse + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
+        tl.store(lse + m, _log_sum(top, total), mask=within)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "chunk"])
@@ -172,18 +181,19 @@ def _spread_kernel(
         s, left = _biased(s, scale, bias, (own + m)[:, None], n[None, :], bias_r, bias_c, both, BIAS)
         s = tl.where(live[None, :], s, float("-inf"))
         top = tl.max(s, 1) * left
+        top = tl.where(top == float("-inf"), 0.0, top)  # a bias that lets nothing be read
         p = tl.exp2(s * left - top[:, None])
         total = tl.sum(p, 1)
         acc1, acc2 = zero_parts(BM, E1, E2, ACC)
         acc1, acc2 = add_parts(acc1, acc2, p, c1, c2, E2, DOT, ACC)
-        share = (1.0 / total)[:, None]
+        share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
         acc1, acc2 = acc1 * share, acc2 * share
         if SHIFT:
-            acc1 += _common(shift, place, tl.arange(0, E1), EXIT)
+            acc1 += _common(shift, place, tl.arange(0, E1), total, EXIT, BIAS)
             if E2:
-                acc2 += _common(shift, place, E1 + tl.arange(0, E2), EXIT)
+                acc2 += _common(shift, place, E1 + tl.arange(0, E2), total, EXIT, BIAS)
         store_parts(out + own * out_n, m, out_n, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
-        tl.store(lse + own + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
+        tl.store(lse + own + m, _log_sum(top, total), mask=within)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -210,10 +220,10 @@ def _merge_kernel(
     out += batch * out_b + head * out_h + own * out_n
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
     if SHIFT:
-        acc += _common(shift, place, e, EXIT)
+        acc += _common(shift, place, e, total, EXIT, True)
     store(out, m, out_n, e, within, EXIT, ALIGNED, acc)
     lse += batch * lse_b + head * lse_h + own
-    tl.store(lse + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
+    tl.store(lse + m, _log_sum(top, total), mask=within)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -383,7 +393,7 @@ def attend(
             )  # fmt: skip
         return
     how = _biased_config("softmax_attend", bias, a, max(dim, exit_dim), columns)
-    tiles = triton.cdiv(rows, how["BM"])
+    tiles = launch.tiles(rows, how["BM"])
     splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
     part, tops = None, (None, None)
     if splits > 1:
@@ -397,9 +407,9 @@ def attend(
         )  # fmt: skip
         if splits > 1:
             how = launch.config("softmax_merge", a, exit_dim)
-            _merge_kernel[launch.grid(triton.cdiv(rows, how["BM"]), batch * heads)](
+            _merge_kernel[launch.grid(launch.tiles(rows, how["BM"]), batch * heads)](
                 part, *tops, shift, out, lse, *strides(out), *lse.stride()[:2], rows, heads, splits,
-                SHIFT=shift is not None, EXIT=exit_dim, BE=triton.next_power_of_2(exit_dim), ALIGNED=aligned(out),
+                SHIFT=shift is not None, EXIT=exit_dim, BE=power(exit_dim), ALIGNED=aligned(out),
                 ACC=precision(a)["ACC"], **how,
             )  # fmt: skip
 
@@ -410,10 +420,10 @@ def delta_of(grad: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
     delta = grad.new_empty(batch, heads, rows, dtype=launch.wide(grad.dtype))
     how = launch.config("softmax_delta", grad, dim)
     with launch.on(grad.device):
-        _delta_kernel[launch.grid(triton.cdiv(rows, how["BM"]), batch * heads)](
+        _delta_kernel[launch.grid(launch.tiles(rows, how["BM"]), batch * heads)](
             grad, out, d_lse, delta, *strides(grad), *strides(out),
             *((0, 0) if d_lse is None else d_lse.stride()[:2]), *delta.stride()[:2], rows, heads,
-            LSE=d_lse is not None, EXIT=dim, BE=triton.next_power_of_2(dim), ALIGNED=aligned(grad, out),
+            LSE=d_lse is not None, EXIT=dim, BE=power(dim), ALIGNED=aligned(grad, out),
             ACC=precision(grad)["ACC"], **how,
         )  # fmt: skip
     return delta
@@ -435,7 +445,7 @@ def rows_slope(
     batch, rows, heads, dim = a.shape
     columns, wide = b.shape[1], launch.wide(a.dtype)
     how = _biased_config("softmax_rows", bias, a, max(dim, c.shape[3]), columns)
-    tiles = triton.cdiv(rows, how["BM"])
+    tiles = launch.tiles(rows, how["BM"])
     splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
     part = a.new_empty(splits, batch, rows, heads, dim, dtype=wide if splits > 1 else a.dtype)
     d_bias = None if bias is None else a.new_empty(batch, heads, rows, columns, dtype=wide)
@@ -458,7 +468,7 @@ def columns_slope(
     batch, rows, heads, dim = a.shape
     columns, exit_dim, wide = b.shape[1], c.shape[3], launch.wide(a.dtype)
     how = launch.config("softmax_columns", a, max(dim, exit_dim), rows)
-    tiles = triton.cdiv(columns, how["BN"])
+    tiles = launch.tiles(columns, how["BN"])
     splits, chunk = launch.splits(rows, tiles * batch * heads, how["BM"], a.device)
     dtype = wide if splits > 1 else a.dtype
     db = a.new_empty(splits, batch, columns, heads, dim, dtype=dtype)

@@ -36,7 +36,7 @@ def window_attention(
     heads, tokens), through which gradients pass. `backend`: the path this call takes, as `use_backend`
     says it for all.
     """
-    check.window(q, k, v, height, width, radius, text, shape, extra)
+    check.window(q, k, v, height, width, radius, text, shape, scale, extra)
     path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX).path
     scale = q.shape[3] ** -0.5 if scale is None else scale
     more_k, more_v = (None, None) if extra is None else extra
@@ -46,7 +46,7 @@ def window_attention(
         place = {"height": height, "width": width, "radius": radius, "text": text, "shape": shape}
         return reference.window_attention(q, k, v, **place, scale=scale, extra=extra, return_lse=return_lse)
     place = (height, width, float(radius), text, shape, float(scale))
-    if path == "torch" and small_torch.fits_window(q, more_k, return_lse):
+    if path == "torch" and small_torch.fits_window(q, more_k, height, width, radius, return_lse):
         return small_torch.window_attention(q, k, v, more_k, more_v, *place)
     out, lse = _window(q, k, v, more_k, more_v, *place, return_lse, path)
     return (out, lse) if return_lse else out

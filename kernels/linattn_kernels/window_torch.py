@@ -104,11 +104,18 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """(result, log-sum-exp where it is wanted) of (..., queries, dim) tensors whose scores may be held at once."""
     if not wants_lse:
-        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale), None
+        return attention(q, k, v, mask, scale), None
     scores = (q * scale) @ k.transpose(-1, -2)
     scores = scores if mask is None else scores.add_(mask)
     lse = scores.logsumexp(-1, keepdim=True)
     return scores.sub_(lse).exp_() @ v, lse
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """PyTorch's own, with values and heads of one width: else it writes out every score."""
+    width, exit_dim = max(q.shape[-1], v.shape[-1]), v.shape[-1]
+    q, k, v = (F.pad(each, (0, width - each.shape[-1])) if each.shape[-1] < width else each for each in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :exit_dim]
 
 
 def slopes(
