@@ -18,6 +18,13 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)
 
+LONG = {"test_pipeline.py", "test_kernel_builds.py", "test_kernels.py"}  # minutes each
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first: a file is one process's work, and the others wait for the last."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
