@@ -27,7 +27,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from linattn_kernels import launch, linear_triton, mediator_triton, window_triton
 from linattn_kernels.check import MOST_SOFTMAX
 
-SHARED = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
+SHARED = {
+    (8, 0): 163 << 10,
+    (8, 6): 99 << 10,
+    (8, 9): 99 << 10,
+    (9, 0): 227 << 10,
+    (10, 0): 227 << 10,
+    (12, 0): 99 << 10,
+}
 TOKENS = 4096
 
 
@@ -115,12 +122,15 @@ BRANCHES = {
     "linear mask": lambda dtype: linear(64, dtype, masked=True, feature_map="relu"),
     "linear plain": lambda dtype: linear(64, dtype, normalise=False, feature_map="relu2"),
     "linear values": lambda dtype: linear(72, dtype, exit_dim=40, feature_map="identity"),
+    "linear masked normaliser": lambda dtype: linear(128, dtype, normaliser=True, masked=True),
     "linear wide normaliser": lambda dtype: linear(160, dtype, normaliser=True),
-    "linear wide values": lambda dtype: linear(128, dtype, exit_dim=144),
+    "linear wide values": lambda dtype: linear(128, dtype, exit_dim=288),
+    "linear narrow values": lambda dtype: linear(144, dtype, exit_dim=128),
     "window picture": lambda dtype: window(64, dtype, text=0, extra=0),
     "window square": lambda dtype: window(64, dtype, extra=0, shape="square", lse=True),
     "mediator bias": lambda dtype: mediator(64, dtype, count=49, bias=True),
     "mediator wide bias": lambda dtype: mediator(128, dtype, count=49, bias=True),
+    "mediator widest bias": lambda dtype: mediator(160, dtype, count=49, bias=True),
 }
 
 

@@ -161,6 +161,13 @@ KINDS = [("float16", "half", "any"), ("bfloat16", "half", "any"), ("float32", "s
 
 
 @pytest.mark.parametrize("kernel", launch.table())
+def test_consumer_blackwell_takes_adas_configurations(kernel):
+    """Hopper's ask for more shared memory than there is, and entries of (10, 0) are for other instructions."""
+    for capability, kinds, dim in itertools.product([(12, 0), (12, 1)], KINDS, DIMS):
+        assert launch._config(kernel, capability, kinds, dim, 12) == launch._config(kernel, (8, 9), kinds, dim, 12)
+
+
+@pytest.mark.parametrize("kernel", launch.table())
 def test_no_configuration_says_what_another_says_too(kernel, monkeypatch):
     rows = launch.table()[kernel]
 

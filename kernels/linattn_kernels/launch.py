@@ -263,6 +263,8 @@ def config(kernel: str, like: Tensor, dim: int, tokens: int = 1) -> dict[str, in
 @functools.cache
 def _config(kernel: str, capability: tuple[int, int], kinds: tuple[str, ...], dim: int, bucket: int) -> dict[str, int]:
     """The entry of the newest architecture, the narrowest head, the nearest kind and the longest sequence that fit."""
+    if capability[0] == 12:  # Ada's shared memory and mma.sync; neither wgmma nor tcgen05
+        capability = (8, 9)
     fitting = [
         entry
         for entry in table()[kernel]

@@ -532,8 +532,11 @@ def _read_backward_kernel(
             if D2:
                 t2 = t2 * inverse[:, None]
             if BELOW:
+                # Both are read again: kept from their first use, they are spilled (112 bytes at heads of 128).
+                y1 = load(below + at * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
                 down1 = d_bottom[:, None] * z1[None, :] * _slope(y1, MAP)
                 store(d_below + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, down1)
+                x1 = _there(load(q + at * q_n, n, q_n, d1, live, DIM, ALIGNED).to(ACC), t1, EXACT)
                 if D2:
                     down2 = d_bottom[:, None] * z2[None, :] * _slope(y2, MAP)
                     store(d_below + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, down2)
@@ -579,6 +582,8 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     if not k.numel():
         return dk, launch.like(v), d_below
     how = launch.config("linear_state_backward", k, max(dim, v.shape[3]), tokens)
+    if below is not None or v.shape[3] != dim:  # both take registers of their own
+        how = how | launch.config("linear_state_backward_own", k, max(dim, v.shape[3]), tokens)
     splits, chunk = launch.splits(tokens, batch * heads, how["BN"], k.device)
     if v.shape[3] > how["BE"]:  # a row of dS is not at hand in one piece: what keys give to dv they read of it
         mean = d_values / count.clamp(min=1)[:, None, None, None]
