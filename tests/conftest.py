@@ -17,6 +17,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what tests start shares the machine as well
 
 LONG = {"test_pipeline.py", "test_kernel_builds.py", "test_kernels.py"}  # minutes each
 
