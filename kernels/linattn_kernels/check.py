@@ -52,7 +52,7 @@ def autocasts(kind: str) -> bool:
 
 
 def number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not -math.inf < value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a finite number")
 
 
