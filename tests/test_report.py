@@ -7,9 +7,9 @@ import synthetic_results
 from nbformat import v4
 from pages import Page, check
 
-from linattn import evaluation, metrics, project, report
+from linattn import evaluation, metrics, project, report, steps
 from linattn.params import Student
-from linattn.report import sentences, tables, timing, words
+from linattn.report import sentences, tables, words
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 
@@ -200,7 +200,7 @@ def test_a_slower_operator_is_called_slower():
 
 
 def test_whole_steps_stand_beside_what_they_can_gain_at_most(part, written):
-    found = timing.steps(part)
+    found = steps.table(part.benchmark["steps"])
     assert found["sizes"] == [256, 1024]
     assert dict(found["lines"]) == {
         "dense": ["4 ms", "4 ms"],
@@ -210,7 +210,8 @@ def test_whole_steps_stand_beside_what_they_can_gain_at_most(part, written):
         "lit": ["0.80× (5 ms)", "0.80× (5 ms)"],
     }
     assert "A whole step" in written.read_text()
-    assert timing.steps(report.Data("nano", FEW)) == {"sizes": [], "lines": []}
+    assert steps.table([]) == {"sizes": [], "lines": []}
+    assert steps.told(part.benchmark["steps"]).splitlines()[4] == "| so at most | 1.33× | 2.00× |"
 
 
 def test_the_path_that_attention_took_is_named_with_its_layers(data):

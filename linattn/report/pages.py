@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linattn import project
+from linattn import project, steps
 from linattn.figures import short
 from linattn.report import circumstances, limits, pictures, sentences, tables
 from linattn.report.charts import plots, student_plots
@@ -13,7 +13,7 @@ from linattn.report.data import Data, Report
 from linattn.report.markup import slug
 from linattn.report.notebook import notebook_body
 from linattn.report.reading import FIRST, options
-from linattn.report.timing import baseline, steps
+from linattn.report.timing import baseline
 from linattn.report.words import IDEAS, number
 
 Link = Mapping[str, str]
@@ -62,7 +62,8 @@ def teacher_html(whole: Report, role: str, notebooks: Sequence[Link] = ()) -> st
         table=tables.of_teacher(data), findings=sentences.of_teacher(data), plots=plots(data),
         strips=pictures.strips(data), columns=pictures.column_names(data), ideas=_ideas(data),
         limits=limits.of_teacher(data, alone=not whole.several), machine=circumstances.machine(data), notebooks=own,
-        counts=circumstances.counts(data), sizes=circumstances.sizes(data), baseline=baseline(data), steps=steps(data),
+        counts=circumstances.counts(data), sizes=circumstances.sizes(data), baseline=baseline(data),
+        steps=steps.table(data.benchmark.get("steps") or []),
         empty=whole.several and data.waiting, root="../" if whole.several else "", here=data.page,
     )  # fmt: skip
 
