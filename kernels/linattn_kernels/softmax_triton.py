@@ -88,10 +88,10 @@ def _biased(s, scale, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.con
 
 
 @triton.jit
-def _common(shift, place, e, total, EXIT: tl.constexpr, BIAS: tl.constexpr):
-    """What all values have in common, for rows that read anything: a bias may let them read nothing."""
+def _common(shift, place, e, nothing, EXIT: tl.constexpr, BIAS: tl.constexpr):
+    """What all values have in common, and 0 for rows that a bias lets read nothing."""
     common = tl.load(shift + place.to(tl.int64) * EXIT + e, mask=e < EXIT, other=0.0)[None, :]
-    return tl.where((total == 0)[:, None], 0.0, common) if BIAS else common
+    return tl.where(nothing[:, None], 0.0, common) if BIAS else common
 
 
 @triton.jit
@@ -143,9 +143,9 @@ def _attend_kernel(
         share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
         acc1, acc2 = acc1 * share, acc2 * share
         if SHIFT:
-            acc1 += _common(shift, place, tl.arange(0, E1), total, EXIT, BIAS)
+            acc1 += _common(shift, place, tl.arange(0, E1), total == 0, EXIT, BIAS)
             if E2:
-                acc2 += _common(shift, place, E1 + tl.arange(0, E2), total, EXIT, BIAS)
+                acc2 += _common(shift, place, E1 + tl.arange(0, E2), total == 0, EXIT, BIAS)
         store_parts(out, m, out_n, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
         lse += batch * lse_b + head * lse_h + own
         tl.store(lse + m, _log_sum(top, total), mask=within)
@@ -182,19 +182,22 @@ def _spread_kernel(
         s, left = _biased(s, scale, bias, (own + m)[:, None], n[None, :], bias_r, bias_c, both, BIAS)
         s = tl.where(live[None, :], s, float("-inf"))
         top = tl.max(s, 1) * left
-        top = tl.where(top == float("-inf"), 0.0, top)  # a bias that lets nothing be read
+        if BIAS:
+            top = tl.where(top == float("-inf"), 0.0, top)  # nothing may be read
         p = tl.exp2(s * left - top[:, None])
         total = tl.sum(p, 1)
+        if BIAS:
+            total = tl.where(total == 0, float("inf"), total)  # then 0 is read, and weighs nothing backward
+        tl.store(lse + own + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
         acc1, acc2 = zero_parts(BM, E1, E2, ACC)
         acc1, acc2 = add_parts(acc1, acc2, p, c1, c2, E2, DOT, ACC)
-        share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
+        share = (1.0 / total)[:, None]
         acc1, acc2 = acc1 * share, acc2 * share
         if SHIFT:
-            acc1 += _common(shift, place, tl.arange(0, E1), total, EXIT, BIAS)
+            acc1 += _common(shift, place, tl.arange(0, E1), total == float("inf"), EXIT, BIAS)
             if E2:
-                acc2 += _common(shift, place, E1 + tl.arange(0, E2), total, EXIT, BIAS)
+                acc2 += _common(shift, place, E1 + tl.arange(0, E2), total == float("inf"), EXIT, BIAS)
         store_parts(out + own * out_n, m, out_n, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
-        tl.store(lse + own + m, _log_sum(top, total), mask=within)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -221,7 +224,7 @@ def _merge_kernel(
     out += batch * out_b + head * out_h + own * out_n
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
     if SHIFT:
-        acc += _common(shift, place, e, total, EXIT, True)
+        acc += _common(shift, place, e, total == 0, EXIT, True)
     store(out, m, out_n, e, within, EXIT, ALIGNED, acc)
     lse += batch * lse_b + head * lse_h + own
     tl.store(lse + m, _log_sum(top, total), mask=within)
