@@ -33,6 +33,7 @@ help:
 	@echo
 	@echo "  PROFILE=tiny|nano|full|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
 	@echo "  TEACHER=class|text|text-joint  make repro for one teacher and its students alone"
+	@echo "  PYTEST_ARGS='-n 0 -k window'   some of the tests, in one process (make test takes one a core, eight at most)"
 	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
 	@echo "  PIP_ARGS='--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple'"
 	@echo "                                 a torch without CUDA: some 300 MB instead of 3 GB"
@@ -50,7 +51,7 @@ study: setup
 
 test: setup
 	@echo "Running the tests; those that need what this machine has not are skipped and named at the end."
-	@python -m pytest -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	@python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lab: setup
 	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/00_tour.ipynb

@@ -293,7 +293,8 @@ def outcome(case: Case, call: Callable[..., Tensor], given: list[Tensor]) -> dic
         return {"result": call(*given).double()}
     leaves = [each.detach().requires_grad_() for each in given]
     out = call(*leaves)
-    told = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view(out.shape).to(out.dtype)
+    told = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view(out.shape)
+    told = told.to(case.dtype).to(out.dtype)  # the same for all, rounded as the case is
     slopes = torch.autograd.grad(out, leaves, told)
     return {"result": out.detach().double(), "gradients": torch.cat([each.double().flatten() for each in slopes])}
 

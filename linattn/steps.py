@@ -26,6 +26,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def told(rows: Iterable[Mapping[str, Any]]) -> str:
     """The same in Markdown."""
     found = table(rows)
+    if not found["sizes"]:
+        return "No step was timed."
     heads = ["tokens", *(f"{size:,}" for size in found["sizes"])]
     lines = [heads, ["---", *["---:"] * len(found["sizes"])], *([name, *cells] for name, cells in found["lines"])]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

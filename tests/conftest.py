@@ -23,6 +23,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 LONG = {"test_pipeline.py", "test_kernel_builds.py", "test_kernels.py"}  # minutes each
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Of the cores that this process may use, not those that there are; each takes some .8 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
 def pytest_collection_modifyitems(items):
     """What takes longest begins first: a file is one process's work, and the others wait for the last."""
     items.sort(key=lambda item: item.path.name not in LONG)

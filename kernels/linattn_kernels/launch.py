@@ -28,7 +28,7 @@ CAPABILITY = (8, 0)  # bf16 and asynchronous copies; what the configurations are
 CLASSES = {torch.float16: "half", torch.bfloat16: "half", torch.float32: "single", torch.float64: "double"}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-_asked: list[tuple[str, object]] = []  # by `use_backend`, the newest last; each entry is an object of its own
+_asked: list[list[str]] = []  # by `use_backend`, the newest last; each entry is an object of its own
 
 
 class Backend(NamedTuple):
@@ -39,12 +39,12 @@ class Backend(NamedTuple):
 @contextmanager
 def use_backend(path: str) -> Iterator[None]:
     """Every call inside takes this path; where Triton cannot run, it is an error to ask for it."""
-    entry = (valid(path), object())
+    entry = [valid(path)]
     _asked.append(entry)
     try:
         yield
-    finally:
-        _asked.remove(entry)  # not the last: blocks of several threads end in any order
+    finally:  # not the last: blocks of several threads end in any order
+        del _asked[next(place for place, each in enumerate(_asked) if each is entry)]
 
 
 def valid(path: str) -> str:
@@ -66,8 +66,8 @@ def choose(
     """The same before there is a tensor."""
     missing = obstacle(device)
     unfit = missing or _unfit(dtype, dim, most)
-    if asked is None and _asked:
-        asked = _asked[-1][0]
+    if asked is None:
+        asked = next((path for (path,) in _asked[-1:]), None)
     if asked is not None:
         path = valid(asked)
         if path == "triton" and unfit:
@@ -187,7 +187,7 @@ def once(out: Tensor, *inputs: Tensor | None) -> Tensor:
     """
     if not out.requires_grad or torch.compiler.is_compiling():
         return out
-    return _Once.apply(out, *(each for each in inputs if each is not None))
+    return _Once.apply(out, *(each for each in inputs if each is not None and each.requires_grad))
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -228,9 +228,9 @@ def grid(*programs: int) -> tuple[int, ...]:
     return programs
 
 
-def tiles(size: int, each: int) -> int:
-    """How many hold `size`."""
-    return -(-size // each)
+def cdiv(size: int, tile: int) -> int:
+    """How many tiles hold `size`."""
+    return -(-size // tile)
 
 
 def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple[int, int]:
@@ -239,9 +239,9 @@ def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple
     None more: DiT's 16 heads in 17 splits are 8 programs more than an H200 holds at once, and took twice the time.
     """
     wanted = 2 * processors(device) // max(programs, 1)
-    count = tiles(tokens, tile)
-    each = max(1, tiles(count, max(1, min(wanted, count // 4))))
-    return max(1, tiles(count, each)), each * tile
+    tiles = cdiv(tokens, tile)
+    each = max(1, cdiv(tiles, max(1, min(wanted, tiles // 4))))
+    return max(1, cdiv(tiles, each)), each * tile
 
 
 @functools.cache

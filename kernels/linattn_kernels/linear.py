@@ -1,8 +1,8 @@
 """Normalised linear attention in two phases: what is kept of the keys, and what queries read of it.
 
 - Each phase is an operation of its own with its own backward, so that states of several parts of a sequence (or of
-  several devices) can be merged between them, with gradients: four tensors are moved forward; backward seven,
-  or nine where a head has more than 64 channels.
+  several devices) can be merged between them, with gradients: four tensors are moved forward, nine backward,
+  and seven where `linear_triton` takes both halves of it together.
 - Sums are means over the keys that count, kept in float32 or wider; only inputs and outputs are in half precision.
 """
 
@@ -50,8 +50,7 @@ def linear_attention(
         return reference.linear_attention(q, k, v, **options, **more)
     if path == "torch" and small_torch.fits_linear(q, k, v):
         given = (q, k, v, below_q, below_k, key_mask, state)
-        out, whole = small_torch.linear_attention(*given, feature_map, shift, eps, normalise)
-        return (out, State(*(launch.once(each, *given[:5], *(state or ())) for each in whole))) if return_state else out
+        return small_torch.linear_attention(*given, feature_map, shift, eps, normalise, return_state)
     whole = State(*_state(k, v, below_k, key_mask, feature_map, shift, path))
     if state is not None:
         whole = whole.merge(state)

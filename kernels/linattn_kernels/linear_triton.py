@@ -2,9 +2,10 @@
 
 - Keys are read once, by several programs a head; their partial sums are added in a fixed order: no atomics, the same
   bits every time. Queries are read once too, by programs that load the state once.
-- The backward moves seven tensors where a head has up to 64 channels: dS is added up by the programs that write dq
-  (TOGETHER). Above, both want more registers than there are (H200, FLUX, 64K tokens: .81 ms in one pass, .74 in two;
-  ptxas spills 350 bytes and more): queries and what their results are told are read again, as a state is added up.
+- The backward moves seven tensors in bf16 on Hopper where a head has up to 64 channels and no normaliser of its own: dS
+  is added up by the programs that write dq (TOGETHER). Elsewhere queries and what their results are told are read
+  again, as a state is added up: both want more registers than there are (H200, FLUX, 64K tokens: .81 ms in one pass,
+  .74 in two; ptxas spills 350 bytes and more).
 - The state is float32. Results read it rounded, without what all values have in common, which they get back unrounded;
   gradients read it as two numbers, its rounded self and the rest. Rounded as it is, it puts a floor of 2e-4 under the
   error at any length.
@@ -610,7 +611,7 @@ def read(q, below, values, keys, feature_map, shift, eps, normalise):
     if not out.numel():
         return out
     how = _shape(dim, values.shape[3], launch.config("linear_read", q, dim, tokens), q)
-    columns = launch.tiles(values.shape[3], how["BE"])
+    columns = launch.cdiv(values.shape[3], how["BE"])
     splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], q.device)
     with launch.on(q.device):
         _read_kernel[launch.grid(splits, batch * heads, columns)](
@@ -655,7 +656,7 @@ def _accumulate(k, v, below, mask, weight, below_weight, feature_map, shift) -> 
     """Partial sums of phi(k)^T v and phi(k), (splits, batch x heads, ...)."""
     batch, tokens, heads, dim = k.shape
     how = _shape(dim, v.shape[3], launch.config("linear_state", k, dim, tokens), k)
-    columns = launch.tiles(v.shape[3], how["BE"])
+    columns = launch.cdiv(v.shape[3], how["BE"])
     splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], k.device)
     partial = _partial(k, splits, v.shape[3])
     with launch.on(k.device):
@@ -680,7 +681,7 @@ def _add(partial, values, keys, count=None, counted=None, tokens=0, mean=False) 
     batch, heads, dim, exit_dim = values.shape
     how = launch.config("linear_sum", values, dim)
     with launch.on(values.device):
-        _sum_kernel[launch.grid(launch.tiles(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
+        _sum_kernel[launch.grid(launch.cdiv(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
             *partial, values, keys, count, counted, heads, float(tokens), partial[0].shape[0],
             SIZE=dim * exit_dim, KEYS=dim, MEAN=mean, MASK=counted is not None, ACC=TYPES[values.dtype], **how,
         )  # fmt: skip

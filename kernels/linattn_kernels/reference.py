@@ -174,13 +174,13 @@ def mediator_attention(
     scale = q.shape[3] ** -0.5 if scale is None else scale
     reading = torch.einsum("bmhd,bjhd->bhmj", mediators, k) * scale
     reading = reading if bias_in is None else reading + bias_in
-    told = torch.einsum("bhmj,bjhe->bmhe", weights(reading), v)  # (batch, count, heads, value_dim)
+    told = torch.einsum("bhmj,bjhe->bmhe", softmax(reading), v)  # (batch, count, heads, value_dim)
     asking = torch.einsum("bihd,bmhd->bhim", q, mediators) * scale
     asking = asking if bias_out is None else asking + bias_out
-    return torch.einsum("bhim,bmhe->bihe", weights(asking), told).contiguous()
+    return torch.einsum("bhim,bmhe->bihe", softmax(asking), told).contiguous()
 
 
-def weights(scores: Tensor) -> Tensor:
-    """Their softmax over the last dimension, and 0 where all are -inf."""
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, and 0 where all are -inf."""
     nothing = scores.amax(-1, keepdim=True) == -math.inf
     return scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)

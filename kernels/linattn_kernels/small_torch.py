@@ -16,8 +16,8 @@ from linattn_kernels import launch
 from linattn_kernels.reference import State, shown, window_mask
 from linattn_kernels.window_torch import TILE, attention, heads_first
 
-# Where pieces and tiles are level, forward and backward on one core: numbers a tensor, and keys beside twice those that
-# a tile reads (1,024 tokens of 10 x 64 at radius 4: 105 ms dense, 37 in tiles; at 16, where a tile reads all, 107 and
+# Where pieces and tiles are level, forward and backward on one core: numbers a tensor, and keys, or twice as many as a
+# tile reads (1,024 tokens of 10 x 64 at radius 4: 105 ms dense, 37 in tiles; at 16, where a tile reads all, 107 and
 # 157).
 NUMBERS, KEYS = 1 << 19, 256
 SCORES = 1 << 20  # a mask's, which is kept
@@ -36,13 +36,13 @@ def fits_linear(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def fits_window(q: Tensor, extra: Tensor | None, height: int, width: int, radius: float, return_lse: bool) -> bool:
     keys = q.shape[1] + (0 if extra is None else extra.shape[1])
     reach = TILE + 2 * (math.ceil(min(radius, height + width)) - 1)  # of a tile, in each direction
-    few = keys <= max(KEYS, 2 * min(reach, height) * min(reach, width))
+    read = keys - height * width + min(reach, height) * min(reach, width)
+    few = keys <= max(KEYS, 2 * read)
     return is_eager(q) and not return_lse and few and q.shape[1] * keys <= SCORES
 
 
 @launch.exact
-def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift, eps, normalise):
-    """(result, state)"""
+def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift, eps, normalise, return_state):
     dtype = launch.wide(q.dtype)
 
     def phi(x: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift,
         if eps <= 0 or shift < 0 or feature_map == "identity":  # else it is above 0
             bottom = bottom.masked_fill(bottom == 0, math.inf)
         out = out.div_(bottom)
-    return launch.once(_tokens_first(out, q.dtype), *inputs), whole
+    out = launch.once(_tokens_first(out, q.dtype), *inputs)
+    return (out, State(*(launch.once(each, *inputs) for each in whole))) if return_state else out
 
 
 @launch.exact
@@ -88,10 +89,10 @@ def _state(above: Tensor, counted: Tensor, value: Tensor, mask: Tensor | None) -
     if mask is None and tokens:
         values = above.transpose(2, 3) @ value / tokens
         return State(values, counted.mean(2), above.new_full((batch,), tokens))
-    shown = above.new_ones(batch, tokens) if mask is None else mask.to(above.dtype)
-    count = shown.sum(1)
-    shown = (shown / count.clamp_min(1)[:, None])[:, None, :, None]  # (batch, 1, tokens, 1)
-    return State((above * shown).transpose(2, 3) @ value, (counted * shown).sum(2), count)
+    counts = above.new_ones(batch, tokens) if mask is None else mask.to(above.dtype)
+    count = counts.sum(1)
+    share = (counts / count.clamp_min(1)[:, None])[:, None, :, None]  # (batch, 1, tokens, 1)
+    return State((above * share).transpose(2, 3) @ value, (counted * share).sum(2), count)
 
 
 def _phi(x: Tensor, feature_map: str, shift: float) -> Tensor:

@@ -397,7 +397,7 @@ def attend(
             )  # fmt: skip
         return
     how = _biased_config("softmax_attend", bias, a, max(dim, exit_dim), columns)
-    tiles = launch.tiles(rows, how["BM"])
+    tiles = launch.cdiv(rows, how["BM"])
     splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
     part, tops = None, (None, None)
     if splits > 1:
@@ -411,7 +411,7 @@ def attend(
         )  # fmt: skip
         if splits > 1:
             how = launch.config("softmax_merge", a, exit_dim)
-            _merge_kernel[launch.grid(launch.tiles(rows, how["BM"]), batch * heads)](
+            _merge_kernel[launch.grid(launch.cdiv(rows, how["BM"]), batch * heads)](
                 part, *tops, shift, out, lse, *strides(out), *lse.stride()[:2], rows, heads, splits,
                 SHIFT=shift is not None, EXIT=exit_dim, BE=power(exit_dim), ALIGNED=aligned(out),
                 ACC=precision(a)["ACC"], **how,
@@ -424,7 +424,7 @@ def delta_of(grad: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
     delta = grad.new_empty(batch, heads, rows, dtype=launch.wide(grad.dtype))
     how = launch.config("softmax_delta", grad, dim)
     with launch.on(grad.device):
-        _delta_kernel[launch.grid(launch.tiles(rows, how["BM"]), batch * heads)](
+        _delta_kernel[launch.grid(launch.cdiv(rows, how["BM"]), batch * heads)](
             grad, out, d_lse, delta, *strides(grad), *strides(out),
             *((0, 0) if d_lse is None else d_lse.stride()[:2]), *delta.stride()[:2], rows, heads,
             LSE=d_lse is not None, EXIT=dim, BE=power(dim), ALIGNED=aligned(grad, out),
@@ -449,7 +449,7 @@ def rows_slope(
     batch, rows, heads, dim = a.shape
     columns, wide = b.shape[1], launch.wide(a.dtype)
     how = _biased_config("softmax_rows", bias, a, max(dim, c.shape[3]), columns)
-    tiles = launch.tiles(rows, how["BM"])
+    tiles = launch.cdiv(rows, how["BM"])
     splits, chunk = launch.splits(columns, tiles * batch * heads, how["BN"], a.device)
     part = a.new_empty(splits, batch, rows, heads, dim, dtype=wide if splits > 1 else a.dtype)
     d_bias = None if bias is None else a.new_empty(batch, heads, rows, columns, dtype=wide)
@@ -472,7 +472,7 @@ def columns_slope(
     batch, rows, heads, dim = a.shape
     columns, exit_dim, wide = b.shape[1], c.shape[3], launch.wide(a.dtype)
     how = launch.config("softmax_columns", a, max(dim, exit_dim), rows)
-    tiles = launch.tiles(columns, how["BN"])
+    tiles = launch.cdiv(columns, how["BN"])
     splits, chunk = launch.splits(rows, tiles * batch * heads, how["BM"], a.device)
     dtype = wide if splits > 1 else a.dtype
     db = a.new_empty(splits, batch, columns, heads, dim, dtype=dtype)

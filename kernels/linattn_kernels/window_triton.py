@@ -384,9 +384,9 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     if text:  # the longest of all programs: first
         attend(q[:, :text], k, v, None, scale, out[:, :text], lse[:, :, :text])
     how = launch.config("window_forward", q, max(dim, v.shape[3]), tokens)
-    across = launch.tiles(width, how["QX"])
+    across = launch.cdiv(width, how["QX"])
     with launch.on(q.device):
-        _forward_kernel[launch.grid(across * launch.tiles(height, how["QY"]), batch * heads)](
+        _forward_kernel[launch.grid(across * launch.cdiv(height, how["QY"]), batch * heads)](
             q, k, v, extra_k, extra_v, out, lse, *_near(height, width, q, k, v), *strides(extra_k), *strides(extra_v),
             *_near(height, width, out), *lse.stride()[:2], height, width, across, *_reach(radius, height, width), text,
             0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
@@ -422,17 +422,17 @@ def _picture(grad, q, k, v, extra_k, extra_v, lse, delta, dq, dk, dv, height, wi
     given = {"DISC": shape == "disc", "FUSED": not launch.INTERPRETED, **shape_of(dim, v.shape[3]), **precision(q)}
     given["ALIGNED"] = aligned(grad, q, k, v, extra_k, extra_v, dq, dk, dv)
     how = launch.config("window_queries", q, max(dim, v.shape[3]), tokens)
-    across = launch.tiles(width, how["QX"])
+    across = launch.cdiv(width, how["QX"])
     with launch.on(q.device):
-        _queries_kernel[launch.grid(across * launch.tiles(height, how["QY"]), batch * heads)](
+        _queries_kernel[launch.grid(across * launch.cdiv(height, how["QY"]), batch * heads)](
             grad, q, k, v, extra_k, extra_v, lse, delta, dq, *_near(height, width, grad, q, k, v), *strides(extra_k),
             *strides(extra_v), *_near(height, width, dq), *lse.stride()[:2], height, width, across,
             *_reach(radius, height, width), text, 0 if extra_k is None else extra_k.shape[1], heads, scale * LOG2E,
             EXTRA=extra_k is not None, **given, **how,
         )  # fmt: skip
         how = launch.config("window_keys", q, max(dim, v.shape[3]), tokens)
-        across = launch.tiles(width, how["KX"])
-        _keys_kernel[launch.grid(across * launch.tiles(height, how["KY"]), batch * heads)](
+        across = launch.cdiv(width, how["KX"])
+        _keys_kernel[launch.grid(across * launch.cdiv(height, how["KY"]), batch * heads)](
             grad, q, k, v, lse, delta, dk, dv, *_near(height, width, grad, q, k, v, dk, dv), *lse.stride()[:2],
             height, width, across, *_reach(radius, height, width), text, heads, scale * LOG2E, **given, **how,
         )  # fmt: skip
