@@ -638,6 +638,16 @@ def test_what_has_no_gradient_may_come_from_anywhere_and_change():
         buffers[0].copy_(k)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_linear_result_may_be_added_to_in_place(path):
+    """Nothing keeps it; softmax attentions keep theirs, as PyTorch's own does."""
+    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16)]
+    with taking(path):
+        out = linear_attention(*given)
+    out += 1.0
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(out.sum(), given))
+
+
 def test_gradients_by_functions_are_gradients():
     q, k, v = qkv(1, 22, 22, 1, 16, 16)
     found = torch.func.grad(lambda q: linear_attention(q, k, v).square().sum())(q)

@@ -146,19 +146,19 @@ class _Once(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(out: Tensor, *inputs: Tensor) -> Tensor:
-        return out.view_as(out)
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(each.view_as(each) for each in inputs)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of what is returned may be asked for
-            grad = _Refused.apply(grad, *inputs)
-        return grad, *[None] * len(inputs)
+    def backward(ctx, *grads: Tensor | None):
+        if not torch.is_grad_enabled():
+            return grads
+        return tuple(None if grad is None else _Refused.apply(grad, *ctx.saved_tensors) for grad in grads)
 
 
 class _Refused(torch.autograd.Function):
@@ -179,15 +179,17 @@ class _Refused(torch.autograd.Function):
         raise RuntimeError("gradients of linattn_kernels' gradients: there is no autograd formula for them on any path")
 
 
-def once(out: Tensor, *inputs: Tensor | None) -> Tensor:
+def once(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
     """The same with gradients and none of gradients: what one path refuses, none gives.
 
     torch's once_differentiable would let `torch.autograd.grad` by: its error is not on the way to the inputs, and what
     autograd finds on other ways is a part of the answer, without a word. What torch.compile makes refuses by itself.
     """
-    if not out.requires_grad or torch.compiler.is_compiling():
-        return out
-    return _Once.apply(out, *(each for each in inputs if each is not None and each.requires_grad))
+    learns = [each is not None and each.requires_grad for each in inputs]
+    if not any(learns) or torch.compiler.is_compiling():
+        return inputs
+    guarded = iter(_Once.apply(*(each for each, does in zip(inputs, learns, strict=True) if does)))
+    return tuple(next(guarded) if does else each for each, does in zip(inputs, learns, strict=True))
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

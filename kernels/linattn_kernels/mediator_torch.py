@@ -16,10 +16,11 @@ from linattn_kernels.window_torch import attention
 @launch.exact
 def mediator_attention(q, k, v, mediators, bias_in, bias_out, scale):
     dtype = launch.wide(q.dtype)
+    q, k, v, mediators, bias_in, bias_out = launch.once(q, k, v, mediators, bias_in, bias_out)
     asked, keys, values, few = (launch.unit(each).to(dtype).transpose(1, 2) for each in (q, k, v, mediators))
     told = _attend(few, keys, values, bias_in, scale)  # (batch, heads, count, value_dim)
     out = _attend(asked, few, told, bias_out, scale)  # (batch, heads, queries, value_dim)
-    return launch.once(out.transpose(1, 2).to(q.dtype).contiguous(), q, k, v, mediators, bias_in, bias_out)
+    return out.transpose(1, 2).to(q.dtype).contiguous()
 
 
 def _attend(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -48,12 +48,12 @@ def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift,
     def phi(x: Tensor) -> Tensor:
         return _phi(x.to(dtype), feature_map, shift).transpose(1, 2)  # (batch, heads, tokens, dim)
 
-    inputs = (q, k, v, below_q, below_k, *(state or ()))
+    q, k, v, below_q, below_k = launch.once(q, k, v, below_q, below_k)
     k, v, below_k = shown(mask, k, v, below_k)
     above, value = phi(k), heads_first(v, dtype)
     counted = above if below_k is None else phi(below_k)
     whole = _state(above, counted, value, mask)
-    whole = whole if state is None else whole.merge(state)
+    whole = whole if state is None else whole.merge(State(*launch.once(*state)))
     asked = phi(q)
     out = asked @ whole.values
     if normalise:
@@ -62,20 +62,21 @@ def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift,
         if eps <= 0 or shift < 0 or feature_map == "identity":  # else it is above 0
             bottom = bottom.masked_fill(bottom == 0, math.inf)
         out = out.div_(bottom)
-    out = launch.once(_tokens_first(out, q.dtype), *inputs)
-    return (out, State(*(launch.once(each, *inputs) for each in whole))) if return_state else out
+    out = _tokens_first(out, q.dtype)
+    return (out, whole) if return_state else out
 
 
 @launch.exact
 def window_attention(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale):
-    own, dtype, inputs = q.dtype, launch.wide(q.dtype), (q, k, v, extra_k, extra_v)
+    own, dtype = q.dtype, launch.wide(q.dtype)
+    q, k, v, extra_k, extra_v = launch.once(q, k, v, extra_k, extra_v)
     extra = 0 if extra_k is None else extra_k.shape[1]
     if extra:
         k, v = torch.cat([k, extra_k], 1), torch.cat([v, extra_v], 1)
     mask = _mask(height, width, radius, text, extra, shape, dtype)
     q, k, v = (heads_first(launch.unit(each), dtype) for each in (q, k, v))
     out = attention(q, k, v, mask, scale)
-    return launch.once(_tokens_first(out, own), *inputs)
+    return _tokens_first(out, own)
 
 
 def _tokens_first(out: Tensor, dtype: torch.dtype) -> Tensor:
