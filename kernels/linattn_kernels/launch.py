@@ -55,8 +55,7 @@ def valid(path: str) -> str:
 
 def backend(tensor: Tensor, kernel: str = "linear", asked: str | None = None) -> Backend:
     """The path a call of this kernel with this tensor takes, and why; `asked`: what that call asks for."""
-    if kernel not in WIDEST:
-        raise ValueError(f"kernel {kernel!r}; choose one of {', '.join(WIDEST)}")
+    check.known("kernel", kernel, WIDEST)
     return choose(tensor.device, tensor.dtype, tensor.shape[-1] if tensor.ndim else 1, asked, WIDEST[kernel])
 
 
