@@ -70,6 +70,6 @@ lint: setup
 
 clean:
 	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/pages reports/notebooks reports/failed
-	@rm -rf data/samples data/reference data/pictures data/plugins reports/runs
+	@rm -rf data/samples data/reference data/pictures data/plugins reports/local
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo "Removed scratch, reports and samples. What was computed is still in DVC's cache: make repro brings it back."

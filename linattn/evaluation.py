@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -320,8 +321,9 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
 # Students ------------------------------------------------------------------------------------------------------------
 
 
-def distilled(bench: Bench, name: str, seed: int | None) -> nn.Module:
-    return surgery.load(copy.deepcopy(bench.teacher.model), project.student(name, seed)).eval()
+def distilled(bench: Bench, folder: Path) -> nn.Module:
+    """A copy of the teacher's model with the layers that `folder` holds."""
+    return surgery.load(copy.deepcopy(bench.teacher.model), folder).eval()
 
 
 def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
@@ -331,7 +333,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     part, first = bench.part, recipe.seeds[0]
     rows, levels = [], []
     for seed in recipe.seeds:
-        model = distilled(bench, name, None if seed == first else seed)
+        model = distilled(bench, project.student(name, None if seed == first else seed))
         say(f"{name} (seed {seed}): {part.pictures} pictures, then {part.cross_pictures} at {part.cross} x the side")
         start = time.monotonic()
         pictures = draw(bench, model, part.pictures, part.steps)

@@ -61,7 +61,7 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
     name = names.get(spec.takes)
     if spec.takes and name is None:
         raise ValueError(f"stage {stage} is run for one {spec.takes}: --{spec.takes} NAME")
-    title = f"{spec.notebook}/{name}" if name else spec.notebook
+    title = f"{spec.notebook}/{name or stage}"
     root = project.by_hand() if by_hand else project.ROOT
     try:
         return run(source(spec.notebook), root / "reports" / "notebooks" / f"{title}.ipynb", by_hand=by_hand, **names)

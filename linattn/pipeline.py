@@ -2,7 +2,9 @@
 
 - `dvc repro -k` runs what changed and nothing else. A stage that fails stops what needs it and nothing besides: the
   report is rendered all the same, names the failed students, and the command exits 1.
-- `--teacher class` runs the stages of one teacher and its students, then the report.
+- `--teacher class` runs the stages of one teacher and its students, then the report by itself: of what there is.
+- What a run makes lies where Git ignores it. dvc.lock alone is Git's and changes, for it says what ran here; the last
+  lines name it, and the command that takes it back.
 - A role that is a hub id is left out with a sentence, and refused where it is all there is to run: DVC takes a source
   for a path, and the judge knows the small world alone.
 - Another profile (`--profile tiny`) runs in a copy of the repository under .scratch/, so that what is in Git stays what
@@ -20,9 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from linattn import notebooks, params, project, world
+from ruamel.yaml import YAML
 
-OWN = ("dvc.lock", "reports/results", "reports/students")  # of a copy: its results are not the repository's
+from linattn import params, project, world
+
+OWN = ("dvc.lock", "reports/results", "reports/runs", "reports/students")  # of a copy: what is published is no result of it
 LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints"}
 
 
@@ -42,18 +46,20 @@ def repro(only: str | None = None) -> int:
                 f"or take {role} and its students out of params.yaml, or run another alone: make repro TEACHER=class"
             )
     announce(settings, roles)
+    make_folders()
     for role in foreign:
         print(f"{role} is left out: {by_hand(settings, role)}.", flush=True)
     chosen = [target for role in roles for target in targets(settings, role)] if only or foreign else []
     done = dvc("repro", "--keep-going", *chosen).returncode
+    if chosen and done == 0:
+        done = render()
+    said_of_git()
     report = project.report()
-    if chosen and done == 0:  # the stage itself would ask for the other teachers' results
-        done = notebooks.main(["report"])
     if done == 0:
         print(f"Done. The report: {report}")
         return 0
     print("\nA stage failed; rendering the report with what there is.", flush=True)
-    rendered = notebooks.main(["report"]) == 0
+    rendered = render() == 0
     failed = failures(settings, roles)
     print(f"Failed: {', '.join(failed) or 'see the messages above'}.", file=sys.stderr)
     copies = sorted(path.name for path in (project.ROOT / "reports" / "failed").glob("*.ipynb"))
@@ -61,6 +67,27 @@ def repro(only: str | None = None) -> int:
         print(f"Notebooks with their tracebacks, in reports/failed/: {', '.join(copies)}", file=sys.stderr)
     print(f"The report, without them: {report}" if rendered else "The report could not be rendered.", file=sys.stderr)
     return 1
+
+
+def render() -> int:
+    """Run the report's stage alone: what lies there now is rendered and recorded, and no other stage runs."""
+    return dvc("repro", "--single-item", "report").returncode
+
+
+def make_folders() -> None:
+    """Make the folders that the report depends on. DVC takes an empty one for a report without that chapter."""
+    deps = YAML(typ="safe").load(project.ROOT / "dvc.yaml")["stages"]["report"]["deps"]
+    for folder in (project.ROOT / dep for dep in deps if not Path(dep).suffix):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def said_of_git() -> None:
+    """Which file of Git's a run has changed, and how to take that back."""
+    if project.differs("dvc.lock"):
+        print(
+            "dvc.lock now says what ran on this machine; nothing else that Git holds was changed. "
+            "git checkout dvc.lock takes it back, and no result is lost: the next make repro finds them all again."
+        )
 
 
 def by_hand(settings: params.Params, role: str) -> str:
@@ -103,16 +130,17 @@ def _error(name: str) -> str | None:
     return project.read_json(path).get("error") if path.exists() else None
 
 
-def dvc(*words: str, **options: Any) -> subprocess.CompletedProcess:
+def dvc(*words: str, root: Path | None = None, **options: Any) -> subprocess.CompletedProcess:
     # The stages' own `python` is this one, whether or not the environment is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": project.python_path()}
-    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=project.ROOT, env=environment, **options)
+    root = root or project.ROOT
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": project.python_path(root)}
+    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, env=environment, **options)
 
 
-def stale() -> list[str]:
+def stale(root: Path | None = None) -> list[str]:
     """Stages whose code or parameters are not those that dvc.lock records; what they make need not be there."""
-    said = dvc("repro", "--dry", "--allow-missing", "--keep-going", capture_output=True, text=True)
+    said = dvc("repro", "--dry", "--allow-missing", "--keep-going", root=root, capture_output=True, text=True)
     changed = would_run(said.stdout + said.stderr)
     if said.returncode and not changed:
         raise RuntimeError(f"dvc repro --dry failed: {said.stderr.strip()}")
@@ -174,7 +202,7 @@ def files(root: Path | None = None) -> list[str]:
         if listed.returncode == 0:
             return sorted(path for path in set(listed.stdout.split("\0")) if path and (root / path).is_file())
     made = tuple(f"data/{name}/" for name in ("samples", "reference", "pictures"))
-    made += tuple(f"reports/{name}" for name in ("notebooks/", "pages/", "failed/", "index.html"))
+    made += tuple(f"reports/{name}" for name in ("local/", "notebooks/", "pages/", "failed/", "index.html"))
     found = []
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in LEFT and Path(place, name) != root / ".dvc" / "cache"]

@@ -1,6 +1,9 @@
 """Where every artifact lives, and the facts of a run.
 
 - `ROOT` is found from the package, else from the working directory, so notebooks run from anywhere.
+- Results, students and run files exist twice. What Git holds is published: reports/{results,students,runs,studies}. What
+  the pipeline makes on this machine lies beside it, in reports/local, which DVC keeps and Git ignores. So a run never
+  edits what Git holds; `make publish` copies a finished run over it.
 - Only the notebook runner of the pipeline writes to DVC's outs: it sets LINATTN_PIPELINE. The same notebook run by
   hand in JupyterLab writes to `.scratch/lab/` and reads what the pipeline made.
 - Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of other settings (or,
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PIPELINE = "LINATTN_PIPELINE"
+LOCAL = "reports/local"  # of this machine's runs: results, students, run files and studies, as reports/ has them of Git's
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -104,9 +108,19 @@ def pictures(student: str, write: bool = False) -> Path:
     return place(f"data/pictures/{student}.safetensors", write)
 
 
+def published(relative: str) -> Path:
+    """The committed file or folder, e.g. `results/clear.json` or `students/clear`."""
+    return ROOT / "reports" / relative
+
+
 def student(name: str, seed: int | None = None, write: bool = False) -> Path:
-    """Folder of a student's replaced layers, as `linattn.load` reads it; other seeds than the first lie below."""
-    return place(f"reports/students/{name}" + ("" if seed is None else f"/seed-{seed}"), write)
+    """Folder of a student's replaced layers, as `linattn.load` reads it; other seeds than the first lie below.
+
+    By hand the published student stands in for one that was not trained here. A stage of the pipeline reads its own.
+    """
+    relative = f"students/{name}" + ("" if seed is None else f"/seed-{seed}")
+    path = place(f"{LOCAL}/{relative}", write)
+    return path if write or in_pipeline() or path.exists() else published(relative)
 
 
 def teacher_row(role: str = "class") -> str:
@@ -119,13 +133,19 @@ def chance_row(role: str = "class") -> str:
 
 
 def result(name: str, write: bool = False) -> Path:
-    """Quality, in Git: the same bytes whenever it is made again."""
-    return place(f"reports/results/{name}.json", write)
+    """Quality as measured here: the same bytes whenever this machine makes it again."""
+    return place(f"{LOCAL}/results/{name}.json", write)
 
 
 def run_result(name: str, write: bool = False) -> Path:
-    """Facts and seconds of the last run: not in Git, different every time."""
-    return place(f"reports/runs/{name}.run.json", write)
+    """Facts and seconds of the last run here: different every time."""
+    return place(f"{LOCAL}/runs/{name}.run.json", write)
+
+
+def study(file: str, write: bool = False) -> Path:
+    """A file of a study, e.g. `plugins.json`: of its run here, or the published one."""
+    path = place(f"{LOCAL}/studies/{file}", write)
+    return path if write or path.exists() else published(f"studies/{file}")
 
 
 def executed(notebook: str, write: bool = False) -> Path:
@@ -210,6 +230,11 @@ def commit() -> str | None:
     # Results are what a run writes: they do not make the code that wrote them another one.
     changed = _git("status", "--porcelain", "--", ".", ":!reports", ":!*dvc.lock", ":!README.md")
     return f"{head}+changes" if changed else head
+
+
+def differs(path: str) -> bool:
+    """Whether a file is another than the one Git holds; without Git there is nothing to differ from."""
+    return bool(_git("status", "--porcelain", "--", path))
 
 
 def _git(*words: str) -> str | None:

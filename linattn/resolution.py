@@ -28,7 +28,7 @@ from linattn.evaluation import Bench
 from linattn.report import studyparts
 
 PARAMS = "studies/resolution/params.yaml"
-RESULT = "reports/studies/resolution.json"
+RESULT = "resolution.json"
 ENLARGED, TEACHER = "enlarged only", "teacher"
 SHOWN = 3  # pictures that the report shows
 
@@ -49,6 +49,11 @@ class Settings:
 def load(path: str | Path = PARAMS) -> Settings:
     """Strictly, as params.yaml is read: an unknown key or a value of another kind is an error."""
     return params.read(Settings, YAML(typ="safe").load(project.ROOT / path), str(path))
+
+
+def student(bench: Bench, name: str) -> nn.Module:
+    """The published student: studies depend on what Git holds, not on what ran here."""
+    return evaluation.distilled(bench, project.published(f"students/{name}"))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -94,9 +99,9 @@ def enlarged_by(bench: Bench, told: Settings, names: Sequence[str]) -> tuple[lis
     theirs = chain(bench, told, small, None)
     drawn = {ENLARGED: enlarging(told, small), TEACHER: theirs}
     for name in names:
-        drawn[name] = chain(bench, told, small, evaluation.distilled(bench, name, None))
+        drawn[name] = chain(bench, told, small, student(bench, name))
     if hasattr(getattr(bench.teacher.model, "pos_embed", None), "theta"):
-        model = evaluation.distilled(bench, names[0], None)
+        model = student(bench, names[0])
         drawn[f"{names[0]}, ntk {told.ntk:g}"] = chain(bench, told, small, model, told.ntk)
     rows = []
     for name, pictures in drawn.items():
@@ -157,7 +162,7 @@ def measure(told: Settings | None = None) -> dict[str, Any]:
     for role, names in told.teachers.items():
         bench = Bench(params.load(), role)
         rows, pictures = enlarged_by(bench, told, names)
-        models = {TEACHER: bench.teacher.model} | {n: evaluation.distilled(bench, n, None) for n in names}
+        models = {TEACHER: bench.teacher.model} | {n: student(bench, n) for n in names}
         grown = {}
         for name, model in models.items():
             evaluation.say(f"{role}, {name}: one forward")
@@ -167,18 +172,18 @@ def measure(told: Settings | None = None) -> dict[str, Any]:
         shown = {"folder": evaluation.shown_of(bench)["folder"], "asked": asked}
         found[role] = {**shown, "rows": rows, "forwards": forwards}
         times[role] = {name: seconds_alone(each) for name, each in grown.items()}
-        studyparts.write_sheet(pictures, project.place(sheet(role), write=True), quality=85)
+        studyparts.write_sheet(pictures, project.study(sheet(role), write=True), quality=85)
     result = {key: value for key, value in dataclasses.asdict(told).items() if key != "teachers"}
     result |= {"teachers": found}
     run = {"facts": project.facts(), "times": times}
     project.write_json(studyparts.run_file("resolution", write=True), run)
-    project.write_json(project.place(RESULT, write=True), result)
+    project.write_json(project.study(RESULT, write=True), result)
     return result
 
 
 def sheet(role: str) -> str:
     """The last size, a row a model."""
-    return f"reports/studies/resolution-{role}.jpg"
+    return f"resolution-{role}.jpg"
 
 
 # The report ----------------------------------------------------------------------------------------------------------
@@ -186,17 +191,17 @@ def sheet(role: str) -> str:
 
 def sections() -> list[tuple[str, str]]:
     """(title, HTML) of each teacher; nothing where the study was not run."""
-    if not project.place(RESULT).exists():
+    if not project.study(RESULT).exists():
         return []
-    result = project.read_json(project.place(RESULT))
+    result = project.read_json(project.study(RESULT))
     path = studyparts.run_file("resolution")
     run = project.read_json(path) if path.exists() else {}
     times = run.get("times", {})
     found = [("Other resolutions", _intro(result, run.get("facts")))]
     for role, part in result["teachers"].items():
         body = table(part["rows"]) + growth(part["forwards"], times.get(role, {}))
-        if project.place(sheet(role)).exists():
-            pictures = studyparts.read_sheet([row["model"] for row in part["rows"]], project.place(sheet(role)))
+        if project.study(sheet(role)).exists():
+            pictures = studyparts.read_sheet([row["model"] for row in part["rows"]], project.study(sheet(role)))
             alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(part['asked'])}."
             body += f"<figure>{figures.grid(pictures, alt=alt).html()}</figure>"
         found.append((f"{part['folder']} from {_first(part)} px on", body))

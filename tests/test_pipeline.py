@@ -58,12 +58,12 @@ def far(monkeypatch):
 def test_a_role_of_the_hub_is_left_out_and_the_others_run(far, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(pipeline, "dvc", lambda *words, **_: ran.append(words) or subprocess.CompletedProcess(words, 0))
-    monkeypatch.setattr(notebooks, "main", lambda words: ran.append(tuple(words)) or 0)
+    monkeypatch.setattr(pipeline, "make_folders", lambda: None)
     assert pipeline.repro() == 0
     said = capsys.readouterr().out
     assert re.search(r"far is left out: .*facebook/DiT-XL-2-256.*linattn.distill --student far-softmax", said)
     (first, going, *targets), report = ran
-    assert (first, going, report) == ("repro", "--keep-going", ("report",))
+    assert (first, going, report) == ("repro", "--keep-going", ("repro", "--single-item", "report"))
     assert set(targets) == {
         *(f"{stage}@{role}" for stage in ("sample", "reference") for role in ROLES),
         *(f"{stage}@{name}" for stage in EACH for name in far.students if name != "far-softmax"),
@@ -154,7 +154,7 @@ def test_one_command_ends_with_the_path_of_the_report(finished):
 
 def test_every_student_has_quality_with_n_and_intervals(finished):
     for name in NAMES:
-        result = finished.read(f"reports/results/{name}.json")
+        result = finished.read(f"reports/local/results/{name}.json")
         assert result["student"] == name
         assert result["quality"]["shape"]["n"] == (4 if name in READING else 8)
         assert ("relation" in result["quality"]) == (name in READING)
@@ -163,7 +163,7 @@ def test_every_student_has_quality_with_n_and_intervals(finished):
         assert error["low"] <= error["value"] <= error["high"]
         assert result["undistilled"]["error"]["value"] is not None
         assert len(result["training"]["curve"]["step"]) == len(result["training"]["curve"]["loss"]) > 1
-        run = finished.read(f"reports/runs/{name}.run.json")
+        run = finished.read(f"reports/local/runs/{name}.run.json")
         assert run["facts"]["versions"]["torch"]
         assert {"distill", "evaluate", "draw"} <= set(run["seconds"])
         assert (finished.folder / "reports" / "pages" / f"{name}.html").exists()
@@ -171,18 +171,18 @@ def test_every_student_has_quality_with_n_and_intervals(finished):
 
 def test_every_teacher_has_a_row_and_chance_beside_it(finished):
     for role in ROLES:
-        row, chance = (finished.read(f"reports/results/{name}-{role}.json") for name in ("teacher", "chance"))
+        row, chance = (finished.read(f"reports/local/results/{name}-{role}.json") for name in ("teacher", "chance"))
         assert row["teacher"] == chance["teacher"] == role
         assert row["quality"].keys() >= chance["quality"].keys() - {f"cross_{name}" for name in chance["quality"]}
-        assert (finished.folder / "reports" / "runs" / f"teacher-{role}.run.json").exists()
+        assert (finished.folder / "reports" / "local" / "runs" / f"teacher-{role}.run.json").exists()
 
 
 def test_softmax_unchanged_is_the_teacher_before_training(finished):
     """The control's own zero: what all distances are measured from."""
-    before = finished.read("reports/results/softmax.json")["undistilled"]
+    before = finished.read("reports/local/results/softmax.json")["undistilled"]
     assert before["error"]["value"] < 1e-9
     assert before["mse"]["value"] < 1e-6
-    assert finished.read("reports/results/clear.json")["undistilled"]["error"]["value"] > 1e-4
+    assert finished.read("reports/local/results/clear.json")["undistilled"]["error"]["value"] > 1e-4
 
 
 def test_a_second_run_runs_nothing_and_takes_seconds(finished):
@@ -193,7 +193,7 @@ def test_a_second_run_runs_nothing_and_takes_seconds(finished):
 
 
 def test_results_hold_no_time_and_no_machine(finished):
-    for path in (finished.folder / "reports" / "results").glob("*.json"):
+    for path in (finished.folder / "reports" / "local" / "results").glob("*.json"):
         assert "seconds" not in path.read_text()
         assert str(finished.folder) not in path.read_text()
     for path in (finished.folder / "reports" / "notebooks").rglob("*.ipynb"):
@@ -207,8 +207,8 @@ def test_forced_stages_change_no_hash_but_the_run_files(finished):
     after = finished.lock()
     changed = {path for name in after for path, md5 in after[name].items() if before[name][path] != md5}
     assert changed <= {
-        "reports/runs/clear.run.json",
-        "reports/runs/clear.distill.run.json",
+        "reports/local/runs/clear.run.json",
+        "reports/local/runs/clear.distill.run.json",
     }
     assert changed
 
@@ -308,7 +308,7 @@ def test_a_removed_student_leaves_the_report_and_runs_nothing_else(finished):
     html = (finished.folder / "reports" / "index.html").read_text()
     assert "softmax-conv" not in html
     assert "misfit" not in html
-    assert (finished.folder / "reports" / "results" / "softmax-conv.json").exists()  # a file that nobody reads any more
+    assert (finished.folder / "reports" / "local" / "results" / "softmax-conv.json").exists()  # a file that nobody reads any more
 
 
 def test_the_working_directory_does_not_matter(finished, tmp_path):

@@ -80,7 +80,7 @@ def made(told, tmp_path_factory):
 @pytest.fixture
 def bench(told, student, made, monkeypatch):
     monkeypatch.setattr(project, "place", lambda relative, write=False: made[0] / relative)
-    monkeypatch.setattr(project, "student", lambda name: student)
+    monkeypatch.setattr(project, "published", lambda path: student)
     return benches.Bench(told)
 
 
@@ -283,9 +283,9 @@ def test_colours_are_turned_among_themselves():
 
 
 def test_the_study_is_the_same_twice_and_the_report_reads_it(bench, told, made, monkeypatch, tmp_path):
-    monkeypatch.setattr(project, "place", lambda path, write=False: (made[0] if "data/" in path else tmp_path) / path)
+    monkeypatch.setattr(project, "place", lambda path, write=False: made[0] / path)
+    monkeypatch.setattr(project, "study", lambda file, write=False: tmp_path / file)
     monkeypatch.setattr(study, "QUICK", 1)
-    (tmp_path / "reports" / "studies").mkdir(parents=True)
     assert report.sections() == []
     few = ("adapter", "recolour")
     first = study.measure(told, few)
@@ -293,7 +293,7 @@ def test_the_study_is_the_same_twice_and_the_report_reads_it(bench, told, made, 
     study.measure(told, few)
     assert texts == {name: (tmp_path / name).read_bytes() for name in texts}
     assert "seconds" not in texts[numbers.RESULT].decode()
-    assert project.read_json(tmp_path / "reports" / "studies" / "plugins.run.json")["facts"]["versions"]["torch"]
+    assert project.read_json(tmp_path / "plugins.run.json")["facts"]["versions"]["torch"]
     rows = first["plugins"]["adapter"]["rows"]
     assert [row["body"] for row in rows] == ["softmax", "tiny"]
     assert [row["body"] for row in first["plugins"]["recolour"]["rows"]] == ["softmax", "tiny", "tiny, not distilled"]

@@ -39,19 +39,37 @@ def test_a_process_imports_this_repository_before_what_is_installed(tmp_path, mo
 def test_by_hand_results_go_to_scratch_and_in_the_pipeline_to_their_place(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.delenv(project.PIPELINE, raising=False)
-    assert project.result("clear", write=True) == tmp_path / ".scratch/lab/reports/results/clear.json"
+    assert project.result("clear", write=True) == tmp_path / ".scratch/lab/reports/local/results/clear.json"
     monkeypatch.setenv(project.PIPELINE, "1")
-    assert project.result("clear", write=True) == tmp_path / "reports/results/clear.json"
+    assert project.result("clear", write=True) == tmp_path / "reports/local/results/clear.json"
 
 
 def test_by_hand_what_was_made_by_hand_is_read_first(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.delenv(project.PIPELINE, raising=False)
-    assert project.student("clear") == tmp_path / "reports/students/clear"
+    assert project.student("clear") == tmp_path / "reports/students/clear"  # the published one
+    here = tmp_path / "reports/local/students/clear"
+    here.mkdir(parents=True)
+    assert project.student("clear") == here
     project.student("clear", write=True).mkdir()
-    assert project.student("clear") == tmp_path / ".scratch/lab/reports/students/clear"
+    assert project.student("clear") == tmp_path / ".scratch/lab/reports/local/students/clear"
     monkeypatch.setenv(project.PIPELINE, "1")
-    assert project.student("clear") == tmp_path / "reports/students/clear"
+    assert project.student("clear") == here
+
+
+def test_a_stage_reads_no_published_student(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setenv(project.PIPELINE, "1")
+    project.published("students/clear").mkdir(parents=True)
+    assert project.student("clear", 1) == tmp_path / "reports/local/students/clear/seed-1"
+
+
+def test_a_study_that_ran_here_is_shown_in_place_of_the_published_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setenv(project.PIPELINE, "1")
+    assert project.study("plugins.json") == tmp_path / "reports/studies/plugins.json"
+    project.write_json(project.study("plugins.json", write=True), {})
+    assert project.study("plugins.json") == tmp_path / "reports/local/studies/plugins.json"
 
 
 def test_the_pipelines_paths_can_be_asked_for(tmp_path, monkeypatch):
@@ -59,7 +77,7 @@ def test_the_pipelines_paths_can_be_asked_for(tmp_path, monkeypatch):
     monkeypatch.delenv(project.PIPELINE, raising=False)
     project.write_json(project.result("clear", write=True), {})
     with project.pipeline():
-        assert project.result("clear") == tmp_path / "reports/results/clear.json"
+        assert project.result("clear") == tmp_path / "reports/local/results/clear.json"
     assert not project.in_pipeline()
 
 

@@ -291,7 +291,7 @@ def test_the_first_page_stays_small(written):
 
 
 def test_notebooks_are_titled_by_whose_they_are_and_found_where_the_stages_leave_them(root, data):
-    for name in ("02_sample/text", "03_anatomy", "05_evaluate/teacher-text", "04_distill/sd-lit"):
+    for name in ("02_sample/text", "03_anatomy/anatomy", "05_evaluate/teacher-text", "04_distill/sd-lit"):
         project.executed(name, write=True).write_text("{}")
     assert list(report.executed(data)) == [
         "dit-nano: What the teacher's attention looks like",

@@ -82,7 +82,7 @@ def test_what_was_measured_is_shown_and_nothing_where_nothing_was(tmp_path, monk
         "asked": ["a disc"],
     }
     told = {"pictures": 4, "factor": 2, "strengths": [0.5], "steps": 3, "seed": 1}
-    project.write_json(tmp_path / resolution.RESULT, {**told, "teachers": {"class": part}})
+    project.write_json(project.study(resolution.RESULT, write=True), {**told, "teachers": {"class": part}})
     titles, bodies = zip(*resolution.sections(), strict=True)
     assert titles == ("Other resolutions", "dit-nano from 128 px on")
     assert "50.0 <span" in bodies[1]

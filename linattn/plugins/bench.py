@@ -38,7 +38,7 @@ class Bench:
 
     @property
     def bodies(self) -> list[Body]:
-        return [Body(SOFTMAX), *(Body(name, project.student(name)) for name in self.told.students)]
+        return [Body(SOFTMAX), *(Body(name, project.published(f"students/{name}")) for name in self.told.students)]
 
     def pipe(self) -> DiffusionPipeline:
         """Of one's own, to be changed."""

@@ -42,7 +42,7 @@ BITS = {
 
 def sections() -> list[tuple[str, str]]:
     """(title, HTML) a section; none where the study has not run."""
-    path = project.place(settings.RESULT)
+    path = project.study(settings.RESULT)
     if not path.exists():
         return []
     result = json.loads(path.read_text())
@@ -156,7 +156,7 @@ def _cells(row: Row, marks: Sequence[str]) -> list[Cell]:
 
 
 def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    path, found = project.place(settings.SHEET), {}
+    path, found = project.study(settings.SHEET), {}
     if path.exists():
         for (name, row), pictures in read_sheet(map(tuple, result["sheet"]), path).items():
             found.setdefault(name, {})[row] = pictures

@@ -19,7 +19,7 @@ PLUGINS: dict[str, Plugin] = {
     plugin.name: plugin for plugin in (Control(), Lora("attn1"), Lora("attn2"), Adapter(), Recolour())
 }
 PARAMS = "studies/plugins/params.yaml"
-RESULT, SHEET = "reports/studies/plugins.json", "reports/studies/plugins.jpg"
+RESULT, SHEET = "plugins.json", "plugins.jpg"  # beside one another, here and published
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,8 +122,8 @@ def measure(told: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS
         "plugins": found,
         "sheet": list(sheet),
     }
-    studyparts.write_sheet(sheet, project.place(SHEET, write=True), quality=90, subsampling=0)
+    studyparts.write_sheet(sheet, project.study(SHEET, write=True), quality=90, subsampling=0)
     run = {"facts": project.facts(), "seconds": {"measure": round(time.monotonic() - began, 1)}}
     project.write_json(studyparts.run_file("plugins", write=True), run)
-    project.write_json(project.place(RESULT, write=True), result)
+    project.write_json(project.study(RESULT, write=True), result)
     return result

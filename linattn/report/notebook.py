@@ -23,7 +23,8 @@ def executed(whole: Report) -> dict[str, Path]:
 def _of_teacher(data: Data, whose: str) -> dict[str, str]:
     titles = {"What students learn from": f"02_sample/{data.role}"}
     if data.role == FIRST:
-        titles |= {"What the teacher's attention looks like": "03_anatomy", "Time against tokens": "06_benchmark"}
+        titles |= {"What the teacher's attention looks like": "03_anatomy/anatomy"}
+        titles |= {"Time against tokens": "06_benchmark/benchmark"}
     titles["The teacher's row"] = f"05_evaluate/{project.teacher_row(data.role)}"
     return {whose + title: name for title, name in titles.items()}
 

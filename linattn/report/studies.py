@@ -1,5 +1,6 @@
-"""Side studies in the report: reports/studies/<name>.json is shown by the `sections` of the module that knows it.
+"""Side studies in the report: <name>.json is shown by the `sections` of the module that knows it.
 
+- A result of its run here is shown in place of the published one.
 - `sections()` returns (title, HTML) pairs; a study without its JSON, or whose module is not there, is not shown.
 - One that cannot be shown is named with the reason: a broken study does not cost the report.
 """
@@ -27,7 +28,7 @@ def read() -> list[Section]:
 
 
 def has_result(name: str) -> bool:
-    return project.place(f"reports/studies/{name}.json").is_file()
+    return project.study(f"{name}.json").is_file()
 
 
 def _sections(name: str, module: str) -> list[Section]:

@@ -35,8 +35,8 @@ def run(study: str, notebook: str, stage: str, **names: str) -> int:
 
 
 def run_file(study: str, write: bool = False) -> Path:
-    """Seconds and what they were measured on. In Git, unlike the pipeline's: no make repro measures them anew."""
-    return project.place(f"reports/studies/{study}.run.json", write=write)
+    """Seconds and what they were measured on."""
+    return project.study(f"{study}.run.json", write=write)
 
 
 def measured_on(facts: Mapping[str, Any]) -> str:
