@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from linattn import params, project, world
 
-OWN = ("dvc.lock", "reports/results", "reports/runs", "reports/students")  # of a copy: what is published is no result of it
+PUBLISHED = tuple(f"reports/{kind}" for kind in ("results", "runs", "students", "studies"))  # of params.yaml's profile
 LEFT = {".git", ".venv", ".scratch", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints"}
 
 
@@ -53,7 +53,7 @@ def repro(only: str | None = None) -> int:
     done = dvc("repro", "--keep-going", *chosen).returncode
     if chosen and done == 0:
         done = render()
-    said_of_git()
+    report_lock()
     report = project.report()
     if done == 0:
         print(f"Done. The report: {report}")
@@ -81,13 +81,22 @@ def make_folders() -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def said_of_git() -> None:
-    """Which file of Git's a run has changed, and how to take that back."""
-    if project.differs("dvc.lock"):
+def report_lock(lock: str = "dvc.lock") -> None:
+    """Name the one file of Git's that a run changes, and the command that takes it back."""
+    if project.differs(lock):
         print(
-            "dvc.lock now says what ran on this machine; nothing else that Git holds was changed. "
-            "git checkout dvc.lock takes it back, and no result is lost: the next make repro finds them all again."
+            f"{lock} now records what ran on this machine; nothing else that Git holds was changed. "
+            f"git checkout {lock} takes it back and loses no result: DVC's cache keeps them for the next run."
         )
+
+
+def study(name: str) -> int:
+    """Run a study of studies/<name>; its result lies in reports/local, beside the published one."""
+    names = sorted(path.parent.name for path in (project.ROOT / "studies").glob("*/dvc.yaml"))
+    folder = f"studies/{params.known(name, names, 'study')}"
+    done = dvc("repro", f"{folder}/dvc.yaml").returncode
+    report_lock(f"{folder}/dvc.lock")
+    return done
 
 
 def by_hand(settings: params.Params, role: str) -> str:
@@ -171,8 +180,10 @@ def check() -> int:
 
 def copy(folder: Path, profile: str) -> Path:
     """The working tree at `folder` with params.yaml turned to `profile`; results that lie there stay."""
+    for path in PUBLISHED:
+        shutil.rmtree(folder / path, ignore_errors=True)
     for path in files():
-        if not path.startswith(OWN):
+        if not path.startswith(("dvc.lock", *PUBLISHED)):
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(project.ROOT / path, target)
@@ -222,11 +233,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m linattn.pipeline", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", help="run another profile than params.yaml's, in a copy")
     parser.add_argument("--teacher", help="only the stages of this role, e.g. class")
+    parser.add_argument("--study", help="a pipeline of studies/ instead, e.g. plugins")
     parser.add_argument("--check", action="store_true", help="only say whether dvc.lock is in step with the code")
     options = parser.parse_args(arguments)
     try:
         if options.check:
             return check()
+        if options.study is not None:
+            return study(options.study)
         if options.profile and options.profile != params.load().profile:
             params.load(options.profile)  # a misspelt name is refused before anything is copied
             return elsewhere(options.profile, options.teacher)

@@ -1,9 +1,9 @@
 """Where every artifact lives, and the facts of a run.
 
 - `ROOT` is found from the package, else from the working directory, so notebooks run from anywhere.
-- Results, students and run files exist twice. What Git holds is published: reports/{results,students,runs,studies}. What
-  the pipeline makes on this machine lies beside it, in reports/local, which DVC keeps and Git ignores. So a run never
-  edits what Git holds; `make publish` copies a finished run over it.
+- Results, students and run files exist twice. Git holds the published ones: reports/{results,students,runs,studies}.
+  What the pipeline makes on this machine lies beside them, in reports/local, which DVC keeps and Git ignores. So a run
+  never edits what Git holds; `make publish` copies a finished run over it.
 - Only the notebook runner of the pipeline writes to DVC's outs: it sets LINATTN_PIPELINE. The same notebook run by
   hand in JupyterLab writes to `.scratch/lab/` and reads what the pipeline made.
 - Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of other settings (or,
@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 PIPELINE = "LINATTN_PIPELINE"
-LOCAL = "reports/local"  # of this machine's runs: results, students, run files and studies, as reports/ has them of Git's
+LOCAL = (
+    "reports/local"  # of this machine's runs: results, students, run files and studies, as reports/ has them of Git's
+)
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -108,6 +110,11 @@ def pictures(student: str, write: bool = False) -> Path:
     return place(f"data/pictures/{student}.safetensors", write)
 
 
+def local(relative: str, write: bool = False) -> Path:
+    """The file or folder of this machine's run, e.g. `results/clear.json` or `students/clear`."""
+    return place(f"{LOCAL}/{relative}", write)
+
+
 def published(relative: str) -> Path:
     """The committed file or folder, e.g. `results/clear.json` or `students/clear`."""
     return ROOT / "reports" / relative
@@ -119,7 +126,7 @@ def student(name: str, seed: int | None = None, write: bool = False) -> Path:
     By hand the published student stands in for one that was not trained here. A stage of the pipeline reads its own.
     """
     relative = f"students/{name}" + ("" if seed is None else f"/seed-{seed}")
-    path = place(f"{LOCAL}/{relative}", write)
+    path = local(relative, write)
     return path if write or in_pipeline() or path.exists() else published(relative)
 
 
@@ -134,17 +141,17 @@ def chance_row(role: str = "class") -> str:
 
 def result(name: str, write: bool = False) -> Path:
     """Quality as measured here: the same bytes whenever this machine makes it again."""
-    return place(f"{LOCAL}/results/{name}.json", write)
+    return local(f"results/{name}.json", write)
 
 
 def run_result(name: str, write: bool = False) -> Path:
     """Facts and seconds of the last run here: different every time."""
-    return place(f"{LOCAL}/runs/{name}.run.json", write)
+    return local(f"runs/{name}.run.json", write)
 
 
 def study(file: str, write: bool = False) -> Path:
     """A file of a study, e.g. `plugins.json`: of its run here, or the published one."""
-    path = place(f"{LOCAL}/studies/{file}", write)
+    path = local(f"studies/{file}", write)
     return path if write or path.exists() else published(f"studies/{file}")
 
 

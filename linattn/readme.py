@@ -1,8 +1,9 @@
 """The README's tables and pictures, from the committed results: no number there is typed by hand.
 
 `python -m linattn.readme` rewrites what stands between the marks, and the grids in docs/, one a teacher whose results
-are there. `--check` says whether the tables are those of reports/results and reports/gpu: all they need is in Git,
-while pictures and machine are known only where the run was.
+are there. `--check` says whether tables and circumstances are those of reports/results, reports/runs and reports/gpu:
+all they need is in Git, while the pictures lie only where the run was. What ran on this machine since counts for
+nothing here, until `make publish`.
 """
 
 import argparse
@@ -120,7 +121,8 @@ def block(data: report.Report) -> str:
 
 
 def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
-    return (table(data) if data.results else NONE) in text and gpu.told(rows) in text
+    held = [table(data), circumstances(data)] if data.results else [NONE]
+    return all(part in text for part in [*held, gpu.told(rows)])
 
 
 def written(text: str, content: str, marks: tuple[str, str]) -> str:
@@ -136,15 +138,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is behind")
     options = parser.parse_args(arguments)
     settings = params.load()
-    with project.pipeline():  # never what was made by hand
-        data = report.read(settings.students, settings.profile, teachers=settings.teachers)
+    data = report.read(settings.students, settings.profile, teachers=settings.teachers, committed=True)
     rows = gpu.read()
     path: Path = project.ROOT / "README.md"
     text = path.read_text()
     if options.check:
         if in_step(text, data, rows):
             return 0
-        print("README.md is behind reports/results or reports/gpu: run python -m linattn.readme", file=sys.stderr)
+        print(
+            "README.md is behind reports/results, reports/runs or reports/gpu: run python -m linattn.readme",
+            file=sys.stderr,
+        )
         return 1
     new = written(written(text, block(data), RESULTS), gpu.told(rows), KERNELS)
     for path_of, grid in pictures(data).items():

@@ -45,7 +45,7 @@ def test_a_teacher_the_judge_does_not_know_is_refused_before_anything_runs(monke
 @pytest.fixture
 def far(monkeypatch):
     """params.yaml with a role more, whose teacher is on the hub, and a student of it."""
-    usual = params.load()
+    usual = params.load("nano")
     role = params.Teacher(source="facebook/DiT-XL-2-256")
     student = params.Student(operator="softmax", teacher="far", name="far-softmax")
     settings = dataclasses.replace(
@@ -91,6 +91,46 @@ def test_the_commands_for_a_role_of_the_hub_write_to_scratch(far, monkeypatch):
     distill.main()
     assert seen["made"] == ("far-softmax", "nano")
     assert project.outputs() == project.by_hand()  # where that one writes, no runner of the pipeline above it
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A Git repository with the lock of a pipeline and of a study."""
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    for lock in ("dvc.lock", "studies/plugins/dvc.lock"):
+        (tmp_path / lock).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / lock).write_text("committed\n")
+    (tmp_path / "studies" / "plugins" / "dvc.yaml").write_text("stages: {}\n")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "one")):
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_the_one_file_that_a_run_changes_is_named_with_the_command_that_takes_it_back(repository, capsys):
+    pipeline.report_lock()
+    assert not capsys.readouterr().out
+    (repository / "dvc.lock").write_text("of this machine\n")
+    pipeline.report_lock()
+    (command,) = re.findall(r"git checkout \S+", capsys.readouterr().out)
+    subprocess.run(command.split(), cwd=repository, check=True, capture_output=True)
+    assert (repository / "dvc.lock").read_text() == "committed\n"
+
+
+def test_a_study_is_run_by_its_name_and_names_its_own_lock(repository, monkeypatch, capsys):
+    def dvc(*words, **_):
+        (repository / "studies/plugins/dvc.lock").write_text("of this machine\n")
+        return subprocess.CompletedProcess(words, 0 if words == ("repro", "studies/plugins/dvc.yaml") else 1)
+
+    monkeypatch.setattr(pipeline, "dvc", dvc)
+    assert pipeline.main(["--study", "plugins"]) == 0
+    assert "git checkout studies/plugins/dvc.lock" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", "plugin", "../plugins"])
+def test_an_unknown_study_is_refused_with_those_there_are(repository, name, capsys):
+    assert pipeline.main(["--study", name]) == 1
+    assert "it is one of plugins" in capsys.readouterr().err
 
 
 class Clone:
@@ -192,6 +232,23 @@ def test_a_second_run_runs_nothing_and_takes_seconds(finished):
     assert finished.lock() == before
 
 
+def test_a_run_of_one_teacher_finds_all_of_it_done(finished):
+    before = finished.lock()
+    done = finished.python("linattn.pipeline", "--teacher", "text")
+    assert "Running stage" not in done.stdout
+    assert finished.lock() == before
+    assert "report:" not in finished.python("dvc", "status", check=False).stdout
+
+
+def test_the_lock_taken_back_costs_nothing(finished):
+    """What `git checkout dvc.lock` does: the next run finds every result in DVC's cache."""
+    before = finished.lock()
+    (finished.folder / "dvc.lock").unlink()
+    done = finished.python("linattn.pipeline")
+    assert "Running stage" not in done.stdout
+    assert finished.lock() == before
+
+
 def test_results_hold_no_time_and_no_machine(finished):
     for path in (finished.folder / "reports" / "local" / "results").glob("*.json"):
         assert "seconds" not in path.read_text()
@@ -202,8 +259,8 @@ def test_results_hold_no_time_and_no_machine(finished):
 
 def test_forced_stages_change_no_hash_but_the_run_files(finished):
     before = finished.lock()
-    for stage in (*(f"sample@{role}" for role in ROLES), "distill@clear", "evaluate@clear"):
-        finished.python("dvc", "repro", "--force", "--single-item", stage)
+    stages = (*(f"sample@{role}" for role in ROLES), "distill@clear", "evaluate@clear")
+    finished.python("dvc", "repro", "--force", "--single-item", *stages)
     after = finished.lock()
     changed = {path for name in after for path, md5 in after[name].items() if before[name][path] != md5}
     assert changed <= {
@@ -308,7 +365,9 @@ def test_a_removed_student_leaves_the_report_and_runs_nothing_else(finished):
     html = (finished.folder / "reports" / "index.html").read_text()
     assert "softmax-conv" not in html
     assert "misfit" not in html
-    assert (finished.folder / "reports" / "local" / "results" / "softmax-conv.json").exists()  # a file that nobody reads any more
+    assert (
+        finished.folder / "reports" / "local" / "results" / "softmax-conv.json"
+    ).exists()  # a file that nobody reads any more
 
 
 def test_the_working_directory_does_not_matter(finished, tmp_path):

@@ -1,4 +1,5 @@
 import re
+import shutil
 import types
 
 import pytest
@@ -88,10 +89,13 @@ def test_pictures_that_are_not_here_are_named(data):
         readme.block(data)
 
 
-def test_the_check_needs_neither_pictures_nor_machine(data):
+def test_the_check_needs_no_pictures_and_sees_a_number_or_a_machine_that_changed(data):
     text = readme.block(data) + gpu.told([])
-    data.only.pictures, data.only.facts = {}, {}
+    data.only.pictures = {}
     assert readme.in_step(text, data, [])
+    data.only.facts["hardware"]["cores"] += 1
+    assert not readme.in_step(text, data, [])
+    data.only.facts["hardware"]["cores"] -= 1
     data.results["clear"]["quality"]["error"]["value"] += 0.05
     assert not readme.in_step(text, data, [])
 
@@ -149,6 +153,7 @@ def test_a_missing_row_of_a_teacher_stops_neither_table_nor_circumstances(severa
 
 
 def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypatch):
+    shutil.copytree(tmp_path / project.LOCAL, tmp_path / "reports", dirs_exist_ok=True)
     (tmp_path / "README.md").write_text(
         "\nold\n".join(["before", *readme.RESULTS, "between", *readme.KERNELS, "after"])
     )
@@ -176,13 +181,26 @@ def test_missing_or_doubled_marks_are_refused(kept, marks):
         readme.written(text, "new", marks)
 
 
-def test_the_readme_is_in_step_with_the_committed_results():
+def test_the_readme_is_in_step_with_the_committed_results(committed, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", committed)
     assert readme.main(["--check"]) == 0
 
 
-def test_every_module_is_in_the_readmes_tree():
-    text = (project.ROOT / "README.md").read_text()
-    modules = {path.name for path in (project.ROOT / "linattn").glob("*.py")} - {"__init__.py"}
+def test_the_readme_knows_nothing_of_what_ran_on_this_machine(data, tmp_path, monkeypatch):
+    """The same folder as another's clone: what lies in reports/local is not published."""
+    read = report.read(FEW, "nano", committed=True)
+    assert not read.results
+    shutil.copytree(tmp_path / project.LOCAL, tmp_path / "reports", dirs_exist_ok=True)
+    changed = project.read_json(project.result("clear"))
+    changed["quality"]["error"]["value"] += 0.05
+    project.write_json(project.result("clear", write=True), changed)
+    assert readme.table(report.read(FEW, "nano", committed=True)) == readme.table(data)
+    assert readme.table(report.read(FEW, "nano")) != readme.table(data)
+
+
+def test_every_module_is_in_the_readmes_tree(committed):
+    text = (committed / "README.md").read_text()
+    modules = {path.name for path in (committed / "linattn").glob("*.py")} - {"__init__.py"}
     missing = {name for name in modules if name not in text}
     assert not missing, f"{missing} have no phrase in the README"
 

@@ -14,6 +14,15 @@ Result = dict[str, Any]
 
 
 @dataclass
+class Measured:
+    """What one run measured of one teacher: its own row, guessing, its students."""
+
+    teacher: Result = field(default_factory=dict)
+    chance: Result = field(default_factory=dict)
+    students: dict[str, Result] = field(default_factory=dict)
+
+
+@dataclass
 class Data:
     """One teacher; `students` maps name to its entry in params.yaml, in that order."""
 
@@ -35,6 +44,15 @@ class Data:
     shapes: tuple[str, ...] = ()
     facts: Result = field(default_factory=dict)
     show: int = 8  # pictures a row
+    published: set[str] = field(default_factory=set)  # rows that were not run here: the committed run's stand for them
+    committed: Measured = field(default_factory=Measured)  # the committed run, of the rows that were run here too
+
+    @property
+    def here(self) -> Measured:
+        """What this machine's run measured."""
+        students = {name: result for name, result in self.results.items() if name not in self.published}
+        own = "teacher" not in self.published
+        return Measured(self.teacher if own else {}, self.chance if own else {}, students)
 
     @property
     def looks(self) -> dict[str, figures.Look]:
@@ -57,6 +75,15 @@ class Data:
     @property
     def page(self) -> str:
         return f"pages/teacher-{self.role}.html"
+
+    @property
+    def all_published(self) -> bool:
+        """None of its rows was run on this machine."""
+        return bool(self.published) and not self.here.teacher and not self.here.students
+
+    def mark(self, row: str) -> str:
+        """What to say beside a row, where some rows were run here and others not."""
+        return "committed run" if row in self.published and not self.all_published else ""
 
     @property
     def waiting(self) -> bool:
@@ -86,6 +113,11 @@ class Report:
     profile: str
     parts: dict[str, Data]
     studies: list[Section] = field(default_factory=list)
+
+    @property
+    def published(self) -> set[str]:
+        """Rows of all teachers that were not run here."""
+        return {f"{role}: {name}" for role, part in self.parts.items() for name in part.published}
 
     @property
     def several(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from linattn import project, steps
 from linattn.figures import short
-from linattn.report import circumstances, limits, pictures, sentences, tables
+from linattn.report import agreement, circumstances, limits, pictures, sentences, tables
 from linattn.report.charts import plots, student_plots
 from linattn.report.columns import COLUMNS
 from linattn.report.data import Data, Report
@@ -49,13 +49,14 @@ def index_html(whole: Report, notebooks: Sequence[Link] = ()) -> str:
         "index.html.j2", title=_title(whole), whole=whole, data=whole, table=tables.table(whole), parts_shown=shown,
         findings=sentences.of_all(whole), by_idea=tables.ideas(whole), ideas=_ideas(whole), limits=limits.of_all(whole),
         machine=circumstances.machine(whole), counts=circumstances.counts(whole), notebooks=notebooks,
-        sizes=circumstances.all_sizes(whole), root="", here="index.html",
+        sizes=circumstances.all_sizes(whole), agreement=agreement.summaries(whole), root="", here="index.html",
     )  # fmt: skip
 
 
 def teacher_html(whole: Report, role: str, notebooks: Sequence[Link] = ()) -> str:
     """Everything of one teacher: the first page if there is no other, else a page of its own."""
     data = whole.parts[role]
+    agreed = agreement.of_teacher(data)
     own = [each for each in notebooks if not whole.several or _is_of(each["title"], [data.name, *data.students])]
     return _render(
         "teacher.html.j2", title=_title_of(data, whole.several), whole=whole, data=data,
@@ -63,7 +64,7 @@ def teacher_html(whole: Report, role: str, notebooks: Sequence[Link] = ()) -> st
         strips=pictures.strips(data), columns=pictures.column_names(data), ideas=_ideas(data),
         limits=limits.of_teacher(data, alone=not whole.several), machine=circumstances.machine(data), notebooks=own,
         counts=circumstances.counts(data), sizes=circumstances.sizes(data), baseline=baseline(data),
-        steps=steps.table(data.benchmark.get("steps") or []),
+        steps=steps.table(data.benchmark.get("steps") or []), agreed=agreed, agreement=agreement.summary(data, agreed),
         empty=whole.several and data.waiting, root="../" if whole.several else "", here=data.page,
     )  # fmt: skip
 

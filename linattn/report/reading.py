@@ -1,7 +1,12 @@
-"""Result files into `Report`: by the names in params.yaml, never by what lies in a folder."""
+"""Result files into `Report`: by the names in params.yaml, never by what lies in a folder.
+
+A row that was not run on this machine is the committed run's, and says so. Beside one that was, the committed result is
+kept for comparison.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +21,25 @@ from linattn.report.words import NO_RESULT
 FIRST = "class"  # the role that anatomy and benchmark are about, and that an entry without a role means
 
 
-def read(students: Mapping[str, Any], profile: str, show: int = 8, teachers: Mapping[str, Any] | None = None) -> Report:
+def read(
+    students: Mapping[str, Any],
+    profile: str,
+    show: int = 8,
+    teachers: Mapping[str, Any] | None = None,
+    committed: bool = False,
+) -> Report:
     """Results of these students and no others; an entry is params.py's Student or params.yaml's dictionary.
 
-    `teachers` maps a role to params.py's Teacher, for its name; without it the result files are asked.
+    `teachers` maps a role to params.py's Teacher, for its name; without it the result files are asked. `committed`
+    leaves out whatever was run on this machine.
     """
     entries = {name: _entry(entry) for name, entry in students.items()}
     roles = dict.fromkeys(role_of(entry) for entry in entries.values()) or {FIRST: None}
     parts = {}
     for role in roles:
         own = {name: entry for name, entry in entries.items() if role_of(entry) == role}
-        parts[role] = _part(role, own, profile, show, _name((teachers or {}).get(role)))
+        data = Data(profile, own, role, _name((teachers or {}).get(role)), show=show)
+        parts[role] = _part(data, project.published if committed else project.local)
     _tell_apart(parts)
     return Report(profile, parts, studies.read())
 
@@ -59,19 +72,20 @@ def _tell_apart(parts: Mapping[str, Data]) -> None:
             part.folder = f"{part.name} ({role})"
 
 
-def _part(role: str, students: dict[str, Result], profile: str, show: int, folder: str) -> Data:
+def _part(data: Data, local: Callable[[str], Path]) -> Data:
     from linattn import world
 
-    data = Data(profile, students, role, folder, show=show)
     data.labels, data.shapes = world.LABELS, tuple(world.SHAPES)
-    for name in students:
-        _read_student(data, name)
-    _read_teacher(data)
-    if role == FIRST:
-        data.benchmark = _json(project.run_result("benchmark")) or _json(project.result("benchmark")) or {}
-        data.anatomy = _json(project.result("anatomy")) or {}
-    files = {"teacher": project.teacher_row(role), **{name: name for name in students}}
-    files |= {"anatomy": "anatomy"} if role == FIRST else {}
+    for name in data.students:
+        _read_student(data, name, local)
+    _read_teacher(data, local)
+    files = {"teacher": project.teacher_row(data.role), **{name: name for name in data.students}}
+    if data.role == FIRST:
+        data.benchmark, data.anatomy = (
+            _json(local(path)) or _json(project.published(path)) or {}
+            for path in ("runs/benchmark.run.json", "results/anatomy.json")
+        )
+        files["anatomy"] = "anatomy"
     paths = {name: project.pictures(file) for name, file in files.items()}
     data.pictures = {name: _arrays(path) for name, path in paths.items() if path.exists()}
     asked = (result.get("captions") for result in (data.teacher, *data.results.values()))
@@ -80,26 +94,56 @@ def _part(role: str, students: dict[str, Result], profile: str, show: int, folde
     return data
 
 
-def _read_student(data: Data, name: str) -> None:
-    data.runs[name] = _json(project.run_result(name)) or {}
-    result, problem = _result(project.result(name))
-    problem = problem or _other_settings(data, name, result)
-    problem = data.runs[name].get("error") or problem
-    if problem:
-        data.failures[name] = problem
-    elif result:
-        data.results[name] = result
+def _read_student(data: Data, name: str, local: Callable[[str], Path]) -> None:
+    row = _row(name, local, lambda result: _other_settings(data, name, result))
+    data.runs[name] = row.run
+    if row.published:
+        data.published.add(name)
+    if row.committed:
+        data.committed.students[name] = row.committed
+    if row.problem:
+        data.failures[name] = row.problem
+    else:
+        data.results[name] = row.result
 
 
-def _read_teacher(data: Data) -> None:
-    own = project.teacher_row(data.role)
-    data.runs["teacher"] = _json(project.run_result(own)) or {}
-    result, problem = _result(project.result(own))
-    problem = problem or _other_teacher(data, result)
-    data.teacher_failure = data.runs["teacher"].get("error") or problem or ""
-    data.teacher = {} if data.teacher_failure else result
+def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
+    row = _row(project.teacher_row(data.role), local, lambda result: _other_teacher(data, result))
+    chance = f"results/{project.chance_row(data.role)}.json"
+    data.runs["teacher"], data.teacher_failure = row.run, row.problem or ""
+    data.teacher = {} if row.problem else row.result
     data.folder = data.folder or data.teacher.get("folder") or ""
-    data.chance = _json(project.result(project.chance_row(data.role))) or {}
+    here, committed = (_json(root(chance)) or {} for root in (local, project.published))
+    data.chance = committed if row.published else here
+    if row.published:
+        data.published.add("teacher")
+    if row.committed:
+        data.committed.teacher, data.committed.chance = row.committed, committed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row's files: its run, its result or what is wrong with it, and the committed result beside one made here."""
+
+    run: Result
+    result: Result
+    problem: str | None
+    committed: Result | None = None
+    published: bool = False  # not run here: all of it is the committed run's
+
+
+def _row(name: str, local: Callable[[str], Path], misfit: Callable[[Result], str | None]) -> Row:
+    """`misfit` says why a result is not of what params.yaml names. A committed one that is not is no comparison."""
+    file, run_file = f"results/{name}.json", f"runs/{name}.run.json"
+    committed = _json(project.published(file))
+    if committed and misfit(committed):
+        committed = None
+    run = _json(local(run_file)) or {}
+    result, problem = _result(local(file))
+    problem = run.get("error") or problem
+    if problem == NO_RESULT and committed:
+        return Row(_json(project.published(run_file)) or {}, committed, None, published=True)
+    return Row(run, result, problem or misfit(result), committed)
 
 
 def _json(path: Path) -> Result | None:
@@ -109,13 +153,13 @@ def _json(path: Path) -> Result | None:
         return None
 
 
-def _result(path: Path) -> tuple[Result | None, str | None]:
+def _result(path: Path) -> tuple[Result, str | None]:
     if not path.exists():
-        return None, NO_RESULT
+        return {}, NO_RESULT
     try:
         return json.loads(path.read_text()), None
     except ValueError as error:
-        return None, f"the result file is damaged: {error}"
+        return {}, f"the result file is damaged: {error}"
 
 
 def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | None:

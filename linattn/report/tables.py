@@ -72,7 +72,8 @@ def _group(data: Data, columns: Sequence[Column]) -> Group:
         waiting = f"no row yet, nor one of {listed(list(data.students))}: make repro makes them"
         return Group(data.name, (), data.page, data.told, waiting)
     own = sorted(students(data, columns, note="control"), key=lambda row: row.kind != "control")
-    return Group(data.name, (*references(data, columns), *own), data.page, data.told)
+    note = f"{data.told}; the committed run, not run here" if data.all_published else data.told
+    return Group(data.name, (*references(data, columns), *own), data.page, note)
 
 
 def _columns(parts: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
@@ -84,7 +85,7 @@ def _columns(parts: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
 def references(data: Data, columns: Sequence[Column]) -> list[Row]:
     """What bounds the students: the teacher, the teacher with fewer steps, guessing."""
     steps = (data.teacher.get("pictures") or {}).get("steps")
-    note = f"{steps} steps" if steps else ""
+    note = ", ".join(filter(None, [f"{steps} steps" if steps else "", data.mark("teacher")]))
     rows = [Row("teacher", "reference", _cells(columns, data.teacher), failure=data.teacher_failure, note=note)]
     if quick := data.teacher.get("quick"):
         few = f"teacher, {data.teacher['pictures']['quick_steps']} steps"
@@ -101,7 +102,8 @@ def students(data: Data, columns: Sequence[Column], note: str = "") -> list[Row]
     rows = []
     for name in data.students:
         kind = "control" if data.is_control(name) else "student"
-        words = {"page": page_of(name), "note": note if kind == "control" else ""}
+        marks = filter(None, [note if kind == "control" else "", data.mark(name)])
+        words = {"page": page_of(name), "note": ", ".join(marks)}
         if name in data.failures:
             rows.append(Row(name, kind, failure=data.failures[name], **words))
         else:

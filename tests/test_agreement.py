@@ -1,0 +1,137 @@
+"""This machine's run beside the committed one: who was run where, and which figures agree."""
+
+import re
+import shutil
+
+import pytest
+import synthetic_results
+from pages import check
+
+from linattn import project, report
+from linattn.report import agreement
+
+FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "lit")}
+BOTH = {**FEW, "sd-lit": synthetic_results.TEXT["sd-lit"]}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Both runs are there, with the same numbers."""
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setenv(project.PIPELINE, "1")
+    synthetic_results.write_all(BOTH)
+    for kind in ("results", "runs"):
+        shutil.copytree(tmp_path / project.LOCAL / kind, tmp_path / "reports" / kind)
+    return tmp_path
+
+
+def change(name, key, **measure):
+    path = project.result(name)
+    result = project.read_json(path)
+    result["quality"][key] |= measure
+    project.write_json(path, result)
+
+
+def remove(*names):
+    for name in names:
+        project.result(name).unlink()
+        project.run_result(name).unlink(missing_ok=True)
+
+
+def read(students=FEW):
+    return report.read(students, "nano")
+
+
+def of(data, name):
+    return next(row for row in agreement.of_teacher(data).rows if row.name == name)
+
+
+def test_the_same_numbers_agree_in_every_row(root):
+    data = read().only
+    rows = agreement.of_teacher(data).rows
+    assert {row.name for row in rows} >= {"teacher", "chance", "teacher, fewer steps", *FEW, "clear, not distilled"}
+    assert all(row.same and row.agrees for row in rows)
+    assert "apart" not in agreement.summary(data, agreement.of_teacher(data))
+
+
+def test_a_figure_inside_both_intervals_agrees_and_is_not_the_same(root):
+    here = project.read_json(project.result("clear"))["quality"]["error"]
+    change("clear", "error", value=here["value"] + 0.1 * (here["high"] - here["value"]))
+    row = of(read().only, "clear")
+    assert row.agrees
+    assert not row.same
+
+
+@pytest.mark.parametrize("side", ["here", "committed"])
+def test_an_interval_that_misses_the_other_value_disagrees_from_either_side(root, side):
+    """A narrow interval beside a wide one: the value lies in the wide one, and the other way round it does not."""
+    quality = project.read_json(project.result("clear"))["quality"]["error"]
+    value = quality["value"] + 0.5 * (quality["high"] - quality["value"])
+    narrow = {"value": value, "low": value - 1e-6, "high": value + 1e-6}
+    if side == "here":
+        change("clear", "error", **narrow)
+    else:
+        change("clear", "error", value=value)
+        path = project.published("results/clear.json")
+        result = project.read_json(path)
+        result["quality"]["error"] |= {"low": quality["value"] - 1e-6, "high": quality["value"] + 1e-6}
+        project.write_json(path, result)
+    data = read().only
+    assert not of(data, "clear").agrees
+    assert "apart is clear" in agreement.summary(data, agreement.of_teacher(data))
+
+
+def test_a_cost_has_no_interval_and_must_be_equal(root):
+    result = project.read_json(project.result("clear"))
+    result["cost"]["core_macs"] += 1
+    project.write_json(project.result("clear"), result)
+    assert not of(read().only, "clear").agrees
+
+
+def test_a_teacher_that_was_not_run_here_is_the_committed_runs(root):
+    remove("teacher-text", "chance-text", "sd-lit")
+    whole = read(BOTH)
+    text = whole.parts["text"]
+    assert text.all_published
+    assert not text.failures
+    assert text.results["sd-lit"]["quality"]
+    assert text.chance
+    assert "sd-nano was not run here: its rows are the committed run's." in agreement.summaries(whole)
+    assert "the committed run, not run here" in check(report.index_html(whole)).text
+
+
+def test_one_student_that_was_not_run_here_is_marked_and_not_compared(root):
+    remove("lit")
+    data = read().only
+    assert data.published == {"lit"}
+    assert "lit" not in {row.name for row in agreement.of_teacher(data).rows}
+    assert agreement.summary(data, agreement.of_teacher(data)).endswith("not run here is lit.")
+    assert [row.note for row in report.table(read()).rows if row.name == "lit"] == ["committed run", ""]
+
+
+def test_a_student_that_failed_here_is_no_committed_one(root):
+    remove("lit")
+    project.write_json(project.run_result("lit", write=True), {"error": "the loss became NaN at step 12"})
+    assert "NaN" in read().only.failures["lit"]
+
+
+def test_a_committed_result_of_other_settings_is_neither_shown_nor_compared(root):
+    path = project.published("results/clear.json")
+    project.write_json(path, {**project.read_json(path), "profile": "full"})
+    assert "clear" not in {row.name for row in agreement.of_teacher(read().only).rows}
+    remove("clear")
+    assert "clear" in read().only.failures
+
+
+def test_the_page_shows_both_values_and_names_what_disagrees(root):
+    change("clear", "shape", value=0.123, low=0.122, high=0.124)
+    page = report.teacher_html(read(), "class")
+    (section,) = re.findall(r'<section aria-labelledby="agreement">.*?</section>', page, re.S)
+    assert "<strong>12.3</strong>" in section
+    assert "apart is clear" in section
+    assert check(page).text.count("same numbers") == len(agreement.of_teacher(read().only).rows) - 1
+
+
+def test_without_a_committed_run_there_is_no_such_section(root):
+    shutil.rmtree(root / "reports" / "results")
+    assert "against the committed run" not in report.teacher_html(read(), "class")
