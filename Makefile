@@ -18,12 +18,13 @@ export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup repro study test lab bench gpu-check lint clean
+.PHONY: help setup repro study publish test lab bench gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make repro   run the pipeline and print the path of the report (some 40 minutes on 2 cores, said beforehand)"
 	@echo "make study STUDY=plugins   a study beside the pipeline: studies/<name>/dvc.yaml"
+	@echo "make publish this machine's finished run becomes the committed one: results, students, run files, README"
 	@echo "make test    run every test there is on this machine, and say what was skipped and why"
 	@echo "make lab     open JupyterLab at the tour"
 	@echo "make bench   time attention against tokens on this machine: the operators, then the kernels beside their peers"
@@ -46,8 +47,10 @@ repro: setup
 	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
 
 study: setup
-	@test -f "studies/$(STUDY)/dvc.yaml" || { echo "linattn: name a study: make study STUDY=$$(ls studies | head -n 1)" >&2; exit 1; }
-	@dvc repro "studies/$(STUDY)/dvc.yaml"
+	@python -m linattn.pipeline --study "$(STUDY)"
+
+publish: setup
+	@python -m linattn.publish
 
 test: setup
 	@echo "Running the tests; those that need what this machine has not are skipped and named at the end."

@@ -7,6 +7,8 @@
 """
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +50,17 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory):
+    """The files that Git's index holds, in a folder of their own: nothing that a run left in the working tree."""
+    root, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("committed")
+    if not (root / ".git").exists():
+        pytest.skip("no Git here: nothing says what is committed")
+    subprocess.run(["git", "checkout-index", "--all", f"--prefix={folder}/"], cwd=root, check=True)
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    return folder
 
 
 @pytest.fixture

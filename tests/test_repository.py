@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
-from linattn import notebooks, pipeline, project
+from linattn import notebooks, params, pipeline, project, publish
 from linattn.report import studies
 
 ROOT = project.ROOT
@@ -342,6 +342,28 @@ def test_stages_run_the_notebooks_they_name():
         assert f"notebooks/{notebooks.STAGES[words[3]].notebook}.ipynb" in body(name)["deps"]
 
 
-def test_dvc_lock_is_in_step_with_the_code():
-    changed = pipeline.stale()
+# What Git holds, whatever a run on this machine has left
+
+
+def test_dvc_lock_is_in_step_with_the_code(committed):
+    changed = pipeline.stale(committed)
     assert not changed, "make repro, or dvc commit for an edit that cannot alter results; then commit dvc.lock"
+
+
+def test_the_published_results_are_those_that_dvc_lock_records(committed, tmp_path):
+    """In the place of this machine's, they are what the stages made: none would run again for them."""
+    shutil.copytree(committed, tmp_path / "clone")
+    for kind in publish.KINDS:
+        shutil.copytree(committed / "reports" / kind, tmp_path / "clone" / project.LOCAL / kind)
+    changed = pipeline.stale(tmp_path / "clone")
+    assert not changed, "make publish, then commit reports and dvc.lock together"
+
+
+def test_every_student_and_teacher_is_published_and_nothing_else(committed):
+    settings = params.load("nano", committed / "params.yaml")
+    rows = {*settings.students, *(f"{kind}-{role}" for kind in ("teacher", "chance") for role in settings.teachers)}
+    assert {path.stem for path in (committed / "reports" / "results").iterdir()} == rows | {"anatomy"}
+    assert {path.name for path in (committed / "reports" / "students").iterdir()} == set(settings.students)
+    runs = {path.name.removesuffix(".run.json") for path in (committed / "reports" / "runs").iterdir()}
+    distilled = {f"{name}.distill" for name in settings.students}
+    assert runs == rows - {f"chance-{role}" for role in settings.teachers} | distilled | {"benchmark"}

@@ -1,0 +1,79 @@
+"""Publishing: a finished run of this machine becomes the committed one, whole or not at all."""
+
+import shutil
+import types
+
+import pytest
+import synthetic_results
+
+from linattn import params, pipeline, project, publish, readme
+
+FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear")}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A run of two students, beside a published run that has one student more."""
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setenv(project.PIPELINE, "1")
+    synthetic_results.write_all(FEW)
+    for name in FEW:
+        project.student(name, write=True).mkdir()
+        (project.student(name) / "linattn.json").write_text(name)
+    project.write_json(project.published("results/removed.json"), {})
+    teacher = types.SimpleNamespace(folder=tmp_path)
+    settings = types.SimpleNamespace(teachers={"class": teacher}, students=FEW, of_teacher=lambda role: list(FEW))
+    monkeypatch.setattr(params, "load", lambda: settings)
+    monkeypatch.setattr(pipeline, "stale", lambda: [])
+    monkeypatch.setattr(pipeline, "render", lambda: 0)
+    monkeypatch.setattr(readme, "main", lambda words: 0)
+    return tmp_path
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_ran_here_becomes_what_is_published(clone):
+    assert publish.main() == 0
+    for kind in publish.KINDS:
+        assert files(clone / "reports" / kind) == files(clone / project.LOCAL / kind)
+    assert not project.published("results/removed.json").exists()
+
+
+def test_a_study_is_published_where_it_ran_here_and_stays_where_it_did_not(clone):
+    project.write_json(project.published("studies/resolution.json"), {"here": False})
+    project.write_json(project.study("plugins.json", write=True), {"here": True})
+    assert publish.main() == 0
+    assert set(files(clone / "reports" / "studies")) == {"resolution.json", "plugins.json"}
+
+
+@pytest.mark.parametrize("why", ["a stage is stale", "a result is missing", "a run failed"])
+def test_an_unfinished_run_is_refused_and_nothing_is_touched(clone, monkeypatch, capsys, why):
+    if why == "a stage is stale":
+        monkeypatch.setattr(pipeline, "stale", lambda: ["evaluate@clear"])
+    elif why == "a result is missing":
+        project.result("clear").unlink()
+    else:
+        project.write_json(project.run_result("clear"), {"error": "the loss became NaN"})
+    before = files(clone)
+    assert publish.main() == 1
+    assert files(clone) == before
+    said = capsys.readouterr().err
+    assert "clear" in said
+    assert "make repro" in said
+
+
+def test_an_interrupted_copy_leaves_the_published_run(clone, monkeypatch):
+    project.write_json(project.published("results/clear.json"), {"old": True})
+    before = files(clone / "reports" / "results")
+
+    def interrupted(source, target):
+        target.mkdir()
+        (target / "half.json").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copytree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish.main()
+    assert files(clone / "reports" / "results") == before
