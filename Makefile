@@ -57,7 +57,7 @@ test: setup
 	@python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lab: setup
-	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/00_tour.ipynb
+	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ContentsManager.pre_save_hook=linattn.lab.save_source notebooks/00_tour.ipynb
 
 bench: setup
 	@python -m linattn.notebooks benchmark --by-hand
