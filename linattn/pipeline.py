@@ -9,7 +9,8 @@
   for a path, and the judge knows the small world alone.
 - Another profile (`--profile tiny`) runs in a copy of the repository under .scratch/, so that what is in Git stays what
   params.yaml says. The copy shares the cache: going back is instant.
-- `--check` says whether dvc.lock is in step with the code, without running anything.
+- `--check` says whether dvc.lock is in step with the code, without running anything; `--accept` brings it in step after
+  an edit that cannot alter results.
 """
 
 import argparse
@@ -175,6 +176,35 @@ def check() -> int:
     return 1
 
 
+def accept() -> int:
+    """Record the code as it is now, after an edit that cannot alter results; what stages made stays as it was recorded.
+
+    dvc commit wants everything there that a stage made. This needs nothing but the clone. A stage that never ran has
+    nothing to keep and stays new.
+    """
+    from dvc.repo import Repo
+
+    with Repo(str(project.ROOT)) as repo:
+        stages = [stage for stage in repo.index.stages if all(out.hash_info for out in stage.outs) and not stage.frozen]
+        made = [Path(out.fs_path) for out in repo.index.outs]
+        renewed = [stage.addressing for stage in stages if _renew(stage, made)]
+    print(f"Recorded as they are now: the code of {', '.join(renewed) or 'no stage, since none has changed'}.")
+    return 0
+
+
+def _renew(stage: Any, made: Sequence[Path]) -> bool:
+    """Whether a dep that no stage makes, or a parameter, was another in dvc.lock."""
+    before = [dep.hash_info for dep in stage.deps]
+    for dep in stage.deps:
+        path = Path(dep.fs_path)
+        if not any(out.is_relative_to(path) or path.is_relative_to(out) for out in made):
+            dep.save()
+    changed = before != [dep.hash_info for dep in stage.deps]
+    if changed:
+        stage.dump(update_pipeline=False)
+    return changed
+
+
 # Another profile, in a copy
 
 
@@ -234,11 +264,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", help="run another profile than params.yaml's, in a copy")
     parser.add_argument("--teacher", help="only the stages of this role, e.g. class")
     parser.add_argument("--study", help="a pipeline of studies/ instead, e.g. plugins")
+    parser.add_argument("--accept", action="store_true", help="record an edit that cannot alter results in dvc.lock")
     parser.add_argument("--check", action="store_true", help="only say whether dvc.lock is in step with the code")
     options = parser.parse_args(arguments)
     try:
         if options.check:
             return check()
+        if options.accept:
+            return accept()
         if options.study is not None:
             return study(options.study)
         if options.profile and options.profile != params.load().profile:

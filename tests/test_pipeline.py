@@ -335,6 +335,20 @@ def test_editing_a_file_runs_what_uses_it(finished, path, stages):
     assert "report" in would or "report" not in stages
 
 
+def test_an_edit_that_cannot_alter_results_is_accepted_and_makes_nothing_new(finished):
+    file = finished.folder / "linattn" / "attention" / "clear.py"
+    before, text = finished.lock(), file.read_text()
+    file.write_text(text + "\n")
+    assert finished.would_run()
+    finished.python("linattn.pipeline", "--accept")
+    assert finished.would_run() <= {"report"}
+    assert finished.lock() == before
+    file.write_text(text)
+    said = finished.python("linattn.pipeline", "--accept").stdout
+    assert "distill@clear" in said
+    assert "distill@softmax" not in said
+
+
 def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):
     """One good student more and one that cannot be made: layer 99 is only missed when it is looked for."""
     last = "{until: 0.0, count: 16}]\n"

@@ -4,15 +4,16 @@
   report, a missing or broken result is a failed row.
 - With one teacher everything stands on the first page. With several that has one table over all of them, and each
   teacher a page with everything of its own.
+- A row that was not run on this machine is the committed run's; one that was is compared with it (`agreement`).
 - Sentences are drawn from the numbers (`findings`): which student is closest, which a control beats, what distillation
   bought. None is written for a result that was hoped for.
 - Self-contained: every picture is a data URI with an alt text, style is inline, no script, no address.
 - The same data gives the same bytes.
 
-Result files (reports/results/). A *measure* is {"value", "low", "high", "n"}; low and high bound the 95 % interval, or
-are absent. Keys that do not apply are absent or null.
+Result files, of this machine in reports/local/results and published in reports/results. A *measure* is {"value", "low",
+"high", "n"}; low and high bound the 95 % interval, or are absent. Keys that do not apply are absent or null.
 
-`teacher-<role>.json` and `<student>.json`, in Git:
+`teacher-<role>.json` and `<student>.json`:
     student, teacher (the role), operator, options, control (bool), seeds [..], profile; a teacher's folder (its name)
     captions      what was asked for, a text a picture (roles with text)
     quality       {shape, colour, error, psnr, ssim, mse, cosine, kid_teacher, kid_world, fid_teacher,
@@ -25,7 +26,7 @@ are absent. Keys that do not apply are absent or null.
     confusion     shapes x shapes counts, asked by seen
     cost          {macs, macs_counted, core_macs, added, trained}: one forward of one picture
     training      {steps, layerwise_steps, batch, trained, curve {step [..], loss [..], stage [..]}}
-`<name>.run.json`, in reports/runs and not in Git:
+`<name>.run.json`, in runs/ beside results/:
     facts         project.facts()
     seconds       {distill, evaluate, draw}; memory (bytes)
     backend       {layer: the path its attention takes: why}
