@@ -81,6 +81,15 @@ def test_an_interval_that_misses_the_other_value_disagrees_from_either_side(root
     assert "apart is clear" in agreement.summary(data, agreement.of_teacher(data))
 
 
+def test_rounding_of_a_perfect_copy_is_no_disagreement(root):
+    """Softmax that nobody trained differs from its teacher by rounding alone, which is another on another processor."""
+    for folder, value in ((project.local, 1e-13), (project.published, 4e-13)):
+        result = project.read_json(folder("results/softmax.json"))
+        result["undistilled"]["error"] |= {"value": value, "low": 0.9 * value, "high": 1.1 * value}
+        project.write_json(folder("results/softmax.json"), result)
+    assert of(read().only, "softmax, not distilled").agrees
+
+
 def test_a_cost_has_no_interval_and_must_be_equal(root):
     result = project.read_json(project.result("clear"))
     result["cost"]["core_macs"] += 1
