@@ -47,6 +47,10 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MA
 # MKL chooses its kernels by addresses and by how many threads it finds worth while, unless told to repeat itself; the
 # order of a set of strings (diffusers' of a pipeline's parts) changes from process to process.
 REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "PYTHONHASHSEED": "0"}
+# A thread that waits for another spins for this many rounds before it gives its core away. With GNU's default, 300,000,
+# two threads beside other work stand still. 40 steps of sd-nano take 7.1 s alone either way, and 34 s beside a process
+# that takes both cores (docs/LOG.md, 2026-11-28).
+WAITING = {"GOMP_SPINCOUNT": "10000"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -165,7 +169,7 @@ def _pipeline(official: str = "1") -> Iterator[None]:
         "PYTHONPATH": project.python_path(),
         "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home folder must not win over this one
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **{name: os.environ.get(name, value) for name, value in {**ALLOCATOR, **REPEATABLE}.items()},
+        **{name: os.environ.get(name, value) for name, value in {**ALLOCATOR, **REPEATABLE, **WAITING}.items()},
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
