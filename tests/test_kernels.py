@@ -351,8 +351,8 @@ def test_mediators_with_biases(bias, path):
 @pytest.mark.parametrize("count", [5, 130], ids=["one tile", "several"])
 def test_who_may_read_nothing_reads_zero(count, path):
     """A row of -inf alone: a mediator that no key answers, a query that no mediator does."""
-    given = qkv(2, 150, 70, 3, 16, 16) + tensors((2, count, 3, 16), seed=6)
-    bias_in, bias_out = tensors((2, 1, count, 70), (1, 3, 150, count), seed=1)
+    given = qkv(2, 40, 70, 3, 16, 16) + tensors((2, count, 3, 16), seed=6)
+    bias_in, bias_out = tensors((2, 1, count, 70), (1, 3, 40, count), seed=1)
     bias_in[1, :, 2], bias_out[:, 1, ::4] = -torch.inf, -torch.inf
 
     def call(function):
