@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from linattn.attention import OPERATORS
-    from linattn.grid import Grid
+    from linattn.attention.grid import Grid
     from linattn.redraw import upscale
     from linattn.surgery import attention_map, describe, linearize, load, restore, save
 
 # Found when first asked for: importing the package alone costs nothing, and neither torch nor diffusers is loaded.
 _HOMES = {
     "OPERATORS": "linattn.attention",
-    "Grid": "linattn.grid",
+    "Grid": "linattn.attention.grid",
     "upscale": "linattn.redraw",
     **dict.fromkeys(("attention_map", "describe", "linearize", "load", "restore", "save"), "linattn.surgery"),
 }

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from linattn import attention, families
 from linattn.attention.base import LayerShape
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 from linattn.sampling import evaluating
 from linattn_kernels import flops, use_backend  # noqa: F401 (flops tells torch's counter what the operations multiply)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from linattn import families, metrics, sampling
+from linattn.attention.grid import Grid
 from linattn.conditions import Asked
-from linattn.grid import Grid
 
 ROWS = 128  # redundancy compares all pairs of this many rows at most: 256 rows would be four times the work
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from linattn import families, figures, project, sampling, world
+from linattn.attention.grid import Grid
 from linattn.figures import Picture
-from linattn.grid import Grid
 
 UNTRAINED = ", not distilled"
 SHARED = ("img_ids", "txt_ids")  # arguments of a forward that have no row a picture

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from linattn.attention import LayerShape, create
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 SHAPE = LayerShape(width=16, heads=4, head_dim=4, has_text=True)
 GRIDS = [Grid(height, width, text) for height, width in ((1, 1), (1, 7), (5, 3), (16, 16), (9, 13)) for text in (0, 3)]

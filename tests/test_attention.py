@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from linattn.attention import OPERATORS, POLICIES, LayerShape, create
+from linattn.attention.grid import Grid
 from linattn.attention.mediator import partition
 from linattn.attention.resample import averages, interpolation
-from linattn.grid import Grid
 from linattn_kernels import flops  # noqa: F401 (the counter must know the operations, whichever test runs first)
 
 forms = pytest.mark.parametrize("name", FORMS)

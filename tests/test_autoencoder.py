@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from linattn import autoencoder, world
+from linattn import world
+from linattn.pretraining import autoencoder
 
 
 @pytest.fixture(scope="module")

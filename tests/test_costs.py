@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from linattn import attention, costs, surgery
 from linattn.attention import LayerShape
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 # Those whose fast path multiplies what the formula counts; clear's tiles multiply more (below).
 OPERATORS = {

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from linattn import anatomy, conditions, diagnostics, families, metrics, surgery
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 from linattn.params import Student
 from linattn.teachers import Teacher
 

@@ -13,7 +13,7 @@ from torch.utils import checkpoint
 import linattn
 from linattn import families
 from linattn.attention import OPERATORS, LayerShape, Operator
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 WINDOW = {"radius": 3}  # depends on the grid's shape, so a wrong grid shows
 SCHEDULE = {"conv": 0, "schedule": [{"until": 0.5, "count": 4}, {"until": 0.0, "count": 9}]}  # depends on the noise

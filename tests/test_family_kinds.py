@@ -12,8 +12,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 import linattn
 from linattn import families
 from linattn.attention import features
+from linattn.attention.grid import Grid
 from linattn.families import passing
-from linattn.grid import Grid
 
 each_kind = pytest.mark.parametrize("kind", kinds.KINDS)
 OPERATORS = {

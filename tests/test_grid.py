@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from linattn.attention import LayerShape, create
 from linattn.attention.features import linear_map
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 from linattn_kernels import reference
 from linattn_kernels.reference import FEATURE_MAPS, linear_attention, mediator_attention, window_attention
 

@@ -7,7 +7,7 @@ from layers import SHAPE, shaken, tensors
 from torch import nn
 
 from linattn.attention import LayerShape, create
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 sizes = pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2)], ids=str)
 

@@ -5,8 +5,8 @@ from layers import SHAPE, error, shaken, tensors
 from torch.nn import functional as F
 
 from linattn.attention import create
+from linattn.attention.grid import Grid
 from linattn.attention.mediator import partition
-from linattn.grid import Grid
 
 sizes = pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2)], ids=str)
 

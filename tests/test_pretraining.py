@@ -9,8 +9,8 @@ import torch
 from diffusers import DiffusionPipeline, DiTPipeline, FluxPipeline
 from torch.nn.attention import SDPBackend
 
-from linattn import autoencoder, language, pretraining, project, sampling, teachers, world
-from linattn.pretraining import loop, store
+from linattn import language, pretraining, project, sampling, teachers, world
+from linattn.pretraining import autoencoder, loop, store
 from linattn.pretraining.kind import encoded_world
 
 DIT, SD, FLUX = (pretraining.TEACHERS[name][0] for name in ("dit-nano", "sd-nano", "flux-nano"))

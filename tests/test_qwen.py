@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope, a
 import linattn
 from linattn import families
 from linattn.attention import features
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 TEXT, HEIGHT, WIDTH = 5, 4, 6
 

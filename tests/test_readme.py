@@ -8,7 +8,7 @@ import torch
 
 from linattn import gpu, project, readme, report
 from linattn.attention import LayerShape
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from linattn.attention.convolution import DepthwiseConvolution
+from linattn.attention.grid import Grid
 from linattn.attention.options import Option, Values, check, check_names, nearest, settle
-from linattn.grid import Grid
 from linattn_kernels.launch import Backend, choose
 
 POLICIES = ("mlp_only", "out", "v", "all")

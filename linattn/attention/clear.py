@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn.attention.base import LayerShape, Operator, common, scores
+from linattn.attention.grid import Grid
 from linattn.attention.options import Values, flag, number, whole
-from linattn.grid import Grid
 from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn.grid import Grid
+from linattn.attention.grid import Grid
 
 
 class DepthwiseConvolution(nn.Module):

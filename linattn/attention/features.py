@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from linattn.attention.base import common, scores
+from linattn.attention.grid import Grid
 from linattn.attention.options import Values, choice
-from linattn.grid import Grid
 from linattn_kernels import linear_attention
 
 # What is added to the map. LiT's constant: a query with no positive entry still has a normaliser.

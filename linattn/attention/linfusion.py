@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from linattn.attention import features
 from linattn.attention.base import LayerShape, Operator
 from linattn.attention.features import JOINT, SHIFTS
+from linattn.attention.grid import Grid
 from linattn.attention.options import Values, choice, number, whole
-from linattn.grid import Grid
 from linattn_kernels.check import MOST
 
 

@@ -17,8 +17,8 @@ from linattn.attention import features
 from linattn.attention.base import LayerShape, Operator
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.features import JOINT, SHIFTS
+from linattn.attention.grid import Grid
 from linattn.attention.options import Values, choice, flag, kernel, number, whole
-from linattn.grid import Grid
 from linattn_kernels.check import MOST
 
 PUBLISHED_HEADS = {384: 2, 768: 3, 1024: 4, 1152: 4}  # DiT-S, B, L, XL

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.convolution import DepthwiseConvolution
+from linattn.attention.grid import Grid
 from linattn.attention.options import Option, Values, choice, kernel
 from linattn.attention.resample import averages, interpolation
-from linattn.grid import Grid
 from linattn_kernels import mediator_attention
 from linattn_kernels.check import MOST_SOFTMAX
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from linattn.attention.base import LayerShape, Operator, attend, scores
 from linattn.attention.convolution import DepthwiseConvolution
+from linattn.attention.grid import Grid
 from linattn.attention.options import Values, kernel
-from linattn.grid import Grid
 
 
 class Softmax(Operator):

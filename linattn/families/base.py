@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from linattn.attention.base import LayerShape, Operator
+from linattn.attention.grid import Grid
 from linattn.families.processors import Processor, SelfAttention
-from linattn.grid import Grid
 
 KEY = "linattn"  # the operator's name in its attention, and the context's among the attention's arguments
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linattn.attention.grid import Grid
 from linattn.families.base import KEY, Context, Layer
 from linattn.families.passing import is_watched, unwatch, watch
 from linattn.families.processors import normalised, projections
 from linattn.families.registry import layers, model_of
 from linattn.families.rotary import position
-from linattn.grid import Grid
 
 MORE = ("encoder_hidden_states", "image_rotary_emb")  # what else a layer may be given, by diffusers' names
 

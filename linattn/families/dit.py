@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linattn.attention.grid import Grid
 from linattn.families.base import Family, Found, latents, noise_level, timesteps
 from linattn.families.processors import SelfAttention
-from linattn.grid import Grid
 
 
 class DiT(Family):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linattn.attention.grid import Grid
 from linattn.families.base import Family, Found, noise_level
 from linattn.families.processors import JointAttention
-from linattn.grid import Grid
 
 TEXT, SIDE = 8, 64  # tokens of an example; FLUX.1's tokens a side at 1,024 px
 FLUX_1, TRAINED = (24, 128), 4608  # its heads and their width; 512 of text, 64 x 64: no config holds that

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from linattn.attention.grid import Grid
 from linattn.families.base import KEY, Context
 from linattn.families.processors import Processor
 from linattn.families.registry import family, layers, model_of
-from linattn.grid import Grid
 
 Call = tuple[tuple, dict[str, Any]]
 

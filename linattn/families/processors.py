@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from linattn.attention.grid import Grid
 from linattn.families.rotary import Rope, position, rotated
-from linattn.grid import Grid
 
 QKV = tuple[Tensor, Tensor, Tensor]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from linattn.attention.grid import Grid
 from linattn.families.base import Context, Family, Found, noise_level
 from linattn.families.processors import JointAttention, refuse_padding
-from linattn.grid import Grid
 
 TEXT, SIDE = 8, 64  # tokens of an example; Qwen-Image's tokens a side at 1,024 px
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from linattn.attention.grid import Grid
 from linattn.families.base import Family, Found, latents, noise_level, timesteps
 from linattn.families.processors import JointAttention, SelfAttention
-from linattn.grid import Grid
 
 TEXT = 8  # tokens of an example
 

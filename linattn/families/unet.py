@@ -7,9 +7,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
 from torch import Tensor, nn
 
+from linattn.attention.grid import Grid
 from linattn.families.base import Family, Found, Layer, latents, noise_level, timesteps
 from linattn.families.processors import SelfAttention
-from linattn.grid import Grid
 
 
 class UNet(Family):

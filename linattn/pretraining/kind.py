@@ -8,8 +8,9 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from linattn import autoencoder, checkpoint, world
+from linattn import checkpoint, world
 from linattn.diffusion import Diffusion
+from linattn.pretraining import autoencoder
 from linattn.pretraining.recipe import Recipe
 
 SCHEDULER = {

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from linattn import autoencoder, project
-from linattn.pretraining import loop
+from linattn import project
+from linattn.pretraining import autoencoder, loop
 from linattn.pretraining.kind import Kind
 from linattn.pretraining.recipe import Recipe, Stopwatch
 
