@@ -25,9 +25,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from linattn import costs, families, judge, metrics, pairs, params, project, samples, sampling, surgery, teachers, world
+from linattn import costs, families, metrics, params, project, samples, sampling, surgery, teachers, world
 from linattn.conditions import Asked, Labels
 from linattn.conversion import converted
+from linattn.world import judge, marks, pairs
+from linattn.world.marks import judge_accuracy, judge_features, judge_fid, judge_kid
 
 # 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -107,7 +109,7 @@ class Bench:
         return self.teacher.conditions.example(*sides, self.asked(1), level)
 
     def features(self, pictures: Tensor) -> Tensor:
-        return metrics.judge_features(self.judge, unit(pictures))
+        return judge_features(self.judge, unit(pictures))
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
@@ -177,16 +179,16 @@ def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
     """To the teacher's pictures from the same noise, and of the two sets in the judge's features."""
     seed, features = bench.part.seed, bench.features(pictures)
     found = metrics.distance(unit(pictures), unit(bench.reference[reference]), seed)
-    found["kid_teacher"] = metrics.judge_kid(features, bench.known[reference], seed)
-    found["kid_world"] = metrics.judge_kid(features, bench.known["world"][: len(features)], seed)
-    found["fid_teacher"] = metrics.judge_fid(features, bench.known[reference], seed)
+    found["kid_teacher"] = judge_kid(features, bench.known[reference], seed)
+    found["kid_world"] = judge_kid(features, bench.known["world"][: len(features)], seed)
+    found["fid_teacher"] = judge_fid(features, bench.known[reference], seed)
     return found
 
 
 def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
     count = len(pictures)
     single = bench.singles(count)
-    marks = metrics.judge_accuracy(bench.judge, unit(pictures[single]), bench.labels(count)[single])
+    marks = judge_accuracy(bench.judge, unit(pictures[single]), bench.labels(count)[single])
     if bench.reads:
         marks |= pairs.shares(bench.judge, on_device(pictures[1::2]), bench.scenes(count)[1::2])
     return {f"{prefix}{name}": value for name, value in marks.items()}
@@ -247,7 +249,7 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     pictures = {"pictures": drawn["pictures"], "labels": drawn["labels"], "cross": drawn["cross"]}
     save_file(pictures, project.pictures(bench.name, write=True))
     part = bench.part
-    world_kid = metrics.judge_kid(bench.known["pictures"], bench.known["world"][: part.pictures], part.seed)
+    world_kid = judge_kid(bench.known["pictures"], bench.known["world"][: part.pictures], part.seed)
     quality = truth(bench, drawn["pictures"]) | truth(bench, drawn["cross"], "cross_") | {"kid_world": world_kid}
     quick = truth(bench, drawn["quick"])
     result = {
@@ -279,7 +281,7 @@ def shown_of(bench: Bench) -> dict[str, Any]:
 
 def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     """What a model that ignores what it is asked for gets; of two things, what captions of other pictures get."""
-    values = metrics.chance()
+    values = marks.chance()
     if bench.reads:
         values |= pairs.chance(bench.judge, on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2])
     quality = {name: {"value": value, "low": None, "high": None, "n": None} for name, value in values.items()}

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import costs, evaluation, figures, metrics, params, project, redraw, sampling, world
+from linattn import costs, evaluation, figures, intervals, metrics, params, project, redraw, sampling, world
 from linattn.evaluation import Bench
 from linattn.report import studyparts
 
@@ -87,8 +87,8 @@ def marks(bench: Bench, pictures: Tensor, theirs: Tensor) -> dict[str, Any]:
     return {
         "side": side,
         **evaluation.truth(bench, evaluation.eight_bits(pictures)),
-        "edges": metrics.summary(edges(pictures) / true, bench.part.seed),
-        "psnr": metrics.summary(metrics.distances(pictures, theirs)["psnr"], bench.part.seed),
+        "edges": intervals.summary(edges(pictures) / true, bench.part.seed),
+        "psnr": intervals.summary(metrics.distances(pictures, theirs)["psnr"], bench.part.seed),
     }
 
 

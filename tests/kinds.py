@@ -22,7 +22,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from linattn import language
+from linattn.world import language
 
 TEXT = 16  # width of the text
 

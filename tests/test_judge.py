@@ -7,8 +7,9 @@ import textwrap
 import pytest
 import torch
 
-from linattn import judge, project, world
-from linattn.judge import spoil
+from linattn import project, world
+from linattn.world import judge
+from linattn.world.judge import spoil
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
         import functools, os, signal, sys
         from pathlib import Path
         import torch
-        from linattn import judge
+        from linattn.world import judge
 
         spoil, taken = judge.spoil, []
         def spoil_or_death(pictures, draw):

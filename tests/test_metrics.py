@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from linattn import metrics, world
-from linattn.judge import Marks
+from linattn import intervals, metrics, world
+from linattn.world import marks
+from linattn.world.judge import Marks
+from linattn.world.marks import judge_accuracy, judge_features, judge_fid, judge_kid
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,28 +28,28 @@ def pictures(count: int = 3, side: int = 16, seed: int = 0) -> torch.Tensor:
 
 def test_bootstrap_of_a_mean_is_about_its_standard_error():
     values = normal(400)
-    low, high = metrics.bootstrap(values)
-    half = metrics.NORMAL * values.std().item() / 20
+    low, high = intervals.bootstrap(values)
+    half = intervals.NORMAL * values.std().item() / 20
     assert low == pytest.approx(values.mean().item() - half, abs=0.15 * half)
     assert high == pytest.approx(values.mean().item() + half, abs=0.15 * half)
 
 
 def test_bootstrap_repeats_by_its_seed():
     values = normal(20)
-    assert metrics.bootstrap(values, 3) == metrics.bootstrap(values, 3)
-    assert metrics.bootstrap(values, 3) != metrics.bootstrap(values, 4)
+    assert intervals.bootstrap(values, 3) == intervals.bootstrap(values, 3)
+    assert intervals.bootstrap(values, 3) != intervals.bootstrap(values, 4)
 
 
 def test_bootstrap_in_pieces_is_the_same(monkeypatch):
-    whole = metrics.bootstrap(normal(50))
-    monkeypatch.setattr(metrics, "DRAWN", 128)
-    assert metrics.bootstrap(normal(50)) == pytest.approx(whole)
+    whole = intervals.bootstrap(normal(50))
+    monkeypatch.setattr(intervals, "DRAWN", 128)
+    assert intervals.bootstrap(normal(50)) == pytest.approx(whole)
 
 
 def test_one_picture_has_a_value_and_no_interval():
-    assert metrics.summary(torch.tensor([0.25])) == {"value": 0.25, "low": None, "high": None, "n": 1}
+    assert intervals.summary(torch.tensor([0.25])) == {"value": 0.25, "low": None, "high": None, "n": 1}
     with pytest.raises(ValueError, match="at least 1"):
-        metrics.summary(torch.empty(0))
+        intervals.summary(torch.empty(0))
 
 
 @pytest.mark.parametrize(
@@ -56,18 +58,18 @@ def test_one_picture_has_a_value_and_no_interval():
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_gives_the_published_limits(right, n, low, high):
-    found = metrics.wilson(right, n)
+    found = intervals.wilson(right, n)
     assert found["low"] == pytest.approx(low, abs=6e-5)
     assert found["high"] == pytest.approx(high, abs=6e-5)
     assert found["value"] == right / n
 
 
 def test_wilson_of_one_picture_stays_inside():
-    assert metrics.wilson(1, 1)["high"] == 1.0
-    assert 0 < metrics.wilson(1, 1)["low"] < 1
-    assert metrics.wilson(0, 1)["low"] == 0.0
+    assert intervals.wilson(1, 1)["high"] == 1.0
+    assert 0 < intervals.wilson(1, 1)["low"] < 1
+    assert intervals.wilson(0, 1)["low"] == 0.0
     with pytest.raises(ValueError, match="3 right of 2"):
-        metrics.wilson(3, 2)
+        intervals.wilson(3, 2)
 
 
 # Distance
@@ -211,7 +213,7 @@ def test_judge_accuracy_counts_shape_colour_and_both():
     wrong_colour[:6] = labels[:6] // colours * colours + (labels[:6] + 1) % colours
     wrong_shape[3:15] = (labels[3:15] + colours) % len(labels)
     mixed = torch.stack([wrong_shape // colours, wrong_colour % colours])
-    found = metrics.judge_accuracy(Oracle(), drawn(mixed[0] * colours + mixed[1]), labels, batch=7)
+    found = judge_accuracy(Oracle(), drawn(mixed[0] * colours + mixed[1]), labels, batch=7)
     count = len(labels)
     values = {name: result["value"] for name, result in found.items()}
     assert values == pytest.approx({"shape": 1 - 12 / count, "colour": 1 - 6 / count, "both": 1 - 15 / count})
@@ -220,13 +222,13 @@ def test_judge_accuracy_counts_shape_colour_and_both():
 
 def test_chance_is_what_a_constant_gets():
     labels = torch.arange(len(world.LABELS))
-    found = metrics.judge_accuracy(Oracle(), drawn(torch.zeros_like(labels)), labels)
-    assert {name: result["value"] for name, result in found.items()} == pytest.approx(metrics.chance())
+    found = judge_accuracy(Oracle(), drawn(torch.zeros_like(labels)), labels)
+    assert {name: result["value"] for name, result in found.items()} == pytest.approx(marks.chance())
 
 
 def test_judge_features_do_not_depend_on_the_batch():
     given = pictures(5)
-    torch.testing.assert_close(metrics.judge_features(Oracle(), given, 2), given.flatten(1).double())
+    torch.testing.assert_close(judge_features(Oracle(), given, 2), given.flatten(1).double())
 
 
 def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -245,23 +247,23 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def test_kid_of_whole_sets_is_its_definition():
     x, y = normal(6, 5), normal(6, 5, seed=1) + 1
-    found = metrics.judge_kid(x, y, subset_size=6, subsets=2)
+    found = judge_kid(x, y, subset_size=6, subsets=2)
     assert found["value"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
     assert found["low"] is None  # all subsets are the whole set: no spread to read an error from
 
 
 def test_kid_of_a_set_and_itself_is_zero():
-    found = metrics.judge_kid(normal(20, 4) * 7, normal(20, 4) * 7)
+    found = judge_kid(normal(20, 4) * 7, normal(20, 4) * 7)
     assert [found[key] for key in ("value", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-12)
 
 
 def test_kid_does_not_depend_on_the_scale_of_the_features():
     x, y = normal(20, 4), normal(20, 4, seed=1) + 1
-    assert metrics.judge_kid(9 * x, 9 * y)["value"] == pytest.approx(metrics.judge_kid(x, y)["value"])
+    assert judge_kid(9 * x, 9 * y)["value"] == pytest.approx(judge_kid(x, y)["value"])
 
 
 def strangers_kid(x: torch.Tensor, y: torch.Tensor) -> float:
-    metric = KernelInceptionDistance(feature=metrics._Given(x.shape[1]), subsets=1, subset_size=len(x))
+    metric = KernelInceptionDistance(feature=marks._Given(x.shape[1]), subsets=1, subset_size=len(x))
     metric.set_dtype(torch.float64)
     scale = y.square().mean().sqrt()
     metric.update(y / scale, real=True)
@@ -270,7 +272,7 @@ def strangers_kid(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def pairs_kid(x: torch.Tensor, y: torch.Tensor) -> float:
-    return metrics.judge_kid(x, y, subset_size=len(x), subsets=1)["value"]
+    return judge_kid(x, y, subset_size=len(x), subsets=1)["value"]
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
@@ -284,44 +286,44 @@ def test_kid_of_strangers_is_torchmetrics():
 def test_kid_of_partners_is_unbiased_where_torchmetrics_is_not():
     """Two sets of one distribution whose rows are nearly equal: the distance is zero."""
     sets = [(normal(80, 8, seed=i), normal(80, 8, seed=i) + 0.01 * normal(80, 8, seed=i + 50)) for i in range(20)]
-    ours = torch.tensor([metrics.judge_kid(x, y)["value"] for x, y in sets])
+    ours = torch.tensor([judge_kid(x, y)["value"] for x, y in sets])
     assert ours.abs().max() < 1e-3
     assert max(strangers_kid(x, y) for x, y in sets) < -0.02
 
 
 def test_kid_interval_covers_the_spread_of_fresh_sets():
-    fresh = [metrics.judge_kid(normal(80, 8, seed=i) + 0.5, normal(80, 8, seed=100 + i))["value"] for i in range(40)]
-    found = metrics.judge_kid(normal(80, 8, seed=7) + 0.5, normal(80, 8, seed=107))
+    fresh = [judge_kid(normal(80, 8, seed=i) + 0.5, normal(80, 8, seed=100 + i))["value"] for i in range(40)]
+    found = judge_kid(normal(80, 8, seed=7) + 0.5, normal(80, 8, seed=107))
     half = (found["high"] - found["low"]) / 2
-    assert half == pytest.approx(metrics.NORMAL * torch.tensor(fresh).std().item(), rel=0.5)
+    assert half == pytest.approx(intervals.NORMAL * torch.tensor(fresh).std().item(), rel=0.5)
 
 
 def test_kid_repeats_and_leaves_the_global_stream_alone():
     x, y = normal(20, 4), normal(20, 4, seed=1)
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
-    first = metrics.judge_kid(x, y, seed=3)
+    first = judge_kid(x, y, seed=3)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert metrics.judge_kid(x, y, seed=3) == first
-    assert metrics.judge_kid(x, y, seed=4) != first
+    assert judge_kid(x, y, seed=3) == first
+    assert judge_kid(x, y, seed=4) != first
     assert first["n"] == 20
 
 
 def test_kid_of_too_few_pictures_says_so():
-    found = metrics.judge_kid(normal(3, 4), normal(3, 4))
+    found = judge_kid(normal(3, 4), normal(3, 4))
     assert found["value"] is None
     assert "3 pictures" in found["reason"]
     with pytest.raises(ValueError, match="subsets of 9"):
-        metrics.judge_kid(normal(8, 4), normal(8, 4), subset_size=9)
+        judge_kid(normal(8, 4), normal(8, 4), subset_size=9)
 
 
 def test_kid_of_sets_that_are_no_pairs_is_refused():
     with pytest.raises(ValueError, match="8 pictures and a reference of 9"):
-        metrics.judge_kid(normal(8, 4), normal(9, 4))
+        judge_kid(normal(8, 4), normal(9, 4))
 
 
 def test_fid_below_2048_pictures_is_none_with_the_reason():
-    found = metrics.judge_fid(normal(2047, 2), normal(4000, 2))
+    found = judge_fid(normal(2047, 2), normal(4000, 2))
     assert found["value"] is None
     assert "2047" in found["reason"]
     assert "2048" in found["reason"]
@@ -332,7 +334,7 @@ def test_fid_of_two_gaussians_is_known():
     x, y = normal(6000, 3), normal(6000, 3, seed=1)
     y[:, 0] += 2
     y[:, 1] *= 3
-    found = metrics.judge_fid(x, y, resamples=10)
+    found = judge_fid(x, y, resamples=10)
     assert found["value"] == pytest.approx(8, rel=0.06)
     assert found["low"] < 8 < found["high"]
     assert found["high"] - found["low"] < 1.5
@@ -340,10 +342,10 @@ def test_fid_of_two_gaussians_is_known():
 
 def test_features_of_two_judges_are_not_compared():
     with pytest.raises(ValueError, match="one judge"):
-        metrics.judge_kid(normal(8, 4), normal(8, 5))
+        judge_kid(normal(8, 4), normal(8, 5))
 
 
 def test_results_are_strict_json():
     x, y = normal(20, 4), normal(20, 4, seed=1)
-    results = [metrics.judge_kid(x, y), metrics.judge_fid(x, y), metrics.wilson(2, 3), metrics.summary(normal(3))]
+    results = [judge_kid(x, y), judge_fid(x, y), intervals.wilson(2, 3), intervals.summary(normal(3))]
     assert not math.isnan(json.loads(json.dumps(results, allow_nan=False))[0]["value"])

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from linattn import judge, pairs, project, world
+from linattn import project, world
+from linattn.world import judge, pairs
 
 
 @pytest.fixture(scope="module")

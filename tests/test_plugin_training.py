@@ -14,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
 import linattn
-from linattn import identity, judge, project, teachers, world
+from linattn import identity, project, teachers, world
 from linattn.plugins import (
     adapter,
     batch,
@@ -31,6 +31,7 @@ from linattn.plugins import (
     settings as numbers,
     study,
 )
+from linattn.world import judge
 
 SIDE = 32
 ENCODER = recipe.Recipe(steps=3, batch=4, rate=1e-3, seed=0)

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import linattn
-from linattn import families, language
+from linattn import families
+from linattn.world import language
 
 CALL = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 3.0}
 

@@ -9,9 +9,10 @@ import torch
 from diffusers import DiffusionPipeline, DiTPipeline, FluxPipeline
 from torch.nn.attention import SDPBackend
 
-from linattn import language, pretraining, project, sampling, teachers, world
+from linattn import pretraining, project, sampling, teachers, world
 from linattn.pretraining import autoencoder, loop, store
 from linattn.pretraining.kind import encoded_world
+from linattn.world import language
 
 DIT, SD, FLUX = (pretraining.TEACHERS[name][0] for name in ("dit-nano", "sd-nano", "flux-nano"))
 TINY = pretraining.Recipe(
@@ -90,7 +91,7 @@ def test_a_killed_training_ends_with_the_same_weights(kind, recipe, vae, tmp_pat
         from pathlib import Path
         import torch
         sys.path.insert(0, "tests")
-        from linattn import autoencoder
+        from linattn.pretraining import autoencoder
         from linattn.pretraining import Stage, loop
         import test_pretraining as here
 

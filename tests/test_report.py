@@ -7,7 +7,7 @@ import synthetic_results
 from nbformat import v4
 from pages import Page, check
 
-from linattn import evaluation, metrics, project, report, steps
+from linattn import evaluation, intervals, project, report, steps
 from linattn.params import Student
 from linattn.report import sentences, tables, words
 
@@ -167,8 +167,8 @@ def test_the_convolution_helps_only_where_the_intervals_say_so(with_conv, says):
 
 @pytest.mark.parametrize(("right", "told_apart"), [(128, True), (122, False)], ids=["above", "within"])
 def test_a_student_above_its_teacher_is_told_from_it_too(part, right, told_apart):
-    lit = {**part.results["lit"], "quality": {**part.results["lit"]["quality"], "shape": metrics.wilson(right, 128)}}
-    teacher = {**part.teacher, "quality": {**part.teacher["quality"], "shape": metrics.wilson(120, 128)}}
+    lit = {**part.results["lit"], "quality": {**part.results["lit"]["quality"], "shape": intervals.wilson(right, 128)}}
+    teacher = {**part.teacher, "quality": {**part.teacher["quality"], "shape": intervals.wilson(120, 128)}}
     said = " ".join(sentences._truth(changed(part, results={"lit": lit}, teacher=teacher)))
     assert ("lit cannot be told from the teacher" in said) is not told_apart
 

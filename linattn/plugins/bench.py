@@ -10,11 +10,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from linattn import judge, project, teachers
+from linattn import project, teachers
 from linattn.checkpoint import generator
 from linattn.plugins.body import SOFTMAX, Body
 from linattn.plugins.plugin import Plugin, Question
 from linattn.plugins.settings import Settings, folder
+from linattn.world import judge
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import metrics, world
-from linattn.pairs import SATURATED
+from linattn import intervals, world
+from linattn.world.marks import judge_marks
+from linattn.world.pairs import SATURATED
 
 IN_PLACE = 0.5  # of the union that drawn and asked thing share, from which on it lies where it was asked
 PERIODS = 33  # tried for every pattern: a step of .005 shifts the last stripe by an eighth of its period
 
 
-def shares(marks: Mapping[str, Tensor]) -> dict[str, metrics.Result]:
+def shares(marks: Mapping[str, Tensor]) -> dict[str, intervals.Result]:
     """With Wilson's intervals."""
-    return {name: metrics.wilson(int(right.sum()), len(right)) for name, right in marks.items()}
+    return {name: intervals.wilson(int(right.sum()), len(right)) for name, right in marks.items()}
 
 
 def asked(eye: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, Tensor]:
     """Whether the judge finds shape and colour of the scenes' things."""
-    shape, colour = metrics.judge_marks(eye, pictures, torch.tensor([scene.label for scene in scenes]))
+    shape, colour = judge_marks(eye, pictures, torch.tensor([scene.label for scene in scenes]))
     return {"shape": shape, "colour": colour}
 
 

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 import linattn
-from linattn import metrics, project
+from linattn import intervals, project
 from linattn.plugins import settings
 from linattn.plugins.bench import Bench, mounted
 from linattn.plugins.body import SOFTMAX, Body
@@ -38,7 +38,7 @@ def row(
     found = {
         "with": shares(plugin.marks(bench.eye, ours, question)),
         "without": shares(plugin.marks(bench.eye, plain, question)),
-        "difference": metrics.summary((ours - plain).abs().flatten(1).mean(1)),
+        "difference": intervals.summary((ours - plain).abs().flatten(1).mean(1)),
     }
     return {"body": body.name, "question": name, **found}, ours
 

@@ -11,10 +11,12 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 
-from linattn import judge, language, metrics, pairs, project, world
+from linattn import project, world
 from linattn.pretraining.kind import Data, Kind, encoded_world
 from linattn.pretraining.recipe import Recipe
 from linattn.pretraining.store import save_grid
+from linattn.world import judge, language, pairs
+from linattn.world.marks import judge_accuracy
 
 
 class Captioned(Kind):
@@ -50,7 +52,7 @@ class Captioned(Kind):
         one, two = (world.scenes(count, recipe.seed, objects, world.HELD_OUT) for objects in (1, 2))
         single, double = (self.drawn(folder, [each.caption for each in scenes], recipe) for scenes in (one, two))
         save_grid(torch.cat([single[:36], double[:24]]), folder / "grid.png")
-        marks = metrics.judge_accuracy(eye, single, torch.tensor([scene.label for scene in one]))
+        marks = judge_accuracy(eye, single, torch.tensor([scene.label for scene in one]))
         chance = pairs.chance(eye, double, two)
         shares = pairs.shares(eye, double, two)
         found = {name.replace("_", " "): {**each, "chance": round(chance[name], 4)} for name, each in shares.items()}

@@ -14,11 +14,13 @@ from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, DPMSolv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import judge, metrics, project, sampling, teachers, world
+from linattn import project, sampling, teachers, world
 from linattn.diffusion import split
 from linattn.pretraining.kind import SCHEDULER, Data, Kind, diffusion, encoded_world, silence
 from linattn.pretraining.recipe import Recipe, Stage
 from linattn.pretraining.store import save_grid
+from linattn.world import judge
+from linattn.world.marks import judge_accuracy
 
 NULL_CLASS = 1000  # DiTPipeline's constant, however few classes there are
 RECIPE = Recipe(
@@ -97,7 +99,7 @@ class DiT(Kind):
         labels = torch.arange(recipe.gate["pictures"]) % teacher.classes
         pictures = sampling.draw(teacher, labels, seed=recipe.gate["seed"])
         save_grid(pictures[: teacher.classes], folder / "grid.png")
-        return metrics.judge_accuracy(judge.load(project.ROOT / "data" / "judge"), pictures, labels)
+        return judge_accuracy(judge.load(project.ROOT / "data" / "judge"), pictures, labels)
 
     def card(self, pipe: DiTPipeline, recipe: Recipe) -> dict[str, Any]:
         data = f"{recipe.pictures} scenes of linattn.world, seed {recipe.seed}"

@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import language
 from linattn.conditions import packed, places, unpacked
 from linattn.pretraining.captioned import Captioned, captioned_card
 from linattn.pretraining.kind import Data, silence
 from linattn.pretraining.recipe import Recipe, Stage
+from linattn.world import language
 
 RECIPE = Recipe(
     kind="flux",

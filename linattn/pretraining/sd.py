@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import language
 from linattn.pretraining.captioned import Captioned, captioned_card
 from linattn.pretraining.kind import SCHEDULER, Data, diffusion, silence
 from linattn.pretraining.recipe import Recipe, Stage
+from linattn.world import language
 
 RECIPE = Recipe(
     kind="sd",

@@ -13,7 +13,7 @@ from collections import Counter
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from linattn import world
+from linattn.world import drawing
 
 LENGTH = 16  # tokens of a caption: 13 words at most, begin and end
 BEGIN, END, LAST = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -22,8 +22,8 @@ BEGIN, END, LAST = "<|startoftext|>", "<|endoftext|>", "</w>"
 @functools.cache
 def words() -> tuple[str, ...]:
     """All that a caption can be made of."""
-    relations = [word for relation in world.RELATIONS for word in relation.split()]
-    kinds = [*world.COLOURS, *world.SHAPES, *world.TONES, *world.BACKGROUNDS]
+    relations = [word for relation in drawing.RELATIONS for word in relation.split()]
+    kinds = [*drawing.COLOURS, *drawing.SHAPES, *drawing.TONES, *drawing.BACKGROUNDS]
     return tuple(dict.fromkeys(["a", "on", "small", "large", *relations, *kinds]))
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import world
 from linattn.checkpoint import Resumable, generator
+from linattn.world import drawing
 
 SIDE = 64
 
@@ -30,7 +30,7 @@ class Marks:
 
     def right(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Whether shape and colour are those of the class, each (batch,) boolean."""
-        shape, colour = labels // len(world.COLOURS), labels % len(world.COLOURS)
+        shape, colour = labels // len(drawing.COLOURS), labels % len(drawing.COLOURS)
         return self.shape.argmax(1) == shape, self.colour.argmax(1) == colour
 
 
@@ -52,8 +52,8 @@ class Judge(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 96, self.num_features)
         self.stages = nn.Sequential(*[_stage(*pair) for pair in itertools.pairwise(widths)])
-        self.shape = nn.Linear(self.num_features, len(world.SHAPES))
-        self.colour = nn.Linear(self.num_features, len(world.COLOURS))
+        self.shape = nn.Linear(self.num_features, len(drawing.SHAPES))
+        self.colour = nn.Linear(self.num_features, len(drawing.COLOURS))
 
     def forward(self, pictures: Tensor) -> Marks:
         """Pictures (batch, 3, side, side) in [0, 1], of any side: they are averaged or stretched to 64 px."""
@@ -90,12 +90,12 @@ def train(
     recipe = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     parts = {"judge": judge, "optimizer": optimizer, "schedule": schedule}
     for step in Resumable(Path(scratch) / "judge.safetensors", parts, steps, recipe):
-        scenes = world.scenes(batch, seed, start=step * batch)
+        scenes = drawing.scenes(batch, seed, start=step * batch)
         labels = torch.tensor([scene.label for scene in scenes]).to(device)
-        pictures = spoil(world.render(scenes, SIDE), generator(seed, step)).to(device)
+        pictures = spoil(drawing.render(scenes, SIDE), generator(seed, step)).to(device)
         with torch.autocast(device, torch.bfloat16):
             marks = judge(pictures)
-        colours = len(world.COLOURS)
+        colours = len(drawing.COLOURS)
         loss = F.cross_entropy(marks.shape.float(), labels // colours)
         loss = loss + F.cross_entropy(marks.colour.float(), labels % colours)
         optimizer.zero_grad()
@@ -119,9 +119,9 @@ def accuracy(judge: Judge, seed: int = 1, count: int = 4000, side: int = SIDE) -
     """On scenes it was never trained on."""
     shapes = colours = 0
     for start in range(0, count, 250):
-        scenes = world.scenes(min(250, count - start), seed, start=world.HELD_OUT + start)
+        scenes = drawing.scenes(min(250, count - start), seed, start=drawing.HELD_OUT + start)
         labels = torch.tensor([scene.label for scene in scenes])
-        shape, colour = judge(world.render(scenes, side)).right(labels)
+        shape, colour = judge(drawing.render(scenes, side)).right(labels)
         shapes, colours = shapes + shape.sum().item(), colours + colour.sum().item()
     return {"shape": shapes / count, "colour": colours / count, "n": count, "seed": seed}
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import metrics, world
+from linattn import intervals
+from linattn.world import drawing
 
 SATURATED = 0.45  # largest minus smallest of red, green, blue: backgrounds reach .24, the palest thing has .55
 LEAST = 0.004  # of the picture's area, below which a patch is a speck
@@ -70,7 +71,7 @@ def cut(picture: Tensor, patch: Patch, side: int = 64) -> Tensor:
 
 
 @torch.no_grad()
-def marks(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> Tensor:
+def marks(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> Tensor:
     """(pictures, 3) booleans: both shapes, both colours, the relation."""
     found = [patches(picture) for picture in pictures]
     cuts = [cut(picture, patch) for picture, own in zip(pictures, found, strict=True) for patch in own]
@@ -84,31 +85,31 @@ def marks(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> 
     return torch.tensor(rows, dtype=torch.bool).view(-1, 3)
 
 
-def _right(told: list[tuple[Patch, int, int]], scene: world.Scene) -> tuple[bool, bool, bool]:
+def _right(told: list[tuple[Patch, int, int]], scene: drawing.Scene) -> tuple[bool, bool, bool]:
     if len(told) < 2:
         return False, False, False
     return max((_reading(pair, scene) for pair in (told, told[::-1])), key=lambda reading: (reading[0], reading[3]))[1:]
 
 
-def _reading(told: list[tuple[Patch, int, int]], scene: world.Scene) -> tuple[int, bool, bool, bool]:
+def _reading(told: list[tuple[Patch, int, int]], scene: drawing.Scene) -> tuple[int, bool, bool, bool]:
     """How much is right, and what, if the first patch is the first thing."""
     shapes = [
-        tuple(world.SHAPES)[shape] == thing.shape for (_, shape, _), thing in zip(told, scene.things, strict=True)
+        tuple(drawing.SHAPES)[shape] == thing.shape for (_, shape, _), thing in zip(told, scene.things, strict=True)
     ]
     colours = [
-        tuple(world.COLOURS)[colour] == thing.colour for (*_, colour), thing in zip(told, scene.things, strict=True)
+        tuple(drawing.COLOURS)[colour] == thing.colour for (*_, colour), thing in zip(told, scene.things, strict=True)
     ]
-    relation = world.relation(told[0][0], told[1][0]) == scene.relation
+    relation = drawing.relation(told[0][0], told[1][0]) == scene.relation
     return sum(shapes) + sum(colours), all(shapes), all(colours), relation
 
 
-def shares(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, dict[str, Any]]:
+def shares(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> dict[str, dict[str, Any]]:
     """How many pictures are right in each mark, with Wilson's interval."""
     told = marks(judge, pictures, scenes)  # (pictures, 3)
-    return {name: metrics.wilson(int(right.sum()), len(right)) for name, right in zip(NAMES, told.T, strict=True)}
+    return {name: intervals.wilson(int(right.sum()), len(right)) for name, right in zip(NAMES, told.T, strict=True)}
 
 
-def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, float]:
+def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> dict[str, float]:
     """What captions of other pictures get: the mean over as many shifts as there are, at most SHIFTS."""
     if len(scenes) < 2:
         raise ValueError(
