@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from linattn import diagnostics, families, metrics, params, project
-from linattn.conversion import converted
 from linattn.samples import Samples
+from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
 
 NAMES = {

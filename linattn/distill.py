@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from linattn import families, objectives, surgery
 from linattn.conditions import Asked
-from linattn.conversion import converted
 from linattn.lesson import DTYPES, Data, Lesson
 from linattn.objectives import Objective
+from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
 from linattn.training import History, Named, Settings, Stage, fit
 

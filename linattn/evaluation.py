@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from linattn import costs, families, metrics, params, project, samples, sampling, surgery, teachers, world
 from linattn.conditions import Asked, Labels
-from linattn.conversion import converted
+from linattn.surgery.conversion import converted
 from linattn.world import judge, marks, pairs
 from linattn.world.marks import judge_accuracy, judge_features, judge_fid, judge_kid
 

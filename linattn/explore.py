@@ -166,8 +166,8 @@ def student(name: str, teacher: Any, entries: Mapping[str, Any] | None = None) -
     One that is not distilled is the report's: of the first seed that the student is distilled for.
     """
     from linattn import surgery
-    from linattn.conversion import converted
     from linattn.params import known
+    from linattn.surgery.conversion import converted
 
     entries = _entries() if entries is None else entries
     short = known(name.removesuffix(UNTRAINED), entries, "student")

@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from linattn import distill, families, surgery
-from linattn.conversion import converted
 from linattn.params import Student
+from linattn.surgery.conversion import converted
 
 ENTRY = Student(operator="lit", layers=("first:1",), initialise="mlp_only", options={"kernel": 3})
 

@@ -6,9 +6,9 @@ import tiny
 import torch
 
 from linattn import explore, families, params, project, surgery
-from linattn.conversion import converted
 from linattn.figures import Picture
 from linattn.params import Student
+from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
 
 ENTRIES = {"clear": Student(operator="clear", name="clear", options={"radius": 2})}

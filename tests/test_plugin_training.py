@@ -14,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
 import linattn
-from linattn import identity, project, teachers, world
+from linattn import project, teachers, world
 from linattn.plugins import (
     adapter,
     batch,
@@ -31,6 +31,7 @@ from linattn.plugins import (
     settings as numbers,
     study,
 )
+from linattn.surgery import identity
 from linattn.world import judge
 
 SIDE = 32

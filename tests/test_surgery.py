@@ -15,6 +15,8 @@ from torch import nn
 import linattn
 from linattn import families, surgery, teachers
 from linattn.attention import OPERATORS, POLICIES
+from linattn.surgery.folder import _sha256
+from linattn.surgery.select import select
 
 EVERY = ["softmax", "clear", "linfusion", "mediator", "lit"]
 OPTIONS = {
@@ -154,7 +156,7 @@ def named(value) -> str:
 )
 def test_selections(which, chosen):
     layers = families.layers(tiny.model(layers=5))
-    assert [layer.index for layer in surgery.select(layers, which)] == chosen
+    assert [layer.index for layer in select(layers, which)] == chosen
 
 
 @pytest.mark.parametrize(
@@ -691,7 +693,7 @@ def tensors(change):
         found = load_file(folder / "linattn.safetensors")
         change(found)
         save_file(found, folder / "linattn.safetensors")
-        edit(weights__sha256=surgery._sha256(folder / "linattn.safetensors"))(folder)
+        edit(weights__sha256=_sha256(folder / "linattn.safetensors"))(folder)
 
     return changed
 

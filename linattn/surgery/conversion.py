@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from linattn import surgery
+from linattn.surgery.convert import linearize
 
 
 def converted(model: nn.Module, student: Any, seed: int) -> nn.Module:
@@ -20,7 +20,7 @@ def converted(model: nn.Module, student: Any, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):  # operators are drawn on the CPU, wherever the model is
         torch.manual_seed(seed)
-        made = surgery.linearize(
+        made = linearize(
             copy.deepcopy(model),
             student.operator,
             layers=student.layers,

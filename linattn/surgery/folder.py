@@ -1,0 +1,317 @@
+"""Keep what was learned in a small folder, and make a base the student that a folder holds.
+
+- A student's folder holds the replaced layers whole, whatever else was trained, and `linattn.json`, which names its
+  base: class, public config and a digest of the weights. On another base it is refused, since a student of equal
+  shapes would load without a word and draw nonsense; `load(..., strict=False)` takes a fine-tune of the base.
+- A load that fails half way leaves the model as it was.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from linattn import families
+from linattn.families import KEY, Layer
+from linattn.surgery import identity, released
+from linattn.surgery.convert import (
+    Conversion,
+    _built,
+    _check_backend,
+    _conversion,
+    _converted,
+    _copies,
+    _few,
+    _here,
+    _install,
+    _mark,
+    _write,
+    restore,
+)
+
+FORMAT = 1
+CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
+
+
+def save(model_or_pipeline: Any, folder: str | Path) -> Path:
+    """Write the replaced layers and whatever else differs from the base; the base itself is not written."""
+    model = _here(families.model_of(model_or_pipeline))
+    conversion = _converted(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _delta(model, conversion)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in kept.items()}
+    weights, card = folder / f".{WEIGHTS}.draft", folder / f".{CARD}.draft"
+    try:
+        save_file(tensors, weights, metadata={"format": "pt"})
+        card.write_text(json.dumps(_card(model, conversion, _sha256(weights)), indent=2) + "\n")
+        shutil.copymode(card, weights)  # safetensors writes 0600, which another user of the folder cannot read
+        os.replace(weights, folder / WEIGHTS)
+        os.replace(card, folder / CARD)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{folder} could not be written ({error})") from error
+    finally:
+        weights.unlink(missing_ok=True)
+        card.unlink(missing_ok=True)
+    return folder
+
+
+def _delta(model: nn.Module, conversion: Conversion) -> dict[str, Tensor]:
+    live = identity.tensors(model)
+    inside = tuple(f"{name}." for name in conversion.processors)
+    outside = {name: t for name, t in live.items() if not name.startswith(inside) and name in conversion.digests}
+    trained = set(identity.changed(outside, conversion.digests))
+    own = {name: t for name, t in live.items() if name.startswith(inside) or name in trained}
+    return {**own, **_operator_state(families.layers(model))}
+
+
+def _operator_state(layers: Iterable[Layer]) -> dict[str, Tensor]:
+    return {
+        f"{layer.name}.{KEY}.{name}": tensor
+        for layer in layers
+        if layer.operator is not None
+        for name, tensor in layer.operator.state_dict(keep_vars=True).items()
+    }
+
+
+def _card(model: nn.Module, conversion: Conversion, digest: str) -> dict[str, Any]:
+    layers = [
+        {
+            "index": layer.index,
+            "name": layer.name,
+            "operator": layer.operator.name,
+            "options": layer.operator.options,
+            "initialise": conversion.initialise[layer.name],
+        }
+        for layer in families.layers(model)
+        if layer.operator is not None
+    ]
+    return {"format": FORMAT, "weights": {"file": WEIGHTS, "sha256": digest}, "layers": layers, "base": conversion.base}
+
+
+def load(
+    model_or_pipeline: Any,
+    folder_or_hub_id: str | Path,
+    *,
+    strict: bool = True,
+    keep_original: bool = True,
+    revision: str | None = None,
+    backend: str | None = None,
+    **options: Any,
+) -> Any:
+    """Make the base a saved student, in place; returns what it was given. A student already there is restored first.
+
+    A base of another class, public config or weights is refused. `strict=False` takes any base whose tensors have the
+    same shapes, a fine-tune for instance, and warns of what differs. Nothing is ever unpickled. `backend` is
+    `linearize`'s: it belongs to the machine, so no folder holds it. The weights that LinFusion and CLEAR released are
+    read too (released.py); they name no base, and CLEAR's no radius: `options` say what a file does not.
+    """
+    model = _here(families.model_of(model_or_pipeline))
+    _check_backend(backend)
+    folder = _folder(folder_or_hub_id, revision)
+    conversion = _conversion(model) or Conversion.of(model)
+    foreign = released.recognised(folder)
+    if foreign:
+        entries, tensors = released.read(folder, options)
+        card = {"layers": entries}
+    elif options and (folder / CARD).is_file():
+        raise ValueError(f"{folder} is a student of linattn's, which holds its options; leave out {', '.join(options)}")
+    else:
+        card, tensors = _read(folder)
+        _check_base(conversion.base, card["base"], folder, strict)
+    chosen, operators = _operators(model, card, folder, backend)
+    if foreign:
+        released.check(entries, families.layers(model), folder)
+    _check_tensors(model, chosen, operators, tensors, folder, partial=foreign)
+    put_back = _remembered(model)
+    if _conversion(model):
+        restore(model)
+        conversion = Conversion(conversion.base, conversion.digests)
+    others = _others(chosen, tensors)
+    overwritten = _copies({name: tensor for name, tensor in identity.tensors(model).items() if name in others})
+
+    def start(layer: Layer, operator: nn.Module) -> None:
+        state = {name: tensors[f"{layer.name}.{KEY}.{name}"] for name in operator.state_dict()}
+        operator.load_state_dict(state)
+        own = {f"{layer.name}.{name}": tensor for name, tensor in identity.tensors(layer.attn).items()}
+        _write(own, tensors)
+
+    policies = [entry["initialise"] for entry in card["layers"]]
+    try:
+        _install(model, conversion, chosen, operators, policies, start, keep_original)
+    except BaseException:
+        put_back()
+        raise
+    _write(identity.tensors(model), others)
+    if keep_original:
+        conversion.originals.update(overwritten)
+    return model_or_pipeline
+
+
+def _remembered(model: nn.Module) -> Callable[[], None]:
+    """Puts the student back that the model is now, after a `restore`; nothing to do where it is none."""
+    conversion = _conversion(model)
+    if conversion is None:
+        return lambda: None
+    replaced = [layer for layer in families.layers(model) if layer.operator is not None]
+    parts = [(layer.attn, layer.operator, layer.attn.processor) for layer in replaced]
+    inside = tuple(f"{layer.name}." for layer in replaced)
+    live = identity.tensors(model)
+    values = _copies({name: t for name, t in live.items() if name.startswith(inside) or name in conversion.originals})
+
+    def put_back() -> None:
+        _write(live, values)
+        for attn, operator, processor in parts:
+            setattr(attn, KEY, operator)
+            attn.set_processor(processor)
+        _mark(model, conversion)
+
+    return put_back
+
+
+def _others(chosen: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    inside = tuple(f"{layer.name}." for layer in chosen)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(inside)}
+
+
+def _folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return folder  # CLEAR's
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; a student is a folder with {CARD} and {WEIGHTS}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
+        raise ValueError(f"there is no folder {str(folder)!r}, and it is no id of the Hugging Face hub (owner/name)")
+    # The cards first: the id of a base instead of a student's would fetch tens of gigabytes.
+    place = _fetched(folder, revision, [CARD, released.CONFIG])
+    if not (place / CARD).is_file() and not released.recognised(place):
+        raise ValueError(
+            f"{folder} on the Hugging Face hub is no student: it has neither {CARD} nor LinFusion's {released.CONFIG}; "
+            "is it the base's id? (CLEAR's files are read from a path: download the one you want)"
+        )
+    return _fetched(folder, revision, [CARD, released.CONFIG, "*.safetensors"], ["*/*"])
+
+
+def _fetched(name: Path, revision: str | None, wanted: list[str], unwanted: list[str] | None = None) -> Path:
+    from huggingface_hub import snapshot_download  # a second's import that a local folder does not need
+
+    how = {"revision": revision, "allow_patterns": wanted, "ignore_patterns": unwanted}
+    try:
+        return Path(snapshot_download(name.as_posix(), **how))
+    except Exception as error:  # whatever the network, the hub or its cache may say
+        raise ValueError(
+            f"there is no folder {str(name)!r}, and the Hugging Face hub did not give it either "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'})"
+        ) from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (CARD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no student: {name} is missing (linattn.save writes it)")
+    try:
+        card = json.loads((folder / CARD).read_text())
+        _check_card(card)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CARD} is damaged or was not written by linattn.save ({error})") from error
+    if card["format"] != FORMAT:
+        raise ValueError(f"{folder / CARD} has format {card['format']}; this linattn reads {FORMAT}: use a newer one")
+    if _sha256(folder / WEIGHTS) != card["weights"]["sha256"]:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: not the file that {CARD} was written with; fetch it again")
+    try:
+        return card, load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); fetch it again") from error
+
+
+def _check_card(card: Any) -> None:
+    if not isinstance(card["format"], int):
+        raise ValueError(f"format {card['format']!r} is no number")
+    for entry in card["layers"]:
+        if not isinstance(entry["name"], str) or not isinstance(entry["options"], dict):
+            raise ValueError(f"layer {entry!r}")
+        _ = entry["operator"], entry["initialise"]
+    _ = card["weights"]["sha256"]
+    base = card["base"]
+    for part, kind in {"class": str, "name": str, "config": dict, "config_digest": str, "weights": dict}.items():
+        if not isinstance(base[part], kind):
+            raise ValueError(f"base {part} {base[part]!r}")
+
+
+def _check_base(ours: dict[str, Any], theirs: dict[str, Any], folder: Path, strict: bool) -> None:
+    found = identity.differences(theirs, ours)
+    if not found:
+        return
+    message = (
+        f"{folder} is a student of {identity.label(theirs)}, but this is {identity.label(ours)}; "
+        f"they differ in {'; '.join(found)}"
+    )
+    if strict or theirs["class"] != ours["class"]:
+        raise ValueError(f"{message}. If this is a fine-tune of that base: load(..., strict=False)")
+    warnings.warn(message, stacklevel=3)
+
+
+def _operators(
+    model: nn.Module, card: dict[str, Any], folder: Path, backend: str | None
+) -> tuple[list[Layer], list[nn.Module]]:
+    layers = {layer.name: layer for layer in families.layers(model)}
+    if unknown := [entry["name"] for entry in card["layers"] if entry["name"] not in layers]:
+        raise ValueError(f"{folder} replaces {_few(unknown)}, which this {type(model).__name__} does not have")
+    chosen = [layers[entry["name"]] for entry in card["layers"]]
+    try:
+        built = [
+            _built(layer, entry["operator"], entry["options"], backend)
+            for layer, entry in zip(chosen, card["layers"], strict=True)
+        ]
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return chosen, built
+
+
+def _check_tensors(
+    model: nn.Module,
+    chosen: Sequence[Layer],
+    operators: Sequence[nn.Module],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    partial: bool = False,
+) -> None:
+    """Every tensor of the replaced layers is there, none is unknown, and all have the base's shapes.
+
+    `partial`: what the base has itself may be missing, and a warning says what that is.
+    """
+    known = identity.tensors(model)
+    inside = tuple(f"{layer.name}." for layer in chosen)
+    required = {name: tensor for name, tensor in known.items() if name.startswith(inside)}
+    for layer, operator in zip(chosen, operators, strict=True):
+        required.update({f"{layer.name}.{KEY}.{name}": tensor for name, tensor in operator.state_dict().items()})
+    known = {**known, **required}
+    missing = sorted(set(required) - set(tensors))
+    unknown = sorted(set(tensors) - set(known))
+    if partial and (kept := [name for name in missing if f".{KEY}." not in name]):
+        warnings.warn(f"{folder} does not hold {_few(kept)}: the base's stay", stacklevel=3)
+        missing = [name for name in missing if name not in set(kept)]
+    if missing or unknown:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit this {type(model).__name__}: "
+            f"missing {_few(missing) or 'nothing'}, unknown {_few(unknown) or 'nothing'}"
+        )
+    shapes = [(name, tuple(tensor.shape), tuple(known[name].shape)) for name, tensor in tensors.items()]
+    if wrong := [f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here]:
+        raise ValueError(f"{folder} does not fit this {type(model).__name__}: {_few(wrong)}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""Choose self-attention layers of a model: by number, by name, by a phrase such as every:2, or by a predicate."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+from linattn.families import Layer
+
+Selection = str | int | Sequence[int | str] | Callable[[Layer], bool]
+
+
+def select(layers: Sequence[Layer], which: Selection = "all") -> list[Layer]:
+    """The chosen layers in forward order: all, every:2 (0, 2, ...), first:4, last:4, except:<any of these>, a layer's
+    number or name, a list of them, or a predicate of the layer."""
+    numbers = _numbers(layers, which)
+    if not numbers:
+        raise ValueError(f"layers={which!r} selects none of the {len(layers)} layers")
+    return [layer for layer in layers if layer.index in numbers]
+
+
+def _numbers(layers: Sequence[Layer], which: Selection) -> set[int]:
+    if callable(which):
+        return {layer.index for layer in layers if which(layer)}
+    if isinstance(which, str):
+        return _spoken(layers, which)
+    if isinstance(which, Iterable):
+        return {number for each in which for number in _numbers(layers, each)}
+    return {_number(layers, which)}
+
+
+def _spoken(layers: Sequence[Layer], which: str) -> set[int]:
+    every = {layer.index for layer in layers}
+    word, _, rest = which.partition(":")
+    if which == "all":
+        return every
+    if word == "except" and rest:
+        return every - _numbers(layers, rest)
+    if word in ("first", "last", "every") and rest.isdecimal():
+        count = int(rest)
+        if not 1 <= count <= len(layers):
+            raise ValueError(f"layers={which!r}: a number from 1 to {len(layers)}, the layers of this model")
+        total = len(layers)
+        spans = {"first": range(count), "last": range(total - count, total), "every": range(0, total, count)}
+        return set(spans[word])
+    return {_number(layers, which)}
+
+
+def _number(layers: Sequence[Layer], which: int | str) -> int:
+    if isinstance(which, int) and not isinstance(which, bool):
+        if not -len(layers) <= which < len(layers):
+            raise ValueError(f"no layer {which}: this model has {len(layers)}, numbered from 0")
+        return which % len(layers)
+    for layer in layers:
+        if layer.name == which:
+            return layer.index
+    names = [layer.name for layer in layers]
+    words = ("all", "every:2", "first:1", "last:1", "except:first:1")
+    close = difflib.get_close_matches(str(which), [*names, *words], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+        f"no layer {which!r}: {hint}valid are all, every:2, first:4, last:4, except:first:2, "
+        f"numbers up to {len(layers) - 1}, and names like {names[0]!r}"
+    )
