@@ -6,9 +6,10 @@ import tiny
 import torch
 from diffusers import FluxPipeline
 
-from linattn import conditions, costs, distill, families, metrics, project, samples, sampling, surgery, world
+from linattn import conditions, costs, families, metrics, project, samples, sampling, surgery, world
 from linattn.diffusion import Diffusion, Flow
-from linattn.distill import DistillConfig
+from linattn.distillation import distill
+from linattn.distillation.config import DistillConfig
 from linattn.teachers import Teacher
 
 CAPTIONS = ["a red ring on plain", "a blue star left of a pink disc", "a large green heart"]

@@ -6,7 +6,9 @@ import pytest
 import tiny
 import torch
 
-from linattn import distill, families, surgery
+from linattn import families, surgery
+from linattn.distillation import distill
+from linattn.distillation.config import DistillConfig
 from linattn.params import Student
 from linattn.surgery.conversion import converted
 
@@ -36,7 +38,7 @@ def test_it_is_what_linearize_makes_under_that_seed():
 
 
 def test_distillation_begins_with_it():
-    config = distill.DistillConfig("lit", {"kernel": 3}, layers=["first:1"], initialise="mlp_only", seed=1)
+    config = DistillConfig("lit", {"kernel": 3}, layers=["first:1"], initialise="mlp_only", seed=1)
     assert same(distill.convert(tiny.model(), config), converted(tiny.model(), ENTRY, 1))
 
 

@@ -13,22 +13,13 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from linattn import (
-    checkpoint,
-    distill as module,
-    families,
-    lesson,
-    metrics,
-    project,
-    sampling,
-    surgery,
-    teachers,
-    training,
-)
+from linattn import checkpoint, families, metrics, project, sampling, surgery, teachers
 from linattn.conditions import NULL_CLASS, Labels
 from linattn.diffusion import Diffusion
-from linattn.distill import DistillConfig, convert, distill, select
-from linattn.lesson import Lesson, draw
+from linattn.distillation import distill as module, lesson, training
+from linattn.distillation.config import DistillConfig, of_params
+from linattn.distillation.distill import convert, distill, select
+from linattn.distillation.lesson import Lesson, draw
 
 HERE = Path(__file__).parent
 
@@ -466,7 +457,7 @@ def test_compiled_blocks_do_the_same_and_are_taken_back(teacher, monkeypatch):
 def test_settings_come_from_params_by_name():
     student = SimpleNamespace(operator="clear", options={"radius": 3}, layers=(0, 1), initialise="all", name="small")
     recipe = SimpleNamespace(steps=7, layerwise_steps=3, objective="lit", trains="new", seeds=(0, 1))
-    config = module.of_params(student, recipe, seed=1)
+    config = of_params(student, recipe, seed=1)
     assert (config.operator, config.options, config.layers, config.seed) == ("clear", {"radius": 3}, (0, 1), 1)
     assert (config.steps, config.layerwise_steps, config.objective, config.trains) == (7, 3, "lit", "new")
     assert config.batch == DistillConfig("clear").batch
@@ -549,7 +540,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_distill as tests
 from linattn import checkpoint
-from linattn.lesson import Lesson
+from linattn.distillation.lesson import Lesson
 torch = tests.torch
 torch.set_num_threads({threads})
 def dies(self, step, original=getattr(Lesson, {stage!r})):

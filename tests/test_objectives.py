@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from linattn.diffusion import Diffusion
-from linattn.objectives import PRESETS, TERMS, Comparison, Objective, create, layerwise
+from linattn.distillation.objectives import PRESETS, TERMS, Comparison, Objective, create, layerwise
 
 STEPS = 1000
 SHAPE = (3, 2, 5, 4)  # odd, not square

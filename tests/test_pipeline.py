@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from linattn import distill, notebooks, params, pipeline, project, students
+from linattn import distill, notebooks, params, pipeline, project
+from linattn.distillation import students
 
 STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}

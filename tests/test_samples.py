@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from linattn import samples, sampling
-from linattn.distill import DistillConfig, distill
+from linattn.distillation.config import DistillConfig
+from linattn.distillation.distill import distill
 from linattn.samples import Samples
 from linattn.teachers import Teacher
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from linattn import params
-from linattn.training import History, Named, Settings, Stage, fit
+from linattn.distillation.training import History, Named, Settings, Stage, fit
 
 EVERY = 50  # steps between two checkpoints
 

@@ -5,8 +5,11 @@
 - Under `accelerate launch` all processes train and one writes.
 - Checkpoints lie in scratch, in a folder named by everything the result depends on, code included: a killed run goes
   on where it was, an edited one begins anew.
+
+`python -m linattn.distill --student clear --profile nano`, or `accelerate launch -m linattn.distill ...`.
 """
 
+import argparse
 import dataclasses
 import shutil
 from typing import Any
@@ -14,7 +17,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from linattn import params, project, surgery, teachers
-from linattn.distill import DistillConfig, Result, distill, of_params
+from linattn.distillation.config import DistillConfig, of_params
+from linattn.distillation.distill import Result, distill
 from linattn.samples import Samples
 
 UNTOLD = ("seconds",)  # in the run file instead
@@ -74,3 +78,12 @@ def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, lis
         "loss": [row["loss"] for row in history],
         "stage": [row["stage"] for row in history],
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--student", required=True, help="a name of params.yaml")
+    parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")
+    arguments = parser.parse_args()
+    for result in make(arguments.student, arguments.profile):
+        print(f"{result.folder}: {result.trained:,} parameters trained in {result.seconds:.0f} s", flush=True)

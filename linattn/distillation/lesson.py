@@ -9,32 +9,19 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from linattn import conditions, families, objectives
+from linattn import conditions, families
 from linattn.checkpoint import generator
 from linattn.conditions import Asked, Conditions, Rows
 from linattn.diffusion import Process
-from linattn.objectives import Comparison
-from linattn.training import Terms
-
-if TYPE_CHECKING:
-    from linattn.distill import DistillConfig
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Data(Protocol):
-    """What `samples.Samples` is, as far as a student is concerned."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Asked]:
-        """Latents (count, channels, height, width) and what was asked for, labels (count,) or captions."""
+from linattn.distillation import objectives
+from linattn.distillation.config import DTYPES, Data, DistillConfig
+from linattn.distillation.objectives import Comparison
+from linattn.distillation.training import Terms
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,7 @@ class Batch:
     rows: Rows = field(default_factory=dict)  # what the models are told
 
 
-def draw(config: "DistillConfig", diffusion: Process, samples: Data, step: int) -> Batch:
+def draw(config: DistillConfig, diffusion: Process, samples: Data, step: int) -> Batch:
     """The whole batch of one step, whoever computes it."""
     dice = generator(config.seed, step)
     rows = torch.randint(len(samples), (config.batch,), generator=dice)
@@ -79,7 +66,7 @@ def pinned(student: nn.Module, choice: float) -> Iterator[None]:
 class Lesson:
     """Teacher, student and data; its two methods are the stages' losses."""
 
-    config: "DistillConfig"
+    config: DistillConfig
     teacher: nn.Module
     student: nn.Module
     diffusion: Process
