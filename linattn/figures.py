@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
-from linattn import costs
+from linattn.evaluation.growth import exponents
 
 INK, SOFT, FAINT, PAPER = "#22262b", "#5d656f", "#dfe3e8", "#ffffff"
 WIDTH, DPI = 5.2, 200  # inches, dots an inch
@@ -376,7 +376,7 @@ def _darker(colour: str) -> str:
 def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baseline: str) -> Picture:
     """Rows of `costs.time_operators`: time against tokens on log axes, each line named with its fitted exponent."""
     figure, axis = _axes(height=4.3)
-    lines, slopes = _series(rows), costs.exponents(rows)
+    lines, slopes = _series(rows), exponents(rows)
     labels, told = [], []
     for name, (tokens, times) in lines.items():
         look = styles.get(name, Look(SOFT, "o", "-", False))

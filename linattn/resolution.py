@@ -23,8 +23,13 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import costs, evaluation, figures, intervals, metrics, params, project, redraw, sampling, world
-from linattn.evaluation import Bench
+from linattn import figures, intervals, params, project, redraw, sampling, world
+from linattn.evaluation import costs
+from linattn.evaluation.bench import Bench, eight_bits, say
+from linattn.evaluation.distance import PSNR_MOST, distances
+from linattn.evaluation.evaluation import distilled
+from linattn.evaluation.growth import exponent, predict
+from linattn.evaluation.rows import shown_of, truth
 from linattn.report import studyparts
 
 PARAMS = "studies/resolution/params.yaml"
@@ -53,7 +58,7 @@ def load(path: str | Path = PARAMS) -> Settings:
 
 def student(bench: Bench, name: str) -> nn.Module:
     """The published student: studies depend on what Git holds, not on what ran here."""
-    return evaluation.distilled(bench, project.published(f"students/{name}"))
+    return distilled(bench, project.published(f"students/{name}"))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -86,9 +91,9 @@ def marks(bench: Bench, pictures: Tensor, theirs: Tensor) -> dict[str, Any]:
     true = edges(world.render(bench.scenes(count), side)).mean()
     return {
         "side": side,
-        **evaluation.truth(bench, evaluation.eight_bits(pictures)),
+        **truth(bench, eight_bits(pictures)),
         "edges": intervals.summary(edges(pictures) / true, bench.part.seed),
-        "psnr": intervals.summary(metrics.distances(pictures, theirs)["psnr"], bench.part.seed),
+        "psnr": intervals.summary(distances(pictures, theirs)["psnr"], bench.part.seed),
     }
 
 
@@ -106,7 +111,7 @@ def enlarged_by(bench: Bench, told: Settings, names: Sequence[str]) -> tuple[lis
     rows = []
     for name, pictures in drawn.items():
         rows.append({"model": name, "marks": [marks(bench, *pair) for pair in zip(pictures, theirs, strict=True)]})
-        evaluation.say(f"{bench.role}, {name}: {_said(rows[-1]['marks'][-1])}")
+        say(f"{bench.role}, {name}: {_said(rows[-1]['marks'][-1])}")
     return rows, {name: pictures[-1][:SHOWN] for name, pictures in drawn.items()}
 
 
@@ -126,7 +131,7 @@ def growing(bench: Bench, told: Settings, model: nn.Module) -> list[dict[str, An
         sides = sampling.latent_sides(source, side)
         inputs = bench.teacher.conditions.example(*sides, bench.asked(1))
         tokens = sides[0] * sides[1] // source.conditions.unit**2
-        if costs.predict(_by(rows, "macs"), tokens) > told.limit:
+        if predict(_by(rows, "macs"), tokens) > told.limit:
             break
         macs = costs.macs(model, inputs=inputs)["total"]  # its forward is the warm-up of the next
         with torch.no_grad(), sampling.evaluating(model):
@@ -134,24 +139,24 @@ def growing(bench: Bench, told: Settings, model: nn.Module) -> list[dict[str, An
             device = next(model.parameters()).device
             seconds, size = costs.seconds_of(call, device), costs.peak_memory(call, device, warm=True)
         rows.append({"side": side, "tokens": tokens, "macs": macs, "seconds": seconds, "bytes": size})
-        evaluation.say(f"  {side} px: {macs:.3g} multiply-accumulates, {seconds:.3g} s, {size / 2**20:.0f} MiB")
+        say(f"  {side} px: {macs:.3g} multiply-accumulates, {seconds:.3g} s, {size / 2**20:.0f} MiB")
     return rows
 
 
 def _by(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Rows whose `key` stands where costs.py looks for seconds."""
+    """Rows whose `key` stands where growth.py looks for seconds."""
     return [{"tokens": row["tokens"], "seconds": row[key]} for row in rows]
 
 
 def without_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What is the same on every machine, with p of bytes and multiply-accumulates ~ tokens^p over the larger half."""
     kept = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    return {"rows": kept, "exponents": {key: costs.exponent(_by(rows, key)) for key in ("bytes", "macs")}}
+    return {"rows": kept, "exponents": {key: exponent(_by(rows, key)) for key in ("bytes", "macs")}}
 
 
 def seconds_alone(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kept = [{key: row[key] for key in ("side", "seconds")} for row in rows]
-    return {"rows": kept, "exponent": costs.exponent(_by(rows, "seconds"))}
+    return {"rows": kept, "exponent": exponent(_by(rows, "seconds"))}
 
 
 # The study -----------------------------------------------------------------------------------------------------------
@@ -165,11 +170,11 @@ def measure(told: Settings | None = None) -> dict[str, Any]:
         models = {TEACHER: bench.teacher.model} | {n: student(bench, n) for n in names}
         grown = {}
         for name, model in models.items():
-            evaluation.say(f"{role}, {name}: one forward")
+            say(f"{role}, {name}: one forward")
             grown[name] = growing(bench, told, model)
         asked = bench.teacher.conditions.words(bench.asked(SHOWN))
         forwards = {name: without_seconds(each) for name, each in grown.items()}
-        shown = {"folder": evaluation.shown_of(bench)["folder"], "asked": asked}
+        shown = {"folder": shown_of(bench)["folder"], "asked": asked}
         found[role] = {**shown, "rows": rows, "forwards": forwards}
         times[role] = {name: seconds_alone(each) for name, each in grown.items()}
         studyparts.write_sheet(pictures, project.study(sheet(role), write=True), quality=85)
@@ -235,7 +240,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(mark: Mapping[str, Any], key: str) -> studyparts.Cell:
     """The same picture has no distance worth a number."""
-    same = key == "psnr" and (mark[key]["value"] or 0) >= metrics.PSNR_MOST
+    same = key == "psnr" and (mark[key]["value"] or 0) >= PSNR_MOST
     return "–" if same else studyparts.cell(mark[key], *COLUMNS[key][1:])
 
 

@@ -3,7 +3,8 @@
 import pytest
 import tiny
 
-from linattn import amdahl, families
+from linattn import families
+from linattn.evaluation import amdahl
 
 LABELS = {"few": ("mediator", {"count": 4}), "window": ("clear", {"radius": 2})}
 

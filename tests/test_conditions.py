@@ -6,10 +6,12 @@ import tiny
 import torch
 from diffusers import FluxPipeline
 
-from linattn import conditions, costs, families, metrics, project, samples, sampling, surgery, world
+from linattn import conditions, families, project, samples, sampling, surgery, world
 from linattn.diffusion import Diffusion, Flow
 from linattn.distillation import distill
 from linattn.distillation.config import DistillConfig
+from linattn.evaluation import costs
+from linattn.evaluation.distance import prediction_error
 from linattn.teachers import Teacher
 
 CAPTIONS = ["a red ring on plain", "a blue star left of a pink disc", "a large green heart"]
@@ -132,9 +134,9 @@ def test_a_student_of_a_model_that_reads_comes_closer_to_its_teacher(kind, opera
     told = {"preset": "protocol", "task": 0.0}  # its data are noise
     config = DistillConfig(operator, options, layerwise_steps=0, steps=40, batch=4, objective=told, learning_rate=3e-3)
     start = distill.convert(distill.frozen(made.model, torch.device("cpu")), config)
-    before = metrics.prediction_error(made, start, data, (0.3, 0.7), count=4)["mean"]["value"]
+    before = prediction_error(made, start, data, (0.3, 0.7), count=4)["mean"]["value"]
     student = distill.distill(config, made, data).model
-    after = metrics.prediction_error(made, student, data, (0.3, 0.7), count=4)["mean"]["value"]
+    after = prediction_error(made, student, data, (0.3, 0.7), count=4)["mean"]["value"]
     assert 0 < after < 0.95 * before
 
 
@@ -148,7 +150,7 @@ def test_softmax_has_no_error_and_costs_are_those_of_the_text_that_is_read(kind,
     assert dense["tokens"] == picture + text
     student = surgery.linearize(kinds.pipeline(kind), "softmax")
     latents = torch.randn(3, 4, 8, 8)
-    found = metrics.prediction_error(made, families.model_of(student), (latents, CAPTIONS), (0.5,), count=3)
+    found = prediction_error(made, families.model_of(student), (latents, CAPTIONS), (0.5,), count=3)
     assert found["mean"]["value"] < 1e-9
     assert costs.macs(families.model_of(student), inputs=inputs)["core"] == dense["core"]
 

@@ -8,9 +8,11 @@ import tiny
 import torch
 from torch.nn import functional as F
 
-from linattn import attention, costs, surgery
+from linattn import attention, surgery
 from linattn.attention import LayerShape
 from linattn.attention.grid import Grid
+from linattn.evaluation import costs
+from linattn.evaluation.growth import exponent, exponents, predict
 
 # Those whose fast path multiplies what the formula counts; clear's tiles multiply more (below).
 OPERATORS = {
@@ -191,25 +193,25 @@ def timings(**operators: dict[int, float]) -> list[dict]:
 def test_the_exponent_of_a_power_law_over_the_larger_half():
     sizes = [64, 256, 1024, 4096]
     rows = timings(dense={n: 1.0 if n < 1024 else 1e-9 * n**2 for n in sizes}, linear={n: 1e-6 * n for n in sizes})
-    assert costs.exponents(rows) == pytest.approx({"dense": 2.0, "linear": 1.0})
+    assert exponents(rows) == pytest.approx({"dense": 2.0, "linear": 1.0})
 
 
 def test_the_exponent_of_an_odd_number_of_sizes_by_hand():
     # The larger half of three is two: (2, 4) and (4, 12) -> log 3 / log 2
-    assert costs.exponent(timings(one={1: 5.0, 2: 4.0, 4: 12.0})) == pytest.approx(math.log2(3))
+    assert exponent(timings(one={1: 5.0, 2: 4.0, 4: 12.0})) == pytest.approx(math.log2(3))
 
 
 @pytest.mark.parametrize("each", [{}, {64: 1.0}, {64: 1.0, 128: None}], ids=["none", "one", "one-measured"])
 def test_no_exponent_from_fewer_than_two_sizes(each):
-    assert costs.exponent(timings(one=each)) is None
+    assert exponent(timings(one=each)) is None
 
 
 def test_prediction_of_the_next_size():
-    assert costs.predict([], 64) == 0
-    assert costs.predict(timings(one={64: 1.0}), 128) == pytest.approx(4)  # quadratic until known better
-    assert costs.predict(timings(one={64: 1.0, 128: 2.0}), 256) == pytest.approx(4)
-    assert costs.predict(timings(one={64: 1.0, 128: 0.1}), 256) == pytest.approx(0.2)  # never shrinking
-    assert costs.predict(timings(one={64: None}), 128) == math.inf
+    assert predict([], 64) == 0
+    assert predict(timings(one={64: 1.0}), 128) == pytest.approx(4)  # quadratic until known better
+    assert predict(timings(one={64: 1.0, 128: 2.0}), 256) == pytest.approx(4)
+    assert predict(timings(one={64: 1.0, 128: 0.1}), 256) == pytest.approx(0.2)  # never shrinking
+    assert predict(timings(one={64: None}), 128) == math.inf
 
 
 def test_rows_of_every_operator_beside_the_baseline():

@@ -11,8 +11,10 @@ import pytest
 import tiny
 import torch
 
-from linattn import anatomy, conditions, diagnostics, families, metrics, surgery
+from linattn import conditions, families, surgery
 from linattn.attention.grid import Grid
+from linattn.evaluation import anatomy, diagnostics
+from linattn.evaluation.distance import level_time, noised
 from linattn.params import Student
 from linattn.teachers import Teacher
 
@@ -227,9 +229,9 @@ def test_anatomy_of_every_family(kind):
     """Every number is that of the layer's own map: a deeper level's locality on its smaller grid."""
     make, told = FAMILIES[kind]
     pipe, latents = make(), asked(2)[0]
-    t = metrics.level_time(0.7)
+    t = level_time(0.7)
     found = diagnostics.anatomy(pipe, latents, told, levels=(0.7,), radius=2, batch=1)
-    maps = diagnostics.layer_maps(pipe, metrics.noised(pipe, latents, t), t, told)
+    maps = diagnostics.layer_maps(pipe, noised(pipe, latents, t), t, told)
     wanted = [row for n, (each, grid) in maps.items() for row in diagnostics.table(each, grid, 2, layer=n, noise=0.7)]
     assert [row["value"] for row in found] == pytest.approx([row["value"] for row in wanted], rel=1e-3)
     assert [row["layer"] for row in found] == [row["layer"] for row in wanted]

@@ -13,13 +13,14 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from linattn import checkpoint, families, metrics, project, sampling, surgery, teachers
+from linattn import checkpoint, families, project, sampling, surgery, teachers
 from linattn.conditions import NULL_CLASS, Labels
 from linattn.diffusion import Diffusion
 from linattn.distillation import distill as module, lesson, training
 from linattn.distillation.config import DistillConfig, of_params
 from linattn.distillation.distill import convert, distill, select
 from linattn.distillation.lesson import Lesson, draw
+from linattn.evaluation.distance import prediction_error
 
 HERE = Path(__file__).parent
 
@@ -297,7 +298,7 @@ def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operato
     config = DistillConfig(operator, options, layerwise_steps=8, steps=8, batch=4, warmup=2)
 
     def error(student):
-        found = metrics.prediction_error(nano[0], student, nano[1].batch(slice(None)), (0.3, 0.7), count=8, seed=9)
+        found = prediction_error(nano[0], student, nano[1].batch(slice(None)), (0.3, 0.7), count=8, seed=9)
         return found["mean"]["value"]
 
     result = distill(config, *nano, evaluate=error)

@@ -5,7 +5,9 @@ import math
 import pytest
 import tiny
 
-from linattn import costs, evaluation, sampling, surgery
+from linattn import sampling, surgery
+from linattn.evaluation import costs
+from linattn.evaluation.rows import WITHIN, combine, cost, levels_of
 
 
 def measure(value, half, n=128):
@@ -13,23 +15,23 @@ def measure(value, half, n=128):
 
 
 def test_one_seed_is_itself():
-    assert evaluation.combine([measure(0.5, 0.1)]) == measure(0.5, 0.1)
+    assert combine([measure(0.5, 0.1)]) == measure(0.5, 0.1)
 
 
 def test_a_value_that_cannot_be_taken_stays_so():
     nothing = {"value": None, "low": None, "high": None, "n": 3}
-    assert evaluation.combine([nothing, measure(0.5, 0.1)])["value"] is None
+    assert combine([nothing, measure(0.5, 0.1)])["value"] is None
 
 
 def test_seeds_that_differ_widen_the_interval_by_students_t():
-    found = evaluation.combine([measure(value, 0.1) for value in (0.4, 0.5, 0.6)])
+    found = combine([measure(value, 0.1) for value in (0.4, 0.5, 0.6)])
     half = math.hypot(0.1, 4.303 * 0.1 / math.sqrt(3))
     assert (found["value"], found["low"], found["high"]) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
     assert found["seeds"] == [0.4, 0.5, 0.6]
 
 
 def test_no_interval_reaches_where_no_share_can():
-    found = evaluation.combine([measure(value, 0.02) for value in (1.0, 1.0, 0.94)], evaluation.WITHIN["shape"])
+    found = combine([measure(value, 0.02) for value in (1.0, 1.0, 0.94)], WITHIN["shape"])
     assert found["high"] == 1.0
     assert 0 < found["low"] < 0.94
 
@@ -59,7 +61,7 @@ def test_a_schedule_costs_the_mean_over_a_draw(steps):
     assert len(levels) == steps
     assert levels == sorted(levels, reverse=True)
     each = [costs.macs(pipe.transformer, noise=level)["core"] for level in levels]
-    found = evaluation.cost(bench(pipe, steps), pipe.transformer)
+    found = cost(bench(pipe, steps), pipe.transformer)
     assert found["core_macs"] == round(sum(each) / steps)
     assert min(each) <= found["core_macs"] <= max(each)
 
@@ -67,4 +69,4 @@ def test_a_schedule_costs_the_mean_over_a_draw(steps):
 def test_without_a_schedule_one_level_is_enough():
     pipe = tiny.pipeline()
     surgery.linearize(pipe, "mediator", count=4)
-    assert evaluation.levels_of(bench(pipe, 10), pipe.transformer) == [0.5]
+    assert levels_of(bench(pipe, 10), pipe.transformer) == [0.5]

@@ -231,7 +231,7 @@ def test_a_deepcopy_is_a_student_of_its_own(kind):
 @each_kind
 @torch.no_grad()
 def test_costs_know_every_family(kind):
-    from linattn import costs
+    from linattn.evaluation import costs
 
     dense, model = kinds.model(kind), converted(kind, "clear")
     assert costs.counted_macs(dense, 8) == costs.macs(dense, 8)["total"]
@@ -242,7 +242,7 @@ def test_costs_know_every_family(kind):
 @torch.no_grad()
 def test_the_costs_of_pixart_alpha_know_its_sizes():
     """Its 1,024 px models are told resolution and aspect ratio, and fail without."""
-    from linattn import costs
+    from linattn.evaluation import costs
 
     more = {"num_attention_heads": 6, "cross_attention_dim": 48, "use_additional_conditions": True}
     model = kinds._pixart(**more).eval()

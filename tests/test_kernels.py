@@ -905,7 +905,7 @@ def test_mistakes_are_named(call, says):
 
 def test_the_softmax_of_half_a_million_scores_is_not_written_out():
     """The window's memory grows with tokens: four times as many take four times the room, not sixteen."""
-    from linattn import costs
+    from linattn.evaluation import costs
 
     def peak(side):
         q, k, v = qkv(1, side * side, side * side, 1, 16, 16)
@@ -918,7 +918,7 @@ def test_the_softmax_of_half_a_million_scores_is_not_written_out():
 @each_kernel
 def test_values_narrower_or_wider_than_heads_write_out_no_scores(kernel):
     """PyTorch's attention does where they differ."""
-    from linattn import costs
+    from linattn.evaluation import costs
 
     calls = {
         "linear": linear_attention,

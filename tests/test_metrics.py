@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from linattn import intervals, metrics, world
+from linattn import intervals, world
+from linattn.evaluation import distance
+from linattn.evaluation.distance import LEVELS, PSNR_MOST, distances, level_noise, prediction_error, predictions
 from linattn.world import marks
 from linattn.world.judge import Marks
 from linattn.world.marks import judge_accuracy, judge_features, judge_fid, judge_kid
@@ -76,39 +78,39 @@ def test_wilson_of_one_picture_stays_inside():
 
 
 def test_the_same_pictures_are_at_no_distance():
-    found = metrics.distance(pictures(), pictures())
+    found = distance.distance(pictures(), pictures())
     assert {name: result["value"] for name, result in found.items()} == pytest.approx(
-        {"mse": 0, "cosine": 1, "psnr": metrics.PSNR_MOST, "ssim": 1}
+        {"mse": 0, "cosine": 1, "psnr": PSNR_MOST, "ssim": 1}
     )
     json.dumps(found, allow_nan=False)
 
 
 def test_distances_by_hand():
     black, grey = torch.zeros(2, 3, 12, 12), torch.full((2, 3, 12, 12), 0.1)
-    found = metrics.distances(grey, black)
+    found = distances(grey, black)
     assert found["mse"].tolist() == pytest.approx([0.01, 0.01])
     assert found["psnr"].tolist() == pytest.approx([20, 20])
     assert found["cosine"].tolist() == pytest.approx([1, 1])  # both are darker than grey everywhere
-    assert metrics.distances(1 - black, black)["cosine"].tolist() == pytest.approx([-1, -1])
+    assert distances(1 - black, black)["cosine"].tolist() == pytest.approx([-1, -1])
     # Without contrast SSIM is its luminance term alone: C1 / (mean^2 + C1)
     assert found["ssim"].tolist() == pytest.approx([1e-4 / (0.01 + 1e-4)] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("piece", [1, 3, 8])
 def test_distances_are_a_pictures_own(piece, monkeypatch):
-    monkeypatch.setattr(metrics, "PIECE", piece)
+    monkeypatch.setattr(distance, "PIECE", piece)
     ours, theirs = pictures(4, seed=1), pictures(4, seed=2)
-    together = metrics.distances(ours, theirs)
-    alone = [metrics.distances(ours[i : i + 1], theirs[i : i + 1]) for i in range(4)]
+    together = distances(ours, theirs)
+    alone = [distances(ours[i : i + 1], theirs[i : i + 1]) for i in range(4)]
     for name, values in together.items():
         torch.testing.assert_close(values, torch.cat([each[name] for each in alone]))
 
 
 def test_distance_refuses_other_shapes_and_tiny_pictures():
     with pytest.raises(ValueError, match="reference"):
-        metrics.distance(pictures(3), pictures(2))
+        distance.distance(pictures(3), pictures(2))
     with pytest.raises(ValueError, match="11 x 11"):
-        metrics.distance(pictures(side=8), pictures(side=8))
+        distance.distance(pictures(side=8), pictures(side=8))
 
 
 # Prediction error
@@ -131,12 +133,12 @@ def asked(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_prediction_error_of_a_scaled_teacher_is_known():
     pipe = tiny.pipeline()
-    found = metrics.prediction_error(pipe, Scaled(pipe.transformer, 1.5), asked())
-    assert [row["noise"] for row in found["levels"]] == list(metrics.LEVELS)
+    found = prediction_error(pipe, Scaled(pipe.transformer, 1.5), asked())
+    assert [row["noise"] for row in found["levels"]] == list(LEVELS)
     assert [row["value"] for row in found["levels"]] == pytest.approx([0.25] * 5, rel=1e-5)
     assert found["mean"]["value"] == pytest.approx(0.25, rel=1e-5)
     assert found["mean"]["high"] == pytest.approx(0.25, rel=1e-5)
-    assert metrics.prediction_error(pipe, pipe.transformer, asked())["mean"]["value"] == 0
+    assert prediction_error(pipe, pipe.transformer, asked())["mean"]["value"] == 0
 
 
 def other() -> nn.Module:
@@ -145,16 +147,16 @@ def other() -> nn.Module:
 
 def test_prediction_error_does_not_depend_on_its_batch():
     pipe, student = tiny.pipeline(), other()
-    whole = metrics.prediction_error(pipe, student, asked(), batch=32)
+    whole = prediction_error(pipe, student, asked(), batch=32)
     assert whole["mean"]["value"] > 0.01
     assert whole["mean"]["low"] < whole["mean"]["value"] < whole["mean"]["high"]
     for batch in (1, 3):
-        each = metrics.prediction_error(pipe, student, asked(), batch=batch)
+        each = prediction_error(pipe, student, asked(), batch=batch)
         assert each["mean"] == pytest.approx(whole["mean"], rel=1e-4)
 
 
 def test_prediction_error_of_one_picture_and_one_level():
-    found = metrics.prediction_error(tiny.pipeline(), other(), asked(1), levels=(1.0,))
+    found = prediction_error(tiny.pipeline(), other(), asked(1), levels=(1.0,))
     assert found["levels"][0]["time"] == 999
     assert found["mean"]["low"] is None
     assert found["mean"]["n"] == 1
@@ -162,26 +164,26 @@ def test_prediction_error_of_one_picture_and_one_level():
 
 def test_prediction_error_refuses_a_level_outside():
     with pytest.raises(ValueError, match="500"):
-        metrics.prediction_error(tiny.pipeline(), other(), asked(1), levels=(500,))
+        prediction_error(tiny.pipeline(), other(), asked(1), levels=(500,))
 
 
 def test_the_teachers_predictions_may_be_kept():
     pipe, student = tiny.pipeline(), other()
     levels = (0.2, 0.8)
-    kept = metrics.predictions(pipe, pipe.transformer, asked(), levels, count=3)
+    kept = predictions(pipe, pipe.transformer, asked(), levels, count=3)
     assert kept.shape == (2, 3, 4, 8, 8)
     assert kept.is_contiguous()  # safetensors takes nothing else
-    found = metrics.prediction_error(pipe, student, asked(), levels, theirs=kept, count=3)
-    assert found == metrics.prediction_error(pipe, student, asked(), levels, count=3)
+    found = prediction_error(pipe, student, asked(), levels, theirs=kept, count=3)
+    assert found == prediction_error(pipe, student, asked(), levels, count=3)
     with pytest.raises(ValueError, match="same levels and pictures"):
-        metrics.prediction_error(pipe, student, asked(), theirs=kept)
+        prediction_error(pipe, student, asked(), theirs=kept)
 
 
 def test_level_noise_is_a_pictures_own():
-    whole = metrics.level_noise((4, 2, 3), 100, seed=0)
-    torch.testing.assert_close(whole[2:], metrics.level_noise((2, 2, 3), 100, seed=0, start=2), rtol=0, atol=0)
-    assert not torch.equal(whole, metrics.level_noise((4, 2, 3), 300, seed=0))
-    assert not torch.equal(whole, metrics.level_noise((4, 2, 3), 100, seed=1))
+    whole = level_noise((4, 2, 3), 100, seed=0)
+    torch.testing.assert_close(whole[2:], level_noise((2, 2, 3), 100, seed=0, start=2), rtol=0, atol=0)
+    assert not torch.equal(whole, level_noise((4, 2, 3), 300, seed=0))
+    assert not torch.equal(whole, level_noise((4, 2, 3), 100, seed=1))
 
 
 # The judge

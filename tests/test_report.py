@@ -7,7 +7,8 @@ import synthetic_results
 from nbformat import v4
 from pages import Page, check
 
-from linattn import evaluation, intervals, project, report, steps
+from linattn import intervals, project, report, steps
+from linattn.evaluation import evaluation
 from linattn.params import Student
 from linattn.report import sentences, tables, words
 

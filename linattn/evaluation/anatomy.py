@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from linattn import diagnostics, families, metrics, params, project
+from linattn import families, params, project
+from linattn.evaluation import diagnostics
+from linattn.evaluation.distance import level_time, noised
 from linattn.samples import Samples
 from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
@@ -69,8 +71,8 @@ def maps(
     """One picture, and for the teacher and each operator whom token `query` attends to, mean over heads: (h, w)."""
     latents, asked = samples.first(1)
     layer = len(families.layers(teacher.model)) // 2
-    t = metrics.level_time(middle(part.noise), teacher.diffusion.steps)
-    noisy = metrics.noised(teacher, latents, t, part.seed)
+    t = level_time(middle(part.noise), teacher.diffusion.steps)
+    noisy = noised(teacher, latents, t, part.seed)
     found = {"picture": teacher.decode(latents).cpu()}
     models = {"teacher": teacher.model}
     for name, operator in operators.items():

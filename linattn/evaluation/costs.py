@@ -28,13 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from linattn import attention, families
 from linattn.attention.base import LayerShape
 from linattn.attention.grid import Grid
+from linattn.evaluation.growth import Row, exponent, exponents, predict  # noqa: F401 (costs.exponents is typed)
 from linattn.sampling import evaluating
 from linattn_kernels import flops, use_backend  # noqa: F401 (flops tells torch's counter what the operations multiply)
 
 BASELINE = "scaled_dot_product_attention"
 WITH_INPUTS = " + inputs"  # the end of a label whose time includes what comes before the projections
-
-Row = dict[str, Any]
 
 
 def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -308,6 +307,12 @@ def time_operators(
     return rows
 
 
+def _why_skipped(predicted: float, limit: float) -> str:
+    if math.isinf(predicted):
+        return "a smaller size was skipped already"
+    return f"the last size predicts {predicted:.3g} s, more than the limit of {limit:g} s"
+
+
 def sides(count: int) -> tuple[int, int]:
     """The rows and columns nearest a square that make exactly `count` tokens; a prime is one row."""
     if count < 1:
@@ -371,46 +376,3 @@ def timed(seconds: Sequence[float], dense: float | None) -> Row:
         "repeats": len(seconds),
         "ratio": None if dense is None else dense / median,
     }
-
-
-# Growth --------------------------------------------------------------------------------------------------------------
-
-
-def predict(rows: Sequence[Row], tokens: int) -> float:
-    """Seconds at `tokens`: quadratic growth from the last size measured; infinite after a size that was skipped."""
-    if not rows:
-        return 0.0
-    last = rows[-1]
-    if last["seconds"] is None:
-        return math.inf
-    growth = 2.0 if len(rows) < 2 else min(2.0, max(1.0, _slope(rows[-2:])))
-    return last["seconds"] * (tokens / last["tokens"]) ** growth
-
-
-def _why_skipped(predicted: float, limit: float) -> str:
-    if math.isinf(predicted):
-        return "a smaller size was skipped already"
-    return f"the last size predicts {predicted:.3g} s, more than the limit of {limit:g} s"
-
-
-def exponent(rows: Sequence[Row]) -> float | None:
-    """p of seconds ~ tokens^p by least squares on logarithms, over the larger half of the sizes (at least two).
-
-    The smaller sizes are mostly the cost of calling at all. None with fewer than two sizes.
-    """
-    points = {row["tokens"]: row for row in rows if row["seconds"]}
-    sizes = sorted(points)
-    kept = sizes[-max(2, math.ceil(len(sizes) / 2)) :]
-    return None if len(kept) < 2 else _slope([points[size] for size in kept])
-
-
-def exponents(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Of every operator in the rows, the baseline included."""
-    labels = dict.fromkeys(row["operator"] for row in rows)
-    return {label: exponent([row for row in rows if row["operator"] == label]) for label in labels}
-
-
-def _slope(rows: Sequence[Row]) -> float:
-    x = [math.log(row["tokens"]) for row in rows]
-    y = [math.log(row["seconds"]) for row in rows]
-    return statistics.linear_regression(x, y).slope

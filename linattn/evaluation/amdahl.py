@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from linattn import costs, families, surgery
-from linattn.costs import Row
+from linattn import families, surgery
+from linattn.evaluation import costs
+from linattn.evaluation.costs import Row
 from linattn.sampling import evaluating
 
 DENSE, OTHER = "dense", "other"

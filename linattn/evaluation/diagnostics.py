@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from linattn import families, metrics, sampling
+from linattn import families, sampling
 from linattn.attention.grid import Grid
 from linattn.conditions import Asked
+from linattn.evaluation.distance import LEVELS, diffusion_of, level_time, noised
 
 ROWS = 128  # redundancy compares all pairs of this many rows at most: 256 rows would be four times the work
 
@@ -148,7 +149,7 @@ def anatomy(
     teacher: Any,
     latents: Tensor,
     asked: Asked,
-    levels: Iterable[float] = metrics.LEVELS,
+    levels: Iterable[float] = LEVELS,
     *,
     layers: Sequence[int] | None = None,
     model: Any = None,
@@ -160,19 +161,19 @@ def anatomy(
     """A table of {layer, noise, head, measure, value} over noised latents; `model` asks a student instead.
 
     `asked` is a label or a caption a picture, and every layer is measured on its own grid: a UNet's levels differ.
-    Latents are noised as in `metrics.prediction_error`: the same picture, level and seed give the same noise.
+    Latents are noised as in `distance.prediction_error`: the same picture, level and seed give the same noise.
     """
     if len(latents) == 0 or len(latents) != len(asked):
         raise ValueError(f"{len(latents)} latents and {len(asked)} conditions; pass as many of each, at least 1")
-    steps = metrics.diffusion_of(teacher).steps
+    steps = diffusion_of(teacher).steps
     found = []
     for level in levels:
-        t = metrics.level_time(level, steps)
+        t = level_time(level, steps)
         maps: dict[int, list[Tensor]] = {}
         grids: dict[int, Grid] = {}
         for start in range(0, len(latents), batch):
             part = slice(start, start + batch)
-            noisy = metrics.noised(teacher, latents[part], t, seed, start)
+            noisy = noised(teacher, latents[part], t, seed, start)
             for layer, (each, grid) in layer_maps(teacher, noisy, t, asked[part], layers, model=model).items():
                 maps.setdefault(layer, []).append(each)
                 grids[layer] = grid
