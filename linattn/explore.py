@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linattn import families, figures, project, sampling, world
+from linattn import families, project, sampling, world
 from linattn.attention.grid import Grid
-from linattn.figures import Picture
+from linattn.report import figures
+from linattn.report.picture import Picture
 
 UNTRAINED = ", not distilled"
 SHARED = ("img_ids", "txt_ids")  # arguments of a forward that have no row a picture

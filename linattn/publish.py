@@ -9,7 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from linattn import params, pipeline, project, readme
+from linattn import params, pipeline, project
+from linattn.report import readme
 
 KINDS = ("results", "runs", "students")  # a committed row that params.yaml no longer names goes
 

@@ -23,14 +23,14 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import figures, intervals, params, project, redraw, sampling, world
+from linattn import intervals, params, project, redraw, sampling, world
 from linattn.evaluation import costs
 from linattn.evaluation.bench import Bench, eight_bits, say
 from linattn.evaluation.distance import PSNR_MOST, distances
 from linattn.evaluation.evaluation import distilled
 from linattn.evaluation.growth import exponent, predict
 from linattn.evaluation.rows import shown_of, truth
-from linattn.report import studyparts
+from linattn.report import figures, numbers, studyparts
 
 PARAMS = "studies/resolution/params.yaml"
 RESULT = "resolution.json"
@@ -264,7 +264,7 @@ def _forward(seconds: float | None, size: int | None) -> studyparts.Cell:
     if size is None:
         return "–"
     shown = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-    return shown if seconds is None else (figures.seconds(seconds), shown)
+    return shown if seconds is None else (numbers.seconds(seconds), shown)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import tiny
 import torch
 
 from linattn import explore, families, params, project, surgery
-from linattn.figures import Picture
 from linattn.params import Student
+from linattn.report.picture import Picture
 from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from linattn import figures
+from linattn.report import figures
+from linattn.report.numbers import short
+from linattn.report.picture import HUES, Picture, looks
 
-LOOKS = figures.looks({"softmax": "softmax", "clear": "clear", "clear-pool": "clear", "lit": "lit"})
+LOOKS = looks({"softmax": "softmax", "clear": "clear", "clear-pool": "clear", "lit": "lit"})
 CURVE = {"step": [0, 10, 20], "loss": [1.0, 0.5, 0.1], "stage": ["layerwise", "layerwise", "end-to-end"]}
 ROWS = [
     {"operator": name, "tokens": n, "seconds": 1e-3 * n**power}
@@ -61,7 +63,7 @@ def test_a_notebook_shows_the_alt_text_escaped():
 
 def test_a_picture_without_words_is_refused():
     with pytest.raises(ValueError, match="alt text"):
-        figures.Picture(b"", " ")
+        Picture(b"", " ")
 
 
 def test_alt_texts_carry_the_numbers():
@@ -74,7 +76,7 @@ def test_alt_texts_carry_the_numbers():
 
 
 def test_a_student_looks_the_same_whoever_else_is_there():
-    fewer = figures.looks({"clear": "clear", "lit": "lit"})
+    fewer = looks({"clear": "clear", "lit": "lit"})
     assert fewer["clear"] == LOOKS["clear"]
     assert fewer["lit"] == LOOKS["lit"]
     assert LOOKS["clear-pool"].colour != LOOKS["clear"].colour
@@ -82,8 +84,8 @@ def test_a_student_looks_the_same_whoever_else_is_there():
 
 
 def test_operators_of_tomorrow_get_colours_of_their_own():
-    more = figures.looks({f"new{i}": f"operator{i}" for i in range(6)} | {"clear": "clear"})
-    assert more["new0"].colour not in figures.HUES.values()
+    more = looks({f"new{i}": f"operator{i}" for i in range(6)} | {"clear": "clear"})
+    assert more["new0"].colour not in HUES.values()
     assert more["new0"].colour != more["new1"].colour
     assert more["clear"] == LOOKS["clear"]
 
@@ -164,7 +166,7 @@ SIZES = (("dense", 64, 5e-3), ("dense", 256, 40e-3), ("clear", 64, 1e-3), ("clea
     ],
 )
 def test_numbers_read_as_a_person_writes_them(value, text):
-    assert figures.short(value) == text
+    assert short(value) == text
 
 
 def test_a_measure_without_a_number_is_refused():

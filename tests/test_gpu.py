@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from linattn import gpu
+from linattn.report import gpu
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 import gpu_check

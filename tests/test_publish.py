@@ -6,7 +6,8 @@ import types
 import pytest
 import synthetic_results
 
-from linattn import params, pipeline, project, publish, readme
+from linattn import params, pipeline, project, publish
+from linattn.report import readme
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear")}
 

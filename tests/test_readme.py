@@ -6,9 +6,10 @@ import pytest
 import synthetic_results
 import torch
 
-from linattn import gpu, project, readme, report
+from linattn import project, report
 from linattn.attention import LayerShape
 from linattn.attention.grid import Grid
+from linattn.report import gpu, readme
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 

@@ -7,10 +7,10 @@ import synthetic_results
 from nbformat import v4
 from pages import Page, check
 
-from linattn import intervals, project, report, steps
+from linattn import intervals, project, report
 from linattn.evaluation import evaluation
 from linattn.params import Student
-from linattn.report import sentences, tables, words
+from linattn.report import sentences, steps, tables, words
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 

@@ -8,8 +8,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from linattn import figures, project
+from linattn import project
 from linattn.plugins import settings
+from linattn.report import figures
+from linattn.report.picture import Picture
 from linattn.report.studyparts import Cell, cell, measured_on, read_sheet, run_file, table
 from linattn.report.words import percent, said
 
@@ -163,7 +165,7 @@ def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def grid(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> figures.Picture:
+def grid(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> Picture:
     """What it was shown, and what was drawn: without the plug-in, then with it on every body."""
     asked = ", ".join(caption or "(empty)" for caption in dict.fromkeys(part["captions"]))
     rows = ", ".join(shots)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from linattn import figures
-from linattn.figures import Picture, short
+from linattn.report import figures
 from linattn.report.columns import measure
 from linattn.report.data import Data
+from linattn.report.numbers import short
+from linattn.report.picture import Picture, looks
 from linattn.report.timing import baseline, timed
 
 ERROR = "squared error, %"
@@ -96,7 +97,7 @@ def _speed(data: Data) -> Picture | None:
     # A benchmark's operator is named by the operator and, after a dash, what is special about it.
     known = {baseline(data): "softmax", **(data.benchmark.get("operators") or {})}
     operators = {name: known.get(name, name.split("-")[0]) for name in names}
-    return figures.speed(timed(data), figures.looks(operators), baseline(data))
+    return figures.speed(timed(data), looks(operators), baseline(data))
 
 
 def _training(data: Data, names: Sequence[str]) -> Picture | None:

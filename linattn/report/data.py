@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from linattn import figures
+from linattn.report.picture import Look, looks
 from linattn.report.studies import Section
 from linattn.report.words import NO_RESULT, ROLES
 
@@ -55,8 +55,8 @@ class Data:
         return Measured(self.teacher if own else {}, self.chance if own else {}, students)
 
     @property
-    def looks(self) -> dict[str, figures.Look]:
-        return figures.looks({name: entry["operator"] for name, entry in self.students.items()})
+    def looks(self) -> dict[str, Look]:
+        return looks({name: entry["operator"] for name, entry in self.students.items()})
 
     @property
     def name(self) -> str:
@@ -144,7 +144,7 @@ class Report:
         return _merged(part.failures for part in self.parts.values())
 
     @property
-    def looks(self) -> dict[str, figures.Look]:
+    def looks(self) -> dict[str, Look]:
         """Each teacher's students by themselves, so that an operator has one colour on every page."""
         return _merged(part.looks for part in self.parts.values())
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linattn import project, steps
-from linattn.figures import short
-from linattn.report import agreement, circumstances, limits, pictures, sentences, tables
+from linattn import project
+from linattn.report import agreement, circumstances, limits, pictures, sentences, steps, tables
 from linattn.report.charts import plots, student_plots
 from linattn.report.columns import COLUMNS
 from linattn.report.data import Data, Report
 from linattn.report.markup import slug
 from linattn.report.notebook import notebook_body
+from linattn.report.numbers import short
 from linattn.report.reading import FIRST, options
 from linattn.report.timing import baseline
 from linattn.report.words import IDEAS, number

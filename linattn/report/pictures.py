@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from linattn import figures
-from linattn.figures import Picture
+from linattn.report import figures
 from linattn.report.data import Data
+from linattn.report.picture import Picture
 
 
 def strips(data: Data, names: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from linattn.figures import seconds
+from linattn.report.numbers import seconds
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

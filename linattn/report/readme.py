@@ -1,0 +1,163 @@
+"""The README's tables and pictures, from the committed results: no number there is typed by hand.
+
+`python -m linattn.readme` rewrites what stands between the marks, and the grids in docs/, one a teacher whose results
+are there. `--check` says whether tables and circumstances are those of reports/results, reports/runs and reports/gpu:
+all they need is in Git, while the pictures lie only where the run was. What ran on this machine since counts for
+nothing here, until `make publish`.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from linattn import params, project, report
+from linattn.report import figures, gpu
+from linattn.report.picture import Picture
+
+RESULTS = ("<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->")
+KERNELS = ("<!-- kernels: written by python -m linattn.readme -->", "<!-- end of kernels -->")
+CAPTIONED, ROOM = 4, 6  # pictures a row under captions, drawn as small as six would be
+NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its table here."
+
+
+def table(data: report.Report) -> str:
+    """The report's table as Markdown, without the undistilled rows' own group: they are one column here."""
+    whole = report.table(data)
+    chosen = [index for index, column in enumerate(whole.columns) if column.key in report.OVERVIEW]
+    titles = [whole.columns[index].title for index in chosen]
+    lines = [_line(["", *titles, "Error undistilled"]), _line(["---", *["---:"] * (len(titles) + 1)])]
+    for group in whole.groups:
+        lines += _heading(group, len(titles)) if data.several else []
+        lines += [_row(data, row, whole.columns, chosen) for row in group.rows if row.kind != "undistilled"]
+    notes = "; ".join(f"{whole.columns[index].title}: {whole.columns[index].note}" for index in chosen)
+    best = "the best method of each teacher" if data.several else "the best of the four methods"
+    return "\n".join(lines) + f"\n\n{notes}. Brackets hold 95 % intervals, bold is {best}."
+
+
+def _heading(group: report.Group, columns: int) -> list[str]:
+    """Markdown has no row that spans: the teacher's name stands in the first cell of an empty one."""
+    waiting = ": no results yet" if group.waiting else ""
+    return [_line([f"**{group.heading}**, {group.note}{waiting}", *[""] * (columns + 1)])]
+
+
+def _row(data: report.Report, row: report.Row, columns: tuple[report.Column, ...], chosen: list[int]) -> str:
+    if row.failure:
+        return _line([f"{row.name}: failed ({row.failure})", *[""] * (len(chosen) + 1)])
+    return _line([row.name, *(_cell(row.cells[index]) for index in chosen), _before(data, row.name, columns)])
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(cell: report.Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} ({cell.interval})" if cell.interval else text
+
+
+def _before(data: report.Report, name: str, columns: tuple[report.Column, ...]) -> str:
+    error = next((column for column in columns if column.key == "error"), None)
+    found = data.results.get(name, {}).get("undistilled", {}).get("error")
+    return error.text(found["value"]) if error and found else ""
+
+
+def _commits(data: report.Report) -> str:
+    """Of all rows: stages that were up to date keep the one that they ran at."""
+    found = sorted({run["facts"]["commit"] for run in data.runs.values() if run.get("facts", {}).get("commit")})
+    return f"{'commit' if len(found) == 1 else 'commits'} {', '.join(found) or 'unknown'}"
+
+
+def circumstances(data: report.Report) -> str:
+    """N, seeds and what it ran on."""
+    facts, seeds = data.facts, {tuple(result["seeds"]) for result in data.results.values()}
+    drawn = [part.teacher["pictures"] for part in data.parts.values() if part.teacher.get("pictures")]
+    own = sorted({str(pictures["seed"]) for pictures in drawn})
+    words = [
+        f"Profile {data.profile}: {' '.join(report.all_sizes(data)).rstrip('.')}",
+        f"evaluation seed {', '.join(own) or 'unknown'}",
+        f"training seeds {', '.join(str(list(each)) for each in sorted(seeds))}",
+    ]
+    if facts:
+        hardware, versions = facts["hardware"], facts["versions"]
+        words += [
+            f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores",
+            f"torch {versions['torch']}, diffusers {versions['diffusers']}, {_commits(data)}",
+        ]
+    return "; ".join(words) + "."
+
+
+def pictures(data: report.Report) -> dict[str, Picture]:
+    """A grid for every teacher with results, by its place in the repository."""
+    return {place(part.role): picture(part) for part in data.parts.values() if part.teacher and part.results}
+
+
+def place(role: str) -> str:
+    return "docs/pictures.png" if role == "class" else f"docs/pictures-{role}.png"
+
+
+def picture(part: report.Data) -> Picture:
+    """The same classes or captions from the same noise, by the teacher and by every student that finished."""
+    names = ("teacher", *part.done)
+    if missing := [name for name in names if name not in part.pictures]:
+        raise FileNotFoundError(f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them")
+    count, room = (min(part.show, CAPTIONED), ROOM) if part.captions else (part.show, part.show)
+    rows = {name: part.pictures[name]["pictures"][:count] for name in names}
+    return figures.grid(rows, report.column_names(part)[:count], room=room)
+
+
+def small(png: bytes) -> bytes:
+    """In 128 colours, for a picture that lies in Git: a third of the bytes, and nothing that the eye would miss."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def block(data: report.Report) -> str:
+    if not data.results:
+        return NONE
+    grids = "\n\n".join(f"![{grid.alt}]({path})" for path, grid in pictures(data).items())
+    return "\n\n".join(filter(None, [grids, table(data), circumstances(data)]))
+
+
+def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
+    held = [table(data), circumstances(data)] if data.results else [NONE]
+    return all(part in text for part in [*held, gpu.told(rows)])
+
+
+def written(text: str, content: str, marks: tuple[str, str]) -> str:
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md needs the lines {begin!r} and {end!r}, once each")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m linattn.readme", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is behind")
+    options = parser.parse_args(arguments)
+    settings = params.load()
+    data = report.read(settings.students, settings.profile, teachers=settings.teachers, committed=True)
+    rows = gpu.read()
+    path: Path = project.ROOT / "README.md"
+    text = path.read_text()
+    if options.check:
+        if in_step(text, data, rows):
+            return 0
+        print(
+            "README.md is behind reports/results, reports/runs or reports/gpu: run python -m linattn.readme",
+            file=sys.stderr,
+        )
+        return 1
+    new = written(written(text, block(data), RESULTS), gpu.told(rows), KERNELS)
+    for path_of, grid in pictures(data).items():
+        (project.ROOT / path_of).write_bytes(small(grid.png))
+    path.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
