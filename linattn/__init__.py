@@ -24,11 +24,22 @@ _HOMES = {
     "upscale": "linattn.redraw",
     **dict.fromkeys(("attention_map", "describe", "linearize", "load", "restore", "save"), "linattn.surgery"),
 }
+# Modules that notebooks ask this package for, as in `from linattn import costs`: the room that each lies in.
+_ROOMS = {
+    "amdahl": "evaluation",
+    "anatomy": "evaluation",
+    "costs": "evaluation",
+    "gpu": "report",
+    "steps": "report",
+    "students": "distillation",
+}
 
 __all__ = ["OPERATORS", "Grid", "attention_map", "describe", "linearize", "load", "restore", "save", "upscale"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"linattn.{_ROOMS[name]}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)

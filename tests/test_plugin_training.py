@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import linattn
 from linattn import project, teachers, world
-from linattn.plugins import (
+from linattn.studies.plugins import (
     adapter,
     batch,
     bench as benches,

@@ -4,7 +4,8 @@ import pytest
 import tiny
 import torch
 
-from linattn import project, redraw, resolution, world
+from linattn import project, redraw, world
+from linattn.studies import resolution
 
 
 class Bench:

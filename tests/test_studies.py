@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from linattn import notebooks, project
-from linattn.plugins.settings import PLUGINS
+from linattn.studies.plugins.settings import PLUGINS
 
 ROOT = project.ROOT
 # Modules that carry values, names and paths, or show them; `attention` finds an operator's file, which is a dep itself.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from linattn import project
 from linattn.report.markup import slug, without_addresses
 
-STUDIES = {"plugins": "linattn.plugins.report", "resolution": "linattn.resolution"}
+STUDIES = {"plugins": "linattn.studies.plugins.report", "resolution": "linattn.studies.resolution"}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from linattn import params, project, teachers
-from linattn.plugins import settings
-from linattn.plugins.settings import PLUGINS, Settings
+from linattn.studies.plugins import settings
+from linattn.studies.plugins.settings import PLUGINS, Settings
 
 
 def train(name: str, told: Settings | None = None) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from linattn import world
-from linattn.plugins import batch
-from linattn.plugins.recipe import Recipe, learn
+from linattn.studies.plugins import batch
+from linattn.studies.plugins.recipe import Recipe, learn
 
 WIDTH, VECTOR, PATCH = 96, 64, 8
 KINDS = (len(world.SHAPES), len(world.COLOURS), len(world.BACKGROUNDS), len(world.TONES))

@@ -19,13 +19,13 @@ from torch import Tensor
 
 import linattn
 from linattn import intervals, project
-from linattn.plugins import settings
-from linattn.plugins.bench import Bench, mounted
-from linattn.plugins.body import SOFTMAX, Body
-from linattn.plugins.marks import shares
-from linattn.plugins.plugin import Plugin, Question
-from linattn.plugins.settings import PLUGINS, RESULT, SHEET, Settings, folder
 from linattn.report import studyparts
+from linattn.studies.plugins import settings
+from linattn.studies.plugins.bench import Bench, mounted
+from linattn.studies.plugins.body import SOFTMAX, Body
+from linattn.studies.plugins.marks import shares
+from linattn.studies.plugins.plugin import Plugin, Question
+from linattn.studies.plugins.settings import PLUGINS, RESULT, SHEET, Settings, folder
 
 QUICK = 4  # steps of the pictures that are compared bit for bit
 

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 from linattn import world
-from linattn.plugins import batch, encoder, marks
-from linattn.plugins.plugin import Plugin, Question, scenes
-from linattn.plugins.recipe import Recipe, learn
+from linattn.studies.plugins import batch, encoder, marks
+from linattn.studies.plugins.plugin import Plugin, Question, scenes
+from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
 PLACE, FILE = "models", "ip.safetensors"

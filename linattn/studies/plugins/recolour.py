@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from linattn import world
-from linattn.plugins import batch, marks
-from linattn.plugins.plugin import Plugin, Question, scenes
-from linattn.plugins.recipe import Recipe, learn
+from linattn.studies.plugins import batch, marks
+from linattn.studies.plugins.plugin import Plugin, Question, scenes
+from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
 HUES = 2  # of six, by which every colour is turned

@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from linattn import world
-from linattn.plugins import batch, marks
-from linattn.plugins.plugin import Plugin, Question, scenes
-from linattn.plugins.recipe import Recipe, learn
+from linattn.studies.plugins import batch, marks
+from linattn.studies.plugins.plugin import Plugin, Question, scenes
+from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
 STYLE = "dots"

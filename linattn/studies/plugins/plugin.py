@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from linattn import world
-from linattn.plugins.recipe import Recipe
+from linattn.studies.plugins.recipe import Recipe
 from linattn.teachers import Teacher
 
 

@@ -6,8 +6,8 @@ Each is a notebook in studies/plugins, run as the pipeline's are.
 import argparse
 import sys
 
-from linattn.plugins.settings import PLUGINS
 from linattn.report import studyparts
+from linattn.studies.plugins.settings import PLUGINS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,12 +8,12 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from linattn import params, project
-from linattn.plugins.adapter import Adapter
-from linattn.plugins.control import Control
-from linattn.plugins.lora import Lora
-from linattn.plugins.plugin import Plugin
-from linattn.plugins.recipe import Recipe
-from linattn.plugins.recolour import Recolour
+from linattn.studies.plugins.adapter import Adapter
+from linattn.studies.plugins.control import Control
+from linattn.studies.plugins.lora import Lora
+from linattn.studies.plugins.plugin import Plugin
+from linattn.studies.plugins.recipe import Recipe
+from linattn.studies.plugins.recolour import Recolour
 
 PLUGINS: dict[str, Plugin] = {
     plugin.name: plugin for plugin in (Control(), Lora("attn1"), Lora("attn2"), Adapter(), Recolour())

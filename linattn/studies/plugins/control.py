@@ -13,9 +13,9 @@ from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionControl
 from torch import Tensor, nn
 
 from linattn import world
-from linattn.plugins import batch, marks
-from linattn.plugins.plugin import Plugin, Question, scenes
-from linattn.plugins.recipe import Recipe, learn
+from linattn.studies.plugins import batch, marks
+from linattn.studies.plugins.plugin import Plugin, Question, scenes
+from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
 STEEP = 0.04  # change from a pixel to the next that is an edge: the faintest pattern's tones differ by .11 over two

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from linattn import project
-from linattn.plugins import settings
 from linattn.report import figures
 from linattn.report.picture import Picture
 from linattn.report.studyparts import Cell, cell, measured_on, read_sheet, run_file, table
 from linattn.report.words import percent, said
+from linattn.studies.plugins import settings
 
 Row = Mapping[str, Any]
 TITLES = {

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from linattn import project, teachers
 from linattn.checkpoint import generator
-from linattn.plugins.body import SOFTMAX, Body
-from linattn.plugins.plugin import Plugin, Question
-from linattn.plugins.settings import Settings, folder
+from linattn.studies.plugins.body import SOFTMAX, Body
+from linattn.studies.plugins.plugin import Plugin, Question
+from linattn.studies.plugins.settings import Settings, folder
 from linattn.world import judge
 
 
