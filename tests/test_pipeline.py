@@ -319,7 +319,7 @@ CLEAR = {"anatomy", "benchmark", "report", *(f"{stage}@{name}" for stage in EACH
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        ("linattn/figures.py", {"report"}),
+        ("linattn/report/figures.py", {"report"}),
         ("linattn/params.py", set()),
         ("linattn/attention/__init__.py", set()),
         ("linattn/attention/clear.py", CLEAR),

@@ -15,14 +15,17 @@ from linattn.studies.plugins.settings import PLUGINS
 
 ROOT = project.ROOT
 # Modules that carry values, names and paths, or show them; `attention` finds an operator's file, which is a dep itself.
-CARRYING = ("params", "project", "notebooks", "figures", "plugins/settings", "plugins/report")
-CARRIERS = {"linattn/__init__.py", "linattn/attention/__init__.py", "linattn/plugins/__init__.py", "linattn/report"}
-CARRIERS |= {f"linattn/{name}.py" for name in CARRYING}
+CARRYING = ("params", "project", "notebooks", "studies/plugins/settings", "studies/plugins/report")
+CARRIERS = {f"linattn/{name}.py" for name in CARRYING} | {"linattn/report"}
+# An __init__ that only says where names lie is no dep; it is followed, but for attention's.
+CARRIERS |= {"linattn/__init__.py", "linattn/attention/__init__.py", "linattn/studies/plugins/__init__.py"}
+NAMING = {f"linattn/{name}/__init__.py" for name in ("distillation", "evaluation", "studies", "world")}
 # Packages that a stage depends on as on one thing.
-WHOLE = ("linattn/families", "linattn/pretraining", "linattn/report")
+WHOLE = ("linattn/families", "linattn/pretraining", "linattn/report", "linattn/surgery")
 # What a stage does not run: how a plug-in is marked, when it is trained; how it is trained, when it is marked.
-TRAINING = ("training", "plugins/batch", "plugins/encoder", "plugins/recipe")
-UNUSED = {"train": {"linattn/plugins/marks.py"}, "measure": {f"linattn/{name}.py" for name in TRAINING}}
+PLUGIN = "linattn/studies/plugins"
+TRAINING = {"linattn/distillation/training.py", *(f"{PLUGIN}/{name}.py" for name in ("batch", "encoder", "recipe"))}
+UNUSED = {"train": {f"{PLUGIN}/marks.py"}, "measure": TRAINING}
 
 
 def yaml(path):
@@ -60,7 +63,7 @@ def closure(sources, unused):
         found.add(path)
         parts = sorted((ROOT / path).glob("*.py")) if path in WHOLE else [ROOT / path]
         waiting |= set().union(*(imported(part.read_text()) for part in parts)) - found - CARRIERS - unused
-    return found
+    return found - NAMING
 
 
 def cells(notebook):
