@@ -246,7 +246,7 @@ class JointCaptions(FlowCaptions):
     """FLUX: captions read by T5 as tokens beside the picture's, and by CLIP as one vector."""
 
     def defaults(self) -> dict[str, Any]:
-        """A model that is not told its guidance has none by default: true guidance asks it twice."""
+        """Without a guidance embedding (schnell) guidance is 1 by default, since real CFG needs a second forward."""
         return super().defaults() | ({} if self.guided else {"guidance": 1.0})
 
     @property
@@ -293,7 +293,7 @@ class JointCaptions(FlowCaptions):
 
 
 def shifted(scheduler: Any, tokens: int) -> dict[str, float]:
-    """What a scheduler that shifts its times by the size of the picture is told, as the pipelines reckon it."""
+    """Return mu for timestep shifting that depends on the resolution, computed as in diffusers' pipelines."""
     config = scheduler.config
     if not config.use_dynamic_shifting:
         return {}

@@ -377,7 +377,7 @@ def test_average_follows_and_is_what_is_kept():
 def test_muon_takes_the_matrices_inside_the_blocks(teacher):
     student = convert(teacher.model, TINY)
     parameters = select(student, "all")
-    made = training.optimizers(parameters, module.hidden(student), training.Settings())
+    made = training.optimizers(parameters, module.muon_matrices(student), training.Settings())
     names = {id(parameter): name for name, parameter in parameters}
     muon = {names[id(p)] for group in made["muon"].param_groups for p in group["params"]}
     adamw = {names[id(p)] for group in made["adamw"].param_groups for p in group["params"]}

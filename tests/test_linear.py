@@ -62,7 +62,7 @@ def test_lit_is_the_paper_s_formula(grid, heads, shared):
 def test_lit_takes_the_published_heads_or_a_quarter_and_no_more_than_fit(width, heads, few):
     operator = create("lit", LayerShape(width, heads, width // heads))
     assert operator.heads == few
-    assert operator.head_dim <= operator.widest
+    assert operator.head_dim <= operator.max_head_dim
 
 
 @pytest.mark.parametrize("name", ["linfusion", "lit"])

@@ -179,10 +179,11 @@ class _Refused(torch.autograd.Function):
 
 
 def once(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The same with gradients and none of gradients: what one path refuses, none gives.
+    """Return the inputs with first-order gradients only: double backward raises on every path.
 
-    torch's once_differentiable would let `torch.autograd.grad` by: its error is not on the way to the inputs, and what
-    autograd finds on other ways is a part of the answer, without a word. What torch.compile makes refuses by itself.
+    The Triton path cannot provide it. torch's once_differentiable is not enough: its error is not on the way to the
+    inputs, so `torch.autograd.grad` passes it by and silently returns a part of the answer. Compiled functions refuse
+    by themselves.
     """
     learns = [each is not None and each.requires_grad for each in inputs]
     if not any(learns) or torch.compiler.is_compiling():

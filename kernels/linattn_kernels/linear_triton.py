@@ -172,10 +172,11 @@ def _columns(z, DOT: tl.constexpr):
 
 @triton.jit
 def _along(f1, f2, z1, z2, zz1, zz2, D2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
-    """f z of each row.
+    """Compute the denominator phi(q) . z of each row.
 
-    In bf16 it is a product: a sum over rows lies where the results lie, and what its features err in their rounding is
-    what theirs err. fp16 has no room for the keys of many maps, and float32 nothing to gain.
+    In bf16 this is tl.dot, like the numerator: its layout then matches the output's, and both carry the same rounding
+    error of phi(q), which cancels in the ratio. fp16 would overflow on the keys of many feature maps, and float32 has
+    nothing to gain.
     """
     if tl.bfloat16 == DOT:
         found = tl.sum(dot(f1, zz1, DOT, ACC), 1)
@@ -190,7 +191,10 @@ def _along(f1, f2, z1, z2, zz1, zz2, D2: tl.constexpr, DOT: tl.constexpr, ACC: t
 
 @triton.jit
 def _there(x, t, EXACT: tl.constexpr):
-    """x, brought to the threads that hold t: its features are then taken once, and not once a layout."""
+    """Return x + 0 t, which forces x into t's register layout.
+
+    phi(x) is then computed once instead of once per layout (Triton 3.6).
+    """
     if EXACT:
         return x
     else:
@@ -336,7 +340,7 @@ def _state_backward_kernel(
             scale2, rounded2, rest2 = _halves(_square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT)
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
-    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    # disable_licm: hoisting loop invariants would raise register pressure and spill.
     for start in tl.range(tl.program_id(0) * chunk, end, BN, disable_licm=True):
         inside, at = n < end - start, tl.cast(start, tl.int64)
         live = inside
@@ -448,11 +452,10 @@ def _read_backward_kernel(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
     BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dq, and dS and dz: TOGETHER their partial sums, else what each query's features weigh in them.
+    """Compute dq. If TOGETHER, also accumulate per-split partial sums of dS and dz.
 
-    `_state_kernel` adds up what is weighed.
-    t = grad S^T says everything: the numerator's part of the denominator's gradient is phi(q) t, so the output is not
-    read.
+    Otherwise store 1 / den and the gradient of den per query, from which `_state_kernel` accumulates dS and dz.
+    The output is not read: with t = grad S^T, the numerator's part of the denominator's gradient is phi(q) t.
     """
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
@@ -482,7 +485,7 @@ def _read_backward_kernel(
             scale2, rounded2, rest2 = _halves(_square(values, d2, tl.arange(0, BE), DIM, EXIT), DOT, EXACT)
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
-    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    # disable_licm: hoisting loop invariants would raise register pressure and spill.
     for start in tl.range(tl.program_id(0) * chunk, end, BN, disable_licm=True):
         live, at = n < end - start, tl.cast(start, tl.int64)
         x1 = load(q + at * q_n, n, q_n, d1, live, DIM, ALIGNED).to(ACC)

@@ -95,7 +95,7 @@ def linear_attention(
 
 
 def shown(key_mask: Tensor | None, *keys: Tensor | None) -> tuple[Tensor | None, ...]:
-    """(batch, keys, heads, dim) each, 0 where a key does not count: no product undoes a NaN."""
+    """Zero masked keys before the product, because 0 * NaN is NaN. Each is (batch, keys, heads, dim)."""
     if key_mask is None:
         return keys
     hidden = ~key_mask[:, :, None, None]

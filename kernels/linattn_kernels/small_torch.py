@@ -24,7 +24,11 @@ SCORES = 1 << 20  # a mask's, which is kept
 
 
 def is_eager(q: Tensor) -> bool:
-    """On the CPU, and nothing compiles, traces or counts what is called: that sees operations at every size."""
+    """Say whether this is an eager CPU call.
+
+    Under torch.compile or a dispatch mode (FlopCounterMode) the custom operation is used at every size, so that tools
+    see one operation.
+    """
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     return q.device.type == "cpu" and type(q) in (Tensor, nn.Parameter) and not watched
 

@@ -268,7 +268,7 @@ def _queries_kernel(
     rows, columns, n = _sides(width, KY, KX)
     box = _box(tile, across, far, height, width, QY, QX)
     at_y, _, at_x, _ = box
-    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    # disable_licm: hoisting loop invariants would raise register pressure and spill.
     for _ in tl.range(0, _steps(box, KY, KX), disable_licm=True):
         ky, kx, live = _at(at_y, at_x, box, rows, columns)
         corner = (text + at_y * width + at_x).to(tl.int64)
@@ -351,7 +351,7 @@ def _keys_kernel(
     rows, columns, m = _sides(width, QY, QX)
     box = _box(tile, across, far, height, width, KY, KX)
     at_y, _, at_x, _ = box
-    # Nothing is moved out of the loop: what does not change in it would spill what does.
+    # disable_licm: hoisting loop invariants would raise register pressure and spill.
     for _ in tl.range(0, _steps(box, QY, QX), disable_licm=True):
         qy, qx, live = _at(at_y, at_x, box, rows, columns)
         corner = (text + at_y * width + at_x).to(tl.int64)

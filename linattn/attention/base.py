@@ -53,8 +53,8 @@ class LayerShape:
 class Operator(nn.Module):
     name: ClassVar[str]
     table: ClassVar[dict[str, Option]] = {}
-    widest: ClassVar[int | None] = None  # heads that its kernels take; None: it has none, PyTorch serves it everywhere
-    wide: ClassVar[bool] = True  # its core is given float32 at least
+    max_head_dim: ClassVar[int | None] = None  # the largest that its kernel takes; None: no kernel, PyTorch everywhere
+    core_in_float32: ClassVar[bool] = True  # whether half precision is widened before the core
 
     def __init__(self, shape: LayerShape, **options: Any):
         super().__init__()
@@ -184,7 +184,7 @@ class Operator(nn.Module):
     ) -> Tensor:
         """The attention itself, (batch, tokens, heads, head_dim) like v; noise is (batch,), 1 is pure noise."""
         self._fits(grid, q, k, v)
-        dtype = common(q, k, v, least=torch.float32 if self.wide else None)
+        dtype = common(q, k, v, least=torch.float32 if self.core_in_float32 else None)
 
         def mixed(values: Values, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
             out = self.core(q, k, v, grid, x, values.but({"position": position}))
@@ -194,11 +194,11 @@ class Operator(nn.Module):
             return self._grouped(mixed, noise, q.to(dtype), k.to(dtype), v.to(dtype), x).to(v.dtype)
 
     def runs(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
-        """Which path `mix` takes on a device, and why; none where it would raise."""
-        if self.widest is None:
+        """Say which path `mix` takes on a device, and why. The path is named "none" where it would raise."""
+        if self.max_head_dim is None:
             return Backend("torch", "PyTorch's own operations")
         try:
-            return choose(device, dtype, self.head_dim, self.backend, self.widest)
+            return choose(device, dtype, self.head_dim, self.backend, self.max_head_dim)
         except RuntimeError as error:
             return Backend("none", str(error))
 

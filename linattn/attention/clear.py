@@ -44,7 +44,7 @@ class Pooling(nn.Module):
 
 class Clear(Operator):
     name = "clear"
-    widest, wide = MOST_SOFTMAX, False
+    max_head_dim, core_in_float32 = MOST_SOFTMAX, False
     table = {
         "radius": number(8, above=0),
         "pool": whole(1, least=1),

@@ -2,7 +2,8 @@
 
 - Q = Wq (x + f_q(x)), K = Wk (x + f_k(x)), V = Wv x, with f = Linear, LayerNorm, LeakyReLU, Linear of width `hidden`.
 - The last Linear is zero at conversion, so f = 0 and the student starts as ELU + 1 linear attention with the teacher's
-  projections: the paper's recipe (and the first public trainer's; later ones draw everything afresh by mistake).
+  projections. This is the paper's recipe and the first public trainer's. The later public trainer re-initialises all
+  weights, which we treat as a bug.
 - hidden=0 is no function at all. The public code doubles x there; this one does not.
 - eps is added to the mean-normalised denominator; the papers' 1e-4 keeps fp16 finite where 1e-6 gave NaN.
 - Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py).
@@ -29,7 +30,7 @@ class Shift(nn.Sequential):
 
 class LinFusion(Operator):
     name = "linfusion"
-    widest, wide = MOST, False
+    max_head_dim, core_in_float32 = MOST, False
     table = {
         "feature_map": choice("elu1", SHIFTS),
         "hidden": whole(None, least=0, scheduled=False),

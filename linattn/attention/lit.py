@@ -38,7 +38,7 @@ def few_heads(shape: LayerShape) -> int:
 
 class LiT(Operator):
     name = "lit"
-    widest, wide = MOST, False
+    max_head_dim, core_in_float32 = MOST, False
     table = {
         "heads": whole(None, least=1, scheduled=False),
         "kernel": kernel(5),

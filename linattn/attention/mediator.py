@@ -93,7 +93,7 @@ def _along(matrix: Tensor, table: Tensor) -> Tensor:
 
 class Mediator(Operator):
     name = "mediator"
-    widest, wide = MOST_SOFTMAX, False
+    max_head_dim, core_in_float32 = MOST_SOFTMAX, False
     table = {
         "count": counts(64),
         "bias": choice("none", ("none", "factorised", "full")),

@@ -14,7 +14,7 @@ from linattn.attention.options import Values, kernel
 
 class Softmax(Operator):
     name = "softmax"
-    wide = False
+    core_in_float32 = False
     table = {"conv": kernel(0)}
 
     def __init__(self, shape: LayerShape, **options):

@@ -74,7 +74,7 @@ def distill(
             learning = inside_attention(student, chosen) if stage.name == "layerwise" else chosen
             if stage.steps and learning:
                 require(student, learning)
-                fit(stage, learning, hidden(student), config.settings(), history, scratch, recipe, accelerator)
+                fit(stage, learning, muon_matrices(student), config.settings(), history, scratch, recipe, accelerator)
     require(student, [])
     student.eval()
     after = evaluate(student) if evaluate else None
@@ -126,8 +126,8 @@ def require(student: nn.Module, learning: Named) -> None:
         parameter.requires_grad_(True)
 
 
-def hidden(student: nn.Module) -> set[str]:
-    """The weights of linear layers inside attentions and feed-forwards."""
+def muon_matrices(student: nn.Module) -> set[str]:
+    """Name the 2-D weights that Muon trains: linear layers inside attentions and feed-forwards."""
     places = (".attn", ".ff.")
     linear = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
     return {f"{name}.weight" for name in linear if any(place in f".{name}." for place in places)}

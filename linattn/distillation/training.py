@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from linattn import project
 from linattn.checkpoint import Resumable
 
-MUON = 4.0  # times the rate; see docs/LOG.md, 2026-11-20
+MUON_LR_MULTIPLIER = 4.0  # see docs/LOG.md, 2026-11-20
 Terms = dict[str, Tensor]  # named scalars; `loss` is the one that is minimised
 Named = list[tuple[str, nn.Parameter]]
 
@@ -97,7 +97,8 @@ def optimizers(parameters: Named, hidden: set[str], settings: Settings) -> dict[
     decay = settings.weight_decay
     made: dict[str, torch.optim.Optimizer] = {}
     if muon:
-        # adjust_lr_fn: updates as large as AdamW's; hidden matrices bear more (MUON), so that both take one rate.
+        # adjust_lr_fn makes updates as large as AdamW's. These matrices bear more (MUON_LR_MULTIPLIER), so that both
+        # kinds of parameters take one rate.
         made["muon"] = torch.optim.Muon(muon, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     if rest:
         made["adamw"] = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=decay, fused=True)
@@ -215,7 +216,7 @@ def fit(
 def take(steppers: Mapping[str, torch.optim.Optimizer], learning_rate: float) -> None:
     for name, stepper in steppers.items():
         for group in stepper.param_groups:
-            group["lr"] = learning_rate * (MUON if name == "muon" else 1.0)
+            group["lr"] = learning_rate * (MUON_LR_MULTIPLIER if name == "muon" else 1.0)
         stepper.step()
         stepper.zero_grad()
 

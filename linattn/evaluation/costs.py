@@ -330,7 +330,7 @@ def _tensors(grid: Grid, heads: int, head_dim: int, device: Any, dtype: torch.dt
 
 
 def with_inputs(operators: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """The operators, and a second time those whose queries or keys are not projected from x as it is."""
+    """Add an entry '<label> + inputs' for operators that transform x before projecting, so that it is timed too."""
     found, grid, x = {}, Grid(1, 1), torch.zeros(1, 1, 8)
     for label, (name, options) in operators.items():
         found[label] = (name, options)

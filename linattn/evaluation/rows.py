@@ -136,7 +136,10 @@ def plain(measure: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] | None = None) -> dict[str, Any]:
-    """Over training seeds: their mean; half-widths of pictures and of seeds add as independent errors do."""
+    """Average over training seeds.
+
+    The interval's half-width is sqrt(that of the pictures ^2 + that of the seeds ^2), the latter by Student's t.
+    """
     if len(measures) == 1:
         return plain(measures[0])
     values = [measure["value"] for measure in measures]

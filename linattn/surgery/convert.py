@@ -75,7 +75,7 @@ def linearize(
         )
     operators = [_built(layer, name, options, backend) for layer in chosen]
     _check_text(model, name, options, operators)
-    if backend is not None and operators[0].widest is None:
+    if backend is not None and operators[0].max_head_dim is None:
         raise ValueError(f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out backend")
 
     def start(layer: Layer, operator: nn.Module) -> None:
@@ -163,7 +163,7 @@ def _built(layer: Layer, name: str, options: dict[str, Any], backend: str | None
     # Drawn on the CPU, so that a seed means the same everywhere; of FLUX without weights that would be 8 GB.
     with torch.device("meta" if like.is_meta else "cpu"):
         operator = attention.create(name, layer.shape, **options)
-    operator.backend = None if operator.widest is None else backend
+    operator.backend = None if operator.max_head_dim is None else backend
     dtype = like.dtype if like.is_floating_point() else None
     return operator.to(like.device, dtype).train(layer.attn.training)
 

@@ -58,12 +58,12 @@ def learn(
     history = History(settings.log_every)
     stage = Stage("plugin", recipe.steps, recipe.rate, lambda step: {"loss": loss(step)})
     told = {**asdict(recipe), **about}
-    fit(stage, parameters, hidden(model), settings, history, scratch, told, Accelerator(cpu=device == "cpu"))
+    fit(stage, parameters, muon_matrices(model), settings, history, scratch, told, Accelerator(cpu=device == "cpu"))
     model.requires_grad_(False)
     return history.rows
 
 
-def hidden(model: nn.Module) -> set[str]:
-    """The matrices that Muon is for, where a recipe asks for it."""
+def muon_matrices(model: nn.Module) -> set[str]:
+    """Name the 2-D weights that Muon trains, where a recipe names Muon."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return {f"{name}.weight" for name in linear}
