@@ -57,7 +57,7 @@ test: setup
 	@python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lab: setup
-	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ContentsManager.pre_save_hook=linattn.lab.save_source notebooks/00_tour.ipynb
+	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir="$(CURDIR)" --ContentsManager.pre_save_hook=linattn.lab.save_source notebooks/00_tour.ipynb
 
 bench: setup
 	@python -m linattn.notebooks benchmark --by-hand
@@ -73,6 +73,7 @@ lint: setup
 
 clean:
 	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/pages reports/notebooks reports/failed
-	@rm -rf data/samples data/reference data/pictures data/plugins reports/local
+	@rm -rf data/samples data/reference data/pictures data/plugins reports/local/results reports/local/runs reports/local/students
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo "Removed scratch, reports and samples. What was computed is still in DVC's cache: make repro brings it back."
+	@test ! -d reports/local/studies || echo "Kept reports/local/studies: no cache holds the results of studies."

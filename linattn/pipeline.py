@@ -14,12 +14,13 @@
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ def repro(only: str | None = None) -> int:
     for role in foreign:
         print(f"{role} is left out: {by_hand(settings, role)}.", flush=True)
     chosen = [target for role in roles for target in targets(settings, role)] if only or foreign else []
-    done = dvc("repro", "--keep-going", *chosen).returncode
-    if chosen and done == 0:
-        done = render()
-    report_lock()
+    with naming_what_changed("dvc.lock"):
+        done = dvc("repro", "--keep-going", *chosen).returncode
+        if chosen and done == 0:
+            done = render()
     report = project.report()
     if done == 0:
         print(f"Done. The report: {report}")
@@ -82,22 +83,28 @@ def make_folders() -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def report_lock(lock: str = "dvc.lock") -> None:
-    """Name the one file of Git's that a run changes, and the command that takes it back."""
-    if project.differs(lock):
-        print(
-            f"{lock} now records what ran on this machine; nothing else that Git holds was changed. "
-            f"git checkout {lock} takes it back and loses no result: DVC's cache keeps them for the next run."
-        )
+@contextlib.contextmanager
+def naming_what_changed(lock: str) -> Iterator[None]:
+    """Afterwards, be it after Ctrl-C, name the one file of Git's that a run changes and what takes it back."""
+    path = project.ROOT / lock
+    before = path.read_bytes() if path.exists() else b""
+    try:
+        yield
+    finally:
+        if path.exists() and path.read_bytes() != before and project.differs(lock):
+            print(
+                f"{lock} now records what ran on this machine; the run changed nothing else that Git holds. "
+                f"git checkout HEAD -- {lock} takes it back and loses no result: DVC's cache keeps them.",
+                flush=True,
+            )
 
 
 def study(name: str) -> int:
     """Run a study of studies/<name>; its result lies in reports/local, beside the published one."""
     names = sorted(path.parent.name for path in (project.ROOT / "studies").glob("*/dvc.yaml"))
     folder = f"studies/{params.known(name, names, 'study')}"
-    done = dvc("repro", f"{folder}/dvc.yaml").returncode
-    report_lock(f"{folder}/dvc.lock")
-    return done
+    with naming_what_changed(f"{folder}/dvc.lock"):
+        return dvc("repro", f"{folder}/dvc.yaml").returncode
 
 
 def by_hand(settings: params.Params, role: str) -> str:
@@ -152,6 +159,8 @@ def stale(root: Path | None = None) -> list[str]:
     """Stages whose code or parameters are not those that dvc.lock records; what they make need not be there."""
     said = dvc("repro", "--dry", "--allow-missing", "--keep-going", root=root, capture_output=True, text=True)
     changed = would_run(said.stdout + said.stderr)
+    if re.search("Unable to acquire lock|is busy", said.stdout + said.stderr):
+        raise RuntimeError("another run is going on here: wait for it, or stop it")
     if said.returncode and not changed:
         raise RuntimeError(f"dvc repro --dry failed: {said.stderr.strip()}")
     return changed
@@ -171,8 +180,11 @@ def check() -> int:
     if not changed:
         print("dvc.lock is in step with the code.")
         return 0
-    print(f"dvc.lock is behind the code in {len(changed)} stages: {', '.join(changed)}.", file=sys.stderr)
-    print("Run make repro, or dvc commit for an edit that cannot alter results; then commit dvc.lock.", file=sys.stderr)
+    print(f"dvc.lock is behind what lies here in {len(changed)} stages: {', '.join(changed)}.", file=sys.stderr)
+    print(
+        "Run make repro, or python -m linattn.pipeline --accept for an edit that cannot alter results; then commit it.",
+        file=sys.stderr,
+    )
     return 1
 
 
@@ -180,26 +192,34 @@ def accept() -> int:
     """Record the code as it is now, after an edit that cannot alter results; what stages made stays as it was recorded.
 
     dvc commit wants everything there that a stage made. This needs nothing but the clone. A stage that never ran has
-    nothing to keep and stays new.
+    nothing to keep and stays new; one whose parameters, data or command are others stays stale, since those do alter
+    results.
     """
-    from dvc.repo import Repo
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo, lock_repo
 
-    with Repo(str(project.ROOT)) as repo:
-        stages = [stage for stage in repo.index.stages if all(out.hash_info for out in stage.outs) and not stage.frozen]
-        made = [Path(out.fs_path) for out in repo.index.outs]
-        renewed = [stage.addressing for stage in stages if _renew(stage, made)]
-    print(f"Recorded as they are now: the code of {', '.join(renewed) or 'no stage, since none has changed'}.")
+    try:
+        with Repo(str(project.ROOT)) as repo, lock_repo(repo):
+            stages = [stage for stage in repo.index.stages if not stage.frozen and all(o.hash_info for o in stage.outs)]
+            renewed = [stage.addressing for stage in stages if _renew(stage)]
+    except DvcException as error:
+        raise RuntimeError(f"dvc.lock stays as it is: {error}") from None
+    print(f"Recorded as it is now: the code of {', '.join(renewed) or 'no stage, since none has changed'}.")
+    if behind := stale():
+        print(f"Not recorded, since more than code differs: {', '.join(behind)}. make repro runs them.")
     return 0
 
 
-def _renew(stage: Any, made: Sequence[Path]) -> bool:
-    """Whether a dep that no stage makes, or a parameter, was another in dvc.lock."""
-    before = [dep.hash_info for dep in stage.deps]
-    for dep in stage.deps:
-        path = Path(dep.fs_path)
-        if not any(out.is_relative_to(path) or path.is_relative_to(out) for out in made):
-            dep.save()
-    changed = before != [dep.hash_info for dep in stage.deps]
+CODE = ("linattn/", "kernels/", "notebooks/", "studies/", "reports/template")
+
+
+def _renew(stage: Any) -> bool:
+    """Record a stage's code, and say whether that was another in dvc.lock."""
+    code = [dep for dep in stage.deps if str(dep).startswith(CODE) and not hasattr(dep, "params")]
+    before = [dep.hash_info for dep in code]
+    for dep in code:
+        dep.save()
+    changed = before != [dep.hash_info for dep in code]
     if changed:
         stage.dump(update_pipeline=False)
     return changed
@@ -237,7 +257,7 @@ def choose(folder: Path, profile: str) -> None:
 def files(root: Path | None = None) -> list[str]:
     """What Git has or would take; without Git, all but what is made again."""
     root = root or project.ROOT
-    if (root / ".git").exists():
+    if project.in_git(root):
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         listed = subprocess.run(command, cwd=root, capture_output=True, text=True)
         if listed.returncode == 0:
@@ -282,6 +302,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"linattn: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "linattn: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr
+        )
+        return 130
 
 
 if __name__ == "__main__":

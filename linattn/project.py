@@ -240,11 +240,22 @@ def commit() -> str | None:
 
 
 def differs(path: str) -> bool:
-    """Whether a file is another than the one Git holds; without Git there is nothing to differ from."""
-    return bool(_git("status", "--porcelain", "--", path))
+    """Whether a file is another than the one of the last commit; without Git there is nothing to differ from."""
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", path))
+
+
+def in_git(root: Path | None = None) -> bool:
+    """Whether this folder is a Git repository itself. A copy inside another repository is none."""
+    root = root or ROOT
+    top = _run_git("-C", str(root), "rev-parse", "--show-toplevel")
+    return top is not None and Path(top).resolve() == root.resolve()
 
 
 def _git(*words: str) -> str | None:
+    return _run_git(*words) if in_git() else None
+
+
+def _run_git(*words: str) -> str | None:
     try:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -55,8 +55,10 @@ def seeded():
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory):
     """The files that Git's index holds, in a folder of their own: nothing that a run left in the working tree."""
+    from linattn import project
+
     root, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("committed")
-    if not (root / ".git").exists():
+    if not project.in_git(root):
         pytest.skip("no Git here: nothing says what is committed")
     subprocess.run(["git", "checkout-index", "--all", f"--prefix={folder}/"], cwd=root, check=True)
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")

@@ -118,10 +118,42 @@ def test_one_student_that_was_not_run_here_is_marked_and_not_compared(root):
     assert [row.note for row in report.table(read()).rows if row.name == "lit"] == ["committed run", ""]
 
 
-def test_a_student_that_failed_here_is_no_committed_one(root):
+def test_a_student_that_failed_here_is_no_committed_one_and_is_named(root):
     remove("lit")
     project.write_json(project.run_result("lit", write=True), {"error": "the loss became NaN at step 12"})
-    assert "NaN" in read().only.failures["lit"]
+    data = read().only
+    assert "NaN" in data.failures["lit"]
+    assert agreement.summary(data, agreement.of_teacher(data)).endswith("committed and without a result here is lit.")
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', "{", "{}"])
+@pytest.mark.parametrize("name", ["clear", "teacher-class", "chance-class", "anatomy"])
+@pytest.mark.parametrize("where", [project.local, project.published], ids=["here", "committed"])
+def test_a_damaged_file_costs_its_row_alone(root, where, name, content):
+    where(f"results/{name}.json").write_text(content)
+    data = read().only
+    assert {"softmax", "lit"} <= set(data.results)
+    assert "clear" in data.failures or "clear" in data.results
+    assert agreement.summaries(read())
+
+
+def test_a_teacher_of_another_profile_is_neither_shown_nor_compared(root):
+    """A tiny run compared its 8 pictures of two steps with 128 of twenty."""
+    for name in ("teacher-text", "chance-text", "teacher-class", "chance-class"):
+        path = project.published(f"results/{name}.json")
+        project.write_json(path, {**project.read_json(path), "profile": "full"})
+    remove("teacher-text", "chance-text", "sd-lit", "anatomy")
+    project.published("results/sd-lit.json").unlink()
+    whole = read(BOTH)
+    assert whole.parts["text"].waiting
+    assert not whole.parts["class"].anatomy
+    compared = {row.name for row in agreement.of_teacher(whole.parts["class"]).rows}
+    assert not compared & {"teacher", "teacher, fewer steps", "chance"}
+
+
+def test_a_committed_benchmark_says_whose_seconds_it_shows(root):
+    project.run_result("benchmark").unlink()
+    assert "nothing was timed on this machine" in check(report.teacher_html(read(), "class")).text
 
 
 def test_a_committed_result_of_other_settings_is_neither_shown_nor_compared(root):

@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -15,13 +16,15 @@ from linattn import project
 @pytest.fixture
 def manager(tmp_path, monkeypatch):
     """JupyterLab's own, at the root of a clone, with the hook that the Makefile names."""
-    (line,) = [each for each in (project.ROOT / "Makefile").read_text().splitlines() if "jupyter lab" in each]
-    (name,) = [word.partition("=")[2] for word in shlex.split(line) if "pre_save_hook" in word]
+    dry = subprocess.run(["make", "--dry-run", "lab"], cwd=project.ROOT, capture_output=True, text=True, check=True)
+    (line,) = [line for line in dry.stdout.splitlines() if line.startswith("jupyter lab")]
+    options = dict(word.partition("=")[::2] for word in shlex.split(line) if "=" in word)
+    # Without it the root is the notebook's own folder, and no path begins with notebooks/.
+    assert Path(options["--ServerApp.root_dir"]) == project.ROOT
     for folder in ("notebooks", "elsewhere"):
         (tmp_path / folder).mkdir()
-    return AsyncLargeFileManager(
-        root_dir=str(tmp_path), config=Config({"ContentsManager": {"pre_save_hook": name}}), allow_hidden=True
-    )
+    config = Config({"ContentsManager": {"pre_save_hook": options["--ContentsManager.pre_save_hook"]}})
+    return AsyncLargeFileManager(root_dir=str(tmp_path), config=config, allow_hidden=True)
 
 
 def source(manager, folder, path=project.ROOT / "notebooks" / "00_tour.ipynb"):

@@ -109,11 +109,19 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_the_one_file_that_a_run_changes_is_named_with_the_command_that_takes_it_back(repository, capsys):
-    pipeline.report_lock()
+    with pipeline.naming_what_changed("dvc.lock"):
+        pass
     assert not capsys.readouterr().out
-    (repository / "dvc.lock").write_text("of this machine\n")
-    pipeline.report_lock()
-    (command,) = re.findall(r"git checkout \S+", capsys.readouterr().out)
+
+    def interrupted():
+        with pipeline.naming_what_changed("dvc.lock"):
+            (repository / "dvc.lock").write_text("of this machine\n")
+            subprocess.run(["git", "add", "dvc.lock"], cwd=repository, check=True)  # as DVC advises
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (command,) = re.findall(r"git checkout HEAD -- \S+", capsys.readouterr().out)
     subprocess.run(command.split(), cwd=repository, check=True, capture_output=True)
     assert (repository / "dvc.lock").read_text() == "committed\n"
 
@@ -125,7 +133,7 @@ def test_a_study_is_run_by_its_name_and_names_its_own_lock(repository, monkeypat
 
     monkeypatch.setattr(pipeline, "dvc", dvc)
     assert pipeline.main(["--study", "plugins"]) == 0
-    assert "git checkout studies/plugins/dvc.lock" in capsys.readouterr().out
+    assert "git checkout HEAD -- studies/plugins/dvc.lock" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["", "plugin", "../plugins"])
@@ -348,6 +356,16 @@ def test_an_edit_that_cannot_alter_results_is_accepted_and_makes_nothing_new(fin
     said = finished.python("linattn.pipeline", "--accept").stdout
     assert "distill@clear" in said
     assert "distill@softmax" not in said
+
+
+def test_an_edited_number_is_not_accepted(finished):
+    four, three = (f"  clear: {{operator: clear, teacher: class, radius: {radius}}}\n" for radius in (4, 3))
+    finished.edit(four, three)
+    said = finished.python("linattn.pipeline", "--accept").stdout
+    assert "no stage" in said
+    assert re.search(r"Not recorded.*distill@clear", said)
+    assert finished.would_run() >= {"distill@clear", "evaluate@clear"}
+    finished.edit(three, four)
 
 
 def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):

@@ -18,6 +18,8 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.setenv(project.PIPELINE, "1")
     synthetic_results.write_all(FEW)
+    for name in ("teacher-class", *(f"{name}.distill" for name in FEW)):
+        project.write_json(project.run_result(name), {"facts": synthetic_results.FACTS})
     for name in FEW:
         project.student(name, write=True).mkdir()
         (project.student(name) / "linattn.json").write_text(name)
@@ -37,9 +39,19 @@ def files(folder):
 
 def test_what_ran_here_becomes_what_is_published(clone):
     assert publish.main() == 0
+    assert set(files(clone / "reports" / "students")) == {f"{name}/linattn.json" for name in FEW}
     for kind in publish.KINDS:
         assert files(clone / "reports" / kind) == files(clone / project.LOCAL / kind)
     assert not project.published("results/removed.json").exists()
+
+
+def test_what_params_no_longer_names_stays_here(clone):
+    """A student's files lie in reports/local after it was taken out; so does the draft of a write that was killed."""
+    for name in ("removed.json", ".clear.json.draft"):
+        (clone / project.LOCAL / "results" / name).write_text("{}")
+    assert publish.main() == 0
+    published = set(files(clone / "reports" / "results"))
+    assert published == set(files(clone / project.LOCAL / "results")) - {"removed.json", ".clear.json.draft"}
 
 
 def test_a_study_is_published_where_it_ran_here_and_stays_where_it_did_not(clone):
@@ -49,20 +61,41 @@ def test_a_study_is_published_where_it_ran_here_and_stays_where_it_did_not(clone
     assert set(files(clone / "reports" / "studies")) == {"resolution.json", "plugins.json"}
 
 
-@pytest.mark.parametrize("why", ["a stage is stale", "a result is missing", "a run failed"])
+MISSING = (
+    "results/clear.json", "results/anatomy.json", "results/chance-class.json", "runs/benchmark.run.json",
+    "runs/clear.distill.run.json", "students/clear/linattn.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", MISSING)
+def test_a_run_that_is_not_whole_is_refused_and_nothing_is_touched(clone, capsys, path):
+    project.local(path).unlink()
+    if path.startswith("students/"):
+        project.local("students/clear").rmdir()
+    before = files(clone)
+    assert publish.main() == 1
+    assert files(clone) == before
+    assert path.removesuffix("/linattn.json") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("why", ["a stage is stale", "a run failed", "pictures are missing", "code was edited"])
 def test_an_unfinished_run_is_refused_and_nothing_is_touched(clone, monkeypatch, capsys, why):
     if why == "a stage is stale":
         monkeypatch.setattr(pipeline, "stale", lambda: ["evaluate@clear"])
-    elif why == "a result is missing":
-        project.result("clear").unlink()
-    else:
+    elif why == "a run failed":
         project.write_json(project.run_result("clear"), {"error": "the loss became NaN"})
+    elif why == "pictures are missing":
+        project.pictures("clear").unlink()
+    else:
+        run = project.read_json(project.run_result("clear"))
+        run["facts"]["commit"] += "+changes"
+        project.write_json(project.run_result("clear"), run)
     before = files(clone)
     assert publish.main() == 1
     assert files(clone) == before
     said = capsys.readouterr().err
     assert "clear" in said
-    assert "make repro" in said
+    assert "make repro" in said or "dvc repro" in said
 
 
 def test_an_interrupted_copy_leaves_the_published_run(clone, monkeypatch):
@@ -70,11 +103,10 @@ def test_an_interrupted_copy_leaves_the_published_run(clone, monkeypatch):
     before = files(clone / "reports" / "results")
 
     def interrupted(source, target):
-        target.mkdir()
-        (target / "half.json").write_text("{")
+        target.write_text("{")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "copytree", interrupted)
+    monkeypatch.setattr(shutil, "copy2", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish.main()
     assert files(clone / "reports" / "results") == before

@@ -81,17 +81,17 @@ def test_the_picture_has_a_row_for_the_teacher_and_every_student_that_finished(d
     picture = readme.picture(data.only)
     assert all(name in picture.alt for name in ("teacher", "softmax", "clear", "lit"))
     assert "linfusion" not in picture.alt
-    assert readme.block(data).startswith(f"![{picture.alt}](docs/pictures.png)")
+    assert readme.lines(readme.pictures(data)) == [f"![{picture.alt}](docs/pictures.png)"]
 
 
 def test_pictures_that_are_not_here_are_named(data):
     data.only.pictures.pop("clear")
     with pytest.raises(FileNotFoundError, match="no pictures of clear.*make repro"):
-        readme.block(data)
+        readme.pictures(data)
 
 
 def test_the_check_needs_no_pictures_and_sees_a_number_or_a_machine_that_changed(data):
-    text = readme.block(data) + gpu.told([])
+    text = readme.block(data, []) + gpu.told([])
     data.only.pictures = {}
     assert readme.in_step(text, data, [])
     data.only.facts["hardware"]["cores"] += 1
@@ -123,7 +123,7 @@ def test_every_teacher_with_results_has_a_grid_of_its_own(several):
     told = grids["docs/pictures-text.png"].alt
     assert all(caption in told for caption in captions[: readme.CAPTIONED])
     assert captions[readme.CAPTIONED] not in told
-    block = readme.block(several)
+    block = readme.block(several, readme.lines(grids))
     assert all(f"![{grid.alt}]({path})" in block for path, grid in grids.items())
 
 
@@ -164,6 +164,12 @@ def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypat
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
     assert readme.main(["--check"]) == 0
+    assert not list((tmp_path / "docs").iterdir())
+    assert readme.main(["--pictures"]) == 0
+    drawn = (tmp_path / "README.md").read_text()
+    assert drawn.count("](docs/pictures") == 2
+    assert readme.main([]) == 0
+    assert (tmp_path / "README.md").read_text() == drawn
     assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["pictures-text.png", "pictures.png"]
 
 

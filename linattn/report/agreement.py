@@ -84,17 +84,30 @@ def agree(column: Column, here: Measure, committed: Measure) -> bool:
 
 
 def summary(data: Data, agreement: Agreement) -> str:
-    """One sentence for one teacher: how many rows and figures agree, and which do not."""
+    """Say in one sentence for one teacher how many figures agree, which rows do not, and which were not compared."""
+    if data.all_published:
+        return f"{data.name} was not run here: its rows are the committed run's."
+    kept = [name for name in ("teacher", *data.students) if name in data.published]
+    lost = [name for name in rows(data.committed) if name not in rows(data.here) and "not distilled" not in name]
+    apart = [row.name for row in agreement.rows if not row.agrees]
+    parts = [
+        _counts(agreement),
+        f"apart {are(apart)} {listed(apart)}" if apart else "",
+        f"not run here {are(kept)} {listed(kept)}" if kept else "",
+        f"committed and without a result here {are(lost)} {listed(lost)}" if lost else "",
+    ]
+    said = "; ".join(filter(None, parts))
+    return f"{data.name}: {said}." if said else ""
+
+
+def _counts(agreement: Agreement) -> str:
     if not agreement.rows:
-        return f"{data.name} was not run here: its rows are the committed run's." if data.published else ""
-    total, apart = len(agreement.rows), [row.name for row in agreement.rows if not row.agrees]
-    figures = [figure.agrees for figure in agreement.figures]
-    same = sum(row.same for row in agreement.rows)
-    words = f"{data.name}: {sum(figures)} of {number(len(figures), 'figure')} agree, in {number(total, 'row')}; "
-    words += f"{same} of the rows {'is' if same == 1 else 'are'} the same to the last digit"
-    words += f"; apart {are(apart)} {listed(apart)}" if apart else ""
-    kept = [name for name in data.students if name in data.published]
-    return words + (f"; not run here {are(kept)} {listed(kept)}." if kept else ".")
+        return ""
+    figures, same = [figure.agrees for figure in agreement.figures], sum(row.same for row in agreement.rows)
+    return (
+        f"{sum(figures)} of {number(len(figures), 'figure')} agree, in {number(len(agreement.rows), 'row')}; "
+        f"{same} of the rows {'is' if same == 1 else 'are'} the same to the last digit"
+    )
 
 
 def summaries(whole: Report) -> list[str]:

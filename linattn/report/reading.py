@@ -81,10 +81,8 @@ def _part(data: Data, local: Callable[[str], Path]) -> Data:
     _read_teacher(data, local)
     files = {"teacher": project.teacher_row(data.role), **{name: name for name in data.students}}
     if data.role == FIRST:
-        data.benchmark, data.anatomy = (
-            _json(local(path)) or _json(project.published(path)) or {}
-            for path in ("runs/benchmark.run.json", "results/anatomy.json")
-        )
+        data.benchmark = _beside(data, "benchmark", "runs/benchmark.run.json", local)
+        data.anatomy = _beside(data, "anatomy", "results/anatomy.json", local)
         files["anatomy"] = "anatomy"
     paths = {name: project.pictures(file) for name, file in files.items()}
     data.pictures = {name: _arrays(path) for name, path in paths.items() if path.exists()}
@@ -113,12 +111,23 @@ def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
     data.runs["teacher"], data.teacher_failure = row.run, row.problem or ""
     data.teacher = {} if row.problem else row.result
     data.folder = data.folder or data.teacher.get("folder") or ""
-    here, committed = (_json(root(chance)) or {} for root in (local, project.published))
+    guesses = [_json(root(chance)) or {} for root in (local, project.published)]
+    here, committed = ({} if _other_teacher(data, guess) else guess for guess in guesses)
     data.chance = committed if row.published else here
     if row.published:
         data.published.add("teacher")
     if row.committed:
         data.committed.teacher, data.committed.chance = row.committed, committed
+
+
+def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> Result:
+    """Read what belongs to a teacher and is no row; the committed one only where the committed teacher fits."""
+    here = _json(local(path))
+    fits = "teacher" in data.published or data.committed.teacher
+    committed = _json(project.published(path)) if fits else None
+    if not here and committed:
+        data.published.add(name)
+    return here or committed or {}
 
 
 @dataclass(frozen=True)
@@ -147,19 +156,21 @@ def _row(name: str, local: Callable[[str], Path], misfit: Callable[[Result], str
 
 
 def _json(path: Path) -> Result | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+    """Return a file's object, or None where there is none or it is damaged."""
+    return _result(path)[0] or None
 
 
 def _result(path: Path) -> tuple[Result, str | None]:
+    """Return a file's object, and what is wrong with it."""
     if not path.exists():
         return {}, NO_RESULT
     try:
-        return json.loads(path.read_text()), None
-    except ValueError as error:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         return {}, f"the result file is damaged: {error}"
+    if not isinstance(content, dict):
+        return {}, f"the result file is damaged: {path.name} holds a {type(content).__name__} and no object"
+    return content, None
 
 
 def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | None:
@@ -179,11 +190,13 @@ def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | N
 
 
 def _other_teacher(data: Data, result: Mapping[str, Any]) -> str | None:
-    """The same of a teacher: its role may have been given to another folder."""
-    made = result.get("folder")
-    if not data.folder or not made or made == data.folder:
-        return None
-    return f"its result is of {made}, and params.yaml now names {data.folder}: make repro"
+    """The same of a teacher: its role may have been given to another folder, or the profile changed."""
+    made, profile = result.get("folder"), result.get("profile")
+    if data.folder and made and made != data.folder:
+        return f"its result is of {made}, and params.yaml now names {data.folder}: make repro"
+    if profile and profile != data.profile:
+        return f"its result is of profile {profile}, and params.yaml now names {data.profile}: make repro"
+    return None
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -1,14 +1,14 @@
 """The README's tables and pictures, from the committed results: no number there is typed by hand.
 
-`python -m linattn.readme` rewrites what stands between the marks, and the grids in docs/, one a teacher whose results
-are there. `--check` says whether tables and circumstances are those of reports/results, reports/runs and reports/gpu:
-all they need is in Git, while the pictures lie only where the run was. What ran on this machine since counts for
-nothing here, until `make publish`.
+`python -m linattn.readme` rewrites what stands between the marks; `--check` says whether that is needed. All it takes
+is in Git: reports/results, reports/runs and reports/gpu. What ran on this machine since counts for nothing here, until
+`make publish`, which draws the grids in docs/ too (`--pictures`), since pictures lie only where the run was.
 """
 
 import argparse
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -115,11 +115,19 @@ def small(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def block(data: report.Report) -> str:
-    if not data.results:
-        return NONE
-    grids = "\n\n".join(f"![{grid.alt}]({path})" for path, grid in pictures(data).items())
-    return "\n\n".join(filter(None, [grids, table(data), circumstances(data)]))
+def block(data: report.Report, grids: list[str]) -> str:
+    """Put the results' part together; `grids` are its Markdown lines with pictures."""
+    return "\n\n".join([*grids, table(data), circumstances(data)]) if data.results else NONE
+
+
+def lines(grids: Mapping[str, Picture]) -> list[str]:
+    return [f"![{grid.alt}]({path})" for path, grid in grids.items()]
+
+
+def standing(text: str) -> list[str]:
+    """Find the lines with pictures that the results' part has now."""
+    part = text.partition(RESULTS[0])[2].partition(RESULTS[1])[0]
+    return [line for line in part.splitlines() if line.startswith("![")]
 
 
 def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
@@ -138,6 +146,7 @@ def written(text: str, content: str, marks: tuple[str, str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m linattn.readme", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is behind")
+    parser.add_argument("--pictures", action="store_true", help="draw the grids too, from this machine's pictures")
     options = parser.parse_args(arguments)
     settings = params.load()
     data = report.read(settings.students, settings.profile, teachers=settings.teachers, committed=True)
@@ -152,8 +161,10 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    new = written(written(text, block(data), RESULTS), gpu.told(rows), KERNELS)
-    for path_of, grid in pictures(data).items():
+    grids = pictures(data) if options.pictures else {}
+    content = block(data, lines(grids) if options.pictures else standing(text))
+    new = written(written(text, content, RESULTS), gpu.told(rows), KERNELS)
+    for path_of, grid in grids.items():
         (project.ROOT / path_of).write_bytes(small(grid.png))
     path.write_text(new)
     return 0
