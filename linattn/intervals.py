@@ -1,8 +1,8 @@
-"""A result is a value with its 95 % interval and its number of pictures: {"value", "low", "high", "n"}.
+"""Make results: values with their 95 % interval and number of pictures, {"value", "low", "high", "n"}.
 
-- Means carry a percentile bootstrap over pictures from a seed; counts of right and wrong carry Wilson's interval.
-- An interval that one picture cannot give is None.
-- Nothing here is infinite or NaN, so that every result can be stored as strict JSON.
+- A mean carries a percentile bootstrap over pictures from a seed. A count of right and wrong carries Wilson's interval.
+- The interval is None where a single picture cannot give one.
+- No result holds infinity or NaN, so that every result can be stored as strict JSON.
 """
 
 import math
@@ -14,35 +14,36 @@ from torch import Tensor
 
 Result = dict[str, Any]
 
-DRAWN = 1 << 22  # values that a bootstrap holds at once
+DRAWN = 1 << 22  # resampled values that a bootstrap holds at once
 NORMAL = 1.959964  # half the width of a 95 % interval, in standard deviations
 
 
 def mean_over(values: Tensor) -> Tensor:
-    """The default statistic: (resamples, n) -> (resamples,)."""
+    """Average each resample, which is the default statistic: (resamples, n) -> (resamples,)."""
     return values.mean(1)
 
 
 def bootstrap(
     values: Tensor, seed: int = 0, statistic: Callable[[Tensor], Tensor] = mean_over, resamples: int = 1000
 ) -> tuple[float | None, float | None]:
-    """Percentile interval of 95 % over the first dimension, one row a picture; (None, None) for fewer than two.
+    """Return the 95 % percentile interval of a statistic by resampling the first dimension, one row a picture.
 
-    `statistic` maps (resamples, n, ...) to (resamples,).
+    `statistic` maps (resamples, n, ...) to (resamples,). Fewer than two rows give (None, None).
     """
     values = torch.as_tensor(values).detach().double().cpu()
     if len(values) < 2:
         return None, None
-    rows = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
-    # In pieces: 1,000 resamples of 50,000 pictures would be 400 MB at once.
-    step = max(1, DRAWN // values.numel())
-    drawn = torch.cat([statistic(values[part]) for part in rows.split(step)])
-    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    # In chunks, because 1,000 resamples of 50,000 pictures would take 400 MB at once.
+    chunk_size = max(1, DRAWN // values.numel())
+    statistics = torch.cat([statistic(values[chunk]) for chunk in indices.split(chunk_size)])
+    low, high = torch.quantile(statistics, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
 def summary(values: Tensor, seed: int = 0) -> Result:
-    """The mean over pictures with its bootstrap interval."""
+    """Average over pictures, with a bootstrap interval."""
     if len(values) == 0:
         raise ValueError("no values to summarise; evaluate at least 1 picture")
     low, high = bootstrap(values, seed)
@@ -50,12 +51,12 @@ def summary(values: Tensor, seed: int = 0) -> Result:
 
 
 def wilson(right: int, n: int) -> Result:
-    """A share with Wilson's 95 % interval, which stays inside [0, 1] and says something even of 1 picture."""
+    """Return a share with Wilson's 95 % interval, which stays inside [0, 1] and is informative even for 1 picture."""
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"{right} right of {n}; the count must be within 0..n and n at least 1")
-    share, spread = right / n, NORMAL**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = NORMAL * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    low = 0.0 if right == 0 else max(0.0, centre - half)
-    high = 1.0 if right == n else min(1.0, centre + half)
+    share, correction = right / n, NORMAL**2 / n
+    centre = (share + correction / 2) / (1 + correction)
+    half_width = NORMAL * math.sqrt(share * (1 - share) / n + correction / (4 * n)) / (1 + correction)
+    low = 0.0 if right == 0 else max(0.0, centre - half_width)
+    high = 1.0 if right == n else min(1.0, centre + half_width)
     return {"value": share, "low": low, "high": high, "n": n}

@@ -1,10 +1,10 @@
-"""What a faster attention gives a whole step, and the most it could give: Amdahl's share beside the step's own time.
+"""Measure what a faster attention gives a whole step, and the most it could give by Amdahl's law.
 
-- `share`: how much of the dense model's step its attention takes, which is the attention of all layers timed alone on
-  tensors of its size; `most` = 1 / (1 - share) is the step without it, as if the replacement cost nothing.
-- Converted models are not trained: weights have no part in the time.
-- Each converted model is timed in turns with the dense one, so that a busy minute hits both; two models at a time are
-  all that must fit. Shares come from turns of the dense step and its attention.
+- `share` is the fraction of the dense model's step that its attention takes. The attention of all layers is timed alone
+  on tensors of the model's size. `most` = 1 / (1 - share) is the speed-up if the replacement cost nothing.
+- Converted models are not trained, because the time does not depend on the weights.
+- Each converted model is timed in turns with the dense model, so that a busy minute hits both. Only two models must fit
+  in memory at a time. Shares come from turns of the dense step and its attention.
 """
 
 import copy
@@ -35,57 +35,66 @@ def time_steps(
     limit: float = 60.0,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """One forward of one picture at each latent side: rows of the dense model, then of every operator.
+    """Time one forward of one picture at each latent side, for the dense model and then for every operator.
 
-    {operator, side, tokens, seconds, fastest, slowest, repeats, ratio, backend} and the facts, the dense model's with
-    share and most as well.
+    Each returned row is {operator, side, tokens, seconds, fastest, slowest, repeats, ratio, backend} and the facts. The
+    dense model's rows also have share and most.
     """
     rows: list[Row] = []
     for label in (DENSE, *operators):
-        other = None if label == DENSE else _converted(model, *operators[label])
+        converted = None if label == DENSE else _convert(model, *operators[label])
         for side in sorted(set(sides)):
-            rows.append({"operator": label, "side": side, **_timed(model, other, side, repeats, limit)})
+            row = {"operator": label, "side": side, **_time_step(model, converted, side, repeats, limit)}
+            rows.append(row)
             if progress is not None:
-                progress(rows[-1])
+                progress(row)
     return rows
 
 
-def _timed(model: nn.Module, other: nn.Module | None, side: int, repeats: int, limit: float) -> Row:
-    """The other's step beside the dense one; without another, the dense one's beside its attention alone."""
+def _time_step(model: nn.Module, converted: nn.Module | None, side: int, repeats: int, limit: float) -> Row:
+    """Time a converted model's step beside the dense step.
+
+    Without a converted model, time the dense step beside the dense attention alone.
+    """
     weight, inputs = next(model.parameters()), costs.example(model, side)
     tokens = families.family(model).read(model, inputs)[0].tokens
-    ours = _attention(model, inputs) if other is None else functools.partial(other, **inputs)
-    with evaluating(nn.ModuleList([model] if other is None else [model, other])):
-        found = costs.interleaved(
-            {DENSE: functools.partial(model, **inputs), OTHER: ours}, repeats, limit, weight.device
-        )
-    dense, second = (statistics.median(found[name]) for name in (DENSE, OTHER))
-    row = {"tokens": tokens, **costs.timed(found[DENSE if other is None else OTHER], dense)}
-    if other is None:
-        share = min(second / dense, 1.0)
+    if converted is None:
+        timed_model, models, other = model, [model], _dense_attention(model, inputs)
+    else:
+        timed_model, models, other = converted, [model, converted], functools.partial(converted, **inputs)
+    calls = {DENSE: functools.partial(model, **inputs), OTHER: other}
+    with evaluating(nn.ModuleList(models)):
+        seconds = costs.interleaved(calls, repeats, limit, weight.device)
+    dense_median, other_median = (statistics.median(seconds[name]) for name in (DENSE, OTHER))
+    row = {"tokens": tokens, **costs.timed(seconds[DENSE if converted is None else OTHER], dense_median)}
+    if converted is None:
+        share = min(other_median / dense_median, 1.0)
         row |= {"share": share, "most": None if share == 1 else 1 / (1 - share)}
-    backends = sorted({layer["backend"] for layer in surgery.describe(model if other is None else other)})
+    backends = sorted({layer["backend"] for layer in surgery.describe(timed_model)})
     return {**row, "backend": backends, **costs.facts(weight.dtype, weight.device)}
 
 
-def _converted(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Module:
-    """Of any weights and never restored: the copy of the original that is not kept is memory at large sizes."""
+def _convert(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Return a converted copy of the model with untrained operators.
+
+    The copy is never restored, so it does not keep the original attention, which takes memory at large sizes.
+    """
     return surgery.linearize(copy.deepcopy(model), name, keep_original=False, **options)
 
 
-def _attention(model: nn.Module, inputs: Mapping[str, Any]) -> Callable[[], None]:
-    """The dense attention of all layers, one after the other, without projections."""
+def _dense_attention(model: nn.Module, inputs: Mapping[str, Any]) -> Callable[[], None]:
+    """Return a call that runs the dense attention of all layers, one after the other, without projections."""
     weight = next(model.parameters())
-    draw = torch.Generator().manual_seed(0)
-    given = []
+    generator = torch.Generator().manual_seed(0)
+    layer_inputs = []
     with evaluating(model):
         grids = families.grids(model, **inputs)
     for layer, grid in zip(families.layers(model), grids, strict=True):
         shape = (1, layer.shape.heads, grid.tokens, layer.shape.head_dim)
-        given.append([torch.randn(shape, generator=draw).to(weight) for _ in range(3)])
+        layer_inputs.append([torch.randn(shape, generator=generator).to(weight) for _ in range(3)])
 
     def call() -> None:
-        for q, k, v in given:
+        for q, k, v in layer_inputs:
             F.scaled_dot_product_attention(q, k, v)
 
     return call

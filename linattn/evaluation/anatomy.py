@@ -1,8 +1,8 @@
-"""The teacher's attention in numbers, and every operator's map of one token beside the teacher's own.
+"""Measure the teacher's attention, and draw every operator's map of one token beside the teacher's map.
 
-- Numbers are means over pictures and heads, one for each layer and noise level (diagnostics.py says what they mean).
-- The maps are of converted, untrained operators on the teacher's own queries and keys: what the form of an operator can
-  show, before anything is learned. They come from a list of their own in params.yaml, not from the students.
+- The numbers are means over pictures and heads, one for each layer and noise level. diagnostics.py says what they mean.
+- The maps come from converted, untrained operators on the teacher's queries and keys. They show what the form of an
+  operator can express before anything is learned. params.yaml lists these operators apart from the students.
 """
 
 import dataclasses
@@ -31,66 +31,80 @@ NAMES = {
 
 
 def chosen_layers(count: int, wanted: int | None) -> list[int]:
-    """`wanted` of `count` layers, evenly spread, the first and the last among them."""
+    """Return the numbers of `wanted` of `count` layers, evenly spread, with the first and the last among them."""
     if wanted is None or wanted >= count:
         return list(range(count))
     if wanted == 1:
         return [count // 2]
-    return [round(place * (count - 1) / (wanted - 1)) for place in range(wanted)]
+    return [round(index * (count - 1) / (wanted - 1)) for index in range(wanted)]
 
 
-def of_teacher(teacher: Teacher, samples: Samples, part: params.Anatomy) -> dict[str, Any]:
-    """{noise, layers, heads, teacher: {measure: [layer][noise]}, by_head: {measure: [layer][noise][head]}, units}."""
-    latents, asked = samples.first(min(part.pictures, len(samples)))
+def of_teacher(teacher: Teacher, samples: Samples, settings: params.Anatomy) -> dict[str, Any]:
+    """Measure the teacher's attention on the first samples.
+
+    The result is {n, noise, layers, heads, units, teacher: {measure: [layer][noise]}, by_head: {measure:
+    [head][layer][noise]}}.
+    """
+    latents, conditioning = samples.first(min(settings.pictures, len(samples)))
     total = len(families.layers(teacher.model))
-    layers = chosen_layers(total, part.layers)
-    rows = diagnostics.anatomy(teacher, latents, asked, part.noise, layers=layers, seed=part.seed)
-    found = {(row["measure"], row["layer"], row["noise"], row["head"]): row["value"] for row in rows}
+    layers = chosen_layers(total, settings.layers)
+    rows = diagnostics.anatomy(teacher, latents, conditioning, settings.noise, layers=layers, seed=settings.seed)
+    values = {(row["measure"], row["layer"], row["noise"], row["head"]): row["value"] for row in rows}
     heads = 1 + max(row["head"] for row in rows if row["head"] is not None)
 
     def table(measure: str, head: int | None) -> list[list[float | None]]:
-        return [[found.get((measure, layer, noise, head)) for noise in part.noise] for layer in layers]
+        layer_rows = []
+        for layer in layers:
+            layer_rows.append([values.get((measure, layer, noise, head)) for noise in settings.noise])
+        return layer_rows
 
+    by_head = {}
+    for measure in NAMES:
+        if measure != "similarity":
+            by_head[measure] = [table(measure, head) for head in range(heads)]
     return {
         "n": len(latents),
-        "noise": list(part.noise),
+        "noise": list(settings.noise),
         "layers": layers,
         "heads": heads,
         "units": NAMES,
         "teacher": {measure: table(measure, None) for measure in NAMES},
-        "by_head": {
-            measure: [table(measure, head) for head in range(heads)] for measure in NAMES if measure != "similarity"
-        },
+        "by_head": by_head,
     }
 
 
 @torch.no_grad()
 def maps(
-    teacher: Teacher, samples: Samples, operators: dict[str, params.Student], part: params.Anatomy, query: int
+    teacher: Teacher, samples: Samples, operators: dict[str, params.Student], settings: params.Anatomy, query: int
 ) -> dict[str, Tensor]:
-    """One picture, and for the teacher and each operator whom token `query` attends to, mean over heads: (h, w)."""
-    latents, asked = samples.first(1)
+    """Return one picture, and the attention map of token `query` for the teacher and each operator.
+
+    A map is (height, width), the mean over heads in the middle layer at the middle noise level.
+    """
+    latents, conditioning = samples.first(1)
     layer = len(families.layers(teacher.model)) // 2
-    t = level_time(middle(part.noise), teacher.diffusion.steps)
-    noisy = noised(teacher, latents, t, part.seed)
-    found = {"picture": teacher.decode(latents).cpu()}
+    t = level_time(middle(settings.noise), teacher.diffusion.steps)
+    noisy = noised(teacher, latents, t, settings.seed)
+    tensors = {"picture": teacher.decode(latents).cpu()}
     models = {"teacher": teacher.model}
     for name, operator in operators.items():
-        there = dataclasses.replace(operator, layers=(layer,))
-        models[name] = converted(teacher.model, there, part.seed)
+        one_layer = dataclasses.replace(operator, layers=(layer,))
+        models[name] = converted(teacher.model, one_layer, settings.seed)
     for name, model in models.items():
-        seen, grid = diagnostics.layer_maps(teacher, noisy, t, asked, [layer], model=model)[layer]
-        row = seen[0, :, grid.text + min(query, grid.picture - 1), grid.text :].mean(0)  # (picture tokens,)
-        found[f"map.{name}"] = row.float().reshape(grid.height, grid.width).contiguous()
-    return found
+        attention_map, grid = diagnostics.layer_maps(teacher, noisy, t, conditioning, [layer], model=model)[layer]
+        token = grid.text + min(query, grid.picture - 1)
+        row = attention_map[0, :, token, grid.text :].mean(0)  # (picture tokens,)
+        tensors[f"map.{name}"] = row.float().reshape(grid.height, grid.width).contiguous()
+    return tensors
 
 
 def middle(levels: Sequence[float]) -> float:
+    """Return the median noise level, the higher one of an even number."""
     return sorted(levels)[len(levels) // 2]
 
 
 def run(profile: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The whole stage: the numbers into results, the maps beside the pictures."""
+    """Run the whole stage: write the numbers into the results and the maps beside the pictures."""
     from linattn import teachers
 
     settings = params.load(profile)
@@ -101,7 +115,7 @@ def run(profile: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     operators = settings.operators["anatomy"]
     result = of_teacher(teacher, samples, settings.anatomy)
     result |= {"query": query, "order": ["teacher", *operators], "profile": settings.profile}
-    shown = maps(teacher, samples, operators, settings.anatomy, query)
+    tensors = maps(teacher, samples, operators, settings.anatomy, query)
     project.write_json(project.result("anatomy", write=True), result)
-    save_file(shown, project.pictures("anatomy", write=True))
-    return result, shown
+    save_file(tensors, project.pictures("anatomy", write=True))
+    return result, tensors

@@ -1,8 +1,8 @@
-"""What all rows of a teacher share: settings, teacher, judge, and what the teacher drew.
+"""Hold what all rows of a teacher share: settings, teacher, judge, and the pictures that the teacher drew.
 
-- A teacher that reads captions is asked for one thing and for two in turn: shape and colour are marked where one was
-  asked for; where it was two, both shapes, both colours and how they lie.
-- Nothing here was trained on: labels, noise and world pictures come from a seed and an index of their own.
+- Captions ask for one thing and for two things in turn. Pictures of one thing are marked for shape and colour; pictures
+  of two things are marked for both shapes, both colours and their relation.
+- No model was trained on these inputs: labels, noise and world pictures come from a separate seed and index.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from linattn.world.marks import judge_features
 
 @dataclass(frozen=True)
 class Bench:
-    """What all rows share: settings, teacher, judge, and what the teacher drew."""
+    """Hold what all rows share: settings, teacher, judge, and the pictures that the teacher drew."""
 
     settings: params.Params
     role: str = "class"
@@ -49,62 +49,66 @@ class Bench:
 
     @property
     def name(self) -> str:
-        """Of the teacher's own row."""
+        """Name the teacher's row."""
         return project.teacher_row(self.role)
 
     @property
     def reads(self) -> bool:
-        """Whether it is told captions; else labels."""
+        """Say whether the teacher is conditioned on captions; otherwise it is conditioned on labels."""
         return not isinstance(self.teacher.conditions, Labels)
 
     def asked(self, count: int) -> Asked:
-        """What the first `count` pictures are asked to show."""
+        """Return the captions or labels of the first `count` pictures."""
         start = world.HELD_OUT if self.reads else 0
         return samples.asked(self.teacher.conditions, range(start, start + count), self.part.seed)
 
     def scenes(self, count: int) -> list[world.Scene]:
-        """Pictures of the world of the same content, as it would have drawn them."""
+        """Return scenes of the world with the same content as the first `count` pictures."""
         if self.reads:
             return samples.scenes(range(world.HELD_OUT, world.HELD_OUT + count), self.part.seed)
         labels = enumerate(self.asked(count).tolist(), start=world.HELD_OUT)
-        return [world.scene(self.part.seed, number, label=label) for number, label in labels]
+        return [world.scene(self.part.seed, index, label=label) for index, label in labels]
 
     def labels(self, count: int) -> Tensor:
-        """The class of the first thing of each picture."""
+        """Return the class of the first thing of each picture."""
         return torch.tensor([scene.label for scene in self.scenes(count)]) if self.reads else self.asked(count)
 
     def singles(self, count: int) -> slice:
-        """Which of `count` pictures show one thing."""
+        """Select those of `count` pictures that show one thing."""
         return slice(0, count, 2 if self.reads else 1)
 
     def inputs(self, level: float) -> dict[str, Any]:
-        """Arguments of one forward of one picture at the side it was trained at."""
+        """Return the arguments of one forward of one picture, at the side the teacher was trained at."""
         sides = sampling.latent_sides(sampling.Source.of(self.teacher), self.side)
         return self.teacher.conditions.example(*sides, self.asked(1), level)
 
     def features(self, pictures: Tensor) -> Tensor:
+        """Return the judge's features of 8-bit pictures."""
         return judge_features(self.judge, unit(pictures))
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
-        """Features of what students are compared with."""
+        """Return the judge's features of the teacher's pictures and of the world, which students are compared with."""
         scenes = self.scenes(max(self.part.pictures, self.part.quick_pictures))
-        found = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
-        return found | {"world": self.features(eight_bits(world.render(scenes, self.side)))}
+        features = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
+        return features | {"world": self.features(eight_bits(world.render(scenes, self.side)))}
 
 
-def say(words: str) -> None:
-    print(words, flush=True)
+def say(message: str) -> None:
+    """Print a line of progress at once."""
+    print(message, flush=True)
 
 
 def eight_bits(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] as they would be saved."""
+    """Convert pictures in [0, 1] to 8 bits, as they would be saved."""
     return pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
 
 def unit(pictures: Tensor) -> Tensor:
+    """Convert 8-bit pictures to floats in [0, 1]."""
     return pictures.float() / 255
 
 
 def on_device(pictures: Tensor) -> Tensor:
+    """Convert 8-bit pictures to floats in [0, 1] on the project's device."""
     return unit(pictures).to(project.device())

@@ -1,12 +1,14 @@
-"""What a model costs: multiply-accumulates, parameters, memory, seconds.
+"""Measure what a model costs: multiply-accumulates, parameters, memory, seconds.
 
-- MACs twice: by formula (what the papers count) and by torch's flop counter (what a fast path really multiplies,
-  tiles and masked entries included). Softmax, norms, activations and other element-wise work are in neither.
-- Memory is the peak of what PyTorch's allocator hands out during one call, above what was there before: inputs and
-  weights are not in it, every temporary of a kernel that asks the allocator is, scratch inside a BLAS library is not.
-  It does not depend on what the process did before, as the resident set does.
-- Time is never a number alone: `scaled_dot_product_attention` runs in the same loop, repeats interleaved, medians.
-- Sizes stop growing for an operator once the last one predicts more than `limit` seconds; its row says so.
+- MACs are counted twice: by formula, as the papers do, and by torch's flop counter, which sees what a fast path really
+  multiplies, tiles and masked entries included. Neither count holds softmax, norms, activations or other element-wise
+  work.
+- Memory is the peak that PyTorch's allocator hands out during one call, above what was allocated before. It holds every
+  temporary that a kernel takes from the allocator. It does not hold inputs, weights, or scratch inside a BLAS library.
+  Unlike the resident set, it does not depend on what the process did before.
+- Every time stands beside that of `scaled_dot_product_attention`, which runs in the same loop. Repeats are interleaved,
+  and the time is their median.
+- An operator is timed at no larger size once its last size predicts more than `limit` seconds; its row then says so.
 """
 
 import math
@@ -30,17 +32,17 @@ from linattn.attention.base import LayerShape
 from linattn.attention.grid import Grid
 from linattn.evaluation.growth import Row, exponent, exponents, predict  # noqa: F401 (costs.exponents is typed)
 from linattn.sampling import evaluating
-from linattn_kernels import flops, use_backend  # noqa: F401 (flops tells torch's counter what the operations multiply)
+from linattn_kernels import flops, use_backend  # noqa: F401 (flops registers the operations with torch's flop counter)
 
 BASELINE = "scaled_dot_product_attention"
-WITH_INPUTS = " + inputs"  # the end of a label whose time includes what comes before the projections
+WITH_INPUTS = " + inputs"  # suffix of a label whose time includes what the operator computes before the projections
 
 
 def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What a time must not be read without."""
-    kind = torch.device(device).type
+    """Return the facts without which a time means nothing: device, dtype, threads and version of torch."""
+    device_type = torch.device(device).type
     return {
-        "device": torch.cuda.get_device_name(device) if kind == "cuda" else kind,
+        "device": torch.cuda.get_device_name(device) if device_type == "cuda" else device_type,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -54,50 +56,57 @@ def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 def macs(
     model: nn.Module, side: int | None = None, noise: float = 0.5, inputs: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
-    """By formula, of one picture with latents side x side: self-attention cores, their projections, and the rest.
+    """Count the MACs of one picture by formula: self-attention cores, their projections, and the rest.
 
-    `inputs` are arguments of the forward that know better: a text as long as it really is.
+    The latents are side x side. `inputs` replaces the arguments of the forward, for example with a text of its real
+    length.
 
-    The core is the operator's own `macs`, or 2 N^2 channels where the layer is dense. Linear layers and convolutions
-    and cross-attention are counted as one forward meets them (on the meta device too), so nothing is assumed about a
-    block.
+    The core is the operator's `macs`, or 2 N^2 channels where the layer is dense. Linear layers, convolutions and
+    cross-attention are counted by hooks during one forward, on the meta device too, so the count assumes nothing about
+    the structure of a block.
     """
     model = families.model_of(model)
     inputs = inputs or example(model, side, noise=noise)
     layers = families.layers(model)
-    inside = {id(module) for layer in layers for module in layer.attn.modules()}
-    added = {id(module) for layer in layers if layer.operator is not None for module in layer.operator.modules()}
+    attention_ids: set[int] = set()
+    operator_ids: set[int] = set()
+    for layer in layers:
+        attention_ids.update(id(module) for module in layer.attn.modules())
+        if layer.operator is not None:
+            operator_ids.update(id(module) for module in layer.operator.modules())
     counts = {"projections": 0, "rest": 0}
 
-    def count(module: nn.Module, _: Any, output: Tensor) -> None:
-        counts["projections" if id(module) in inside else "rest"] += output.numel() * _products(module)
+    def count_products(module: nn.Module, _: Any, output: Tensor) -> None:
+        kind = "projections" if id(module) in attention_ids else "rest"
+        counts[kind] += output.numel() * _products_per_output(module)
 
     def count_scores(attn: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
         x, text = args[0] if args else kwargs["hidden_states"], kwargs["encoder_hidden_states"]
         counts["rest"] += 2 * x.shape[0] * x.shape[1] * text.shape[1] * attn.inner_dim
 
-    counted = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and id(m) not in added]
-    cross = [m for m in families.attentions(model) if id(m) not in inside]
-    hooks = [module.register_forward_hook(count) for module in counted]
-    hooks += [module.register_forward_hook(count_scores, with_kwargs=True) for module in cross]
+    products = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and id(m) not in operator_ids]
+    cross_attentions = [m for m in families.attentions(model) if id(m) not in attention_ids]
+    hooks = [module.register_forward_hook(count_products) for module in products]
+    hooks += [module.register_forward_hook(count_scores, with_kwargs=True) for module in cross_attentions]
     try:
         with evaluating(model):
             grids = families.grids(model, **inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    core = sum(_core(layer, grid, noise) for layer, grid in zip(layers, grids, strict=True))
+    core = sum(_core_macs(layer, grid, noise) for layer, grid in zip(layers, grids, strict=True))
     return {"core": core, **counts, "total": core + sum(counts.values()), "tokens": max(grid.tokens for grid in grids)}
 
 
-def _products(module: nn.Module) -> int:
-    """Multiplications for one number of the output."""
+def _products_per_output(module: nn.Module) -> int:
+    """Count the multiplications for one number of the output."""
     if isinstance(module, nn.Linear):
         return module.in_features
     return module.in_channels // module.groups * math.prod(module.kernel_size)
 
 
-def _core(layer: Any, grid: Grid, noise: float) -> int:
+def _core_macs(layer: Any, grid: Grid, noise: float) -> int:
+    """Count the MACs of one self-attention core by formula."""
     if layer.operator is None:
         return 2 * grid.tokens**2 * layer.shape.channels
     return layer.operator.macs(grid, noise)
@@ -107,9 +116,10 @@ def _core(layer: Any, grid: Grid, noise: float) -> int:
 def counted_macs(
     model: nn.Module, side: int | None = None, noise: float = 0.5, inputs: Mapping[str, Any] | None = None
 ) -> int:
-    """By torch's flop counter, of the same forward. Fused attention would count as nothing: it is taken apart here.
+    """Count the MACs of the same forward by torch's flop counter.
 
-    Of PyTorch's paths, whose tiles are the same on every machine.
+    Fused attention would count as nothing, so PyTorch's unfused attention runs here. The operators run their PyTorch
+    paths, whose tiles are the same on every machine.
     """
     model = families.model_of(model)
     inputs = inputs or example(model, side, noise=noise)
@@ -118,6 +128,7 @@ def counted_macs(
 
 
 def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:
+    """Count the MACs of one call by torch's flop counter, with `model` in evaluation mode."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), evaluating(nn.Identity() if model is None else model), counter:
         call()
@@ -125,7 +136,7 @@ def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:
 
 
 def example(model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5) -> dict[str, Any]:
-    """Arguments for a forward of `batch` pictures at one noise level, on the model's device and in its dtype."""
+    """Return arguments for a forward of `batch` pictures at one noise level, in the model's dtype on its device."""
     return families.family(model).example(model, side, batch, noise)
 
 
@@ -133,25 +144,30 @@ def example(model: nn.Module, side: int | None = None, batch: int = 1, noise: fl
 
 
 def parameters(model: nn.Module, trained: Iterable[str] | None = None) -> dict[str, int]:
-    """Total, added by the operators, and trained: those named, else those that require a gradient."""
+    """Count the parameters: in total, added by the operators, and trained.
+
+    The trained ones are those named in `trained`, or those that require a gradient where nothing is named.
+    """
     model = families.model_of(model)
-    every = dict(model.named_parameters())
+    named = dict(model.named_parameters())
     if trained is None:
-        names = {name for name, parameter in every.items() if parameter.requires_grad}
+        names = {name for name, parameter in named.items() if parameter.requires_grad}
     else:
         names = set(trained)
-        if unknown := sorted(names - every.keys()):
+        if unknown := sorted(names - named.keys()):
             raise ValueError(f"{unknown[0]!r} is no parameter of {type(model).__name__} ({len(unknown)} unknown names)")
+    operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
     return {
-        "total": sum(parameter.numel() for parameter in every.values()),
-        "added": sum(_added(layer.operator) for layer in families.layers(model) if layer.operator is not None),
-        "trained": sum(every[name].numel() for name in names),
+        "total": sum(parameter.numel() for parameter in named.values()),
+        "added": sum(_added_parameters(operator) for operator in operators),
+        "trained": sum(named[name].numel() for name in names),
     }
 
 
-def _added(operator: nn.Module) -> int:
-    own = dict(operator.named_parameters())
-    return sum(own[name].numel() for name in operator.new_parameters())
+def _added_parameters(operator: nn.Module) -> int:
+    """Count the parameters that an operator adds to its layer."""
+    named = dict(operator.named_parameters())
+    return sum(named[name].numel() for name in operator.new_parameters())
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
@@ -159,10 +175,10 @@ def _added(operator: nn.Module) -> int:
 
 @torch.no_grad()
 def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu", warm: bool = False) -> int:
-    """Bytes handed out at the worst moment of the second call, above those held when it began.
+    """Return the peak of allocated bytes during the second call, above the bytes allocated when it began.
 
-    The first call fills caches; it is left out where they are `warm`. On the CPU the allocator's events are recorded by
-    torch.profiler and summed in their order; on a GPU the allocator keeps the peak itself.
+    The first call fills caches; it is left out where the caches are `warm`. On the CPU, torch.profiler records the
+    allocator's events, which are summed in their order. On a GPU the allocator keeps the peak itself.
     """
     if not warm:
         call()
@@ -173,33 +189,33 @@ def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu", war
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with _silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
     return peak
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Kineto announces itself on the file descriptor of stderr, whatever its log level."""
+def _silent_stderr() -> Iterator[None]:
+    """Redirect the file descriptor of stderr to nothing: Kineto announces itself there, whatever its log level."""
     try:
         sys.stderr.flush()
-        kept = os.dup(2)
+        stderr = os.dup(2)
     except (OSError, AttributeError):
         yield
         return
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(sink)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(devnull)
+        os.close(stderr)
 
 
 def forward_memory(
@@ -209,7 +225,7 @@ def forward_memory(
     noise: float = 0.5,
     inputs: Mapping[str, Any] | None = None,
 ) -> int:
-    """Peak bytes of one forward without gradients."""
+    """Return the peak bytes of one forward without gradients."""
     model = families.model_of(model)
     inputs = inputs or example(model, side, batch, noise)
     with evaluating(model):
@@ -225,23 +241,25 @@ def interleaved(
     limit: float = math.inf,
     device: str | torch.device = "cpu",
 ) -> dict[str, list[float]]:
-    """Seconds of every repeat of every call, in turns, so that a busy minute hits all alike.
+    """Time every repeat of every call in turns, so that a busy minute hits all calls alike.
 
-    One warm-up each is thrown away, unless it took longer than `limit` seconds: then it is the one measurement.
+    One warm-up of each call is thrown away, unless it took longer than `limit` seconds. Then the warm-up is the only
+    measurement of its call.
     """
     if repeats < 1:
         raise ValueError(f"{repeats} repeats; a median needs at least 1")
-    first = {name: seconds_of(call, device) for name, call in calls.items()}
-    slow = {name for name, seconds in first.items() if seconds > limit}
-    found: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in calls}
+    warm_ups = {name: seconds_of(call, device) for name, call in calls.items()}
+    slow = {name for name, seconds in warm_ups.items() if seconds > limit}
+    times: dict[str, list[float]] = {name: [warm_ups[name]] if name in slow else [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             if name not in slow:
-                found[name].append(seconds_of(call, device))
-    return found
+                times[name].append(seconds_of(call, device))
+    return times
 
 
 def seconds_of(call: Callable[[], Any], device: str | torch.device) -> float:
+    """Time one call, and wait for the GPU before and after it."""
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.synchronize(device)
@@ -267,54 +285,58 @@ def time_operators(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """`mix` alone, one picture, forward, against `scaled_dot_product_attention` on the same q, k, v in the same loop.
+    """Time `mix` alone against `scaled_dot_product_attention` on the same q, k, v in the same loop.
 
-    `operators`: label -> (operator's name, options). One that computes something before its projections (LinFusion's
-    MLPs) has a second label, `with_inputs`, where that is timed as well. A row is {operator, tokens, grid, seconds,
-    fastest, slowest, repeats, ratio, baseline, baseline_seconds, bytes, backend} and the facts; ratio: how many times
-    faster than the baseline; backend: the kernels' path. A row that was not measured has seconds None and `skipped`,
-    the reason.
+    - A call is one forward of one picture.
+    - `operators` maps a label to (operator's name, options). An operator that computes something before its
+      projections (LinFusion's MLPs) has a second label, see `with_inputs`, where this is timed as well.
+    - A row is {operator, tokens, grid, seconds, fastest, slowest, repeats, ratio, baseline, baseline_seconds, bytes,
+      backend} and the facts. `ratio` says how many times faster than the baseline; `backend` names the kernels' path.
+    - A row that was not measured has seconds None, and `skipped` gives the reason.
     """
     rows: list[Row] = []
-    shared = facts(dtype, device)
+    machine = facts(dtype, device)
     cases = with_inputs(operators)
     for count in sorted(set(tokens)):
         grid = Grid(*sides(count))
-        shared_row = {"tokens": count, "grid": [grid.height, grid.width], "baseline": BASELINE, **shared}
-        given = _tensors(grid, heads, head_dim, device, dtype)
+        shared = {"tokens": count, "grid": [grid.height, grid.width], "baseline": BASELINE, **machine}
+        tensors = _tensors(grid, heads, head_dim, device, dtype)
         calls, skipped = {}, {}
         for label in (BASELINE, *cases):
-            predicted = predict([row for row in rows if row["operator"] == label], count)
+            smaller_sizes = [row for row in rows if row["operator"] == label]
+            predicted = predict(smaller_sizes, count)
             if predicted > limit:
                 skipped[label] = _why_skipped(predicted, limit)
             else:
-                calls[label] = _call(label, cases, grid, given, noise)
-        found = interleaved(calls, repeats, limit, device)
-        dense = statistics.median(found[BASELINE]) if BASELINE in found else None
+                calls[label] = _call(label, cases, grid, tensors, noise)
+        times = interleaved(calls, repeats, limit, device)
+        baseline_seconds = statistics.median(times[BASELINE]) if BASELINE in times else None
         for label in (BASELINE, *cases):
             if label in skipped:
                 measured = {"seconds": None, "ratio": None, "skipped": skipped[label]}
             else:
-                measured = timed(found[label], dense)
-                fits = memory and found[label][0] <= limit
-                measured["bytes"] = peak_memory(calls[label], device, warm=True) if fits else None
-            taken = (
-                {} if label == BASELINE else {"backend": _made(label, cases, given).runs(given[0].device, dtype).path}
-            )
-            rows.append({"operator": label, **shared_row, "baseline_seconds": dense, **taken, **measured})
+                measured = timed(times[label], baseline_seconds)
+                measure_memory = memory and times[label][0] <= limit
+                measured["bytes"] = peak_memory(calls[label], device, warm=True) if measure_memory else None
+            backend = {}
+            if label != BASELINE:
+                operator = _operator(label, cases, tensors)
+                backend["backend"] = operator.runs(tensors[0].device, dtype).path
+            rows.append({"operator": label, **shared, "baseline_seconds": baseline_seconds, **backend, **measured})
             if progress is not None:
                 progress(rows[-1])
     return rows
 
 
 def _why_skipped(predicted: float, limit: float) -> str:
+    """Give the reason why a size is not measured."""
     if math.isinf(predicted):
         return "a smaller size was skipped already"
     return f"the last size predicts {predicted:.3g} s, more than the limit of {limit:g} s"
 
 
 def sides(count: int) -> tuple[int, int]:
-    """The rows and columns nearest a square that make exactly `count` tokens; a prime is one row."""
+    """Return the rows and columns nearest a square that make exactly `count` tokens; a prime is one row."""
     if count < 1:
         raise ValueError(f"{count} tokens; a picture has at least 1")
     height = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
@@ -322,52 +344,57 @@ def sides(count: int) -> tuple[int, int]:
 
 
 def _tensors(grid: Grid, heads: int, head_dim: int, device: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """q, k, v (1, tokens, heads, head_dim) and the layer's input x (1, tokens, width)."""
-    draw = torch.Generator().manual_seed(0)
+    """Draw q, k, v (1, tokens, heads, head_dim) and the layer's input x (1, tokens, width)."""
+    generator = torch.Generator().manual_seed(0)
     shape = (1, grid.tokens, heads, head_dim)
-    q, k, v = (torch.randn(shape, generator=draw).to(device, dtype) for _ in range(3))
-    return q, k, v, torch.randn(1, grid.tokens, heads * head_dim, generator=draw).to(device, dtype)
+    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+    x = torch.randn(1, grid.tokens, heads * head_dim, generator=generator).to(device, dtype)
+    return q, k, v, x
 
 
 def with_inputs(operators: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Add an entry '<label> + inputs' for operators that transform x before projecting, so that it is timed too."""
-    found, grid, x = {}, Grid(1, 1), torch.zeros(1, 1, 8)
+    cases, grid, x = {}, Grid(1, 1), torch.zeros(1, 1, 8)
     for label, (name, options) in operators.items():
-        found[label] = (name, options)
-        seen = attention.create(name, LayerShape(8, 1, 8), **options).inputs(x, grid)
-        if any(each is not x for each in seen):
-            found[label + WITH_INPUTS] = (name, options)
-    return found
+        cases[label] = (name, options)
+        projected = attention.create(name, LayerShape(8, 1, 8), **options).inputs(x, grid)
+        if any(tensor is not x for tensor in projected):
+            cases[label + WITH_INPUTS] = (name, options)
+    return cases
 
 
 def _call(
     label: str,
     operators: Mapping[str, tuple[str, Mapping[str, Any]]],
     grid: Grid,
-    given: tuple[Tensor, ...],
+    tensors: tuple[Tensor, ...],
     noise: float | None,
 ) -> Callable[[], Tensor]:
-    q, k, v, x = given
+    """Return the call that is timed under a label."""
+    q, k, v, x = tensors
     if label == BASELINE:
-        dense = [each.transpose(1, 2) for each in (q, k, v)]  # (1, heads, tokens, head_dim)
-        return lambda: F.scaled_dot_product_attention(*dense)
-    operator = _made(label, operators, given)
+        heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]  # (1, heads, tokens, head_dim)
+        return lambda: F.scaled_dot_product_attention(*heads_first)
+    operator = _operator(label, operators, tensors)
     level = None if noise is None else q.new_full((1,), noise)
     if label.endswith(WITH_INPUTS):
         return lambda: (operator.inputs(x, grid), operator.mix(q, k, v, grid, x=x, noise=level))[1]
     return lambda: operator.mix(q, k, v, grid, x=x, noise=level)
 
 
-def _made(
-    label: str, operators: Mapping[str, tuple[str, Mapping[str, Any]]], given: tuple[Tensor, ...]
+def _operator(
+    label: str, operators: Mapping[str, tuple[str, Mapping[str, Any]]], tensors: tuple[Tensor, ...]
 ) -> attention.Operator:
+    """Create the operator of a label, for the shape, device and dtype of the tensors."""
     name, options = operators[label]
-    heads, head_dim = given[0].shape[2:]
+    q = tensors[0]
+    heads, head_dim = q.shape[2:]
     operator = attention.create(name, LayerShape(heads * head_dim, heads, head_dim), **options)
-    return operator.to(given[0].device, given[0].dtype).eval()
+    return operator.to(q.device, q.dtype).eval()
 
 
 def timed(seconds: Sequence[float], dense: float | None) -> Row:
+    """Summarise the repeats of one call; `ratio` is the median of the dense call over that of this call."""
     median = statistics.median(seconds)
     return {
         "seconds": median,

@@ -1,15 +1,19 @@
-"""How a cost grows with tokens: the exponent of what was measured, and the seconds that the next size will take."""
+"""Estimate how a cost grows with tokens: the exponent of the measured sizes, and the seconds of the next size."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-Row = dict[str, Any]  # tokens and seconds among others
+Row = dict[str, Any]  # holds tokens and seconds, among others
 
 
 def predict(rows: Sequence[Row], tokens: int) -> float:
-    """Seconds at `tokens`: quadratic growth from the last size measured; infinite after a size that was skipped."""
+    """Predict the seconds at `tokens` from the last size in the rows.
+
+    The exponent of the growth is the slope of the last two sizes, kept within 1 and 2, or 2 after a single size. The
+    prediction is 0 without a row, and infinite after a size that was skipped.
+    """
     if not rows:
         return 0.0
     last = rows[-1]
@@ -20,23 +24,27 @@ def predict(rows: Sequence[Row], tokens: int) -> float:
 
 
 def exponent(rows: Sequence[Row]) -> float | None:
-    """p of seconds ~ tokens^p by least squares on logarithms, over the larger half of the sizes (at least two).
+    """Fit p of seconds ~ tokens^p by least squares on logarithms, over the larger half of the sizes (at least two).
 
-    The smaller sizes are mostly the cost of calling at all. None with fewer than two sizes.
+    The smaller sizes are left out because they mostly measure the overhead of a call. The result is None with fewer
+    than two sizes.
     """
-    points = {row["tokens"]: row for row in rows if row["seconds"]}
-    sizes = sorted(points)
-    kept = sizes[-max(2, math.ceil(len(sizes) / 2)) :]
-    return None if len(kept) < 2 else _slope([points[size] for size in kept])
+    by_size = {row["tokens"]: row for row in rows if row["seconds"]}
+    sizes = sorted(by_size)
+    larger = sizes[-max(2, math.ceil(len(sizes) / 2)) :]
+    return None if len(larger) < 2 else _slope([by_size[size] for size in larger])
 
 
 def exponents(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Of every operator in the rows, the baseline included."""
-    labels = dict.fromkeys(row["operator"] for row in rows)
-    return {label: exponent([row for row in rows if row["operator"] == label]) for label in labels}
+    """Return the exponent of every operator in the rows, the baseline included."""
+    by_operator: dict[str, list[Row]] = {}
+    for row in rows:
+        by_operator.setdefault(row["operator"], []).append(row)
+    return {label: exponent(operator_rows) for label, operator_rows in by_operator.items()}
 
 
 def _slope(rows: Sequence[Row]) -> float:
+    """Return the slope of log(seconds) over log(tokens)."""
     x = [math.log(row["tokens"]) for row in rows]
     y = [math.log(row["seconds"]) for row in rows]
     return statistics.linear_regression(x, y).slope

@@ -1,4 +1,4 @@
-"""Tell a row in Markdown, as the executed notebooks show it."""
+"""Write a row as a Markdown table, as the executed notebooks show it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,18 +20,19 @@ LINES = {
 
 
 def told(result: Mapping[str, Any]) -> str:
-    """The row as a Markdown table, the undistilled one beside it where there is one."""
+    """Return the row as a Markdown table, with the undistilled row beside it where there is one."""
     columns = [name for name in ("quality", "undistilled") if name in result]
     titles = {"quality": result["student"], "undistilled": "converted, not distilled"}
     lines = ["| | " + " | ".join(titles[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for key, (words, scale, digits) in LINES.items():
+    for key, (description, scale, digits) in LINES.items():
         cells = [_cell(result[name].get(key), scale, digits) for name in columns]
         if any(cells):
-            lines.append(f"| {words} | " + " | ".join(cells) + " |")
+            lines.append(f"| {description} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _cell(measure: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+    """Write a value with its interval and number of pictures, where it has them; a missing value is empty."""
     if not measure or measure["value"] is None:
         return ""
     text = f"{measure['value'] * scale:.{digits}f}"

@@ -1,8 +1,9 @@
-"""What a row is made of: what a model draws, how far that is from the teacher and from the truth, and what it costs.
+"""Make the parts of a row: a model's pictures, their distance to the teacher and to the truth, and the model's cost.
 
-- Same noise, same labels or captions, same latents for all: picture i of a student differs from picture i of its
-  teacher by the attention alone. Pictures are compared as 8-bit pictures, which is what anyone would save.
-- Several training seeds: the value is their mean, the interval holds both the choice of pictures and of seeds.
+- All models share the noise, the labels or captions, and the latents, so picture i of a student differs from picture i
+  of its teacher by the attention alone. Pictures are compared in 8 bits, as anyone would save them.
+- With several training seeds the value is the mean over seeds, and the interval covers the choice of both pictures and
+  seeds.
 """
 
 import math
@@ -20,11 +21,11 @@ from linattn.evaluation.distance import distance as picture_distance, prediction
 from linattn.world import pairs
 from linattn.world.marks import judge_accuracy, judge_fid, judge_kid
 
-# 97.5 % of Student's t by degrees of freedom: a handful of training seeds says little about their own spread.
+# 97.5 % of Student's t by degrees of freedom, since a handful of training seeds says little about their spread.
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-# No interval reaches where no value can.
 OF_ONE = ("shape", "colour", "both")
 SHARES = (*OF_ONE, *pairs.NAMES, *(f"cross_{name}" for name in (*OF_ONE, *pairs.NAMES)))
+# Intervals are cut at these bounds, which no value can pass.
 WITHIN = {
     **dict.fromkeys(("error", "mse"), (0.0, math.inf)),
     **dict.fromkeys(SHARES, (0.0, 1.0)),
@@ -38,7 +39,7 @@ Measures = dict[str, dict[str, Any]]
 
 
 def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: int = 1) -> Tensor:
-    """(count, 3, side, side) in 8 bits; the teacher's own without a model."""
+    """Draw pictures (count, 3, side, side) in 8 bits, with the teacher's model where none is given."""
     pictures = sampling.draw(
         bench.teacher,
         bench.asked(count),
@@ -54,36 +55,52 @@ def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: i
 
 
 def draw_reference(bench: Bench) -> dict[str, Tensor]:
-    """What the teacher draws for the whole table, and the latents that predictions are compared on."""
-    part, asked = bench.part, bench.asked(bench.part.pictures)
-    say(f"teacher: {part.pictures} pictures of {part.steps} steps")
+    """Draw the teacher's pictures for the whole table, and the latents that predictions are compared on."""
+    settings, conditioning = bench.part, bench.asked(bench.part.pictures)
+    say(f"teacher: {settings.pictures} pictures of {settings.steps} steps")
     latents = sampling.draw_latents(
-        bench.teacher, asked, size=bench.side, steps=part.steps, seed=part.seed, batch=part.batch
+        bench.teacher,
+        conditioning,
+        size=bench.side,
+        steps=settings.steps,
+        seed=settings.seed,
+        batch=settings.batch,
     )
-    pictures = eight_bits(sampling.decode(bench.teacher, latents, part.batch))
-    say(f"teacher: {part.quick_pictures} of {part.quick_steps} steps, {part.cross_pictures} at {part.cross} x the side")
-    quick = draw(bench, None, part.quick_pictures, part.quick_steps)
-    cross = draw(bench, None, part.cross_pictures, part.quick_steps, part.cross)
-    how = {"count": part.errors, "batch": part.batch, "seed": part.seed}
-    said = predictions(bench.teacher, bench.teacher.model, (latents, asked), part.noise, **how)
-    drawn = {"pictures": pictures, "quick": quick, "cross": cross}
-    return {"latents": latents, "labels": bench.labels(part.pictures), "predictions": said, **drawn}
+    pictures = eight_bits(sampling.decode(bench.teacher, latents, settings.batch))
+    say(
+        f"teacher: {settings.quick_pictures} of {settings.quick_steps} steps, "
+        f"{settings.cross_pictures} at {settings.cross} x the side"
+    )
+    quick = draw(bench, None, settings.quick_pictures, settings.quick_steps)
+    cross = draw(bench, None, settings.cross_pictures, settings.quick_steps, settings.cross)
+    teacher_predictions = predictions(
+        bench.teacher, bench.teacher.model, (latents, conditioning), settings.noise, **_error_options(bench)
+    )
+    return {
+        "latents": latents,
+        "labels": bench.labels(settings.pictures),
+        "predictions": teacher_predictions,
+        "pictures": pictures,
+        "quick": quick,
+        "cross": cross,
+    }
 
 
 # Measures ------------------------------------------------------------------------------------------------------------
 
 
 def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
-    """To the teacher's pictures from the same noise, and of the two sets in the judge's features."""
+    """Measure the distance to the teacher's pictures from the same noise, and that of both sets in judge features."""
     seed, features = bench.part.seed, bench.features(pictures)
-    found = picture_distance(unit(pictures), unit(bench.reference[reference]), seed)
-    found["kid_teacher"] = judge_kid(features, bench.known[reference], seed)
-    found["kid_world"] = judge_kid(features, bench.known["world"][: len(features)], seed)
-    found["fid_teacher"] = judge_fid(features, bench.known[reference], seed)
-    return found
+    measures = picture_distance(unit(pictures), unit(bench.reference[reference]), seed)
+    measures["kid_teacher"] = judge_kid(features, bench.known[reference], seed)
+    measures["kid_world"] = judge_kid(features, bench.known["world"][: len(features)], seed)
+    measures["fid_teacher"] = judge_fid(features, bench.known[reference], seed)
+    return measures
 
 
 def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
+    """Measure how often the judge finds the label or caption in the pictures."""
     count = len(pictures)
     single = bench.singles(count)
     marks = judge_accuracy(bench.judge, unit(pictures[single]), bench.labels(count)[single])
@@ -93,38 +110,47 @@ def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
 
 
 def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
-    """Of the prediction, by noise level and on the whole."""
-    part = bench.part
-    given = (bench.reference["latents"], bench.asked(part.pictures))
-    asked = {"count": part.errors, "batch": part.batch, "seed": part.seed}
+    """Return the errors of the model's prediction, by noise level and as their mean."""
+    settings = bench.part
+    samples = (bench.reference["latents"], bench.asked(settings.pictures))
     theirs = bench.reference["predictions"]
-    return prediction_error(bench.teacher, model, given, part.noise, theirs=theirs, **asked)
+    return prediction_error(bench.teacher, model, samples, settings.noise, theirs=theirs, **_error_options(bench))
+
+
+def _error_options(bench: Bench) -> dict[str, int]:
+    """Return the options that the teacher's and the students' predictions share."""
+    settings = bench.part
+    return {"count": settings.errors, "batch": settings.batch, "seed": settings.seed}
 
 
 def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
-    """Asked shapes by seen shapes, where one thing was asked for."""
+    """Count the labels' shapes (rows) by the shapes that the judge sees (columns), in pictures of one thing."""
     single = bench.singles(len(pictures))
-    seen = torch.cat([bench.judge(on_device(part)).shape.argmax(1).cpu() for part in pictures[single].split(256)])
-    asked = bench.labels(len(pictures))[single] // len(world.COLOURS)
+    batches = pictures[single].split(256)
+    seen = torch.cat([bench.judge(on_device(batch)).shape.argmax(1).cpu() for batch in batches])
+    expected = bench.labels(len(pictures))[single] // len(world.COLOURS)
     shapes = len(world.SHAPES)
-    return torch.bincount(asked * shapes + seen, minlength=shapes**2).reshape(shapes, shapes).tolist()
+    return torch.bincount(expected * shapes + seen, minlength=shapes**2).reshape(shapes, shapes).tolist()
 
 
 def levels_of(bench: Bench, model: nn.Module) -> list[float]:
-    """Noise levels that a cost is the mean of: all that a draw visits where options follow them, else any one."""
+    """Return the noise levels that a cost is averaged over.
+
+    Where an operator's options follow a schedule, they are all levels that a draw visits; otherwise any one level.
+    """
     operators = [layer.operator for layer in families.layers(families.model_of(model)) if layer.operator is not None]
     scheduled = any(operator.schedule for operator in operators)
     return sampling.noise_levels(bench.teacher, bench.part.steps) if scheduled else [0.5]
 
 
 def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
-    """One forward of one picture at the side it was trained at, the mean over a draw's steps."""
+    """Measure one forward of one picture at the teacher's training side, averaged over a draw's steps."""
     levels = levels_of(bench, model)
     formula = [costs.macs(model, noise=level, inputs=bench.inputs(level)) for level in levels]
     counted = [costs.counted_macs(model, noise=level, inputs=bench.inputs(level)) for level in levels]
     return {
-        "macs": round(statistics.mean(each["total"] for each in formula)),
-        "core_macs": round(statistics.mean(each["core"] for each in formula)),
+        "macs": round(statistics.mean(macs["total"] for macs in formula)),
+        "core_macs": round(statistics.mean(macs["core"] for macs in formula)),
         "macs_counted": round(statistics.mean(counted)),
         "parameters": costs.parameters(model)["total"],
         "added": costs.parameters(model)["added"],
@@ -132,13 +158,15 @@ def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
 
 
 def plain(measure: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep value, interval and number of pictures of a measure."""
     return {key: measure.get(key) for key in ("value", "low", "high", "n")}
 
 
 def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] | None = None) -> dict[str, Any]:
-    """Average over training seeds.
+    """Average a measure over training seeds.
 
-    The interval's half-width is sqrt(that of the pictures ^2 + that of the seeds ^2), the latter by Student's t.
+    The interval's half-width is sqrt(half-width of the pictures ^2 + half-width of the seeds ^2), the latter by
+    Student's t.
     """
     if len(measures) == 1:
         return plain(measures[0])
@@ -146,36 +174,42 @@ def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] |
     if any(value is None for value in values):
         return plain(measures[0])
     mean, spread = statistics.mean(values), statistics.stdev(values)
-    of_seeds = STUDENT_T.get(len(values) - 1, 2.2) * spread / math.sqrt(len(values))
-    bounds: dict[str, float | None] = {}
-    for side, sign in (("low", -1), ("high", 1)):
-        own = [None if m[side] is None else abs(m[side] - m["value"]) for m in measures]
-        known = None if None in own else math.hypot(statistics.mean(own), of_seeds)
-        least, most = within or (-math.inf, math.inf)
-        bounds[side] = None if known is None else min(max(mean + sign * known, least), most)
+    seeds_half_width = STUDENT_T.get(len(values) - 1, 2.2) * spread / math.sqrt(len(values))
+    least, most = within or (-math.inf, math.inf)
+    bounds: dict[str, float | None] = {"low": None, "high": None}
+    for end, sign in (("low", -1), ("high", 1)):
+        if any(measure[end] is None for measure in measures):
+            continue
+        pictures_half_widths = [abs(measure[end] - measure["value"]) for measure in measures]
+        half_width = math.hypot(statistics.mean(pictures_half_widths), seeds_half_width)
+        bounds[end] = min(max(mean + sign * half_width, least), most)
     return {"value": mean, **bounds, "n": measures[0]["n"], "seeds": values}
 
 
-# What a row says of itself -------------------------------------------------------------------------------------------
+# The settings that a row names ---------------------------------------------------------------------------------------
 
 
 def shown_of(bench: Bench) -> dict[str, Any]:
-    """Which teacher a row is of, and what its pictures were asked to show where no label says it."""
-    said = {"teacher": bench.role, "folder": bench.settings.teacher(bench.role).source.rpartition("/")[2]}
-    return said | ({"captions": list(bench.asked(bench.part.pictures))} if bench.reads else {})
+    """Name the row's teacher, and the captions of its pictures where the teacher reads captions."""
+    source = bench.settings.teacher(bench.role).source
+    entry = {"teacher": bench.role, "folder": source.rpartition("/")[2]}
+    if bench.reads:
+        entry["captions"] = list(bench.asked(bench.part.pictures))
+    return entry
 
 
 def sizes(bench: Bench) -> dict[str, Any]:
-    part, card = bench.part, bench.teacher.card
+    """Return the sizes of an evaluation: pictures, steps, seed, guidance and side."""
+    settings, card = bench.part, bench.teacher.card
     return {
-        "pictures": part.pictures,
-        "steps": part.steps,
-        "quick_pictures": part.quick_pictures,
-        "quick_steps": part.quick_steps,
-        "cross": part.cross,
-        "cross_pictures": part.cross_pictures,
-        "errors": min(part.errors, part.pictures),
-        "seed": part.seed,
+        "pictures": settings.pictures,
+        "steps": settings.steps,
+        "quick_pictures": settings.quick_pictures,
+        "quick_steps": settings.quick_steps,
+        "cross": settings.cross,
+        "cross_pictures": settings.cross_pictures,
+        "errors": min(settings.errors, settings.pictures),
+        "seed": settings.seed,
         "guidance": card["guidance"],
         "side": bench.side,
     }
