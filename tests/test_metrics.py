@@ -265,7 +265,7 @@ def test_kid_does_not_depend_on_the_scale_of_the_features():
 
 
 def strangers_kid(x: torch.Tensor, y: torch.Tensor) -> float:
-    metric = KernelInceptionDistance(feature=marks._Given(x.shape[1]), subsets=1, subset_size=len(x))
+    metric = KernelInceptionDistance(feature=marks._PrecomputedFeatures(x.shape[1]), subsets=1, subset_size=len(x))
     metric.set_dtype(torch.float64)
     scale = y.square().mean().sqrt()
     metric.update(y / scale, real=True)

@@ -1,6 +1,6 @@
-"""The small world that everything here is trained and judged on: its pictures, its words, and who marks them.
+"""Define the small world that all models here are trained and judged on: its pictures, its words and its marks.
 
-`from linattn import world` gives what `drawing.py` draws with; whoever marks pictures imports judge, pairs or marks.
+`from linattn import world` gives the names of `drawing.py`. To mark pictures, import judge, pairs or marks.
 """
 
 from linattn.world.drawing import (

@@ -1,12 +1,12 @@
-"""A world of pictures drawn by formula from an exact description.
+"""Draw pictures by formula from an exact description.
 
-- A picture is a `Scene`: one or two `Thing`s before a `Background`. Nothing is random once it is described.
-- Shapes are signed distances, edges are anti-aliased by coverage, so one description has one look at
-  every resolution: 256 px averaged down to 64 is the picture at 64, up to anti-aliasing.
-- `scene(seed, index)` depends on nothing else: shards, workers and machines agree on picture 17.
-- Because the description is known, what a model drew for it can be marked right or wrong (judge.py).
+- A `Scene` describes a picture: one or two `Thing`s before a `Background`. Drawing a scene is deterministic.
+- Shapes are signed distances and edges are anti-aliased by coverage, so a scene looks the same at every resolution:
+  256 px averaged down to 64 is the picture at 64, up to anti-aliasing.
+- `scene(seed, index)` depends on its arguments alone, so shards, workers and machines agree on picture 17.
+- Because the description is known, a model's picture of it can be marked right or wrong (judge.py).
 
-Units: the picture is the unit square, x to the right, y down; pictures are (batch, 3, side, side) in [0, 1].
+Units: the picture is the unit square, x to the right, y down. Pictures are (batch, 3, side, side) in [0, 1].
 """
 
 import math
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Hues 60 degrees apart: the farthest six colours can be from one another.
+# The hues are 60 degrees apart, as far as six colours can be from one another.
 COLOURS = {
     "red": (0.90, 0.10, 0.12),
     "yellow": (0.98, 0.85, 0.10),
@@ -28,7 +28,7 @@ COLOURS = {
     "pink": (0.95, 0.25, 0.75),
 }
 
-# Two tones each, both far less saturated than any thing's colour.
+# Each background has two tones, both far less saturated than the colour of any thing.
 TONES = {
     "white": ((0.97, 0.97, 0.95), (0.82, 0.82, 0.80)),
     "sand": ((0.87, 0.80, 0.66), (0.74, 0.65, 0.50)),
@@ -38,9 +38,9 @@ TONES = {
 }
 
 RELATIONS = ("left of", "right of", "above", "below")
-SMALL, LARGE = 0.23, 0.34  # a radius under the first is called small, one over the second large
+SMALL, LARGE = 0.23, 0.34  # a radius under SMALL is called small, one over LARGE large
 SIDES = (16, 4096)
-HELD_OUT = 1 << 30  # scenes from this index on are never trained on, by anything
+HELD_OUT = 1 << 30  # no model is trained on scenes from this index on
 PIXELS_AT_ONCE = 1 << 21  # bounds the temporaries of one render call to some tens of megabytes
 
 
@@ -65,7 +65,7 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
     angle = torch.remainder(torch.atan2(x, -y) + sector / 2, sector) - sector / 2
     radius = torch.hypot(x, y)
     along, across = radius * angle.cos(), radius * angle.sin().abs()
-    # The edge runs from the tip (1, 0) to the notch, at .42 of the radius and half a sector away.
+    # The edge runs from the tip (1, 0) to the notch, which is half a sector away at .42 of the radius.
     notch = (0.42 * math.cos(sector / 2), 0.42 * math.sin(sector / 2))
     length = math.hypot(1 - notch[0], notch[1])
     return ((along - 1) * notch[1] + across * (1 - notch[0])) / length
@@ -79,7 +79,7 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
 def _heart(x: Tensor, y: Tensor) -> Tensor:
     x = x.abs()
     lobe = torch.hypot(x - 0.44, y + 0.32) - 0.50
-    # From the tip (0, .9) along the lobe's tangent; closed above by a chord inside the lobes.
+    # The body runs from the tip (0, .9) along the lobe's tangent. A chord inside the lobes closes it above.
     body = torch.maximum(0.737 * x + 0.676 * (y - 0.90), 0.539 * x - 0.842 * (y + 0.50))
     return torch.minimum(lobe, body)
 
@@ -150,7 +150,7 @@ class Scene:
 
     @property
     def label(self) -> int:
-        """The class of the first thing: its shape and colour."""
+        """Return the class of the first thing: its shape and colour."""
         return self.things[0].label
 
     @property
@@ -166,7 +166,7 @@ class Scene:
 
 
 def relation(first: Any, second: Any) -> str:
-    """How the first lies to the second, of anything with a place (x, y)."""
+    """Name the relation of the first to the second; both have a position (x, y)."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return RELATIONS[0] if dx < 0 else RELATIONS[1]
@@ -174,98 +174,105 @@ def relation(first: Any, second: Any) -> str:
 
 
 def label_parts(label: int) -> tuple[int, int]:
-    """(shape, colour) indices of a class."""
+    """Return the (shape, colour) indices of a class."""
     if not 0 <= label < len(LABELS):
         raise ValueError(f"label {label} is not one of the {len(LABELS)} classes 0..{len(LABELS) - 1}")
     return divmod(label, len(COLOURS))
 
 
 def scene(seed: int, index: int, objects: int = 1, label: int | None = None) -> Scene:
-    """Scene `index` of the world `seed`; `label` fixes the first thing's shape and colour."""
+    """Return scene `index` of the world `seed`; `label` fixes the first thing's shape and colour."""
     if objects not in (1, 2):
         raise ValueError(f"a scene has 1 or 2 objects, not {objects}")
-    draw = random.Random((seed << 32) + index)
-    background = Background(draw.choice(tuple(BACKGROUNDS)), draw.choice(tuple(TONES)), draw.uniform(0.20, 0.36))
-    shape, colour = label_parts(draw.randrange(len(LABELS)) if label is None else label)
+    generator = random.Random((seed << 32) + index)
+    kind, tone = generator.choice(tuple(BACKGROUNDS)), generator.choice(tuple(TONES))
+    background = Background(kind, tone, generator.uniform(0.20, 0.36))
+    shape, colour = label_parts(generator.randrange(len(LABELS)) if label is None else label)
     first = (tuple(SHAPES)[shape], tuple(COLOURS)[colour])
     if objects == 1:
-        size = draw.uniform(0.20, 0.42)
-        x, y = (draw.uniform(size, 1 - size) for _ in range(2))
-        return Scene((Thing(*first, size, x, y, draw.uniform(-0.4, 0.4)),), background)
-    return Scene(_pair(draw, first), background)
+        size = generator.uniform(0.20, 0.42)
+        x, y = (generator.uniform(size, 1 - size) for _ in range(2))
+        return Scene((Thing(*first, size, x, y, generator.uniform(-0.4, 0.4)),), background)
+    return Scene(_two_things(generator, first), background)
 
 
-def _pair(draw: random.Random, first: tuple[str, str]) -> tuple[Thing, Thing]:
-    """Two things side by side or one above the other, far enough apart that the relation is beyond doubt."""
-    second = (draw.choice(tuple(SHAPES)), draw.choice(tuple(COLOURS)))
-    sizes = [draw.uniform(0.15, 0.25) for _ in range(2)]
-    near = draw.uniform(sizes[0], 1 - 2 * sizes[1] - sizes[0])
-    far = draw.uniform(near + sum(sizes), 1 - sizes[1])
+def _two_things(generator: random.Random, first: tuple[str, str]) -> tuple[Thing, Thing]:
+    """Place two things side by side or one above the other, so far apart that their relation is beyond doubt."""
+    second = (generator.choice(tuple(SHAPES)), generator.choice(tuple(COLOURS)))
+    sizes = [generator.uniform(0.15, 0.25) for _ in range(2)]
+    near = generator.uniform(sizes[0], 1 - 2 * sizes[1] - sizes[0])
+    far = generator.uniform(near + sum(sizes), 1 - sizes[1])
     along = [near, far]
-    if draw.random() < 0.5:
-        along = [1 - place for place in along]
-    middle = draw.uniform(0.3, 0.7)
+    if generator.random() < 0.5:
+        along = [1 - coordinate for coordinate in along]
+    middle = generator.uniform(0.3, 0.7)
     limit = 0.45 * abs(along[0] - along[1])
-    across = [min(max(middle + draw.uniform(-limit, limit) / 2, size), 1 - size) for size in sizes]
-    places = list(zip(along, across, strict=True))
-    if draw.random() < 0.5:
-        places = [(y, x) for x, y in places]
-    names = (first, second)
-    return tuple(
-        Thing(*name, size, *place, draw.uniform(-0.4, 0.4))
-        for name, size, place in zip(names, sizes, places, strict=True)
-    )
+    across = []
+    for size in sizes:
+        coordinate = middle + generator.uniform(-limit, limit) / 2
+        across.append(min(max(coordinate, size), 1 - size))
+    positions = list(zip(along, across, strict=True))
+    if generator.random() < 0.5:
+        positions = [(y, x) for x, y in positions]
+    things = []
+    for shape_and_colour, size, position in zip((first, second), sizes, positions, strict=True):
+        things.append(Thing(*shape_and_colour, size, *position, generator.uniform(-0.4, 0.4)))
+    return tuple(things)
 
 
 def scenes(count: int, seed: int, objects: int = 1, start: int = 0) -> list[Scene]:
+    """Return `count` scenes of the world `seed`, from index `start` on."""
     return [scene(seed, index, objects) for index in range(start, start + count)]
 
 
 def render(scenes: Sequence[Scene], side: int) -> Tensor:
-    """Pictures (batch, 3, side, side) in [0, 1]."""
+    """Draw the scenes as pictures (batch, 3, side, side) in [0, 1]."""
     if not SIDES[0] <= side <= SIDES[1]:
         raise ValueError(f"a side of {side} px is outside {SIDES[0]}..{SIDES[1]}")
-    step = max(1, PIXELS_AT_ONCE // side**2)
-    parts = [_render(scenes[start : start + step], side) for start in range(0, len(scenes), step)]
-    return torch.cat(parts) if parts else torch.empty(0, 3, side, side)
+    batch = max(1, PIXELS_AT_ONCE // side**2)
+    batches = [_render_batch(scenes[start : start + batch], side) for start in range(0, len(scenes), batch)]
+    return torch.cat(batches) if batches else torch.empty(0, 3, side, side)
 
 
-def _render(scenes: Sequence[Scene], side: int) -> Tensor:
+def _render_batch(scenes: Sequence[Scene], side: int) -> Tensor:
+    """Draw the backgrounds, then the first things over them, then the second."""
     ticks = (torch.arange(side) + 0.5) / side
     y, x = ticks[:, None], ticks[None, :]  # (side, 1), (1, side)
-    picture = _draw_backgrounds([each.background for each in scenes], x, y, side)
-    for slot in range(max(len(each.things) for each in scenes)):
+    pictures = _draw_backgrounds([scene.background for scene in scenes], x, y, side)
+    for slot in range(max(len(scene.things) for scene in scenes)):
+        slot_things = {index: scene.things[slot] for index, scene in enumerate(scenes) if len(scene.things) > slot}
         for shape, distance in SHAPES.items():
-            rows = [i for i, each in enumerate(scenes) if len(each.things) > slot and each.things[slot].shape == shape]
-            if not rows:
+            indices = [index for index, thing in slot_things.items() if thing.shape == shape]
+            if not indices:
                 continue
-            things = [scenes[row].things[slot] for row in rows]
-            cover = _cover_of(things, distance, x, y, side)[:, None]  # (rows, 1, side, side)
+            things = [slot_things[index] for index in indices]
+            coverage = _thing_coverage(things, distance, x, y, side)[:, None]  # (things, 1, side, side)
             paint = torch.tensor([COLOURS[thing.colour] for thing in things])[:, :, None, None]
-            picture[rows] = torch.lerp(picture[rows], paint, cover)
-    return picture
+            pictures[indices] = torch.lerp(pictures[indices], paint, coverage)
+    return pictures
 
 
-def _cover_of(things: list[Thing], distance: Callable, x: Tensor, y: Tensor, side: int) -> Tensor:
-    """The share of every pixel that each thing covers: (things, side, side)."""
-    size, cx, cy, turn = (
-        torch.tensor([getattr(thing, name) for thing in things])[:, None, None]
-        for name in ("size", "x", "y", "rotation")
-    )
-    dx, dy = (x - cx) / size, (y - cy) / size
-    local = dx * turn.cos() + dy * turn.sin(), dy * turn.cos() - dx * turn.sin()
-    return _coverage(distance(*local) * size * side)
+def _thing_coverage(things: list[Thing], distance: Callable, x: Tensor, y: Tensor, side: int) -> Tensor:
+    """Return the share of every pixel that each thing covers: (things, side, side)."""
+    size = torch.tensor([thing.size for thing in things])[:, None, None]
+    centre_x = torch.tensor([thing.x for thing in things])[:, None, None]
+    centre_y = torch.tensor([thing.y for thing in things])[:, None, None]
+    rotation = torch.tensor([thing.rotation for thing in things])[:, None, None]
+    dx, dy = (x - centre_x) / size, (y - centre_y) / size
+    local_x = dx * rotation.cos() + dy * rotation.sin()
+    local_y = dy * rotation.cos() - dx * rotation.sin()
+    return _edge_coverage(distance(local_x, local_y) * size * side)
 
 
-def _coverage(pixels: Tensor) -> Tensor:
-    """Coverage of a pixel whose centre lies `pixels` outside a straight edge."""
+def _edge_coverage(pixels: Tensor) -> Tensor:
+    """Return the coverage of a pixel whose centre lies `pixels` outside a straight edge."""
     return (0.5 - pixels).clamp(0, 1)
 
 
 def _wave(phase: Tensor, scale: Tensor, side: int) -> Tensor:
-    """0 and 1 alternating, each half a period wide: anti-aliased distance to the nearest switch."""
-    place = torch.remainder(phase, 1.0)
-    return _coverage(((place - 0.5).abs() - 0.25) * scale * side)
+    """Alternate 0 and 1, each half a period wide, anti-aliased by the distance to the nearest switch."""
+    position = torch.remainder(phase, 1.0)
+    return _edge_coverage(((position - 0.5).abs() - 0.25) * scale * side)
 
 
 def _plain(x: Tensor, y: Tensor, scale: Tensor, side: int) -> Tensor:
@@ -283,7 +290,7 @@ def _checks(x: Tensor, y: Tensor, scale: Tensor, side: int) -> Tensor:
 
 def _dots(x: Tensor, y: Tensor, scale: Tensor, side: int) -> Tensor:
     dx, dy = (torch.remainder(axis / scale, 1.0) - 0.5 for axis in (x, y))
-    return _coverage((torch.hypot(dx, dy) - 0.3) * scale * side)
+    return _edge_coverage((torch.hypot(dx, dy) - 0.3) * scale * side)
 
 
 BACKGROUNDS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
@@ -295,13 +302,14 @@ BACKGROUNDS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
 
 
 def _draw_backgrounds(backgrounds: list[Background], x: Tensor, y: Tensor, side: int) -> Tensor:
-    picture = torch.empty(len(backgrounds), 3, side, side)
+    """Draw the backgrounds as pictures (backgrounds, 3, side, side)."""
+    pictures = torch.empty(len(backgrounds), 3, side, side)
     for kind, pattern in BACKGROUNDS.items():
-        rows = [i for i, each in enumerate(backgrounds) if each.kind == kind]
-        if not rows:
+        indices = [index for index, background in enumerate(backgrounds) if background.kind == kind]
+        if not indices:
             continue
-        scale = torch.tensor([backgrounds[row].scale for row in rows])[:, None, None]
-        tones = torch.tensor([TONES[backgrounds[row].colour] for row in rows])[..., None, None]
-        mask = pattern(x, y, scale, side)[:, None]  # (rows, 1, side, side)
-        picture[rows] = torch.lerp(tones[:, 0].expand(-1, -1, side, side), tones[:, 1], mask)
-    return picture
+        scale = torch.tensor([backgrounds[index].scale for index in indices])[:, None, None]
+        tones = torch.tensor([TONES[backgrounds[index].colour] for index in indices])[..., None, None]
+        mask = pattern(x, y, scale, side)[:, None]  # (indices, 1, side, side)
+        pictures[indices] = torch.lerp(tones[:, 0].expand(-1, -1, side, side), tones[:, 1], mask)
+    return pictures

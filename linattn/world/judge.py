@@ -1,9 +1,9 @@
 """The judge: a small classifier of the world that marks what a model drew.
 
-- Shape and colour are known of every picture asked for, so accuracy needs no downloaded network.
-- Its 128 features are the space of FID and KID here. They compare rows of this repository and nothing else:
-  never with a published (Inception) FID.
-- Trained on blurred and noisy copies too, so that a slightly soft picture of a star is still a star.
+- The label of every picture names its shape and colour, so accuracy needs no downloaded network.
+- The judge's 128 features are the space of FID and KID here. Compare them between rows of this repository only, never
+  with a published (Inception) FID.
+- The judge is trained on blurred and noisy copies too, so that it recognises a slightly soft picture of a star.
 """
 
 import itertools
@@ -29,18 +29,19 @@ class Marks:
     features: Tensor  # (batch, 128)
 
     def right(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether shape and colour are those of the class, each (batch,) boolean."""
+        """Say whether shape and colour are those of the label, both (batch,) boolean."""
         shape, colour = labels // len(drawing.COLOURS), labels % len(drawing.COLOURS)
         return self.shape.argmax(1) == shape, self.colour.argmax(1) == colour
 
 
-def _stage(inputs: int, outputs: int) -> nn.Sequential:
+def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Build two convolutions, the first of which halves the side."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-        nn.GroupNorm(8, outputs),
+        nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1),
+        nn.GroupNorm(8, out_channels),
         nn.SiLU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1),
-        nn.GroupNorm(8, outputs),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        nn.GroupNorm(8, out_channels),
         nn.SiLU(),
     )
 
@@ -51,21 +52,22 @@ class Judge(nn.Module):
     def __init__(self):
         super().__init__()
         widths = (3, 24, 48, 96, self.num_features)
-        self.stages = nn.Sequential(*[_stage(*pair) for pair in itertools.pairwise(widths)])
+        self.stages = nn.Sequential(*[_stage(*channels) for channels in itertools.pairwise(widths)])
         self.shape = nn.Linear(self.num_features, len(drawing.SHAPES))
         self.colour = nn.Linear(self.num_features, len(drawing.COLOURS))
 
     def forward(self, pictures: Tensor) -> Marks:
-        """Pictures (batch, 3, side, side) in [0, 1], of any side: they are averaged or stretched to 64 px."""
+        """Mark pictures (batch, 3, side, side) in [0, 1] of any side, averaged or stretched to 64 px."""
         if pictures.shape[-2:] != (SIDE, SIDE):
             pictures = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
         maps = self.stages(pictures * 2 - 1)  # (batch, 128, 4, 4)
-        # The maximum finds the thing wherever it is, whatever the background around it says.
+        # The maximum finds the thing wherever it is, whatever the background around it.
         features = maps.amax((2, 3)) + maps.mean((2, 3))
         return Marks(self.shape(features), self.colour(features), features)
 
 
 def load(folder: Path) -> Judge:
+    """Load the trained judge of a folder, in evaluation mode without gradients."""
     path = Path(folder) / "judge.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"no judge at {path}; `python -m linattn.judge` trains one")
@@ -83,13 +85,14 @@ def train(
     seed: int = 7,
     device: str = "cpu",
 ) -> Judge:
+    """Train a judge, or resume its training from the checkpoint in `scratch`."""
     torch.manual_seed(seed)
     judge = Judge().to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     recipe = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    parts = {"judge": judge, "optimizer": optimizer, "schedule": schedule}
-    for step in Resumable(Path(scratch) / "judge.safetensors", parts, steps, recipe):
+    state = {"judge": judge, "optimizer": optimizer, "schedule": schedule}
+    for step in Resumable(Path(scratch) / "judge.safetensors", state, steps, recipe):
         scenes = drawing.scenes(batch, seed, start=step * batch)
         labels = torch.tensor([scene.label for scene in scenes]).to(device)
         pictures = spoil(drawing.render(scenes, SIDE), generator(seed, step)).to(device)
@@ -107,43 +110,46 @@ def train(
     return judge.eval().requires_grad_(False)
 
 
-def spoil(pictures: Tensor, draw: torch.Generator) -> Tensor:
-    """A third of the pictures blurred and a little noise on another third: what generators do to edges."""
-    fate = torch.rand(len(pictures), 1, 1, 1, generator=draw)
+def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur a third of the pictures and add a little noise to another third, as generative models do to edges."""
+    fate = torch.rand(len(pictures), 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    noise = torch.randn(pictures.shape, generator=draw) * 0.06
+    noise = torch.randn(pictures.shape, generator=generator) * 0.06
     return torch.where(fate < 1 / 3, blurred, torch.where(fate < 2 / 3, pictures + noise, pictures))
 
 
 def accuracy(judge: Judge, seed: int = 1, count: int = 4000, side: int = SIDE) -> dict[str, float]:
-    """On scenes it was never trained on."""
-    shapes = colours = 0
+    """Measure the judge's accuracy on scenes that it was not trained on."""
+    right_shapes = right_colours = 0
     for start in range(0, count, 250):
         scenes = drawing.scenes(min(250, count - start), seed, start=drawing.HELD_OUT + start)
         labels = torch.tensor([scene.label for scene in scenes])
         shape, colour = judge(drawing.render(scenes, side)).right(labels)
-        shapes, colours = shapes + shape.sum().item(), colours + colour.sum().item()
-    return {"shape": shapes / count, "colour": colours / count, "n": count, "seed": seed}
+        right_shapes += shape.sum().item()
+        right_colours += colour.sum().item()
+    return {"shape": right_shapes / count, "colour": right_colours / count, "n": count, "seed": seed}
 
 
 def main() -> None:
+    """Train the judge, refuse it below 99 % accuracy, and write its weights and its card."""
     from linattn import project
 
-    # Once it is nearly always right, gradients sink below 1e-38, where this arithmetic is 20 times slower on a CPU.
+    # Gradients sink below 1e-38 once the judge is nearly always right; such numbers are 20 times slower on a CPU.
     torch.set_flush_denormal(True)
     folder = project.ROOT / "data" / "judge"
     settings = {"steps": 2000, "batch": 64, "learning_rate": 2e-3, "seed": 7}
     judge = train(project.scratch("judge"), **settings)
-    measured = {f"held_out_{side}px": accuracy(judge, side=side) for side in (64, 128)}
-    for side, marks in measured.items():
-        if min(marks["shape"], marks["colour"]) < 0.99:
-            raise SystemExit(f"{side}: {marks}; a judge below 99 % judges nobody: train it for more steps")
-    card = {"what": __doc__.split("\n")[0], "training": settings, **measured, "facts": project.facts()}
+    accuracies = {f"held_out_{side}px": accuracy(judge, side=side) for side in (64, 128)}
+    for name, held_out in accuracies.items():
+        if min(held_out["shape"], held_out["colour"]) < 0.99:
+            raise SystemExit(f"{name}: {held_out}; a judge needs at least 99 %: train it for more steps")
+    # The card quotes the first line of this module's docstring.
+    card = {"what": __doc__.split("\n")[0], "training": settings, **accuracies, "facts": project.facts()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(judge.state_dict(), folder / "judge.safetensors")
     (folder / "judge.safetensors").chmod(0o644)  # safetensors writes 0600
     project.write_json(folder / "card.json", card)
-    print(json.dumps(measured))
+    print(json.dumps(accuracies))
 
 
 if __name__ == "__main__":
