@@ -1,6 +1,6 @@
-"""Replace the attention of a diffusers model: convert and restore it, look at it, keep what was learned in a folder.
+"""Replace the attention of a diffusers model: convert, restore and inspect it, and save a student in a folder.
 
-`surgery.linearize`, `restore`, `save`, `load` and what looks at a model are reached from here, as from `linattn`.
+The public functions of the package are available here, as they are from `linattn`.
 """
 
 from linattn.surgery.convert import linearize, restore

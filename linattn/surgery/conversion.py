@@ -14,17 +14,18 @@ from linattn.surgery.convert import linearize
 
 
 def converted(model: nn.Module, student: Any, seed: int) -> nn.Module:
-    """In eval mode, and nothing of it learns yet; fresh weights depend on the seed alone.
+    """Return a converted copy of `model`, in eval mode and without gradients.
 
-    `student` says operator, layers, initialise and options: an entry of params.yaml, or a DistillConfig.
+    Fresh weights depend on the seed alone. `student` is an entry of params.yaml or a DistillConfig: it names the
+    operator, layers, initialise policy and options.
     """
     with torch.random.fork_rng(devices=[]):  # operators are drawn on the CPU, wherever the model is
         torch.manual_seed(seed)
-        made = linearize(
+        copied = linearize(
             copy.deepcopy(model),
             student.operator,
             layers=student.layers,
             initialise=student.initialise,
             **student.options,
         )
-    return made.eval().requires_grad_(False)
+    return copied.eval().requires_grad_(False)

@@ -2,8 +2,8 @@
 
 - Nothing is changed before everything is checked; a step that fails half way is undone.
 - A layer is always converted from its original weights, however often it is converted.
-- What `linearize` has done is an attribute of the model, so a deepcopy is a student of its own; the CPU copies of the
-  original weights are shared by the copies, which never write them.
+- `linearize` keeps its record as an attribute of the model, so a deepcopy is an independent student. The copies share
+  the CPU copies of the original weights, because nothing ever writes them.
 """
 
 import copy
@@ -26,14 +26,14 @@ ATTRIBUTE = "_linattn"
 
 @dataclass
 class Conversion:
-    """What was done to a model, kept on it."""
+    """Record how a model was converted; the record is an attribute of that model."""
 
     base: dict[str, Any]
     digests: dict[str, identity.Digests]  # of every tensor of the base
     originals: dict[str, Tensor] = field(default_factory=dict)  # CPU copies of what was overwritten
     processors: dict[str, Any] = field(default_factory=dict)  # by layer
     initialise: dict[str, str] = field(default_factory=dict)  # by layer
-    forgotten: set[str] = field(default_factory=set)  # layers whose original was not kept
+    unrestorable: set[str] = field(default_factory=set)  # layers whose original was not kept
 
     @classmethod
     def of(cls, model: nn.Module) -> "Conversion":
@@ -41,9 +41,9 @@ class Conversion:
         return cls(identity.base(model, digests), digests)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Conversion":
-        parts = {name: copy.copy(value) for name, value in vars(self).items()}
-        parts["processors"] = copy.deepcopy(self.processors, memo)
-        return Conversion(**parts)
+        values = {name: copy.copy(value) for name, value in vars(self).items()}
+        values["processors"] = copy.deepcopy(self.processors, memo)
+        return Conversion(**values)
 
 
 def linearize(
@@ -56,61 +56,62 @@ def linearize(
     backend: str | None = None,
     **options: Any,
 ) -> Any:
-    """Replace the attention of the chosen self-attention layers, in place; returns what it was given.
+    """Replace the attention of the chosen self-attention layers in place, and return `model_or_pipeline`.
 
-    Called again on other layers it mixes operators; on the same layers it starts from their original weights.
+    A second call on other layers mixes operators. A second call on the same layers starts from their original weights.
     `keep_original=False` saves the memory of a CPU copy and gives up `restore`. `backend` is triton, torch or
-    reference; None leaves it to the device, and `describe` says which one that is.
+    reference; None leaves the choice to the device, and `describe` names the one that runs.
     """
-    model = _here(families.model_of(model_or_pipeline))
+    model = _require_reachable(families.model_of(model_or_pipeline))
     if initialise not in attention.POLICIES:
         raise nearest("initialise policy", initialise, attention.POLICIES)
     _check_backend(backend)
     chosen = select(families.layers(model), layers)
-    before = _conversion(model)
-    if lost := [layer.name for layer in chosen if before and layer.name in before.forgotten]:
+    previous = _conversion(model)
+    if lost := [layer.name for layer in chosen if previous and layer.name in previous.unrestorable]:
         raise ValueError(
-            f"the original weights of {_few(lost)} were not kept (keep_original=False), and a layer is always "
+            f"the original weights of {_shortened(lost)} were not kept (keep_original=False), and a layer is always "
             "converted from its original: load the base again"
         )
-    operators = [_built(layer, name, options, backend) for layer in chosen]
+    operators = [_build_operator(layer, name, options, backend) for layer in chosen]
     _check_text(model, name, options, operators)
     if backend is not None and operators[0].max_head_dim is None:
         raise ValueError(f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out backend")
 
-    def start(layer: Layer, operator: nn.Module) -> None:
+    def set_weights(layer: Layer, operator: nn.Module) -> None:
         operator.initialise(layer.attn, initialise)
 
-    conversion = copy.deepcopy(before) if before else Conversion.of(model)
-    _install(model, conversion, chosen, operators, [initialise] * len(chosen), start, keep_original)
+    conversion = copy.deepcopy(previous) if previous else Conversion.of(model)
+    policies = [initialise] * len(chosen)
+    _install(model, conversion, chosen, operators, policies, set_weights, keep_original)
     return model_or_pipeline
 
 
 def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
-    """The original model again, bit for bit, in place.
+    """Restore the original model in place, bit for bit.
 
-    Weights that were trained elsewhere in the model are not known here: then it raises and names them, and nothing is
-    changed. `strict=False` restores the replaced layers all the same and leaves the others as they are.
+    No copy is kept of weights outside the replaced layers. If such weights were trained, `restore` raises an error
+    that names them, and changes nothing. `strict=False` restores the replaced layers and leaves the others trained.
     """
-    model = _here(families.model_of(model_or_pipeline))
-    conversion = _converted(model)
-    if conversion.forgotten:
+    model = _require_reachable(families.model_of(model_or_pipeline))
+    conversion = _require_conversion(model)
+    if conversion.unrestorable:
         raise ValueError(
-            f"the original weights of {_few(sorted(conversion.forgotten))} were not kept (keep_original=False): "
-            f"load {conversion.base['name']!r} again"
+            f"the original weights of {_shortened(sorted(conversion.unrestorable))} were not kept "
+            f"(keep_original=False): load {conversion.base['name']!r} again"
         )
     if strict and (trained := _trained_elsewhere(model, conversion)):
         raise ValueError(
             f"{len(trained)} tensors outside the replaced layers have changed since linearize, so the original cannot "
-            f"be restored: {_few(trained)}; load the base again, or take back the replaced layers alone by "
+            f"be restored: {_shortened(trained)}; load the base again, or take back the replaced layers alone by "
             "restore(model, strict=False)"
         )
-    _write(identity.tensors(model), conversion.originals)
+    _copy_into(identity.tensors(model), conversion.originals)
     for layer in families.layers(model):
         if layer.name in conversion.processors:
             layer.attn.set_processor(conversion.processors[layer.name])
             delattr(layer.attn, KEY)
-    _release(model)
+    _detach_conversion(model)
     return model_or_pipeline
 
 
@@ -119,56 +120,64 @@ def _install(
     conversion: Conversion,
     chosen: Sequence[Layer],
     operators: Sequence[nn.Module],
-    initialise: Sequence[str],
-    start: Callable[[Layer, nn.Module], None],
+    policies: Sequence[str],
+    set_weights: Callable[[Layer, nn.Module], None],
     keep_original: bool,
 ) -> None:
-    """Put every operator in its place; `start` gives the layer its first weights. All of it, or none."""
+    """Install one operator in every chosen layer, or none at all if one of them fails.
+
+    `set_weights` gives a layer and its operator their first weights.
+    """
     live, undo = identity.tensors(model), []
     try:
-        for layer, operator, policy in zip(chosen, operators, initialise, strict=True):
-            own = {name: tensor for name, tensor in live.items() if name.startswith(f"{layer.name}.")}
-            now = _copies(own)
-            undo.append((layer, own, now, layer.operator, layer.attn.processor))
+        for layer, operator, policy in zip(chosen, operators, policies, strict=True):
+            inside = {name: tensor for name, tensor in live.items() if name.startswith(f"{layer.name}.")}
+            values = _cpu_copies(inside)
+            undo.append((layer, inside, values, layer.operator, layer.attn.processor))
             if layer.name in conversion.processors:
-                _write(own, conversion.originals)
+                _copy_into(inside, conversion.originals)
             else:
                 conversion.processors[layer.name] = layer.attn.processor
-                conversion.originals.update(now if keep_original else {})
-                conversion.forgotten.update(set() if keep_original else {layer.name})
+                if keep_original:
+                    conversion.originals.update(values)
+                else:
+                    conversion.unrestorable.add(layer.name)
             conversion.initialise[layer.name] = policy
             setattr(layer.attn, KEY, operator)
             layer.attn.set_processor(layer.processor())
-            start(layer, operator)
+            set_weights(layer, operator)
     except BaseException:
-        for layer, own, values, operator, processor in undo:
-            _write(own, values)
+        for layer, inside, values, operator, processor in undo:
+            _copy_into(inside, values)
             layer.attn.set_processor(processor)
             if layer.operator is not None:
                 delattr(layer.attn, KEY)
             if operator is not None:
                 setattr(layer.attn, KEY, operator)
         raise
-    _mark(model, conversion)
+    _attach_conversion(model, conversion)
 
 
-def _mark(model: nn.Module, conversion: Conversion) -> None:
+def _attach_conversion(model: nn.Module, conversion: Conversion) -> None:
     setattr(model, ATTRIBUTE, conversion)
     model.save_pretrained = _refuse_to_save
     families.watch(model)
 
 
-def _built(layer: Layer, name: str, options: dict[str, Any], backend: str | None = None) -> nn.Module:
-    like = identity.tensors(layer.attn)["to_q.weight"]
-    # Drawn on the CPU, so that a seed means the same everywhere; of FLUX without weights that would be 8 GB.
-    with torch.device("meta" if like.is_meta else "cpu"):
+def _build_operator(layer: Layer, name: str, options: dict[str, Any], backend: str | None = None) -> nn.Module:
+    """Create the operator of one layer with the device, dtype and mode of that layer."""
+    weight = identity.tensors(layer.attn)["to_q.weight"]
+    # Weights are drawn on the CPU, so that a seed means the same on every device. A model on meta keeps its operators
+    # on meta, because those of FLUX would take 8 GB.
+    with torch.device("meta" if weight.is_meta else "cpu"):
         operator = attention.create(name, layer.shape, **options)
     operator.backend = None if operator.max_head_dim is None else backend
-    dtype = like.dtype if like.is_floating_point() else None
-    return operator.to(like.device, dtype).train(layer.attn.training)
+    dtype = weight.dtype if weight.is_floating_point() else None
+    return operator.to(weight.device, dtype).train(layer.attn.training)
 
 
 def _check_text(model: nn.Module, name: str, options: dict[str, Any], operators: Sequence[nn.Module]) -> None:
+    """Refuse options about text or rotary positions where the chosen layers have none."""
     joint = [option for option in options if option in operators[0].table and operators[0].table[option].joint]
     if joint and not any(operator.shape.has_text for operator in operators):
         raise ValueError(
@@ -188,10 +197,10 @@ def _check_backend(backend: str | None) -> None:
         raise nearest("backend", backend, PATHS)
 
 
-def _release(model: nn.Module) -> None:
+def _detach_conversion(model: nn.Module) -> None:
     families.unwatch(model)
     delattr(model, ATTRIBUTE)
-    del model.save_pretrained  # the instance's; the class has its own
+    del model.save_pretrained  # removes the instance attribute that hides the class's method
 
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
@@ -202,43 +211,48 @@ def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
     )
 
 
-def _here(model: nn.Module) -> nn.Module:
-    """The model, if its weights are where they are looked for.
+def _require_reachable(model: nn.Module) -> nn.Module:
+    """Return the model, or raise if its weights are offloaded or its projections fused.
 
-    Offloaded ones lie on meta between calls, and what is built or copied from there is noise without a word; fused
-    ones are a copy that `restore` would not reach.
+    Offloaded weights lie on meta between calls, and an operator built or copied from meta would silently hold noise.
+    Fused projections are a copy of the weights that `restore` would not reach.
     """
-    parts = dict(model.named_modules())
-    hooked = [name for name, part in parts.items() if hasattr(part, "_hf_hook")]
+    modules = dict(model.named_modules())
+    hooked = [name for name, module in modules.items() if hasattr(module, "_hf_hook")]
     if hooked and any(tensor.is_meta for tensor in identity.tensors(model).values()):
         raise ValueError(
-            f"the weights of this {type(model).__name__} are offloaded (accelerate holds those of {_few(hooked)}): "
+            f"the weights of this {type(model).__name__} are offloaded "
+            f"(accelerate holds those of {_shortened(hooked)}): "
             "call pipe.remove_all_hooks() before, and enable_sequential_cpu_offload() again after"
         )
-    if fused := [name for name, part in parts.items() if _fused(part)]:
-        raise ValueError(f"the projections of {_few(fused)} are fused: call unfuse_qkv_projections() before")
+    if fused := [name for name, module in modules.items() if _is_fused(module)]:
+        raise ValueError(f"the projections of {_shortened(fused)} are fused: call unfuse_qkv_projections() before")
     return model
 
 
-def _fused(part: nn.Module) -> bool:
-    """diffusers' older attention keeps its flag when it is unfused, and only its processor tells."""
-    if not getattr(part, "fused_projections", False):
+def _is_fused(module: nn.Module) -> bool:
+    """Say whether the projections of an attention are fused.
+
+    diffusers' older attention keeps its flag when it is unfused, so for that class the processor decides.
+    """
+    if not getattr(module, "fused_projections", False):
         return False
-    return hasattr(part, "unfuse_projections") or type(part.processor).__name__.startswith("Fused")
+    return hasattr(module, "unfuse_projections") or type(module.processor).__name__.startswith("Fused")
 
 
 def _conversion(model: nn.Module) -> Conversion | None:
     return getattr(model, ATTRIBUTE, None)
 
 
-def _converted(model: nn.Module) -> Conversion:
+def _require_conversion(model: nn.Module) -> Conversion:
     conversion = _conversion(model)
     if conversion is None:
         raise ValueError(f"this {type(model).__name__} is not linearised: call linattn.linearize(model, name) first")
     return conversion
 
 
-def _copies(named: dict[str, Tensor]) -> dict[str, Tensor]:
+def _cpu_copies(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU; those on meta stay on meta."""
     return {
         name: tensor.detach().clone() if tensor.is_meta else tensor.detach().to("cpu", copy=True)
         for name, tensor in named.items()
@@ -246,23 +260,24 @@ def _copies(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _write(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def _copy_into(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy the values into the live tensors of the same name."""
     for name, value in values.items():
         if name in live:
             live[name].copy_(value)
 
 
 def _trained_elsewhere(model: nn.Module, conversion: Conversion) -> list[str]:
-    """Tensors of the base that changed and that no copy was taken of."""
-    own = tuple(f"{name}." for name in conversion.processors)
-    others = {
+    """Name the tensors of the base that changed and that have no CPU copy."""
+    inside = tuple(f"{name}." for name in conversion.processors)
+    outside = {
         name: tensor
         for name, tensor in identity.tensors(model).items()
-        if not name.startswith(own) and name not in conversion.originals and name in conversion.digests
+        if not name.startswith(inside) and name not in conversion.originals and name in conversion.digests
     }
-    return identity.changed(others, conversion.digests)
+    return identity.changed(outside, conversion.digests)
 
 
-def _few(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _shortened(names: Sequence[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

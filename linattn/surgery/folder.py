@@ -1,9 +1,10 @@
 """Keep what was learned in a small folder, and make a base the student that a folder holds.
 
-- A student's folder holds the replaced layers whole, whatever else was trained, and `linattn.json`, which names its
-  base: class, public config and a digest of the weights. On another base it is refused, since a student of equal
-  shapes would load without a word and draw nonsense; `load(..., strict=False)` takes a fine-tune of the base.
-- A load that fails half way leaves the model as it was.
+- A student's folder holds all weights of the replaced layers, any other weights that were trained, and `linattn.json`.
+  That card names the base: class, public config and a digest of the weights.
+- `load` refuses another base, because a student of equal shapes would load silently and draw nonsense.
+  `load(..., strict=False)` takes a fine-tune of the base.
+- A load that fails half way leaves the model unchanged.
 """
 
 import hashlib
@@ -25,16 +26,16 @@ from linattn.families import KEY, Layer
 from linattn.surgery import identity, released
 from linattn.surgery.convert import (
     Conversion,
-    _built,
+    _attach_conversion,
+    _build_operator,
     _check_backend,
     _conversion,
-    _converted,
-    _copies,
-    _few,
-    _here,
+    _copy_into,
+    _cpu_copies,
     _install,
-    _mark,
-    _write,
+    _require_conversion,
+    _require_reachable,
+    _shortened,
     restore,
 )
 
@@ -43,13 +44,13 @@ CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
 
 
 def save(model_or_pipeline: Any, folder: str | Path) -> Path:
-    """Write the replaced layers and whatever else differs from the base; the base itself is not written."""
-    model = _here(families.model_of(model_or_pipeline))
-    conversion = _converted(model)
+    """Write the replaced layers and every other tensor that differs from the base, and return the folder."""
+    model = _require_reachable(families.model_of(model_or_pipeline))
+    conversion = _require_conversion(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = _delta(model, conversion)
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in kept.items()}
+    delta = _delta(model, conversion)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in delta.items()}
     weights, card = folder / f".{WEIGHTS}.draft", folder / f".{CARD}.draft"
     try:
         save_file(tensors, weights, metadata={"format": "pt"})
@@ -66,12 +67,13 @@ def save(model_or_pipeline: Any, folder: str | Path) -> Path:
 
 
 def _delta(model: nn.Module, conversion: Conversion) -> dict[str, Tensor]:
+    """Collect the tensors by which the model differs from its base, operators included."""
     live = identity.tensors(model)
     inside = tuple(f"{name}." for name in conversion.processors)
     outside = {name: t for name, t in live.items() if not name.startswith(inside) and name in conversion.digests}
     trained = set(identity.changed(outside, conversion.digests))
-    own = {name: t for name, t in live.items() if name.startswith(inside) or name in trained}
-    return {**own, **_operator_state(families.layers(model))}
+    changed = {name: t for name, t in live.items() if name.startswith(inside) or name in trained}
+    return {**changed, **_operator_state(families.layers(model))}
 
 
 def _operator_state(layers: Iterable[Layer]) -> dict[str, Tensor]:
@@ -108,19 +110,22 @@ def load(
     backend: str | None = None,
     **options: Any,
 ) -> Any:
-    """Make the base a saved student, in place; returns what it was given. A student already there is restored first.
+    """Turn the base into a saved student in place, and return `model_or_pipeline`.
 
-    A base of another class, public config or weights is refused. `strict=False` takes any base whose tensors have the
-    same shapes, a fine-tune for instance, and warns of what differs. Nothing is ever unpickled. `backend` is
-    `linearize`'s: it belongs to the machine, so no folder holds it. The weights that LinFusion and CLEAR released are
-    read too (released.py); they name no base, and CLEAR's no radius: `options` say what a file does not.
+    A model that is already a student is restored first. A base of another class, public config or weights is refused.
+    `strict=False` takes any base whose tensors have the same shapes, for instance a fine-tune, and warns about the
+    differences. Nothing is unpickled. `backend` has the meaning it has in `linearize`; it belongs to the machine, so
+    no folder holds it.
+
+    The weights that LinFusion and CLEAR released are read too (released.py). Their files name no base, and CLEAR's
+    files name no radius: `options` gives what a file lacks.
     """
-    model = _here(families.model_of(model_or_pipeline))
+    model = _require_reachable(families.model_of(model_or_pipeline))
     _check_backend(backend)
     folder = _folder(folder_or_hub_id, revision)
     conversion = _conversion(model) or Conversion.of(model)
-    foreign = released.recognised(folder)
-    if foreign:
+    is_released = released.recognised(folder)
+    if is_released:
         entries, tensors = released.read(folder, options)
         card = {"layers": entries}
     elif options and (folder / CARD).is_file():
@@ -129,87 +134,94 @@ def load(
         card, tensors = _read(folder)
         _check_base(conversion.base, card["base"], folder, strict)
     chosen, operators = _operators(model, card, folder, backend)
-    if foreign:
+    if is_released:
         released.check(entries, families.layers(model), folder)
-    _check_tensors(model, chosen, operators, tensors, folder, partial=foreign)
-    put_back = _remembered(model)
+    _check_tensors(model, chosen, operators, tensors, folder, partial=is_released)
+    reinstate = _reinstatement(model)
     if _conversion(model):
         restore(model)
         conversion = Conversion(conversion.base, conversion.digests)
-    others = _others(chosen, tensors)
-    overwritten = _copies({name: tensor for name, tensor in identity.tensors(model).items() if name in others})
+    outside = _outside(chosen, tensors)
+    overwritten = _cpu_copies({name: tensor for name, tensor in identity.tensors(model).items() if name in outside})
 
-    def start(layer: Layer, operator: nn.Module) -> None:
+    def set_weights(layer: Layer, operator: nn.Module) -> None:
         state = {name: tensors[f"{layer.name}.{KEY}.{name}"] for name in operator.state_dict()}
         operator.load_state_dict(state)
-        own = {f"{layer.name}.{name}": tensor for name, tensor in identity.tensors(layer.attn).items()}
-        _write(own, tensors)
+        inside = {f"{layer.name}.{name}": tensor for name, tensor in identity.tensors(layer.attn).items()}
+        _copy_into(inside, tensors)
 
     policies = [entry["initialise"] for entry in card["layers"]]
     try:
-        _install(model, conversion, chosen, operators, policies, start, keep_original)
+        _install(model, conversion, chosen, operators, policies, set_weights, keep_original)
     except BaseException:
-        put_back()
+        reinstate()
         raise
-    _write(identity.tensors(model), others)
+    _copy_into(identity.tensors(model), outside)
     if keep_original:
         conversion.originals.update(overwritten)
     return model_or_pipeline
 
 
-def _remembered(model: nn.Module) -> Callable[[], None]:
-    """Puts the student back that the model is now, after a `restore`; nothing to do where it is none."""
+def _reinstatement(model: nn.Module) -> Callable[[], None]:
+    """Return a function that turns the model back into its present student after a `restore`.
+
+    The function does nothing where the model is no student.
+    """
     conversion = _conversion(model)
     if conversion is None:
         return lambda: None
     replaced = [layer for layer in families.layers(model) if layer.operator is not None]
-    parts = [(layer.attn, layer.operator, layer.attn.processor) for layer in replaced]
+    installed = [(layer.attn, layer.operator, layer.attn.processor) for layer in replaced]
     inside = tuple(f"{layer.name}." for layer in replaced)
     live = identity.tensors(model)
-    values = _copies({name: t for name, t in live.items() if name.startswith(inside) or name in conversion.originals})
+    values = _cpu_copies(
+        {name: t for name, t in live.items() if name.startswith(inside) or name in conversion.originals}
+    )
 
-    def put_back() -> None:
-        _write(live, values)
-        for attn, operator, processor in parts:
+    def reinstate() -> None:
+        _copy_into(live, values)
+        for attn, operator, processor in installed:
             setattr(attn, KEY, operator)
             attn.set_processor(processor)
-        _mark(model, conversion)
+        _attach_conversion(model, conversion)
 
-    return put_back
+    return reinstate
 
 
-def _others(chosen: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _outside(chosen: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select the tensors outside the chosen layers."""
     inside = tuple(f"{layer.name}." for layer in chosen)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(inside)}
 
 
 def _folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
+    """Return the local folder or file of a student, downloaded where the argument is a hub id."""
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
     if folder.suffix == ".safetensors" and folder.is_file():
-        return folder  # CLEAR's
+        return folder  # CLEAR's release is a single file
     if folder.exists():
         raise ValueError(f"{folder} is a file; a student is a folder with {CARD} and {WEIGHTS}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
         raise ValueError(f"there is no folder {str(folder)!r}, and it is no id of the Hugging Face hub (owner/name)")
-    # The cards first: the id of a base instead of a student's would fetch tens of gigabytes.
-    place = _fetched(folder, revision, [CARD, released.CONFIG])
-    if not (place / CARD).is_file() and not released.recognised(place):
+    # The cards come first: with the id of a base in place of a student's, the weights would be tens of gigabytes.
+    cards = _downloaded(folder, revision, [CARD, released.CONFIG])
+    if not (cards / CARD).is_file() and not released.recognised(cards):
         raise ValueError(
             f"{folder} on the Hugging Face hub is no student: it has neither {CARD} nor LinFusion's {released.CONFIG}; "
             "is it the base's id? (CLEAR's files are read from a path: download the one you want)"
         )
-    return _fetched(folder, revision, [CARD, released.CONFIG, "*.safetensors"], ["*/*"])
+    return _downloaded(folder, revision, [CARD, released.CONFIG, "*.safetensors"], ["*/*"])
 
 
-def _fetched(name: Path, revision: str | None, wanted: list[str], unwanted: list[str] | None = None) -> Path:
-    from huggingface_hub import snapshot_download  # a second's import that a local folder does not need
+def _downloaded(name: Path, revision: str | None, allowed: list[str], ignored: list[str] | None = None) -> Path:
+    from huggingface_hub import snapshot_download  # takes a second to import, and a local folder does not need it
 
-    how = {"revision": revision, "allow_patterns": wanted, "ignore_patterns": unwanted}
+    kwargs = {"revision": revision, "allow_patterns": allowed, "ignore_patterns": ignored}
     try:
-        return Path(snapshot_download(name.as_posix(), **how))
-    except Exception as error:  # whatever the network, the hub or its cache may say
+        return Path(snapshot_download(name.as_posix(), **kwargs))
+    except Exception as error:  # the network, the hub and its cache raise errors of many types
         raise ValueError(
             f"there is no folder {str(name)!r}, and the Hugging Face hub did not give it either "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'})"
@@ -217,6 +229,7 @@ def _fetched(name: Path, revision: str | None, wanted: list[str], unwanted: list
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the card and the tensors of a folder that `save` wrote."""
     for name in (CARD, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no student: {name} is missing (linattn.save writes it)")
@@ -244,18 +257,19 @@ def _check_card(card: Any) -> None:
         _ = entry["operator"], entry["initialise"]
     _ = card["weights"]["sha256"]
     base = card["base"]
-    for part, kind in {"class": str, "name": str, "config": dict, "config_digest": str, "weights": dict}.items():
-        if not isinstance(base[part], kind):
-            raise ValueError(f"base {part} {base[part]!r}")
+    types = {"class": str, "name": str, "config": dict, "config_digest": str, "weights": dict}
+    for key, expected in types.items():
+        if not isinstance(base[key], expected):
+            raise ValueError(f"base {key} {base[key]!r}")
 
 
 def _check_base(ours: dict[str, Any], theirs: dict[str, Any], folder: Path, strict: bool) -> None:
-    found = identity.differences(theirs, ours)
-    if not found:
+    differences = identity.differences(theirs, ours)
+    if not differences:
         return
     message = (
         f"{folder} is a student of {identity.label(theirs)}, but this is {identity.label(ours)}; "
-        f"they differ in {'; '.join(found)}"
+        f"they differ in {'; '.join(differences)}"
     )
     if strict or theirs["class"] != ours["class"]:
         raise ValueError(f"{message}. If this is a fine-tune of that base: load(..., strict=False)")
@@ -267,16 +281,16 @@ def _operators(
 ) -> tuple[list[Layer], list[nn.Module]]:
     layers = {layer.name: layer for layer in families.layers(model)}
     if unknown := [entry["name"] for entry in card["layers"] if entry["name"] not in layers]:
-        raise ValueError(f"{folder} replaces {_few(unknown)}, which this {type(model).__name__} does not have")
+        raise ValueError(f"{folder} replaces {_shortened(unknown)}, which this {type(model).__name__} does not have")
     chosen = [layers[entry["name"]] for entry in card["layers"]]
     try:
-        built = [
-            _built(layer, entry["operator"], entry["options"], backend)
+        operators = [
+            _build_operator(layer, entry["operator"], entry["options"], backend)
             for layer, entry in zip(chosen, card["layers"], strict=True)
         ]
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    return chosen, built
+    return chosen, operators
 
 
 def _check_tensors(
@@ -287,9 +301,9 @@ def _check_tensors(
     folder: Path,
     partial: bool = False,
 ) -> None:
-    """Every tensor of the replaced layers is there, none is unknown, and all have the base's shapes.
+    """Raise unless every tensor of the replaced layers is there, none is unknown, and all have the base's shapes.
 
-    `partial`: what the base has itself may be missing, and a warning says what that is.
+    With `partial`, tensors that the base has itself may be missing, and a warning names them.
     """
     known = identity.tensors(model)
     inside = tuple(f"{layer.name}." for layer in chosen)
@@ -300,16 +314,16 @@ def _check_tensors(
     missing = sorted(set(required) - set(tensors))
     unknown = sorted(set(tensors) - set(known))
     if partial and (kept := [name for name in missing if f".{KEY}." not in name]):
-        warnings.warn(f"{folder} does not hold {_few(kept)}: the base's stay", stacklevel=3)
+        warnings.warn(f"{folder} does not hold {_shortened(kept)}: the base's stay", stacklevel=3)
         missing = [name for name in missing if name not in set(kept)]
     if missing or unknown:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit this {type(model).__name__}: "
-            f"missing {_few(missing) or 'nothing'}, unknown {_few(unknown) or 'nothing'}"
+            f"missing {_shortened(missing) or 'nothing'}, unknown {_shortened(unknown) or 'nothing'}"
         )
     shapes = [(name, tuple(tensor.shape), tuple(known[name].shape)) for name, tensor in tensors.items()]
     if wrong := [f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here]:
-        raise ValueError(f"{folder} does not fit this {type(model).__name__}: {_few(wrong)}")
+        raise ValueError(f"{folder} does not fit this {type(model).__name__}: {_shortened(wrong)}")
 
 
 def _sha256(path: Path) -> str:

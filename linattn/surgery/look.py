@@ -1,4 +1,4 @@
-"""Look at a converted model: what every layer is, which path its attention takes, what is new, whom a token reads."""
+"""Inspect a converted model: each layer's operator and backend, its new parameters, its attention map."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from linattn_kernels.launch import Backend
 
 
 def describe(model_or_pipeline: Any) -> list[dict[str, Any]]:
-    """A row for every self-attention layer, linearised or not."""
-    rows = []
+    """Describe every self-attention layer, linearised or not, in one dictionary a layer."""
+    descriptions = []
     for layer in families.layers(model_or_pipeline):
         operator = layer.operator
         weight = identity.tensors(layer.attn)["to_q.weight"]
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         runs = Backend("torch", "not linearised") if operator is None else operator.runs(weight.device, dtype)
-        rows.append(
+        descriptions.append(
             {
                 "index": layer.index,
                 "name": layer.name,
@@ -31,16 +31,17 @@ def describe(model_or_pipeline: Any) -> list[dict[str, Any]]:
                 "because": runs.reason,
             }
         )
-    return rows
+    return descriptions
 
 
 def backends(model_or_pipeline: Any) -> dict[str, str]:
-    """Which path every layer takes where the model lies, and why: what a run writes down."""
-    return {row["name"]: f"{row['backend']}: {row['because']}" for row in describe(model_or_pipeline)}
+    """Return the backend of every layer on the model's device, and the reason for it, as a run file records them."""
+    descriptions = describe(model_or_pipeline)
+    return {layer["name"]: f"{layer['backend']}: {layer['because']}" for layer in descriptions}
 
 
 def attention_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
-    """Everything inside the replaced layers."""
+    """List all parameters inside the replaced layers."""
     return [
         (f"{layer.name}.{name}", parameter)
         for layer in families.layers(model_or_pipeline)
@@ -50,7 +51,7 @@ def attention_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter
 
 
 def new_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
-    """What the teacher does not have."""
+    """List the parameters of the operators that the teacher does not have."""
     return [
         (f"{layer.name}.{KEY}.{name}", layer.operator.get_parameter(name))
         for layer in families.layers(model_or_pipeline)
@@ -61,15 +62,17 @@ def new_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
 
 @torch.no_grad()
 def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs: Any) -> Tensor:
-    """Whom each token reads in one layer, (batch, heads, tokens, tokens), for these arguments of the model's forward.
+    """Return the attention weights of one layer, (batch, heads, tokens, tokens), for these arguments of the forward.
 
-    Of the teacher and of a student alike; in float32, or float64 where the model is. A convolution is no part of it.
+    The model may be a teacher or a student. The map is in float32, or float64 where the model is. It leaves out a
+    convolution.
     """
     model = families.model_of(model_or_pipeline)
-    if len(found := select(families.layers(model), layer)) != 1:
-        raise ValueError(f"layer={layer!r} names {len(found)} layers, and a map is of one: give its number or its name")
-    (chosen,) = found
-    with families.capture(model) as seen:
+    if len(chosen := select(families.layers(model), layer)) != 1:
+        raise ValueError(
+            f"layer={layer!r} names {len(chosen)} layers, and a map is of one: give its number or its name"
+        )
+    with families.capture(model) as records:
         model(*args, **inputs)
-    here = seen[chosen.index]
-    return families.attention_map(chosen, here["input"], here["grid"], here["noise"], **here["more"])
+    record = records[chosen[0].index]
+    return families.attention_map(chosen[0], record["input"], record["grid"], record["noise"], **record["more"])

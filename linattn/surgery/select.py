@@ -9,31 +9,35 @@ Selection = str | int | Sequence[int | str] | Callable[[Layer], bool]
 
 
 def select(layers: Sequence[Layer], which: Selection = "all") -> list[Layer]:
-    """The chosen layers in forward order: all, every:2 (0, 2, ...), first:4, last:4, except:<any of these>, a layer's
-    number or name, a list of them, or a predicate of the layer."""
-    numbers = _numbers(layers, which)
-    if not numbers:
+    """Return the chosen layers in forward order.
+
+    `which` is all, every:2 (0, 2, ...), first:4, last:4, except:<any of these>, a layer's number or name, a list of
+    these, or a predicate of the layer.
+    """
+    indices = _indices(layers, which)
+    if not indices:
         raise ValueError(f"layers={which!r} selects none of the {len(layers)} layers")
-    return [layer for layer in layers if layer.index in numbers]
+    return [layer for layer in layers if layer.index in indices]
 
 
-def _numbers(layers: Sequence[Layer], which: Selection) -> set[int]:
+def _indices(layers: Sequence[Layer], which: Selection) -> set[int]:
     if callable(which):
         return {layer.index for layer in layers if which(layer)}
     if isinstance(which, str):
-        return _spoken(layers, which)
+        return _phrase_indices(layers, which)
     if isinstance(which, Iterable):
-        return {number for each in which for number in _numbers(layers, each)}
-    return {_number(layers, which)}
+        return set().union(*(_indices(layers, item) for item in which))
+    return {_index(layers, which)}
 
 
-def _spoken(layers: Sequence[Layer], which: str) -> set[int]:
-    every = {layer.index for layer in layers}
+def _phrase_indices(layers: Sequence[Layer], which: str) -> set[int]:
+    """Read a phrase such as every:2, or a layer's name."""
+    all_indices = {layer.index for layer in layers}
     word, _, rest = which.partition(":")
     if which == "all":
-        return every
+        return all_indices
     if word == "except" and rest:
-        return every - _numbers(layers, rest)
+        return all_indices - _indices(layers, rest)
     if word in ("first", "last", "every") and rest.isdecimal():
         count = int(rest)
         if not 1 <= count <= len(layers):
@@ -41,10 +45,10 @@ def _spoken(layers: Sequence[Layer], which: str) -> set[int]:
         total = len(layers)
         spans = {"first": range(count), "last": range(total - count, total), "every": range(0, total, count)}
         return set(spans[word])
-    return {_number(layers, which)}
+    return {_index(layers, which)}
 
 
-def _number(layers: Sequence[Layer], which: int | str) -> int:
+def _index(layers: Sequence[Layer], which: int | str) -> int:
     if isinstance(which, int) and not isinstance(which, bool):
         if not -len(layers) <= which < len(layers):
             raise ValueError(f"no layer {which}: this model has {len(layers)}, numbered from 0")
@@ -53,8 +57,8 @@ def _number(layers: Sequence[Layer], which: int | str) -> int:
         if layer.name == which:
             return layer.index
     names = [layer.name for layer in layers]
-    words = ("all", "every:2", "first:1", "last:1", "except:first:1")
-    close = difflib.get_close_matches(str(which), [*names, *words], n=1)
+    phrases = ("all", "every:2", "first:1", "last:1", "except:first:1")
+    close = difflib.get_close_matches(str(which), [*names, *phrases], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(
         f"no layer {which!r}: {hint}valid are all, every:2, first:4, last:4, except:first:2, "
