@@ -185,7 +185,7 @@ def test_both_models_see_one_label_drop(teacher):
 
 def test_a_step_depends_on_seed_and_number_alone(teacher):
     first, again = (draw(TINY, teacher.diffusion, TinyData(), 7) for _ in range(2))
-    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("clean", "asked", "eps", "t"))
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("clean", "prompts", "eps", "t"))
     assert first.choice == again.choice
     for config, step in ((TINY, 8), (dataclasses.replace(TINY, seed=1), 7)):
         other = draw(config, teacher.diffusion, TinyData(), step)
@@ -203,7 +203,7 @@ def test_stages_never_share_a_batch(teacher, monkeypatch):
 def test_processes_take_slices_of_one_batch(teacher):
     whole = lesson_of(teacher, TINY).batch(3)
     parts = [lesson_of(teacher, TINY, Alone(index, 2)).batch(3) for index in range(2)]
-    for name in ("clean", "asked", "dropped", "eps", "t"):
+    for name in ("clean", "prompts", "dropped", "eps", "t"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
 
 
@@ -233,7 +233,7 @@ def test_layerwise_feeds_every_layer_the_teachers_input(teacher):
     batch = one.batch(0)
     noisy = teacher.diffusion.noised(batch.clean, batch.eps, batch.t)
     with torch.no_grad(), families.capture(one.teacher) as seen:
-        one.teacher(noisy, timestep=batch.t, **batch.rows)
+        one.teacher(noisy, timestep=batch.t, **batch.conditioning)
     errors = []
     for layer, at in zip(families.layers(one.student), seen, strict=True):
         output = families.apply(layer, at["input"], at["grid"], at["noise"])

@@ -1,5 +1,5 @@
-"""Distil students from their teacher: what one is asked for, what a step shows, the loop, one student, all seeds.
+"""Distil students from their teacher.
 
-config.py says it, objectives.py are the loss terms, lesson.py a step, training.py the loop, distill.py one student and
-students.py those of params.yaml.
+config.py holds the settings, objectives.py the loss terms, lesson.py the losses of one step and training.py the loop.
+distill.py distils one student, and students.py distils those of params.yaml for all their seeds.
 """

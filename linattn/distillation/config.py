@@ -1,4 +1,4 @@
-"""Say how a student is distilled: DistillConfig, and the recipe that a checkpoint is known by."""
+"""Define how a student is distilled: DistillConfig, and the recipe that identifies a checkpoint."""
 
 import functools
 import hashlib
@@ -16,17 +16,17 @@ from linattn.distillation.training import Settings
 from linattn.teachers import Teacher
 
 Trains = Literal["attention", "new", "all"]
-UNSEEN = ("scratch", "log_every", "checkpoint_every")  # settings that no result depends on
+NOT_IN_RECIPE = ("scratch", "log_every", "checkpoint_every")  # no result depends on these settings
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Data(Protocol):
-    """What `samples.Samples` is, as far as a student is concerned."""
+    """Describe the part of `samples.Samples` that distillation uses."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Asked]:
-        """Latents (count, channels, height, width) and what was asked for, labels (count,) or captions."""
+        """Return latents (count, channels, height, width) and their prompts: labels (count,) or captions."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DistillConfig:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    scratch: str | None = None  # None: nothing is kept, a killed run begins again
+    scratch: str | None = None  # folder of the checkpoints; None keeps none, and a killed run starts from the beginning
     log_every: int = 20
     checkpoint_every: int = 50
 
@@ -74,11 +74,11 @@ class DistillConfig:
         return objectives.create(self.objective)
 
     def settings(self) -> Settings:
-        return Settings(**{each.name: getattr(self, each.name) for each in fields(Settings)})
+        return Settings(**{setting.name: getattr(self, setting.name) for setting in fields(Settings)})
 
     def recipe(self, teacher: Teacher, samples: Data) -> dict[str, Any]:
-        """Everything the result depends on: a checkpoint of another recipe is refused."""
-        settings = {name: value for name, value in asdict(self).items() if name not in UNSEEN}
+        """Return everything the result depends on. A checkpoint of another recipe is refused."""
+        settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_RECIPE}
         ends = torch.tensor([0, len(samples) - 1])
         return settings | {
             "objective": asdict(self.terms),
@@ -88,24 +88,30 @@ class DistillConfig:
 
 
 def _tensors(batch: tuple[Tensor, Asked]) -> Iterator[Tensor]:
-    """Captions as the numbers of their letters."""
-    for each in batch:
-        words = b"" if isinstance(each, Tensor) else "\n".join(each).encode()
-        yield each if isinstance(each, Tensor) else torch.tensor(list(words))
+    """Yield latents and prompts as tensors; captions become the bytes of their text."""
+    for part in batch:
+        if isinstance(part, Tensor):
+            yield part
+        else:
+            yield torch.tensor(list("\n".join(part).encode()))
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Names a set of tensors by shapes and some of their values."""
+    """Identify a set of tensors by a digest of their shapes and of some of their values."""
     digest = hashlib.sha256()
     for tensor in tensors:
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, len(flat) // 64)].cpu().double()
-        digest.update(repr((tuple(tensor.shape), some.tolist())).encode())
+        sampled = flat[:: max(1, len(flat) // 64)].cpu().double()
+        digest.update(repr((tuple(tensor.shape), sampled.tolist())).encode())
     return digest.hexdigest()[:16]
 
 
 def of_params(student: Any, recipe: Any, seed: int) -> DistillConfig:
-    """A student of params.yaml and the settings of its profile (`params.Student`, `params.Distill`), name by name."""
-    told = {each.name: getattr(recipe, each.name) for each in fields(DistillConfig) if hasattr(recipe, each.name)}
-    told |= {name: getattr(student, name) for name in ("operator", "options", "layers", "initialise")}
-    return DistillConfig(**told, seed=seed)
+    """Build the config of a student of params.yaml from `params.Student` and its profile's `params.Distill`.
+
+    Settings are matched by name.
+    """
+    names = [setting.name for setting in fields(DistillConfig)]
+    settings = {name: getattr(recipe, name) for name in names if hasattr(recipe, name)}
+    settings |= {name: getattr(student, name) for name in ("operator", "options", "layers", "initialise")}
+    return DistillConfig(**settings, seed=seed)

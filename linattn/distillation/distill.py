@@ -1,10 +1,11 @@
-"""Distil one student from its teacher: layer by layer, then end to end, from data the teacher drew itself.
+"""Distil one student from its teacher: layer by layer, then end to end, on data the teacher drew itself.
 
-- Layerwise: one teacher forward tells every self-attention's input and output; each student layer is run on the
-  teacher's input alone and regressed onto its output, so that all layers learn at once without waiting for the others.
-- End to end: a weighted sum of loss terms (objectives.py) on the same noisy latents (lesson.py).
-- What learns is chosen by name: the replaced layers, only what they added, or everything. The rest stays bit for bit.
-- Either stage may have no steps. Killed at any step, the same call goes on and ends with the same weights.
+- Layerwise: one forward of the teacher gives every self-attention's input and output. Each student layer runs on the
+  teacher's input alone and is regressed onto the teacher's output, so that all layers learn at once, independently.
+- End to end: the loss is a weighted sum of terms (objectives.py) on the same noisy latents (lesson.py).
+- `trains` names the parameters that learn: the replaced layers, only the parameters they added, or all. The others
+  keep every bit.
+- Either stage may have no steps. After a kill at any step, the same call goes on and ends with the same weights.
 """
 
 import contextlib
@@ -34,8 +35,8 @@ class Result:
     samples_per_second: float
     trained: int  # parameters
     added: int
-    before: Any = None  # what `evaluate` said of the student at conversion, and
-    after: Any = None  # after training
+    before: Any = None  # result of `evaluate` after the conversion
+    after: Any = None  # result of `evaluate` after training
     folder: str | None = None  # the saved student
 
 
@@ -48,7 +49,7 @@ def distill(
     evaluate: Callable[[nn.Module], Any] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Result:
-    """Convert a copy of the teacher, train it, and save what was replaced into `folder`.
+    """Convert a copy of the teacher, train it, and save the replaced layers into `folder`.
 
     With `config.scratch`, the same call after a kill goes on from the last checkpoint.
     """
@@ -56,7 +57,7 @@ def distill(
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch {config.batch} does not divide among {accelerator.num_processes} processes")
     if hasattr(teacher, "pipe"):
-        teacher.pipe.to(accelerator.device)  # the encoders that read captions as well
+        teacher.pipe.to(accelerator.device)  # moves the text encoders too
     original = frozen(teacher.model, accelerator.device)
     student = convert(original, config)
     before = evaluate(student) if evaluate else None
@@ -94,11 +95,12 @@ def distill(
     )
 
 
-# The student, and what of it learns ----------------------------------------------------------------------------------
+# The student and its trainable parameters ----------------------------------------------------------------------------
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    # eval: DiT's own label dropout, drawn in every block apart, must not join ours.
+    """Return the model on the device, in eval mode and without gradients."""
+    # In training mode DiT would drop labels too, independently in every block, on top of the drops of lesson.py.
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -107,6 +109,7 @@ def convert(model: nn.Module, config: DistillConfig) -> nn.Module:
 
 
 def select(student: nn.Module, trains: Trains) -> Named:
+    """List the parameters that `trains` names, or raise if there are none."""
     if trains == "all":
         return [(name, p) for name, p in student.named_parameters() if p.is_floating_point()]
     chosen = surgery.new_parameters(student) if trains == "new" else surgery.attention_parameters(student)
@@ -116,11 +119,13 @@ def select(student: nn.Module, trains: Trains) -> Named:
 
 
 def inside_attention(student: nn.Module, chosen: Named) -> Named:
+    """Keep the chosen parameters that lie inside replaced layers."""
     inside = {id(parameter) for _, parameter in surgery.attention_parameters(student)}
     return [(name, parameter) for name, parameter in chosen if id(parameter) in inside]
 
 
 def require(student: nn.Module, learning: Named) -> None:
+    """Let exactly these parameters of the student receive gradients."""
     student.requires_grad_(False)
     for _, parameter in learning:
         parameter.requires_grad_(True)
@@ -128,9 +133,9 @@ def require(student: nn.Module, learning: Named) -> None:
 
 def muon_matrices(student: nn.Module) -> set[str]:
     """Name the 2-D weights that Muon trains: linear layers inside attentions and feed-forwards."""
-    places = (".attn", ".ff.")
+    markers = (".attn", ".ff.")
     linear = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
-    return {f"{name}.weight" for name in linear if any(place in f".{name}." for place in places)}
+    return {f"{name}.weight" for name in linear if any(marker in f".{name}." for marker in markers)}
 
 
 def count(parameters: Named) -> int:
@@ -138,13 +143,13 @@ def count(parameters: Named) -> int:
 
 
 @contextlib.contextmanager
-def compiled(wanted: bool, *models: nn.Module) -> Iterator[None]:
-    """The models' blocks under torch.compile, one by one: a capture of the attentions inside breaks no graph.
+def compiled(enabled: bool, *models: nn.Module) -> Iterator[None]:
+    """Compile the models' blocks one by one with torch.compile, so that capturing the attentions breaks no graph.
 
-    Off by default: compiling takes longer than a short run on a CPU.
+    Compilation is off by default, because it takes longer than a short run on a CPU.
     """
     names = {layer.name.rpartition(".")[0] for model in models for layer in families.layers(model)}
-    blocks = [model.get_submodule(name) for model in models for name in names] if wanted else []
+    blocks = [model.get_submodule(name) for model in models for name in names] if enabled else []
     try:
         for block in blocks:
             block.compile()
@@ -156,6 +161,7 @@ def compiled(wanted: bool, *models: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(scratch: str | None) -> Iterator[Path]:
+    """Yield the folder of the checkpoints, or a temporary one where there is none."""
     if scratch:
         yield Path(scratch)
         return

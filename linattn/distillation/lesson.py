@@ -1,9 +1,10 @@
-"""What one step shows teacher and student, and what it asks: the losses of both stages.
+"""Compute the losses of one step in both stages: draw its batch, run teacher and student on it, compare them.
 
-- A step's pictures, times, noise, drops and scheduled options come from (seed, step) and are drawn for the whole batch
-  before processes take their slices: two processes of 16 do what one of 32 does.
+- A step's pictures, times, noise, dropped prompts and scheduled options come from (seed, step). They are drawn for the
+  whole batch before processes take their slices, so two processes of 16 compute what one of 32 computes.
 - All students of one seed see the same pictures, times and noise at the same step, so that operators compare.
-- Conditions are dropped once, the same for teacher and student; both are in eval mode, so DiT's blocks drop none.
+- Prompts are dropped here, and teacher and student get the same ones. Both models are in eval mode, so DiT's blocks
+  drop none.
 """
 
 import contextlib
@@ -27,36 +28,39 @@ from linattn.distillation.training import Terms
 @dataclass(frozen=True)
 class Batch:
     clean: Tensor  # (batch, channels, height, width)
-    asked: Asked
-    dropped: Tensor  # (batch,), whether what is asked for is kept from the models
+    prompts: Asked
+    dropped: Tensor  # (batch,), true where the models get the empty prompt instead
     eps: Tensor
     t: Tensor
     choice: float  # in [0, 1): which entry of a schedule this step trains
-    rows: Rows = field(default_factory=dict)  # what the models are told
+    conditioning: Rows = field(default_factory=dict)  # keyword arguments of the models' forward
 
 
 def draw(config: DistillConfig, diffusion: Process, samples: Data, step: int) -> Batch:
-    """The whole batch of one step, whoever computes it."""
-    dice = generator(config.seed, step)
-    rows = torch.randint(len(samples), (config.batch,), generator=dice)
+    """Draw the whole batch of one step, which is the same in every process."""
+    rng = generator(config.seed, step)
+    indices = torch.randint(len(samples), (config.batch,), generator=rng)
     if config.times == "teacher":
-        t = diffusion.draw_times(config.batch, dice)
+        t = diffusion.draw_times(config.batch, rng)
     else:
-        t = diffusion.uniform_times(config.batch, dice)
-    dropped = torch.rand(config.batch, generator=dice) < config.label_drop
-    clean, asked = samples.batch(rows)
-    eps = torch.randn(clean.shape, generator=dice)
-    choice = torch.rand((), generator=dice).item()
-    return Batch(clean.float(), asked, dropped, eps, t, choice)
+        t = diffusion.uniform_times(config.batch, rng)
+    dropped = torch.rand(config.batch, generator=rng) < config.label_drop
+    clean, prompts = samples.batch(indices)
+    eps = torch.randn(clean.shape, generator=rng)
+    choice = torch.rand((), generator=rng).item()
+    return Batch(clean.float(), prompts, dropped, eps, t, choice)
 
 
 @contextlib.contextmanager
 def pinned(student: nn.Module, choice: float) -> Iterator[None]:
-    """One entry of the schedule for the whole batch and all layers, so that every entry learns at every noise level."""
+    """Pin one entry of the schedule for the whole batch and all layers.
+
+    Entries are drawn independently of the time, so that every entry learns at every noise level.
+    """
     with contextlib.ExitStack() as stack:
         for layer in families.layers(student):
             if layer.operator is not None and layer.operator.schedule:
-                # Below the last `until` the operator's own options hold: one entry more.
+                # Below the last `until` the operator's own options hold, and they count as one more entry.
                 entries = layer.operator.choices + [{}] * (layer.operator.schedule[-1][0] > 0)
                 stack.enter_context(layer.operator.pin(**entries[int(choice * len(entries))]))
         yield
@@ -64,7 +68,7 @@ def pinned(student: nn.Module, choice: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Teacher, student and data; its two methods are the stages' losses."""
+    """Hold teacher, student and data; `layerwise` and `end_to_end` compute the losses of the two stages."""
 
     config: DistillConfig
     teacher: nn.Module
@@ -75,18 +79,21 @@ class Lesson:
     accelerator: Accelerator
 
     def batch(self, step: int) -> Batch:
-        """This process's slice of a step."""
-        whole = draw(self.config, self.diffusion, self.samples, step)
-        share = self.config.batch // self.accelerator.num_processes
-        mine = slice(share * self.accelerator.process_index, share * (self.accelerator.process_index + 1))
+        """Return this process's slice of the batch of a step, on its device."""
+        drawn = draw(self.config, self.diffusion, self.samples, step)
+        size = self.config.batch // self.accelerator.num_processes
+        local = slice(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
         device = self.accelerator.device
-        clean, dropped, eps, t = (each[mine].to(device) for each in (whole.clean, whole.dropped, whole.eps, whole.t))
-        return Batch(clean, whole.asked[mine], dropped, eps, t, whole.choice, self.told(whole.asked[mine], dropped))
+        clean, dropped = drawn.clean[local].to(device), drawn.dropped[local].to(device)
+        eps, t = drawn.eps[local].to(device), drawn.t[local].to(device)
+        prompts = drawn.prompts[local]
+        return Batch(clean, prompts, dropped, eps, t, drawn.choice, self.conditioning(prompts, dropped))
 
     @torch.no_grad()
-    def told(self, asked: Asked, dropped: Tensor) -> Rows:
-        rows = self.conditions.rows(asked)
-        return conditions.dropped(rows, self.conditions.nothing(), dropped) if dropped.any() else rows
+    def conditioning(self, prompts: Asked, dropped: Tensor) -> Rows:
+        """Encode the prompts, with the empty prompt in place of dropped ones."""
+        encoded = self.conditions.rows(prompts)
+        return conditions.dropped(encoded, self.conditions.nothing(), dropped) if dropped.any() else encoded
 
     def autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES[self.config.dtype]
@@ -94,32 +101,49 @@ class Lesson:
 
     def run(self, model: nn.Module, noisy: Tensor, batch: Batch) -> Tensor:
         with self.autocast():
-            return self.conditions.call(model, noisy, batch.t, batch.rows).float()
+            return self.conditions.call(model, noisy, batch.t, batch.conditioning).float()
 
     def layerwise(self, step: int) -> Terms:
-        """L1 of every replaced layer's output, each fed the teacher's input: no gradient between layers."""
+        """Compute the L1 loss of every replaced layer's output.
+
+        Every layer gets the teacher's input, so no gradient flows between layers.
+        """
         batch = self.batch(step)
-        with torch.no_grad(), families.capture(self.teacher) as seen:
+        with torch.no_grad(), families.capture(self.teacher) as records:
             self.run(self.teacher, self.diffusion.noised(batch.clean, batch.eps, batch.t), batch)
         replaced = [layer for layer in families.layers(self.student) if layer.operator is not None]
-        told = [seen[layer.index] for layer in replaced]
+        captured = [records[layer.index] for layer in replaced]
+        outputs = []
         with self.autocast(), pinned(self.student, batch.choice):
-            pairs = zip(replaced, told, strict=True)
-            outputs = [
-                families.apply(layer, at["input"], at["grid"], at["noise"], **at["more"]).float() for layer, at in pairs
-            ]
-        return {"loss": objectives.layerwise(outputs, [at["output"].float() for at in told], "l1").mean()}
+            for layer, record in zip(replaced, captured, strict=True):
+                output = families.apply(layer, record["input"], record["grid"], record["noise"], **record["more"])
+                outputs.append(output.float())
+        targets = [record["output"].float() for record in captured]
+        return {"loss": objectives.layerwise(outputs, targets, "l1").mean()}
 
     def end_to_end(self, step: int) -> Terms:
-        step += self.config.layerwise_steps  # never a batch twice
+        """Compute the terms of the objective on one noisy batch."""
+        step += self.config.layerwise_steps  # so that the two stages share no batch
         batch = self.batch(step)
         noisy = self.diffusion.noised(batch.clean, batch.eps, batch.t)
-        with torch.no_grad(), self.captured(self.teacher) as theirs:
-            wanted = self.run(self.teacher, noisy, batch)
-        with self.captured(self.student) as ours, pinned(self.student, batch.choice):
-            given = self.run(self.student, noisy, batch)
-        features = [[layer["output"].float() for layer in layers] for layers in (ours, theirs)]
-        return self.config.terms(Comparison(self.diffusion, batch.clean, batch.eps, batch.t, given, wanted, *features))
+        with torch.no_grad(), self.captured(self.teacher) as teacher_records:
+            target = self.run(self.teacher, noisy, batch)
+        with self.captured(self.student) as student_records, pinned(self.student, batch.choice):
+            output = self.run(self.student, noisy, batch)
+        student_features = [record["output"].float() for record in student_records]
+        teacher_features = [record["output"].float() for record in teacher_records]
+        comparison = Comparison(
+            diffusion=self.diffusion,
+            clean=batch.clean,
+            eps=batch.eps,
+            t=batch.t,
+            student=output,
+            teacher=target,
+            student_features=student_features,
+            teacher_features=teacher_features,
+        )
+        return self.config.terms(comparison)
 
     def captured(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        """Capture the model's self-attentions where the objective compares features."""
         return families.capture(model) if self.config.terms.features else contextlib.nullcontext([])

@@ -1,12 +1,12 @@
-"""What a student is asked for: loss terms, each a function of one `Comparison`, and the papers' weights for them.
+"""Define the loss terms, all functions of one `Comparison`, and the papers' weights for them.
 
-- A term never runs a model: it sees what teacher and student said of the same noisy latents, times and labels.
-- LiT measures noise distillation in noise space. For a teacher that predicts velocities this is alpha^2 times the
-  error of the prediction, hence nothing at pure noise; `protocol` measures the prediction itself. Where the teacher
-  predicts noise, as in LiT, SD and DiT-XL, the two are the same number.
-- Variances are compared as the raw output in [-1, 1] that interpolates the log-variance, not as Sigma: that runs
-  from about 1e-4 to 2e-2, and its square would see the noisiest steps alone.
-- Features are the outputs of the self-attentions after their output projection, as LinFusion takes them.
+- A term never runs a model. It compares what teacher and student return for the same noisy latents, times and labels.
+- LiT measures noise distillation in noise space. For a teacher that predicts velocities, the error in noise space is
+  the error of the prediction times alpha^2, hence 0 at pure noise. `protocol` measures the prediction itself. Where
+  the teacher predicts noise, as in LiT, SD and DiT-XL, the two errors are the same number.
+- Variances are compared as the raw output in [-1, 1] that interpolates the log-variance, not as Sigma. Sigma runs from
+  about 1e-4 to 2e-2, and a squared error of Sigma would measure the noisiest steps alone.
+- Features are the outputs of the self-attentions after their output projection, as in LinFusion.
 """
 
 import difflib
@@ -26,7 +26,7 @@ FeatureNorm = Literal["mse", "l1", "relative"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One batch as both models saw it; the outputs hold prediction and, where it is learned, raw variance."""
+    """Hold one batch with the outputs of both models: the prediction and, where it is learned, the raw variance."""
 
     diffusion: Process
     clean: Tensor  # (batch, channels, height, width)
@@ -34,7 +34,7 @@ class Comparison:
     t: Tensor  # (batch,)
     student: Tensor  # (batch, channels or 2 x channels, height, width)
     teacher: Tensor
-    student_features: Sequence[Tensor] = ()  # a layer each, (batch, tokens, width)
+    student_features: Sequence[Tensor] = ()  # one tensor a layer, (batch, tokens, width)
     teacher_features: Sequence[Tensor] = ()
 
     @property
@@ -46,12 +46,13 @@ class Comparison:
         return self.student.shape[1] == 2 * self.clean.shape[1]
 
     def halves(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Split an output into prediction and raw variance; the variance is empty where the model learns none."""
         return split(output) if self.learns_variance else (output, output[:, :0])
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the terms; a term of weight 0 is not computed."""
+    """Weigh the terms; a term of weight 0 is not computed."""
 
     task: float = 0.0
     noise: float = 0.0
@@ -75,96 +76,111 @@ class Objective:
     def weights(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in TERMS}
 
-    def __call__(self, seen: Comparison) -> dict[str, Tensor]:
-        """Every weighed term, before its weight, and their weighted sum under the name `loss`."""
-        terms = {name: TERMS[name](seen, self) for name, weight in self.weights.items() if weight}
+    def __call__(self, comparison: Comparison) -> dict[str, Tensor]:
+        """Return every term of positive weight, unweighted, and their weighted sum under the name `loss`."""
+        terms = {name: TERMS[name](comparison, self) for name, weight in self.weights.items() if weight}
         return terms | {"loss": sum(self.weights[name] * value for name, value in terms.items())}
 
 
-# Terms: siblings of one signature, each a scalar ---------------------------------------------------------------------
+# Terms: functions of one signature that return a scalar --------------------------------------------------------------
 
 
-def task(seen: Comparison, how: Objective) -> Tensor:
-    """The teacher's own training loss (DiT): squared error, plus the bound that trains the variance alone."""
-    prediction, raw = seen.halves(seen.student)
-    error = F.mse_loss(prediction, seen.diffusion.target(seen.clean, seen.eps, seen.t))
-    if not seen.learns_variance:
+def task(comparison: Comparison, objective: Objective) -> Tensor:
+    """Return the teacher's own training loss (DiT): squared error, plus the bound that trains the variance alone."""
+    prediction, raw = comparison.halves(comparison.student)
+    error = F.mse_loss(prediction, comparison.diffusion.target(comparison.clean, comparison.eps, comparison.t))
+    if not comparison.learns_variance:
         return error
-    return error + seen.diffusion.variational_bound(prediction, raw, seen.clean, seen.noisy, seen.t).mean()
+    bound = comparison.diffusion.variational_bound(prediction, raw, comparison.clean, comparison.noisy, comparison.t)
+    return error + bound.mean()
 
 
-def noise(seen: Comparison, how: Objective) -> Tensor:
-    """Squared distance to the teacher's prediction."""
-    student, teacher = seen.halves(seen.student)[0], seen.halves(seen.teacher)[0]
-    if how.noise_space == "noise":
-        student, teacher = (seen.diffusion.eps(each, seen.noisy, seen.t) for each in (student, teacher))
+def noise(comparison: Comparison, objective: Objective) -> Tensor:
+    """Return the squared distance to the teacher's prediction."""
+    student, teacher = comparison.halves(comparison.student)[0], comparison.halves(comparison.teacher)[0]
+    if objective.noise_space == "noise":
+        student = comparison.diffusion.eps(student, comparison.noisy, comparison.t)
+        teacher = comparison.diffusion.eps(teacher, comparison.noisy, comparison.t)
     return F.mse_loss(student, teacher)
 
 
-def variance(seen: Comparison, how: Objective) -> Tensor:
-    """Squared distance to the teacher's raw variance; 0 where the model learns none."""
-    if not seen.learns_variance:
-        return seen.student.new_zeros(())
-    return F.mse_loss(seen.halves(seen.student)[1], seen.halves(seen.teacher)[1])
+def variance(comparison: Comparison, objective: Objective) -> Tensor:
+    """Return the squared distance to the teacher's raw variance, or 0 where the model learns no variance."""
+    if not comparison.learns_variance:
+        return comparison.student.new_zeros(())
+    return F.mse_loss(comparison.halves(comparison.student)[1], comparison.halves(comparison.teacher)[1])
 
 
-def features(seen: Comparison, how: Objective) -> Tensor:
-    """Distance of the attentions' outputs, each model fed its own activations, averaged over the layers."""
-    if not seen.teacher_features or len(seen.student_features) != len(seen.teacher_features):
+def features(comparison: Comparison, objective: Objective) -> Tensor:
+    """Return the distance of the attentions' outputs, averaged over the layers.
+
+    Every model is fed its own activations.
+    """
+    student, teacher = comparison.student_features, comparison.teacher_features
+    if not teacher or len(student) != len(teacher):
         raise ValueError(
-            f"{len(seen.student_features)} layers of the student, {len(seen.teacher_features)} of the teacher: "
+            f"{len(student)} layers of the student, {len(teacher)} of the teacher: "
             "capture the same self-attentions in both"
         )
-    return layerwise(seen.student_features, seen.teacher_features, how.feature_norm).mean()
+    return layerwise(student, teacher, objective.feature_norm).mean()
 
 
 def layerwise(students: Sequence[Tensor], teachers: Sequence[Tensor], norm: FeatureNorm = "l1") -> Tensor:
-    """The distance of every layer's output, (layers,). Grafting found L1 the best for attentions (2.51, L2 2.58)."""
+    """Return the distance of every layer's output, (layers,).
+
+    L1 is the default, because the Grafting paper found it the best for attentions: 2.51, against 2.58 with L2.
+    """
     pairs = list(zip(students, teachers, strict=True))
     if norm == "l1":
         return torch.stack([F.l1_loss(student, teacher) for student, teacher in pairs])
     if norm == "mse":
         return torch.stack([F.mse_loss(student, teacher) for student, teacher in pairs])
-    # `relative` lets layers of small outputs speak. Divided picture by picture, so that the mean over slices of a
-    # batch is the mean over the batch.
-    gaps = [(student - teacher).square().flatten(1).mean(1) for student, teacher in pairs]
-    sizes = [teacher.square().flatten(1).mean(1) for _, teacher in pairs]
-    return torch.stack([(gap / size.clamp_min(1e-12)).mean() for gap, size in zip(gaps, sizes, strict=True)])
+    # `relative` gives layers with small outputs a say. Errors are divided picture by picture, so that the mean over
+    # slices of a batch is the mean over the batch.
+    errors = [(student - teacher).square().flatten(1).mean(1) for student, teacher in pairs]
+    scales = [teacher.square().flatten(1).mean(1) for _, teacher in pairs]
+    return torch.stack([(error / scale.clamp_min(1e-12)).mean() for error, scale in zip(errors, scales, strict=True)])
 
 
 TERMS = {"task": task, "noise": noise, "variance": variance, "features": features}
 
 PRESETS = {
-    # distill.py of CLEAR: flow matching + 0.5 prediction + 0.5 attention outputs, all MSE (there ten of the 38 single
-    # blocks, before the output projection; here every replaced layer, after it).
+    # CLEAR's distill.py: flow matching + 0.5 prediction + 0.5 attention outputs, all MSE. CLEAR compares ten of the 38
+    # single blocks before the output projection; this library compares every replaced layer after the projection.
     "clear": Objective(task=1.0, noise=0.5, features=0.5),
     # LinFusion's trainer: noise + 0.5 distillation + 0.5 features of all self-attentions.
     "linfusion": Objective(task=1.0, noise=0.5, features=0.5),
     # LiT, guideline 5, class-to-image: lambda1 0.5 on the noise, lambda2 0.05 on the variance.
     "lit": Objective(task=1.0, noise=0.5, variance=0.05, noise_space="noise"),
-    # Attention Mediators distils nothing: the model's own loss.
+    # Attention Mediators does not distil; it trains with the model's own loss.
     "mediator": Objective(task=1.0),
-    # One recipe for all, so that operators compare: the teacher's answers, since they are what is judged, and a little
-    # of the task, as in all three papers that distil. Without it a control has nothing to learn (docs/LOG.md).
+    # One recipe for all operators, so that they compare. It weighs the teacher's outputs most, because the evaluation
+    # measures the distance to them, and the task a little, as all three papers that distil do. Without the task a
+    # control has nothing to learn (docs/LOG.md).
     "protocol": Objective(task=0.1, noise=1.0, variance=0.05, features=0.1, feature_norm="relative"),
 }
 
 
 def create(objective: str | Mapping[str, float | str] | Objective) -> Objective:
-    """An objective from a preset's name or from weights; a mapping may start from one: {"preset": "lit", "task": 0}."""
+    """Create an objective from a preset's name or from weights.
+
+    A mapping may start from a preset: {"preset": "lit", "task": 0}.
+    """
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, str):
-        return PRESETS[_known(objective, PRESETS, "objective")]
-    given = dict(objective)
-    base = asdict(create(given.pop("preset"))) if "preset" in given else {}
-    valid = [each.name for each in fields(Objective)]
-    return Objective(**base | {_known(name, valid, "term"): value for name, value in given.items()})
+        return PRESETS[_require_known(objective, PRESETS, "objective")]
+    changes = dict(objective)
+    settings = asdict(create(changes.pop("preset"))) if "preset" in changes else {}
+    valid = [setting.name for setting in fields(Objective)]
+    for name, value in changes.items():
+        settings[_require_known(name, valid, "term")] = value
+    return Objective(**settings)
 
 
-def _known(name: str, valid: Sequence[str] | Mapping[str, object], what: str) -> str:
+def _require_known(name: str, valid: Sequence[str] | Mapping[str, object], kind: str) -> str:
     if name in valid:
         return name
     near = difflib.get_close_matches(str(name), list(valid), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(valid)}{hint}")
+    raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(valid)}{hint}")

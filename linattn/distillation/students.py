@@ -1,10 +1,10 @@
-"""Make one student of params.yaml: distil it for every seed, and write down how it went.
+"""Make one student of params.yaml: distil it for every seed, and write its weights and training curve.
 
-- What is kept: the replaced layers (reports/students/<name>/, as `linattn.load` reads them) and the training curve,
-  without times: the same code gives the same bytes.
+- reports/students/<name>/ holds the replaced layers, as `linattn.load` reads them, and the training curve. The curve
+  leaves out times, so that the same code gives the same bytes.
 - Under `accelerate launch` all processes train and one writes.
-- Checkpoints lie in scratch, in a folder named by everything the result depends on, code included: a killed run goes
-  on where it was, an edited one begins anew.
+- Checkpoints lie in a scratch folder named by everything the result depends on, code included. A killed run therefore
+  goes on from its checkpoint, and edited code starts a new run.
 
 `python -m linattn.distill --student clear --profile nano`, or `accelerate launch -m linattn.distill ...`.
 """
@@ -21,11 +21,14 @@ from linattn.distillation.config import DistillConfig, of_params
 from linattn.distillation.distill import Result, distill
 from linattn.samples import Samples
 
-UNTOLD = ("seconds",)  # in the run file instead
+NOT_IN_CURVE = ("seconds",)  # times belong in the run file
 
 
 def make(name: str, profile: str | None = None) -> list[Result]:
-    """Distil student `name` for every seed of its recipe, the first into its folder, the others below it."""
+    """Distil student `name` for every seed of its recipe.
+
+    The first seed is written into the student's folder, the others into folders below it.
+    """
     settings = params.load(profile)
     student, recipe = settings.student(name), settings.recipe(name)
     entry = settings.teacher(student.teacher)
@@ -49,14 +52,17 @@ def make(name: str, profile: str | None = None) -> list[Result]:
 
 
 def _write_run(name: str, results: list[Result]) -> None:
-    run = {"facts": project.facts(), "seconds": {"distill": round(sum(result.seconds for result in results), 2)}}
+    """Write the run file: machine, seconds, speed and backends."""
+    seconds = round(sum(result.seconds for result in results), 2)
+    run = {"facts": project.facts(), "seconds": {"distill": seconds}}
     run["samples_per_second"] = results[0].samples_per_second
     run["backend"] = surgery.backends(results[0].model)
     project.write_json(project.run_result(f"{name}.distill", write=True), run)
 
 
 def training(config: DistillConfig, result: Result, samples: int) -> dict[str, Any]:
-    """Steps, sizes and the curve: one loss a logged step, the two stages one after the other."""
+    """Return steps, sizes and the curve of one training, with one loss a logged step and the stages in sequence."""
+    history = [_without_times(logged) for logged in result.history]
     return {
         "steps": config.layerwise_steps + config.steps,
         "layerwise_steps": config.layerwise_steps,
@@ -67,16 +73,21 @@ def training(config: DistillConfig, result: Result, samples: int) -> dict[str, A
         "trained": result.trained,
         "added": result.added,
         "curve": curve(config, result.history),
-        "history": [{key: value for key, value in row.items() if key not in UNTOLD} for row in result.history],
+        "history": history,
     }
 
 
+def _without_times(logged: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in logged.items() if key not in NOT_IN_CURVE}
+
+
 def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    before = {"layerwise": 0, "end-to-end": config.layerwise_steps}
+    """Return step, loss and stage as lists; steps are counted through both stages."""
+    offset = {"layerwise": 0, "end-to-end": config.layerwise_steps}
     return {
-        "step": [row["step"] + before[row["stage"]] for row in history],
-        "loss": [row["loss"] for row in history],
-        "stage": [row["stage"] for row in history],
+        "step": [logged["step"] + offset[logged["stage"]] for logged in history],
+        "loss": [logged["loss"] for logged in history],
+        "stage": [logged["stage"] for logged in history],
     }
 
 

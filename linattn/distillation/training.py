@@ -1,11 +1,11 @@
-"""One training loop for every stage of every student: what is trained, how its step is taken, what is written down.
+"""Run the training loop that every stage of every student shares: optimizers, learning rate, average and history.
 
 - A stage is a function from a step's number to its loss terms. Its randomness comes from (seed, step) alone, so a run
-  killed anywhere ends with the weights of an undisturbed one.
-- Several processes take slices of the same batch; their gradients are averaged here rather than by a wrapper around
+  that is killed at any step ends with the weights of an undisturbed run.
+- Several processes take slices of the same batch. Their gradients are averaged here rather than by a wrapper around
   the model, because the layerwise stage never runs the model as a whole. Only the main process writes.
-- Hidden matrices learn by Muon and the rest by AdamW, as in the teachers' training, or all by AdamW.
-- A loss or gradient that is not finite stops the run before it can touch weights or checkpoint.
+- Muon trains the hidden matrices and AdamW the other parameters, as in the teachers' training, or AdamW trains all.
+- A loss or gradient that is not finite stops the run before weights or checkpoint change.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a step is taken, the same in every stage."""
+    """Hold the settings of a step, which are the same in every stage."""
 
     batch: int = 16
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -58,7 +58,7 @@ class Settings:
 
 
 class Trained:
-    """The parameters that learn and their moving average, which is what is kept in the end."""
+    """Hold the parameters that learn and their moving average, which becomes their final value."""
 
     def __init__(self, parameters: Named):
         self.names = [name for name, _ in parameters]
@@ -67,7 +67,7 @@ class Trained:
 
     @torch.no_grad()
     def update_average(self, step: int, decay: float) -> None:
-        # While young the average forgets faster, or the first steps would still be in it at the last of a hundred.
+        # The decay is smaller in the first steps; otherwise these would still weigh in the average after 100 steps.
         torch._foreach_lerp_(self.average, self.parameters, 1 - min(decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
@@ -82,44 +82,44 @@ class Trained:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for kind, tensors in (("values", self.parameters), ("average", self.average)):
+        for key, tensors in (("values", self.parameters), ("average", self.average)):
             for name, tensor in zip(self.names, tensors, strict=True):
-                tensor.copy_(state[kind][name])
+                tensor.copy_(state[key][name])
 
 
-def optimizers(parameters: Named, hidden: set[str], settings: Settings) -> dict[str, torch.optim.Optimizer]:
-    """`hidden` names the matrices inside the blocks, for Muon; AdamW has the others, or all."""
+def optimizers(parameters: Named, muon_matrices: set[str], settings: Settings) -> dict[str, torch.optim.Optimizer]:
+    """Create the optimizers by name: Muon for the named matrices inside the blocks, AdamW for the others or for all."""
     if settings.optimizer not in ("muon", "adamw"):
         raise ValueError(f"optimizer is {settings.optimizer!r}; choose 'muon' or 'adamw'")
-    muon = [p for name, p in parameters if settings.optimizer == "muon" and name in hidden]
-    chosen = {id(parameter) for parameter in muon}
-    rest = [p for _, p in parameters if id(p) not in chosen]
+    muon = [p for name, p in parameters if settings.optimizer == "muon" and name in muon_matrices]
+    muon_ids = {id(parameter) for parameter in muon}
+    adamw = [p for _, p in parameters if id(p) not in muon_ids]
     decay = settings.weight_decay
-    made: dict[str, torch.optim.Optimizer] = {}
+    created: dict[str, torch.optim.Optimizer] = {}
     if muon:
-        # adjust_lr_fn makes updates as large as AdamW's. These matrices bear more (MUON_LR_MULTIPLIER), so that both
-        # kinds of parameters take one rate.
-        made["muon"] = torch.optim.Muon(muon, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    if rest:
-        made["adamw"] = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    return made
+        # adjust_lr_fn makes updates as large as AdamW's. These matrices tolerate larger updates (MUON_LR_MULTIPLIER),
+        # so that one learning rate fits both optimizers.
+        created["muon"] = torch.optim.Muon(muon, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    if adamw:
+        created["adamw"] = torch.optim.AdamW(adamw, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+    return created
 
 
 def rate(step: int, steps: int, peak: float, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine down to nothing, or the peak to the end."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+    """Return the learning rate of a step: a linear warm-up, then half a cosine down to 0, or the constant peak."""
+    warmup = min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.schedule == "constant":
-        return peak * warm
-    return peak * warm * (1 + math.cos(math.pi * step / steps)) / 2
+        return peak * warmup
+    return peak * warmup * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 class History:
-    """A row of means every `every` steps, printed by the main process, or shown as a bar in a notebook."""
+    """Collect a row of means every `every` steps; the main process prints it, or shows a bar in a notebook."""
 
     def __init__(self, every: int, shown: bool = True):
         self.every, self.shown = every, shown
         self.rows: list[dict[str, Any]] = []
-        self.seconds = 0.0  # of training, over every run that was killed and went on
+        self.seconds = 0.0  # of training, summed over all runs if some were killed
         self.samples = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class History:
 
     @contextlib.contextmanager
     def running(self, start: int) -> Iterator[None]:
-        """The time in which steps are taken, from step `start` on."""
+        """Measure the time of the steps from step `start` on, and show the bar meanwhile."""
         self.clock = time.monotonic()
         if self.shown and in_notebook():
             self.bar = tqdm(total=self.stage.steps, initial=start, desc=self.stage.name, unit="step")
@@ -166,34 +166,37 @@ class History:
             self.bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
         elif self.shown:
             speed = self.samples / max(self.seconds, 1e-9)
-            left = (self.stage.steps - step) * self.batch / speed
-            words = " ".join(f"{name} {value:.4g}" for name, value in means.items())
-            where = f"{self.stage.name} {step}/{self.stage.steps}"
-            print(f"{where} {words} | {speed:.1f} samples/s, {left:.0f} s left", flush=True)
+            remaining = (self.stage.steps - step) * self.batch / speed
+            losses = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+            progress = f"{self.stage.name} {step}/{self.stage.steps}"
+            print(f"{progress} {losses} | {speed:.1f} samples/s, {remaining:.0f} s left", flush=True)
 
 
 def in_notebook() -> bool:
-    """A kernel that somebody watches: a pipeline's kernel keeps its output in a log, where bars are noise."""
+    """Say whether this is a notebook that somebody watches.
+
+    A pipeline's kernel is not one: its output goes to a log, where progress bars are noise.
+    """
     return "ipykernel" in sys.modules and not project.in_pipeline()
 
 
 def fit(
     stage: Stage,
     parameters: Named,
-    hidden: set[str],
+    muon_matrices: set[str],
     settings: Settings,
     history: History,
     scratch: Path,
     recipe: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> None:
-    """Take the stage's steps; the parameters end as their moving average."""
+    """Take the steps of a stage, and leave the parameters at their moving average."""
     trained = Trained(parameters)
-    steppers = optimizers(parameters, hidden, settings)
+    by_name = optimizers(parameters, muon_matrices, settings)
     history.begin(stage, settings.batch)
     loop = Resumable(
         Path(scratch) / f"{stage.name}.safetensors",
-        {"trained": trained, "history": history, **steppers},
+        {"trained": trained, "history": history, **by_name},
         stage.steps,
         recipe,
         every=settings.checkpoint_every,
@@ -207,29 +210,33 @@ def fit(
             values = averaged(terms, accelerator)
             values["gradient"] = average_gradients(trained.parameters, settings.clip, accelerator)
             check_finite(values, stage, step, learning_rate, loop)
-            take(steppers, learning_rate)
+            take_step(by_name, learning_rate)
             trained.update_average(step, settings.ema)
             history.add(step, values | {"learning_rate": learning_rate})
     trained.use_average()
 
 
-def take(steppers: Mapping[str, torch.optim.Optimizer], learning_rate: float) -> None:
-    for name, stepper in steppers.items():
-        for group in stepper.param_groups:
+def take_step(by_name: Mapping[str, torch.optim.Optimizer], learning_rate: float) -> None:
+    """Step all optimizers at the learning rate, and clear their gradients."""
+    for name, optimizer in by_name.items():
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate * (MUON_LR_MULTIPLIER if name == "muon" else 1.0)
-        stepper.step()
-        stepper.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def averaged(terms: Terms, accelerator: Accelerator) -> dict[str, float]:
-    """Means over the processes, as plain numbers: one message and one wait for the device a step."""
+    """Average the terms over the processes and return plain numbers.
+
+    The terms are stacked, so that a step costs one message and one synchronisation with the device.
+    """
     stacked = torch.stack([value.detach().float() for value in terms.values()])
     return dict(zip(terms, accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter], clip: float | None, accelerator: Accelerator) -> float:
-    """Gradients averaged over the processes and clipped; their norm before that."""
+    """Average the gradients over the processes, clip them, and return their norm before clipping."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if accelerator.num_processes > 1:
         for gradient in gradients:
@@ -241,12 +248,13 @@ def average_gradients(parameters: Sequence[nn.Parameter], clip: float | None, ac
 
 
 def check_finite(values: Mapping[str, float], stage: Stage, step: int, learning_rate: float, loop: Resumable) -> None:
-    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if not wrong:
+    """Raise NotFinite if a loss or the gradient norm of this step is not finite."""
+    not_finite = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if not not_finite:
         return
-    kept = f"{loop.path} holds step {loop.saved}" if loop.saved else "no checkpoint was written yet"
-    what = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+    checkpoint = f"{loop.path} holds step {loop.saved}" if loop.saved else "no checkpoint was written yet"
+    losses = ", ".join(f"{name} is {value}" for name, value in not_finite.items())
     raise NotFinite(
-        f"step {step + 1} of {stage.steps} of stage {stage.name}: {what} at learning rate {learning_rate:.2g}; "
-        f"lower it, warm up longer, or train in float32. Nothing was changed: {kept}"
+        f"step {step + 1} of {stage.steps} of stage {stage.name}: {losses} at learning rate {learning_rate:.2g}; "
+        f"lower it, warm up longer, or train in float32. Nothing was changed: {checkpoint}"
     )
