@@ -1,10 +1,10 @@
-"""How a pipeline's model is told what to draw: labels or captions as arguments of its forward, and back to latents.
+"""Turn labels or captions into arguments of a model's forward, and the model's output back into latents.
 
-- What is asked for is a row a picture: a tensor of labels (DiT) or a list of captions.
-- `rows` are tensors by the forward's own names, a row a picture, so that a batch can be cut, doubled and dropped
-  without knowing which family it is for. Captions are read by the pipeline's own `encode_prompt`.
-- Latents are (batch, channels, height, width) everywhere outside; FLUX packs 2 x 2 of them into a token here.
-- Times are those of the scheduler, up to 1,000; FLUX's model takes a thousandth of it.
+- Prompts are a tensor of labels (DiT) or a list of captions, one a picture.
+- Conditioning is a dictionary of tensors by the forward's own argument names, with one row a picture. Code that knows
+  no family can therefore join, repeat and drop it. The pipeline's own `encode_prompt` encodes captions.
+- Latents are (batch, channels, height, width) outside this module; for FLUX it packs 2 x 2 of them into a token.
+- Times are the scheduler's, up to 1,000; FLUX's model takes a thousandth of them.
 """
 
 import inspect
@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Asked = Tensor | Sequence[str]
-Rows = dict[str, Tensor]
+Asked = Tensor | Sequence[str]  # prompts: labels or captions
+Rows = dict[str, Tensor]  # conditioning: tensors by argument name, one row a picture
 
 NULL_CLASS = 1000  # DiTPipeline's constant, however few classes there are
 
 
 class Conditions:
-    """One family's; siblings differ in what they read and in how the model is called."""
+    """Hold the conditioning of one family; subclasses differ in their prompts and in how they call the model."""
 
-    latent = "hidden_states"  # the forward's name for what is denoised
-    square = False  # whether the model draws nothing else
-    guided = False  # whether the model itself is told the guidance, instead of being asked twice
+    latent_argument = "hidden_states"  # the forward's argument for the noisy latents
+    square = False  # whether the model draws squares only
+    embeds_guidance = False  # whether the model takes the guidance as an argument, so that one forward is enough
 
     def __init__(self, pipe: Any, card: Mapping[str, Any]):
         self.pipe, self.card = pipe, card
@@ -44,72 +44,81 @@ class Conditions:
 
     @property
     def unit(self) -> int:
-        """Latent positions that a side must divide by."""
+        """Return the number of latent positions that must divide a side."""
         return self.model.config.patch_size
 
     @property
     def side(self) -> int:
-        """Of the latents it was trained at."""
+        """Return the side of the latents that the model was trained at."""
         return self.model.config.sample_size
 
     def defaults(self) -> dict[str, Any]:
-        """Steps and guidance of the pipeline's own call."""
-        told = inspect.signature(type(self.pipe).__call__).parameters
-        return {"steps": told["num_inference_steps"].default, "guidance": told["guidance_scale"].default}
+        """Return the default steps and guidance of the pipeline's own call."""
+        parameters = inspect.signature(type(self.pipe).__call__).parameters
+        return {"steps": parameters["num_inference_steps"].default, "guidance": parameters["guidance_scale"].default}
 
-    def check(self, asked: Any) -> Asked:
-        """What is asked for as it is used, or a ValueError."""
+    def check(self, prompts: Any) -> Asked:
+        """Return the prompts in the form that `rows` takes, or raise a ValueError."""
         raise NotImplementedError
 
-    def words(self, asked: Asked) -> list[str]:
-        """What is asked for as a person reads it."""
+    def words(self, prompts: Asked) -> list[str]:
+        """Return the prompts as text for a reader."""
         raise NotImplementedError
 
-    def rows(self, asked: Asked) -> Rows:
+    def rows(self, prompts: Asked) -> Rows:
+        """Encode the prompts as conditioning."""
         raise NotImplementedError
 
     def nothing(self) -> Rows:
-        """The one row that guidance leads away from, and that a dropped condition becomes."""
+        """Return the conditioning of one empty prompt, which guidance leads away from and drops put in."""
         raise NotImplementedError
 
-    def arguments(self, noisy: Tensor, t: Tensor, rows: Rows) -> dict[str, Any]:
-        return {self.latent: noisy, "timestep": t, **cast(rows, noisy.dtype)}
+    def arguments(self, noisy: Tensor, t: Tensor, conditioning: Rows) -> dict[str, Any]:
+        """Return the arguments of the model's forward."""
+        return {self.latent_argument: noisy, "timestep": t, **cast(conditioning, noisy.dtype)}
 
     def latents(self, output: Tensor, like: Tensor) -> Tensor:
-        """The model's output as (batch, channels or twice as many, height, width)."""
+        """Return the model's output as (batch, channels or twice as many, height, width)."""
         return output
 
-    def call(self, model: nn.Module, noisy: Tensor, t: Tensor, rows: Rows) -> Tensor:
-        told = self.arguments(noisy, t, rows)
-        output = model(told.pop(self.latent), **told, return_dict=False)[0]
+    def call(self, model: nn.Module, noisy: Tensor, t: Tensor, conditioning: Rows) -> Tensor:
+        """Run the model on noisy latents, and return its output as latents."""
+        kwargs = self.arguments(noisy, t, conditioning)
+        output = model(kwargs.pop(self.latent_argument), **kwargs, return_dict=False)[0]
         return self.latents(output, noisy)
 
     @torch.no_grad()
-    def example(self, height: int, width: int, asked: Asked, noise: float = 0.5) -> dict[str, Any]:
-        """Arguments of a forward at one noise level, for latents of this size: what a cost is counted on."""
+    def example(self, height: int, width: int, prompts: Asked, noise: float = 0.5) -> dict[str, Any]:
+        """Return arguments of a forward at one noise level, for latents of this size; costs are counted on them."""
         weight = next(self.model.parameters())
-        noisy = weight.new_zeros(len(asked), self.channels, height, width)
-        t = torch.full((len(asked),), min(999, round(noise * 1000)), device=weight.device)
-        return self.arguments(noisy, t, self.rows(asked))
+        noisy = weight.new_zeros(len(prompts), self.channels, height, width)
+        t = torch.full((len(prompts),), min(999, round(noise * 1000)), device=weight.device)
+        return self.arguments(noisy, t, self.rows(prompts))
 
     @property
-    def readers(self) -> list[nn.Module]:
-        """The pipeline's text encoders."""
-        return [part for name, part in self.pipe.components.items() if name.startswith("text_encoder") and part]
+    def text_encoders(self) -> list[nn.Module]:
+        """Return the pipeline's text encoders."""
+        components = self.pipe.components.items()
+        return [module for name, module in components if name.startswith("text_encoder") and module]
 
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
+        """Set the scheduler's times for latents of this shape and device."""
         scheduler.set_timesteps(steps, device=like.device)
 
     def unscaled(self, latents: Tensor, vae: nn.Module) -> Tensor:
-        """What the decoder takes: DiT's, SD's and PixArt's pipelines know a scaling factor and no shift."""
+        """Return latents at the decoder's scale.
+
+        DiT's, SD's and PixArt's pipelines have a scaling factor and no shift.
+        """
         return latents / vae.config.scaling_factor
 
     def scaled(self, latents: Tensor, vae: nn.Module) -> Tensor:
+        """Return the encoder's latents at the scale of the model."""
         return latents * vae.config.scaling_factor
 
 
 class Labels(Conditions):
-    """DiT: a class a picture."""
+    """Condition DiT on one class label a picture."""
 
     square = True
 
@@ -118,12 +127,12 @@ class Labels(Conditions):
         named = self.card.get("labels") or self.card.get("classes") or self.model.config.num_embeds_ada_norm
         return named if isinstance(named, int) else len(named)
 
-    def check(self, asked: Any) -> Tensor:
+    def check(self, prompts: Any) -> Tensor:
         try:
-            labels = torch.as_tensor(asked)
+            labels = torch.as_tensor(prompts)
         except (TypeError, ValueError):
-            kind = type(self.model).__name__
-            raise ValueError(f"asked for {asked!r}; {kind} takes class numbers, 0 to {self.classes - 1}") from None
+            model = type(self.model).__name__
+            raise ValueError(f"asked for {prompts!r}; {model} takes class numbers, 0 to {self.classes - 1}") from None
         if labels.ndim != 1 or labels.numel() == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(
                 f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a picture, shape (N,)"
@@ -134,101 +143,105 @@ class Labels(Conditions):
             )
         return labels.cpu().long()
 
-    def words(self, asked: Asked) -> list[str]:
+    def words(self, prompts: Asked) -> list[str]:
         names = self.card.get("labels") or {}
-        return [names[label] if names else f"class {label}" for label in asked.tolist()]
+        return [names[label] if names else f"class {label}" for label in prompts.tolist()]
 
-    def rows(self, asked: Asked) -> Rows:
-        return {"class_labels": asked.to(self.device)}
+    def rows(self, prompts: Asked) -> Rows:
+        return {"class_labels": prompts.to(self.device)}
 
     def nothing(self) -> Rows:
         return {"class_labels": torch.full((1,), NULL_CLASS, device=self.device)}
 
 
 class Captions(Conditions):
-    """SD 1.5 and 2.1: a caption a picture, read by cross-attention."""
+    """Condition SD 1.5 and 2.1 on one caption a picture, through cross-attention."""
 
-    latent = "sample"
+    latent_argument = "sample"
 
     @property
     def unit(self) -> int:
         return 1
 
-    def check(self, asked: Any) -> list[str]:
-        if isinstance(asked, str) or not isinstance(asked, Sequence) or not all(isinstance(e, str) for e in asked):
-            raise ValueError(f"captions are {type(asked).__name__}; pass a list of texts, one a picture")
-        if not asked:
+    def check(self, prompts: Any) -> list[str]:
+        is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+        if not is_list or not all(isinstance(caption, str) for caption in prompts):
+            raise ValueError(f"captions are {type(prompts).__name__}; pass a list of texts, one a picture")
+        if not prompts:
             raise ValueError("no captions; pass a list of texts, one a picture")
-        return list(asked)
+        return list(prompts)
 
-    def words(self, asked: Asked) -> list[str]:
-        return list(asked)
+    def words(self, prompts: Asked) -> list[str]:
+        return list(prompts)
 
-    def rows(self, asked: Asked) -> Rows:
-        states, _ = self.pipe.encode_prompt(list(asked), self.device, 1, False)
+    def rows(self, prompts: Asked) -> Rows:
+        states, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, False)
         return {"encoder_hidden_states": states}
 
     def nothing(self) -> Rows:
         return self.rows([""])
 
+    def length_kwargs(self) -> dict[str, Any]:
+        """Return the length of the text for `encode_prompt`, where the card names one."""
+        return {"max_sequence_length": self.card["text_length"]} if "text_length" in self.card else {}
+
 
 class SizedCaptions(Captions):
-    """SDXL: two encoders, a pooled vector, and the size of the picture as six numbers."""
+    """Condition SDXL on two encoders' states, a pooled vector, and the size of the picture as six numbers."""
 
-    def rows(self, asked: Asked) -> Rows:
-        states, _, pooled, _ = self.pipe.encode_prompt(list(asked), None, self.device, 1, False)
+    def rows(self, prompts: Asked) -> Rows:
+        states, _, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.device, 1, False)
         return {"encoder_hidden_states": states, "text_embeds": pooled}
 
     def nothing(self) -> Rows:
         empty = self.rows([""])
-        zeros = self.pipe.config.force_zeros_for_empty_prompt
-        return {name: torch.zeros_like(each) for name, each in empty.items()} if zeros else empty
+        if not self.pipe.config.force_zeros_for_empty_prompt:
+            return empty
+        return {name: torch.zeros_like(tensor) for name, tensor in empty.items()}
 
-    def arguments(self, noisy: Tensor, t: Tensor, rows: Rows) -> dict[str, Any]:
-        rows = cast(rows, noisy.dtype)
+    def arguments(self, noisy: Tensor, t: Tensor, conditioning: Rows) -> dict[str, Any]:
+        kwargs = cast(conditioning, noisy.dtype)
         height, width = (side * self.pipe.vae_scale_factor for side in noisy.shape[-2:])
         sizes = noisy.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), 6)
-        added = {"text_embeds": rows.pop("text_embeds"), "time_ids": sizes}
-        return {self.latent: noisy, "timestep": t, **rows, "added_cond_kwargs": added}
+        added = {"text_embeds": kwargs.pop("text_embeds"), "time_ids": sizes}
+        return {self.latent_argument: noisy, "timestep": t, **kwargs, "added_cond_kwargs": added}
 
 
 class MaskedCaptions(Captions):
-    """PixArt alpha and Sigma: T5's states with their mask; of the output the second half is a variance."""
+    """Condition PixArt alpha and Sigma on T5's states and their mask. The second half of the output is a variance."""
 
-    latent = "hidden_states"
+    latent_argument = "hidden_states"
 
     @property
     def unit(self) -> int:
         return self.model.config.patch_size
 
-    def rows(self, asked: Asked) -> Rows:
-        told = {"do_classifier_free_guidance": False, "device": self.device, "clean_caption": False}
-        length = {"max_sequence_length": self.card["text_length"]} if "text_length" in self.card else {}
-        states, mask, *_ = self.pipe.encode_prompt(list(asked), **told, **length)
+    def rows(self, prompts: Asked) -> Rows:
+        kwargs = {"do_classifier_free_guidance": False, "device": self.device, "clean_caption": False}
+        states, mask, *_ = self.pipe.encode_prompt(list(prompts), **kwargs, **self.length_kwargs())
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
-    def arguments(self, noisy: Tensor, t: Tensor, rows: Rows) -> dict[str, Any]:
+    def arguments(self, noisy: Tensor, t: Tensor, conditioning: Rows) -> dict[str, Any]:
         sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
-        if self.model.use_additional_conditions:  # the config says None where it follows from the size
+        if self.model.use_additional_conditions:  # where the config says None, the model decides by its size
             height, width = (side * self.pipe.vae_scale_factor for side in noisy.shape[-2:])
             sizes["resolution"] = noisy.new_tensor([height, width]).expand(len(noisy), 2)
             sizes["aspect_ratio"] = noisy.new_tensor([height / width]).expand(len(noisy), 1)
-        return {**super().arguments(noisy, t, rows), "added_cond_kwargs": sizes}
+        return {**super().arguments(noisy, t, conditioning), "added_cond_kwargs": sizes}
 
 
 class FlowCaptions(Captions):
-    """SD3 and SD3.5: captions inside self-attention and pooled, along the straight path."""
+    """Condition SD3 and SD3.5, flow models, on captions as tokens of the self-attention and as a pooled vector."""
 
-    latent = "hidden_states"
+    latent_argument = "hidden_states"
 
     @property
     def unit(self) -> int:
         return self.model.config.patch_size
 
-    def rows(self, asked: Asked) -> Rows:
-        told = {"device": self.device, "do_classifier_free_guidance": False}
-        length = {"max_sequence_length": self.card["text_length"]} if "text_length" in self.card else {}
-        states, _, pooled, _ = self.pipe.encode_prompt(list(asked), None, None, **told, **length)
+    def rows(self, prompts: Asked) -> Rows:
+        kwargs = {"device": self.device, "do_classifier_free_guidance": False}
+        states, _, pooled, _ = self.pipe.encode_prompt(list(prompts), None, None, **kwargs, **self.length_kwargs())
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
@@ -243,14 +256,18 @@ class FlowCaptions(Captions):
 
 
 class JointCaptions(FlowCaptions):
-    """FLUX: captions read by T5 as tokens beside the picture's, and by CLIP as one vector."""
+    """Condition FLUX on captions: T5's tokens stand beside the picture's, and CLIP gives one vector."""
 
     def defaults(self) -> dict[str, Any]:
-        """Without a guidance embedding (schnell) guidance is 1 by default, since real CFG needs a second forward."""
-        return super().defaults() | ({} if self.guided else {"guidance": 1.0})
+        """Return the pipeline's default steps and guidance.
+
+        Without a guidance embedding (schnell) the default guidance is 1, because real CFG needs a second forward.
+        """
+        defaults = super().defaults()
+        return defaults if self.embeds_guidance else defaults | {"guidance": 1.0}
 
     @property
-    def guided(self) -> bool:
+    def embeds_guidance(self) -> bool:
         return self.model.config.guidance_embeds
 
     @property
@@ -265,22 +282,21 @@ class JointCaptions(FlowCaptions):
     def side(self) -> int:
         return self.pipe.default_sample_size
 
-    def rows(self, asked: Asked) -> Rows:
-        length = {"max_sequence_length": self.card["text_length"]} if "text_length" in self.card else {}
-        states, pooled, _ = self.pipe.encode_prompt(list(asked), None, self.device, 1, **length)
-        rows = {"encoder_hidden_states": states, "pooled_projections": pooled}
-        if self.guided:
-            rows["guidance"] = pooled.new_full((len(pooled),), float(self.card.get("guidance", 3.5)))
-        return rows
+    def rows(self, prompts: Asked) -> Rows:
+        states, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.device, 1, **self.length_kwargs())
+        conditioning = {"encoder_hidden_states": states, "pooled_projections": pooled}
+        if self.embeds_guidance:
+            conditioning["guidance"] = pooled.new_full((len(pooled),), float(self.card.get("guidance", 3.5)))
+        return conditioning
 
-    def arguments(self, noisy: Tensor, t: Tensor, rows: Rows) -> dict[str, Any]:
+    def arguments(self, noisy: Tensor, t: Tensor, conditioning: Rows) -> dict[str, Any]:
         height, width = (side // 2 for side in noisy.shape[-2:])
         return {
             "hidden_states": packed(noisy),
             "timestep": t.to(noisy.dtype) / 1000,
             "img_ids": places(height, width, noisy.device),
-            "txt_ids": torch.zeros(rows["encoder_hidden_states"].shape[1], 3, device=noisy.device),
-            **cast(rows, noisy.dtype),
+            "txt_ids": torch.zeros(conditioning["encoder_hidden_states"].shape[1], 3, device=noisy.device),
+            **cast(conditioning, noisy.dtype),
         }
 
     def latents(self, output: Tensor, like: Tensor) -> Tensor:
@@ -288,8 +304,8 @@ class JointCaptions(FlowCaptions):
 
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
         sigmas = [1 - step / steps for step in range(steps)]
-        moved = shifted(scheduler, like.shape[-2] * like.shape[-1] // 4)
-        scheduler.set_timesteps(sigmas=sigmas, device=like.device, **moved)
+        shift = shifted(scheduler, like.shape[-2] * like.shape[-1] // 4)
+        scheduler.set_timesteps(sigmas=sigmas, device=like.device, **shift)
 
 
 def shifted(scheduler: Any, tokens: int) -> dict[str, float]:
@@ -297,25 +313,28 @@ def shifted(scheduler: Any, tokens: int) -> dict[str, float]:
     config = scheduler.config
     if not config.use_dynamic_shifting:
         return {}
-    few, many = config.base_image_seq_len, config.max_image_seq_len
-    return {"mu": config.base_shift + (config.max_shift - config.base_shift) * (tokens - few) / (many - few)}
+    base, most = config.base_image_seq_len, config.max_image_seq_len
+    return {"mu": config.base_shift + (config.max_shift - config.base_shift) * (tokens - base) / (most - base)}
 
 
 def packed(latents: Tensor) -> Tensor:
-    """Cells of 2 x 2 latents as FLUX's tokens: (batch, tokens, 4 channels)."""
+    """Pack cells of 2 x 2 latents into FLUX's tokens, (batch, tokens, 4 channels)."""
     cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, 2, columns, 2)
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def places(height: int, width: int, device: torch.device | str) -> Tensor:
-    """(tokens, 3): 0, row, column. float32, since in bf16 those above 256 merge."""
+    """Return the position of every token as (0, row, column), shape (tokens, 3).
+
+    The positions are float32, because in bf16 numbers above 256 merge.
+    """
     ids = torch.zeros(height, width, 3, device=device)
     ids[..., 1], ids[..., 2] = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     return ids.flatten(0, 1)
 
 
 def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
-    """FLUX's tokens (batch, tokens, 4 channels) as latents of the shape of `like`."""
+    """Unpack FLUX's tokens (batch, tokens, 4 channels) into latents of the shape of `like`."""
     _, channels, height, width = like.shape
     cells = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (channels, 2, 2))
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
@@ -332,7 +351,7 @@ KINDS: dict[str, type[Conditions]] = {
 
 
 def of(pipe: Any, card: Mapping[str, Any] | None = None) -> Conditions:
-    """By the class of the pipeline's model, or its own."""
+    """Return the conditions of a pipeline, chosen by the class of its model or by its own class."""
     model = _model(pipe)
     if model is None or getattr(pipe, "vae", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no denoising model and VAE; pass a Teacher or a pipeline")
@@ -343,9 +362,9 @@ def of(pipe: Any, card: Mapping[str, Any] | None = None) -> Conditions:
         )
     if getattr(model.config, "addition_embed_type", None) == "text_time":
         return SizedCaptions(pipe, card or {})
-    for kind in (*type(model).__mro__, *type(pipe).__mro__):
-        if kind.__name__ in KINDS:
-            return KINDS[kind.__name__](pipe, card or {})
+    for ancestor in (*type(model).__mro__, *type(pipe).__mro__):
+        if ancestor.__name__ in KINDS:
+            return KINDS[ancestor.__name__](pipe, card or {})
     raise ValueError(
         f"{type(pipe).__name__} holds a {type(model).__name__}, which linattn does not draw with; it draws with "
         f"{', '.join(KINDS)}"
@@ -356,25 +375,30 @@ def _model(pipe: Any) -> nn.Module | None:
     return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
 
 
-def cast(rows: Rows, dtype: torch.dtype) -> Rows:
-    return {name: each.to(dtype) if each.is_floating_point() else each for name, each in rows.items()}
+def cast(conditioning: Rows, dtype: torch.dtype) -> Rows:
+    """Cast the floating-point tensors of a conditioning."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in conditioning.items()}
 
 
-def cut(rows: Rows, part: slice) -> Rows:
-    return {name: each[part] for name, each in rows.items()}
+def cut(conditioning: Rows, chosen: slice) -> Rows:
+    """Select rows of a conditioning."""
+    return {name: tensor[chosen] for name, tensor in conditioning.items()}
 
 
 def joined(first: Rows, second: Rows) -> Rows:
-    return {name: torch.cat([each, second[name]]) for name, each in first.items()}
+    """Concatenate two conditionings along the batch."""
+    return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
 
 
-def repeated(row: Rows, count: int) -> Rows:
-    return {name: each.expand(count, *each.shape[1:]) for name, each in row.items()}
+def repeated(single: Rows, count: int) -> Rows:
+    """Repeat a conditioning of one row `count` times."""
+    return {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in single.items()}
 
 
-def dropped(rows: Rows, nothing: Rows, where: Tensor) -> Rows:
-    """`rows`, of which those that `where` (batch,) marks become the empty one."""
-    return {
-        name: torch.where(where.to(each.device).view(-1, *[1] * (each.ndim - 1)), nothing[name], each)
-        for name, each in rows.items()
-    }
+def dropped(conditioning: Rows, empty: Rows, mask: Tensor) -> Rows:
+    """Replace the rows that `mask` (batch,) marks by the empty conditioning."""
+    replaced = {}
+    for name, tensor in conditioning.items():
+        broadcast = mask.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
+        replaced[name] = torch.where(broadcast, empty[name], tensor)
+    return replaced

@@ -1,12 +1,13 @@
-"""Self-generated data: latents the teacher drew, with their labels or captions, in shards that survive a kill.
+"""Write and read self-generated data: latents the teacher drew, with their labels or captions, in shards.
 
-- Picture i depends on (seed, i) alone, its label or caption too: asking for more pictures later only adds shards.
-- Captions are those of the world's scenes, of one thing and of two in turn, or the caller's, from the first on and over
-  again. Any model that reads text can draw either.
-- Every shard names the recipe it was drawn by; written beside its place and renamed. A shard that is there, whole and
-  of the same recipe is kept; the manifest comes last, so its presence means that all is there.
-- The manifest holds a checksum a shard: a damaged one is named, and writing again draws only that one anew.
-- Latents are float16: the autoencoder's latents have deviation 1, its own error is a hundred times the rounding.
+- Picture i and its label or caption depend on (seed, i) alone, so a later call for more pictures only adds shards.
+- Captions are those of the world's scenes, which show one thing and two things in turn, or the caller's, which repeat
+  from the first on. Any model that reads text can draw either.
+- Every shard names the recipe it was drawn by. A shard is written under a draft name and renamed, so a kill leaves no
+  half shard. An undamaged shard of the same recipe is kept. The manifest is written last, so its presence means that
+  all shards are there.
+- The manifest holds a checksum for every shard. A damaged shard is named, and writing again draws only that shard.
+- Latents are float16. The autoencoder's latents have deviation 1, and its own error is 100 times the rounding error.
 """
 
 import hashlib
@@ -46,26 +47,26 @@ def write(
     batch: int = 64,
     progress: Any = None,
 ) -> "Samples":
-    """Draw what is missing of `count` pictures; `progress(done, count)` is called after every shard.
+    """Draw the missing ones of `count` pictures, and call `progress(done, count)` after every shard.
 
-    `captions` instead of the world's, where the teacher reads: picture i is asked by number i of them, round and round.
+    `captions` replaces the world's for a teacher that reads text: picture i gets caption i modulo their number.
     """
     folder = Path(folder)
     if count < 1 or shard < 1:
         raise ValueError(f"{count} pictures in shards of {shard}; both must be at least 1")
-    how = {"shard": shard, "size": size, "steps": steps, "guidance": guidance, "sampler": sampler}
-    recipe = describe(teacher, seed, captions=captions, **how)
+    settings = {"shard": shard, "size": size, "steps": steps, "guidance": guidance, "sampler": sampler}
+    recipe = describe(teacher, seed, captions=captions, **settings)
     folder.mkdir(parents=True, exist_ok=True)
-    _refuse_other(folder, recipe)
-    files, known = [], _known(folder)
+    _refuse_other_recipe(folder, recipe)
+    files, checksums = [], _recorded_checksums(folder)
     for first in range(0, count, shard):
-        path, rows = folder / _name(first // shard), min(shard, count - first)
-        if not _kept(path, recipe, first, rows, known.get(path.name)):
+        path, pictures = folder / _shard_name(first // shard), min(shard, count - first)
+        if not _is_current(path, recipe, first, pictures, checksums.get(path.name)):
             (folder / MANIFEST).unlink(missing_ok=True)
-            _write_shard(teacher, path, recipe, first, rows, batch, captions)
-        files.append({"file": path.name, "count": rows, "sha256": _sha256(path)})
+            _write_shard(teacher, path, recipe, first, pictures, batch, captions)
+        files.append({"file": path.name, "count": pictures, "sha256": _sha256(path)})
         if progress is not None:
-            progress(first + rows, count)
+            progress(first + pictures, count)
     names = {entry["file"] for entry in files}
     for path in (*folder.glob("shard-*.safetensors"), *folder.glob(".shard-*.draft")):
         if path.name not in names:
@@ -85,7 +86,7 @@ def describe(
     guidance: float | None = None,
     sampler: str = "card",
 ) -> dict[str, Any]:
-    """Everything the pictures depend on, with the card's values filled in."""
+    """Return the recipe: everything the pictures depend on, with the card's values filled in."""
     source = sampling.Source.of(teacher)
     plan = sampling.Plan.of(source, size, steps, guidance, sampler)
     return {
@@ -96,14 +97,14 @@ def describe(
         "guidance": plan.guidance,
         "steps": plan.steps,
         "sampler": plan.sampler,
-        **_of(source.conditions, captions),
+        **_prompt_recipe(source.conditions, captions),
         "shape": [source.conditions.channels, *plan.sides],
         "shard": shard,
     }
 
 
-def _of(conditions: Conditions, captions: Sequence[str] | None = None) -> dict[str, Any]:
-    """What the pictures were asked by."""
+def _prompt_recipe(conditions: Conditions, captions: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the part of the recipe that determines the prompts."""
     if isinstance(conditions, Labels):
         if captions is not None:
             raise ValueError(
@@ -113,13 +114,13 @@ def _of(conditions: Conditions, captions: Sequence[str] | None = None) -> dict[s
         return {"classes": conditions.classes}
     return {
         "captions": "linattn.world" if captions is None else _captions_digest(conditions.check(captions)),
-        "readers": [digest(reader) for reader in conditions.readers],
+        "readers": [digest(encoder) for encoder in conditions.text_encoders],
         "text_length": conditions.card.get("text_length"),
     }
 
 
 def asked(conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None) -> Asked:
-    """What pictures `numbers` are asked to show: a class each, evenly dealt, or a caption, by default a scene's."""
+    """Return the prompts of pictures `numbers`: balanced class labels, or captions, by default those of scenes."""
     if isinstance(conditions, Labels):
         return balanced_labels(numbers, seed, conditions.classes)
     if captions is not None:
@@ -128,12 +129,12 @@ def asked(conditions: Conditions, numbers: Sequence[int], seed: int, captions: S
 
 
 def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
-    """Of one thing where the number is even, of two where it is odd."""
+    """Return scenes of one thing for even numbers and of two things for odd numbers."""
     return [world.scene(seed, number, 1 + number % 2) for number in numbers]
 
 
 def digest(model: nn.Module) -> str:
-    """Names, types and bytes of all weights: two models with one digest draw the same."""
+    """Digest the names, types and bytes of all weights; two models with one digest draw the same pictures."""
     summary = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         summary.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -152,17 +153,17 @@ def _scheduler_digest(scheduler: Any) -> str:
 
 
 def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
-    """Labels of pictures `numbers`: every run of `classes` pictures is a shuffle of all classes."""
+    """Return labels of pictures `numbers`; every run of `classes` pictures is a shuffle of all classes."""
     if classes < 1:
         raise ValueError(f"{classes} classes; a label needs at least 1")
     shuffles: dict[int, Tensor] = {}
     labels = []
     for number in numbers:
-        block, place = divmod(number, classes)
+        block, position = divmod(number, classes)
         if block not in shuffles:
-            # Counted from the other end of the circle of seeds, away from the pictures' own noise.
+            # Negative numbers keep the shuffles' generators apart from those of the pictures' noise.
             shuffles[block] = torch.randperm(classes, generator=sampling.generator(seed, -1 - block))
-        labels.append(shuffles[block][place])
+        labels.append(shuffles[block][position])
     return torch.stack(labels) if labels else torch.empty(0, dtype=torch.long)
 
 
@@ -171,61 +172,64 @@ def _write_shard(
     path: Path,
     recipe: Mapping[str, Any],
     first: int,
-    rows: int,
+    count: int,
     batch: int,
     captions: Sequence[str] | None = None,
 ) -> None:
+    """Draw `count` pictures from number `first` on, and write their latents and prompts."""
     source = sampling.Source.of(teacher)
-    wanted = asked(source.conditions, range(first, first + rows), recipe["seed"], captions)
+    prompts = asked(source.conditions, range(first, first + count), recipe["seed"], captions)
     size = tuple(side * source.factor for side in recipe["shape"][1:])
     options = {key: recipe[key] for key in ("steps", "guidance", "seed", "sampler")}
-    latents = sampling.draw_latents(teacher, wanted, size=size, batch=batch, start=first, **options)
-    tensors, words = {"latents": latents.half()}, {}
-    if isinstance(wanted, Tensor):
-        tensors["labels"] = wanted
+    latents = sampling.draw_latents(teacher, prompts, size=size, batch=batch, start=first, **options)
+    tensors, metadata = {"latents": latents.half()}, {"recipe": recipe, "first": first}
+    if isinstance(prompts, Tensor):
+        tensors["labels"] = prompts
     else:
-        words["captions"] = list(wanted)
-    # One metadata key: several would be stored in an order that changes from run to run.
-    note = json.dumps({"recipe": recipe, "first": first, **words}, sort_keys=True)
+        metadata["captions"] = list(prompts)
+    # All metadata goes under one key, because safetensors stores several in an order that changes from run to run.
+    note = json.dumps(metadata, sort_keys=True)
     draft = path.with_name(f".{path.name}.draft")
     save_file(tensors, draft, metadata={"samples": note})
     os.replace(draft, path)
 
 
-def _kept(path: Path, recipe: Mapping[str, Any], first: int, rows: int, sha256: str | None) -> bool:
-    """Whether the shard is there, whole and the one that would be drawn."""
+def _is_current(path: Path, recipe: Mapping[str, Any], first: int, count: int, sha256: str | None) -> bool:
+    """Say whether the shard is there, undamaged and the one that would be drawn."""
     if not path.exists():
         return False
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {})["samples"])
             shape = file.get_slice("latents").get_shape()
-        whole = sha256 is None or sha256 == _sha256(path)
+        intact = sha256 is None or sha256 == _sha256(path)
     except (SafetensorError, KeyError, ValueError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         warnings.warn(f"{path} is damaged and is drawn again", stacklevel=3)
         return False
     if note["recipe"] != dict(recipe):
-        raise ValueError(_other_recipe(path, note["recipe"], recipe))
-    return note["first"] == first and shape == [rows, *recipe["shape"]]
+        raise ValueError(_recipe_difference(path, note["recipe"], recipe))
+    return note["first"] == first and shape == [count, *recipe["shape"]]
 
 
-def _refuse_other(folder: Path, recipe: Mapping[str, Any]) -> None:
+def _refuse_other_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     path = folder / MANIFEST
-    if path.exists() and (there := _read_manifest(path)["recipe"]) != dict(recipe):
-        raise ValueError(_other_recipe(path, there, recipe))
+    if path.exists() and (recorded := _read_manifest(path)["recipe"]) != dict(recipe):
+        raise ValueError(_recipe_difference(path, recorded, recipe))
 
 
-def _other_recipe(path: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    names = sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key))
-    change = ", ".join(f"{name} {there.get(name)!r} (now {wanted.get(name)!r})" for name in names)
+def _recipe_difference(path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    names = sorted(key for key in {*recorded, *requested} if recorded.get(key) != requested.get(key))
+    change = ", ".join(f"{name} {recorded.get(name)!r} (now {requested.get(name)!r})" for name in names)
     return f"{path} was drawn with {change}; delete {path.parent}, or write to another folder"
 
 
-def _known(folder: Path) -> dict[str, str]:
+def _recorded_checksums(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST
-    return {entry["file"]: entry["sha256"] for entry in _read_manifest(path)["shards"]} if path.exists() else {}
+    if not path.exists():
+        return {}
+    return {entry["file"]: entry["sha256"] for entry in _read_manifest(path)["shards"]}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -237,17 +241,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged; delete it and write the samples again, whole shards are kept") from error
 
 
-def _name(index: int) -> str:
+def _shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
 def _read_shard(path: Path) -> dict[str, Any]:
-    """Latents, and the labels or captions they were drawn for."""
+    """Read latents and their prompts, labels or captions."""
     tensors = load_file(path)
     if "labels" in tensors:
-        return {"latents": tensors["latents"], "asked": tensors["labels"]}
+        return {"latents": tensors["latents"], "prompts": tensors["labels"]}
     with safe_open(path, framework="pt") as file:
-        return {"latents": tensors["latents"], "asked": json.loads(file.metadata()["samples"])["captions"]}
+        return {"latents": tensors["latents"], "prompts": json.loads(file.metadata()["samples"])["captions"]}
 
 
 def _sha256(path: Path) -> str:
@@ -256,7 +260,10 @@ def _sha256(path: Path) -> str:
 
 
 class Samples:
-    """What `write` left in a folder; shards are read when first asked for, and `keep` of them stay in memory."""
+    """Read the samples that `write` left in a folder.
+
+    A shard is read when it is first needed, and `keep` shards stay in memory.
+    """
 
     def __init__(self, folder: str | Path, keep: int = 64):
         self.folder, self.keep = Path(folder), max(1, keep)
@@ -286,11 +293,11 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one picture's latents."""
+        """Return the shape of one picture's latents."""
         return tuple(self.recipe["shape"])
 
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Asked]:
-        """Latents (batch, channels, height, width) in float32 and labels (batch,) or captions, as the indices go."""
+        """Return latents (batch, channels, height, width) in float32, and labels (batch,) or captions."""
         numbers = torch.as_tensor(indices)
         if numbers.ndim != 1 or numbers.numel() == 0 or numbers.is_floating_point() or numbers.dtype == torch.bool:
             raise ValueError(f"indices are {tuple(numbers.shape)} {numbers.dtype}; pass whole numbers, shape (N,)")
@@ -300,36 +307,37 @@ class Samples:
             )
         numbers = numbers.cpu().long()
         latents = torch.empty(len(numbers), *self.shape)
-        wanted: list[Any] = [None] * len(numbers)
+        prompts: list[Any] = [None] * len(numbers)
         shards = numbers // self.recipe["shard"]
         for index in shards.unique().tolist():
             rows = (shards == index).nonzero().squeeze(1)
-            held = self._shard(index)
-            places = numbers[rows] % self.recipe["shard"]
-            latents[rows] = held["latents"][places].float()
-            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-                wanted[row] = held["asked"][place]
-        return latents, wanted if isinstance(wanted[0], str) else torch.stack(wanted)
+            content = self._shard(index)
+            positions = numbers[rows] % self.recipe["shard"]
+            latents[rows] = content["latents"][positions].float()
+            for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+                prompts[row] = content["prompts"][position]
+        return latents, prompts if isinstance(prompts[0], str) else torch.stack(prompts)
 
     def first(self, count: int) -> tuple[Tensor, Asked]:
         return self.batch(range(count))
 
     def _shard(self, index: int) -> dict[str, Any]:
+        """Return the content of a shard from memory, or read it and check its checksum once."""
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index]
         entry = self.shards[index]
         path = self.folder / entry["file"]
         try:
-            whole = index in self._checked or _sha256(path) == entry["sha256"]
-            held = _read_shard(path) if whole else {}
-            whole = whole and held["latents"].shape == (entry["count"], *self.shape)
+            intact = index in self._checked or _sha256(path) == entry["sha256"]
+            content = _read_shard(path) if intact else {}
+            intact = intact and content["latents"].shape == (entry["count"], *self.shape)
         except (OSError, SafetensorError, KeyError):
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             raise ValueError(f"{path} is damaged; write the samples again, only that shard is drawn anew")
         self._checked.add(index)
-        self._open[index] = held
+        self._open[index] = content
         if len(self._open) > self.keep:
             self._open.popitem(last=False)
-        return held
+        return content

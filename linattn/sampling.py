@@ -1,13 +1,14 @@
-"""Drawing pictures: our own loop over model and scheduler, the same for teacher and student.
+"""Draw pictures with one loop over model and scheduler, the same for teacher and student.
 
-- Picture i's noise comes from (seed, i, latent shape) alone, on the CPU: whatever the batch, the device or the model,
-  picture 17 starts from the same noise. So does every stochastic step of it.
-- What is asked for are labels or captions, whichever the pipeline reads (conditions.py).
-- Guidance as `DiTPipeline`: one doubled batch [conditional, empty], every channel guided, the variance taken from the
-  conditional half. Guidance 1 costs one forward, not two, and a model that is told its guidance is asked once.
-- `ddpm` is ancestral and uses the learned variance, which `DiTPipeline` cuts away before its scheduler sees it.
-- Any size whose latents the patches divide (DiT: squares only): the positions are recomputed by the model.
-- Schedulers are built anew for every batch, so nothing is shared between calls or threads.
+- Picture i's noise comes from (seed, i, latent shape) alone, on the CPU. Picture 17 starts from the same noise whatever
+  the batch, the device or the model, and the noise of its stochastic steps is the same too.
+- Prompts are labels or captions, whichever the pipeline reads (conditions.py).
+- Guidance works as in `DiTPipeline`: one doubled batch [conditional, empty], every channel guided, the variance taken
+  from the conditional half. Guidance 1 costs one forward, not two. A model that takes its guidance as an argument also
+  runs once a step.
+- `ddpm` is ancestral and uses the learned variance, which `DiTPipeline` removes before the scheduler step.
+- Any size works whose latents the patches divide (DiT: squares only), because the model recomputes its positions.
+- Every batch builds its own scheduler, so calls and threads share no state.
 """
 
 import difflib
@@ -36,7 +37,7 @@ Callback = Callable[[int, Tensor, Tensor], None]  # (step, latents after it, est
 
 @dataclass(frozen=True)
 class Source:
-    """What a draw needs of a teacher or a pipeline."""
+    """Hold the parts of a teacher or a pipeline that a draw needs."""
 
     model: nn.Module
     vae: nn.Module
@@ -46,41 +47,46 @@ class Source:
 
     @classmethod
     def of(cls, teacher_or_pipe: Any, model: nn.Module | None = None) -> "Source":
-        """`model` draws in place of the source's own: a student with its teacher's VAE, scheduler and card."""
+        """Return the source of a teacher, a pipeline or another source.
+
+        `model` replaces the source's own, so that a student draws with its teacher's VAE, scheduler and card.
+        """
         if isinstance(teacher_or_pipe, cls):
             return teacher_or_pipe if model is None else replace(teacher_or_pipe, model=model)
         pipe = getattr(teacher_or_pipe, "pipe", teacher_or_pipe)
         card = getattr(teacher_or_pipe, "card", None) or _card_of(pipe)
-        known = conditions.of(pipe, card)
-        return cls(known.model if model is None else model, pipe.vae, pipe.scheduler, card, known)
+        conditioner = conditions.of(pipe, card)
+        return cls(conditioner.model if model is None else model, pipe.vae, pipe.scheduler, card, conditioner)
 
     @property
     def factor(self) -> int:
-        """Pixels to one latent position."""
+        """Return the number of pixels along one side of a latent position."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def side(self) -> int:
+        """Return the default side in pixels: the card's, or the one that the model was trained at."""
         return self.card.get("side") or self.conditions.side * self.factor
 
 
 def _card_of(pipe: Any) -> dict[str, Any]:
-    """Of a pipeline by itself: the card in the folder it was loaded from, or what its config says of labels.
+    """Return the card of a pipeline that comes without a teacher.
 
-    Without flux-nano's card its captions are 512 tokens long where it learned from 16.
+    It is the card in the folder the pipeline was loaded from, or else the labels of the pipeline's config. Without its
+    card, flux-nano would get captions of 512 tokens, although it was trained with 16.
     """
     config = getattr(pipe, "config", None) or {}
     folder = getattr(config, "_name_or_path", None)
     path = Path(folder or "") / "card.json"
     if folder and path.is_file():
         return json.loads(path.read_text())
-    named = getattr(config, "id2label", None) or {}
-    return {"labels": list(named.values())} if named else {}
+    labels = getattr(config, "id2label", None) or {}
+    return {"labels": list(labels.values())} if labels else {}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A validated request: everything the pictures depend on but the weights, what is asked for, and the seed."""
+    """Hold the validated settings of a draw: all that the pictures depend on except weights, prompts and seed."""
 
     sides: tuple[int, int]  # of the latents: height, width
     steps: int
@@ -89,12 +95,12 @@ class Plan:
 
     @classmethod
     def of(cls, source: Source, size: Size, steps: int | None, guidance: float | None, sampler: str) -> "Plan":
-        usual = {**source.conditions.defaults(), **source.card}  # without a card, the pipeline's own
-        steps = usual["steps"] if steps is None else steps
-        guidance = usual["guidance"] if guidance is None else guidance
-        return cls(
-            latent_sides(source, size), _check_steps(source, steps), _check_guidance(guidance), _check(source, sampler)
-        )
+        """Fill in defaults and validate; None takes the card's value, or the pipeline's where the card has none."""
+        defaults = {**source.conditions.defaults(), **source.card}
+        sides = latent_sides(source, size)
+        steps = _checked_steps(source, defaults["steps"] if steps is None else steps)
+        guidance = _checked_guidance(defaults["guidance"] if guidance is None else guidance)
+        return cls(sides, steps, guidance, _checked_sampler(source, sampler))
 
 
 def draw(
@@ -111,11 +117,11 @@ def draw(
     callback: Callback | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Pictures (N, 3, height, width) in [0, 1], float32 on the CPU; None takes the card's value.
+    """Draw pictures (N, 3, height, width) in [0, 1], float32 on the CPU. None takes the card's value.
 
-    `asked` is a row a picture: labels (DiT) or captions. `size` is a side or (height, width).
+    `asked` holds the prompts, one a picture: labels (DiT) or captions. `size` is a side or (height, width).
 
-    `start` is the number of the first picture, so that a shard draws what one long call would have drawn there.
+    `start` is the number of the first picture, so that a shard draws the pictures that one long call would draw there.
     """
     options = {"size": size, "steps": steps, "guidance": guidance, "seed": seed, "sampler": sampler, "start": start}
     latents = draw_latents(teacher_or_pipe, asked, **options, model=model, batch=batch, callback=callback)
@@ -137,60 +143,62 @@ def draw_latents(
     callback: Callback | None = None,
     start: int = 0,
 ) -> Tensor:
-    """The same before decoding: (N, channels, height, width), float32 on the CPU."""
+    """Draw latents (N, channels, height, width), float32 on the CPU, which `draw` would decode."""
     source = Source.of(teacher_or_pipe, model)
     plan = Plan.of(source, size, steps, guidance, sampler)
-    asked = source.conditions.check(asked)
+    prompts = source.conditions.check(asked)
     if batch < 1:
         raise ValueError(f"a batch of {batch} pictures; draw at least 1 at a time")
-    parts = []
+    drawn = []
     with evaluating(source.model):
-        for first in range(0, len(asked), batch):
-            chosen = asked[first : first + batch]
+        for first in range(0, len(prompts), batch):
+            chosen = prompts[first : first + batch]
             numbers = range(start + first, start + first + len(chosen))
-            parts.append(_draw_batch(source, plan, chosen, [generator(seed, number) for number in numbers], callback))
-    return torch.cat(parts)
+            generators = [generator(seed, number) for number in numbers]
+            drawn.append(_draw_batch(source, plan, chosen, generators, callback))
+    return torch.cat(drawn)
 
 
 @torch.no_grad()
 def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
-    """Pictures in [0, 1], as the pipeline itself decodes them."""
+    """Decode latents to pictures in [0, 1], as the pipeline itself does."""
     source = Source.of(teacher_or_pipe)
-    vae, parts = source.vae, []
+    vae, pictures = source.vae, []
     with upcast(vae):
         weight = next(vae.parameters())
-        for part in latents.split(batch):
-            scaled = source.conditions.unscaled(part.to(weight.device, weight.dtype), vae)
-            parts.append(vae.decode(scaled).sample.float().div(2).add(0.5).clamp(0, 1).cpu())
-    return torch.cat(parts)
+        for chunk in latents.split(batch):
+            unscaled = source.conditions.unscaled(chunk.to(weight.device, weight.dtype), vae)
+            pictures.append(vae.decode(unscaled).sample.float().div(2).add(0.5).clamp(0, 1).cpu())
+    return torch.cat(pictures)
 
 
 @torch.no_grad()
 def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
-    """Latents of pictures in [0, 1], float32 on the VAE's device: the posterior's mean."""
+    """Encode pictures in [0, 1] to latents, the posterior's mean, float32 on the VAE's device."""
     source = Source.of(teacher_or_pipe)
+    means = []
     with upcast(source.vae):
         weight = next(source.vae.parameters())
-        parts = [
-            source.vae.encode((part * 2 - 1).to(weight.device, weight.dtype)).latent_dist.mean
-            for part in pictures.split(batch)
-        ]
-    return source.conditions.scaled(torch.cat(parts), source.vae).float()
+        for chunk in pictures.split(batch):
+            centred = (chunk * 2 - 1).to(weight.device, weight.dtype)
+            means.append(source.vae.encode(centred).latent_dist.mean)
+    return source.conditions.scaled(torch.cat(means), source.vae).float()
 
 
 @contextmanager
 def upcast(vae: nn.Module) -> Iterator[None]:
-    """A float16 VAE in float32 meanwhile where its config asks for that, as stock SDXL: its activations pass 65,504.
+    """Run a float16 VAE in float32 meanwhile where its config asks for that, because its activations pass 65,504.
 
-    bfloat16 has float32's range and stays. There and back changes no bit of the weights.
+    Stock SDXL does the same. A bfloat16 VAE stays, because bfloat16 has float32's range. Casting the weights to float32
+    and back changes no bit of them.
     """
-    half = next(vae.parameters()).dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    if half:
+    needs_upcast = next(vae.parameters()).dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if needs_upcast:
         vae.to(torch.float32)
     try:
         yield
     finally:
-        if half:
+        if needs_upcast:
             vae.to(torch.float16)
 
 
@@ -198,131 +206,142 @@ def upcast(vae: nn.Module) -> Iterator[None]:
 
 
 def generator(seed: int, number: int) -> torch.Generator:
-    """The stream of picture `number`: its starting noise first, then one draw a stochastic step.
+    """Return the generator of picture `number`, which draws its starting noise and then the noise of stochastic steps.
 
-    torch's CPU generator keeps only the low 32 bits of a seed, so seed and number cannot simply be packed in 64: the
-    seed is hashed to a place on the circle of 2**32 states and pictures follow from there, none twice.
+    torch's CPU generator keeps only the low 32 bits of a seed, so seed and number cannot be packed into 64 bits. The
+    seed is hashed to an offset among 2**32 states instead, and picture `number` takes the state `number` after it, so
+    that no two pictures share a state.
     """
-    place = int.from_bytes(hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "little")
-    return torch.Generator("cpu").manual_seed((place + number) % 2**32)
+    offset = int.from_bytes(hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "little")
+    return torch.Generator("cpu").manual_seed((offset + number) % 2**32)
 
 
 def starting_noise(seed: int, numbers: range, shape: tuple[int, ...]) -> Tensor:
-    """The noise pictures `numbers` start from: (len(numbers), *shape), float32 on the CPU."""
+    """Return the noise that pictures `numbers` start from: (len(numbers), *shape), float32 on the CPU."""
     return _noise([generator(seed, number) for number in numbers], shape)
 
 
 def _noise(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=each) for each in generators])
+    return torch.stack([torch.randn(shape, generator=stream) for stream in generators])
 
 
 # The loop ------------------------------------------------------------------------------------------------------------
 
 
 def _draw_batch(
-    source: Source, plan: Plan, asked: Asked, generators: list[torch.Generator], callback: Callback | None
+    source: Source, plan: Plan, prompts: Asked, generators: list[torch.Generator], callback: Callback | None
 ) -> Tensor:
+    """Draw the latents of one batch."""
     device = next(source.model.parameters()).device
     noise = _noise(generators, (source.conditions.channels, *plan.sides)).to(device)
-    walk = _ancestral if _is_ancestral(source, plan) else _scheduled
-    for step, (latents, clean) in enumerate(walk(source, plan, Guided.of(source, asked, plan), noise, generators)):
+    loop = _ancestral if _is_ancestral(source, plan) else _scheduled
+    steps = loop(source, plan, GuidedBatch.of(source, prompts, plan), noise, generators)
+    for step, (latents, clean) in enumerate(steps):
         if callback is not None:
             callback(step, latents, clean)
     return latents.float().cpu()
 
 
 @dataclass(frozen=True)
-class Guided:
-    """A batch's rows and, where guidance takes two answers, the empty ones beside them."""
+class GuidedBatch:
+    """Hold the conditioning of a batch; where guidance needs two predictions, the empty conditioning is appended."""
 
-    rows: Rows
+    conditioning: Rows
     guidance: float
     doubled: bool
 
     @classmethod
-    def of(cls, source: Source, asked: Asked, plan: Plan) -> "Guided":
-        known, count = source.conditions, len(asked)
-        rows = known.rows(asked)
-        if known.guided:
-            return cls(rows | {"guidance": torch.full_like(rows["guidance"], plan.guidance)}, 1.0, False)
+    def of(cls, source: Source, prompts: Asked, plan: Plan) -> "GuidedBatch":
+        conditioner = source.conditions
+        conditioning = conditioner.rows(prompts)
+        if conditioner.embeds_guidance:
+            guidance = torch.full_like(conditioning["guidance"], plan.guidance)
+            return cls(conditioning | {"guidance": guidance}, 1.0, False)
         if plan.guidance <= 1:
-            return cls(rows, plan.guidance, False)
-        empty = conditions.repeated(known.nothing(), count)
-        return cls(conditions.joined(rows, empty), plan.guidance, True)
+            return cls(conditioning, plan.guidance, False)
+        empty = conditions.repeated(conditioner.nothing(), len(prompts))
+        return cls(conditions.joined(conditioning, empty), plan.guidance, True)
 
 
 def _is_ancestral(source: Source, plan: Plan) -> bool:
     return plan.sampler == "ddpm" or (plan.sampler == "card" and isinstance(source.scheduler, DDPMScheduler))
 
 
-def predict(source: Source, latents: Tensor, t: Tensor, asked: Guided) -> tuple[Tensor, Tensor]:
-    """(guided prediction, raw variance or an empty tensor) for latents that share the time t."""
+def predict(source: Source, latents: Tensor, t: Tensor, guided: GuidedBatch) -> tuple[Tensor, Tensor]:
+    """Return the guided prediction and the raw variance, or an empty tensor, for latents that share the time t."""
     weight = next(source.model.parameters())
-    inputs = torch.cat([latents, latents]) if asked.doubled else latents  # (2 batch, channels, height, width)
+    inputs = torch.cat([latents, latents]) if guided.doubled else latents  # (2 batch, channels, height, width)
     times = t.to(weight.device).expand(len(inputs))
-    output = source.conditions.call(source.model, inputs.to(weight.dtype), times, asked.rows).to(latents.dtype)
-    prediction, raw = output.split([latents.shape[1], output.shape[1] - latents.shape[1]], dim=1)
-    if not asked.doubled:
+    output = source.conditions.call(source.model, inputs.to(weight.dtype), times, guided.conditioning)
+    channels = latents.shape[1]
+    prediction, raw = output.to(latents.dtype).split([channels, output.shape[1] - channels], dim=1)
+    if not guided.doubled:
         return prediction, raw
-    conditional, null = prediction.chunk(2)
-    return null + asked.guidance * (conditional - null), raw.chunk(2)[0]
+    conditional, empty = prediction.chunk(2)
+    return empty + guided.guidance * (conditional - empty), raw.chunk(2)[0]
 
 
 def _scheduled(
-    source: Source, plan: Plan, asked: Guided, noise: Tensor, generators: list[torch.Generator]
+    source: Source, plan: Plan, guided: GuidedBatch, noise: Tensor, generators: list[torch.Generator]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Any diffusers scheduler whose model predicts noise, velocity or flow."""
+    """Draw with any diffusers scheduler whose model predicts noise, velocity or flow."""
     scheduler = scheduler_of(source.scheduler, plan.sampler)
     source.conditions.set_times(scheduler, plan.steps, noise)
-    yield from stepped(source, scheduler, asked, noise * getattr(scheduler, "init_noise_sigma", 1.0), generators)
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    yield from stepped(source, scheduler, guided, latents, generators)
 
 
 def stepped(
-    source: Source, scheduler: Any, asked: Guided, latents: Tensor, generators: list[torch.Generator], first: int = 0
+    source: Source,
+    scheduler: Any,
+    guided: GuidedBatch,
+    latents: Tensor,
+    generators: list[torch.Generator],
+    first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The scheduler's times from number `first` on: latents after each, and what the model took for clean."""
+    """Take the scheduler's steps from number `first` on, and yield the latents and the clean estimate after each."""
     process = Diffusion.of(scheduler)
-    # A list of generators, one a picture: a scheduler that draws noise then draws the same whatever the batch.
-    stream = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    # One generator a picture makes a stochastic scheduler draw the same noise whatever the batch.
+    kwargs = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for t in scheduler.timesteps[first:]:
         noisy = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
-        prediction, _ = predict(source, noisy, t, asked)
+        prediction, _ = predict(source, noisy, t, guided)
         clean = process.clean(prediction, noisy, t.expand(len(noisy)))
-        latents = scheduler.step(prediction, t, latents, **stream).prev_sample
+        latents = scheduler.step(prediction, t, latents, **kwargs).prev_sample
         yield latents, clean
 
 
 def _ancestral(
-    source: Source, plan: Plan, asked: Guided, noise: Tensor, generators: list[torch.Generator]
+    source: Source, plan: Plan, guided: GuidedBatch, noise: Tensor, generators: list[torch.Generator]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """DDPM with learned variance on a respaced process: the visited times become a shorter diffusion of their own."""
+    """Draw by DDPM with learned variance on a respaced process, whose times are those that the draw visits."""
     times = ddpm_times(source.scheduler, plan.steps)
-    whole = Diffusion.of(source.scheduler)
-    visited = Diffusion(whole.alphas_cumprod[times], whole.prediction)
+    full = Diffusion.of(source.scheduler)
+    respaced = Diffusion(full.alphas_cumprod[times], full.prediction)
     latents = noise
-    for place in reversed(range(len(times))):
-        here = torch.full((len(latents),), place, device=latents.device)
-        prediction, raw = predict(source, latents, times[place], asked)
-        clean = visited.clean(prediction, latents, here)
-        if place == 0:  # the posterior's mean given a clean picture is that picture, its variance nothing
+    for index in reversed(range(len(times))):
+        t = torch.full((len(latents),), index, device=latents.device)
+        prediction, raw = predict(source, latents, times[index], guided)
+        clean = respaced.clean(prediction, latents, t)
+        if index == 0:  # given a clean picture, the posterior's mean is that picture and its variance is 0
             latents = clean
         else:
-            mean, smallest = visited.posterior(clean, latents, here)
-            log_variance = visited.log_variance(raw, here) if raw.shape[1] else smallest
+            mean, smallest = respaced.posterior(clean, latents, t)
+            log_variance = respaced.log_variance(raw, t) if raw.shape[1] else smallest
             step_noise = _noise(generators, latents.shape[1:]).to(latents)
             latents = mean + (0.5 * log_variance).exp() * step_noise
         yield latents, clean
 
 
 def ddpm_times(scheduler: Any, steps: int) -> Tensor:
-    """The times DDPMScheduler would visit with the same spacing, rising: (steps,)."""
-    walker = DDPMScheduler.from_config(scheduler.config)
-    walker.set_timesteps(steps)
-    return walker.timesteps.flip(0)
+    """Return the times that DDPMScheduler would visit with the same spacing, in rising order: (steps,)."""
+    ddpm = DDPMScheduler.from_config(scheduler.config)
+    ddpm.set_timesteps(steps)
+    return ddpm.timesteps.flip(0)
 
 
 def noise_levels(teacher_or_pipe: Any, steps: int | None = None, sampler: str = "card") -> list[float]:
-    """The levels a draw visits, from noise to picture; 1 is pure noise."""
+    """Return the noise levels that a draw visits, from noise to picture; 1 is pure noise."""
     source = Source.of(teacher_or_pipe)
     plan = Plan.of(source, None, steps, None, sampler)
     if _is_ancestral(source, plan):
@@ -335,15 +354,15 @@ def noise_levels(teacher_or_pipe: Any, steps: int | None = None, sampler: str = 
 
 
 def scheduler_of(scheduler: Any, sampler: str) -> Any:
-    """A fresh scheduler on the source's noise schedule.
+    """Return a fresh scheduler on the source's noise schedule.
 
-    What a config does not say, diffusers fills in with its own defaults, and DDIM's clips latents to [-1, 1].
+    diffusers fills in its own defaults where a config is silent, and DDIM's default clips latents to [-1, 1].
     """
     if sampler == "ddim":
-        keep = scheduler.config.get("clip_sample", False) if isinstance(scheduler, DDIMScheduler) else False
-        return DDIMScheduler.from_config(scheduler.config, clip_sample=keep)
+        clip = scheduler.config.get("clip_sample", False) if isinstance(scheduler, DDIMScheduler) else False
+        return DDIMScheduler.from_config(scheduler.config, clip_sample=clip)
     if sampler == "dpm":
-        # variance_type would make it cut the variance half off a prediction that no longer has one.
+        # With a variance_type the scheduler would split off a variance that the prediction no longer has.
         changes = {"timestep_spacing": "trailing", "variance_type": None, "algorithm_type": "dpmsolver++"}
         return DPMSolverMultistepScheduler.from_config(scheduler.config, **changes)
     return type(scheduler).from_config(scheduler.config)
@@ -351,7 +370,10 @@ def scheduler_of(scheduler: Any, sampler: str) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A DiT in training mode drops labels at random; afterwards every submodule is in the mode it was in."""
+    """Put the model in eval mode meanwhile, and every submodule back into its own mode afterwards.
+
+    A DiT in training mode would drop labels at random.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -365,8 +387,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def latent_sides(source: Source, size: Size) -> tuple[int, int]:
-    """(height, width) in latents."""
-    sides = (source.side if size is None else size,) * 2 if not isinstance(size, (tuple, list)) else tuple(size)
+    """Return (height, width) in latents, or raise if the model cannot draw that size."""
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (source.side if size is None else size,) * 2
     unit = source.factor * source.conditions.unit
     for side in sides:
         if not isinstance(side, int) or side < unit or side % unit:
@@ -380,20 +402,20 @@ def latent_sides(source: Source, size: Size) -> tuple[int, int]:
     return sides[0] // source.factor, sides[1] // source.factor
 
 
-def _check_steps(source: Source, steps: int) -> int:
+def _checked_steps(source: Source, steps: int) -> int:
     most = source.scheduler.config.num_train_timesteps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
         raise ValueError(f"{steps} steps; the schedule has room for 1 to {most}")
     return steps
 
 
-def _check_guidance(guidance: float) -> float:
+def _checked_guidance(guidance: float) -> float:
     if not guidance >= 1:
         raise ValueError(f"a guidance of {guidance}; 1 means none, larger follows the label more")
     return float(guidance)
 
 
-def _check(source: Source, sampler: str) -> str:
+def _checked_sampler(source: Source, sampler: str) -> str:
     if sampler not in SAMPLERS:
         near = difflib.get_close_matches(str(sampler), SAMPLERS, 1, cutoff=0.0)
         raise ValueError(f"unknown sampler {sampler!r}; one of {', '.join(SAMPLERS)} (nearest: {near[0]})")
