@@ -132,7 +132,7 @@ class Labels(Conditions):
             labels = torch.as_tensor(prompts)
         except (TypeError, ValueError):
             model = type(self.model).__name__
-            raise ValueError(f"asked for {prompts!r}; {model} takes class numbers, 0 to {self.classes - 1}") from None
+            raise ValueError(f"prompts are {prompts!r}; {model} takes class numbers, 0 to {self.classes - 1}") from None
         if labels.ndim != 1 or labels.numel() == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(
                 f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a picture, shape (N,)"
@@ -357,8 +357,8 @@ def of(pipe: Any, card: Mapping[str, Any] | None = None) -> Conditions:
         raise ValueError(f"{type(pipe).__name__} has no denoising model and VAE; pass a Teacher or a pipeline")
     if getattr(model.config, "time_cond_proj_dim", None) is not None:
         raise ValueError(
-            f"this {type(model).__name__} is told its guidance by timestep_cond, as latent consistency models are, and "
-            "linattn's loop does not tell it: linearize it and draw with its own pipeline"
+            f"this {type(model).__name__} takes its guidance by timestep_cond, as latent consistency models are, and "
+            "linattn's loop does not pass it: linearize the model and draw with its own pipeline"
         )
     if getattr(model.config, "addition_embed_type", None) == "text_time":
         return SizedCaptions(pipe, card or {})

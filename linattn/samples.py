@@ -108,7 +108,7 @@ def _prompt_recipe(conditions: Conditions, captions: Sequence[str] | None = None
     if isinstance(conditions, Labels):
         if captions is not None:
             raise ValueError(
-                f"captions for {type(conditions.model).__name__}, which reads none: it is asked by its "
+                f"captions for {type(conditions.model).__name__}, which reads no text: it is conditioned on its "
                 f"{conditions.classes} classes; leave captions out, or take a teacher that reads"
             )
         return {"classes": conditions.classes}

@@ -420,5 +420,5 @@ def _checked_sampler(source: Source, sampler: str) -> str:
         near = difflib.get_close_matches(str(sampler), SAMPLERS, 1, cutoff=0.0)
         raise ValueError(f"unknown sampler {sampler!r}; one of {', '.join(SAMPLERS)} (nearest: {near[0]})")
     if sampler != "card" and not hasattr(source.scheduler, "alphas_cumprod"):
-        raise ValueError(f"sampler {sampler!r} is for noise and velocities; a flow is followed by its own: 'card'")
+        raise ValueError(f"sampler {sampler!r} is for noise and velocities; a flow needs its own sampler, 'card'")
     return sampler

@@ -148,8 +148,12 @@ def compiled(enabled: bool, *models: nn.Module) -> Iterator[None]:
 
     Compilation is off by default, because it takes longer than a short run on a CPU.
     """
-    names = {layer.name.rpartition(".")[0] for model in models for layer in families.layers(model)}
-    blocks = [model.get_submodule(name) for model in models for name in names] if enabled else []
+    names, blocks = set(), []
+    for model in models:
+        names.update(layer.name.rpartition(".")[0] for layer in families.layers(model))
+    if enabled:
+        for model in models:
+            blocks.extend(model.get_submodule(name) for name in names)
     try:
         for block in blocks:
             block.compile()

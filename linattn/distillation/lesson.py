@@ -112,13 +112,13 @@ class Lesson:
         with torch.no_grad(), families.capture(self.teacher) as records:
             self.run(self.teacher, self.diffusion.noised(batch.clean, batch.eps, batch.t), batch)
         replaced = [layer for layer in families.layers(self.student) if layer.operator is not None]
-        captured = [records[layer.index] for layer in replaced]
+        layer_records = [records[layer.index] for layer in replaced]
         outputs = []
         with self.autocast(), pinned(self.student, batch.choice):
-            for layer, record in zip(replaced, captured, strict=True):
+            for layer, record in zip(replaced, layer_records, strict=True):
                 output = families.apply(layer, record["input"], record["grid"], record["noise"], **record["more"])
                 outputs.append(output.float())
-        targets = [record["output"].float() for record in captured]
+        targets = [record["output"].float() for record in layer_records]
         return {"loss": objectives.layerwise(outputs, targets, "l1").mean()}
 
     def end_to_end(self, step: int) -> Terms:

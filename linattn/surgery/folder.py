@@ -44,7 +44,10 @@ CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
 
 
 def save(model_or_pipeline: Any, folder: str | Path) -> Path:
-    """Write the replaced layers and every other tensor that differs from the base, and return the folder."""
+    """Write the replaced layers and every other tensor that differs from the base, and return the folder.
+
+    The base itself is not written.
+    """
     model = _require_reachable(families.model_of(model_or_pipeline))
     conversion = _require_conversion(model)
     folder = Path(folder)
@@ -77,15 +80,17 @@ def _delta(model: nn.Module, conversion: Conversion) -> dict[str, Tensor]:
 
 
 def _operator_state(layers: Iterable[Layer]) -> dict[str, Tensor]:
-    return {
-        f"{layer.name}.{KEY}.{name}": tensor
-        for layer in layers
-        if layer.operator is not None
-        for name, tensor in layer.operator.state_dict(keep_vars=True).items()
-    }
+    """Collect the live tensors of all operators by their names in a student's folder."""
+    state = {}
+    for layer in layers:
+        if layer.operator is not None:
+            for name, tensor in layer.operator.state_dict(keep_vars=True).items():
+                state[f"{layer.name}.{KEY}.{name}"] = tensor
+    return state
 
 
 def _card(model: nn.Module, conversion: Conversion, digest: str) -> dict[str, Any]:
+    """Describe the replaced layers, the weights' file and the base as plain JSON."""
     layers = [
         {
             "index": layer.index,
@@ -249,6 +254,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check_card(card: Any) -> None:
+    """Raise ValueError, KeyError or TypeError unless the card has every key that `load` reads."""
     if not isinstance(card["format"], int):
         raise ValueError(f"format {card['format']!r} is no number")
     for entry in card["layers"]:
@@ -264,6 +270,7 @@ def _check_card(card: Any) -> None:
 
 
 def _check_base(ours: dict[str, Any], theirs: dict[str, Any], folder: Path, strict: bool) -> None:
+    """Raise if the student's base differs from this one; without `strict`, only warn where the class is the same."""
     differences = identity.differences(theirs, ours)
     if not differences:
         return
@@ -279,6 +286,7 @@ def _check_base(ours: dict[str, Any], theirs: dict[str, Any], folder: Path, stri
 def _operators(
     model: nn.Module, card: dict[str, Any], folder: Path, backend: str | None
 ) -> tuple[list[Layer], list[nn.Module]]:
+    """Find the layers that the card names, and build their operators."""
     layers = {layer.name: layer for layer in families.layers(model)}
     if unknown := [entry["name"] for entry in card["layers"] if entry["name"] not in layers]:
         raise ValueError(f"{folder} replaces {_shortened(unknown)}, which this {type(model).__name__} does not have")
@@ -322,8 +330,9 @@ def _check_tensors(
             f"missing {_shortened(missing) or 'nothing'}, unknown {_shortened(unknown) or 'nothing'}"
         )
     shapes = [(name, tuple(tensor.shape), tuple(known[name].shape)) for name, tensor in tensors.items()]
-    if wrong := [f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here]:
-        raise ValueError(f"{folder} does not fit this {type(model).__name__}: {_shortened(wrong)}")
+    mismatches = [f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here]
+    if mismatches:
+        raise ValueError(f"{folder} does not fit this {type(model).__name__}: {_shortened(mismatches)}")
 
 
 def _sha256(path: Path) -> str:

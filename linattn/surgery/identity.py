@@ -126,8 +126,8 @@ def _lines(recorded: Mapping[str, Digests], dtype: str) -> str:
     """List every tensor with its digest in `dtype`, or in its own dtype where it has no such digest."""
     lines = []
     for name, by_dtype in sorted(recorded.items()):
-        own = next(iter(by_dtype.values()))
-        lines.append(f"{name} {by_dtype.get(dtype, own)}")
+        own_digest = next(iter(by_dtype.values()))
+        lines.append(f"{name} {by_dtype.get(dtype, own_digest)}")
     return "\n".join(lines)
 
 

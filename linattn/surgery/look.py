@@ -42,22 +42,22 @@ def backends(model_or_pipeline: Any) -> dict[str, str]:
 
 def attention_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
     """List all parameters inside the replaced layers."""
-    return [
-        (f"{layer.name}.{name}", parameter)
-        for layer in families.layers(model_or_pipeline)
-        if layer.operator is not None
-        for name, parameter in layer.attn.named_parameters()
-    ]
+    parameters = []
+    for layer in families.layers(model_or_pipeline):
+        if layer.operator is not None:
+            for name, parameter in layer.attn.named_parameters():
+                parameters.append((f"{layer.name}.{name}", parameter))
+    return parameters
 
 
 def new_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
     """List the parameters of the operators that the teacher does not have."""
-    return [
-        (f"{layer.name}.{KEY}.{name}", layer.operator.get_parameter(name))
-        for layer in families.layers(model_or_pipeline)
-        if layer.operator is not None
-        for name in layer.operator.new_parameters()
-    ]
+    parameters = []
+    for layer in families.layers(model_or_pipeline):
+        if layer.operator is not None:
+            for name in layer.operator.new_parameters():
+                parameters.append((f"{layer.name}.{KEY}.{name}", layer.operator.get_parameter(name)))
+    return parameters
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def read(path: Path, options: dict[str, Any]) -> Student:
     if path.is_file():
         return _clear(_tensors(path), path, options)
     if options:
-        raise ValueError(f"{path}: LinFusion's files hold all there is to say; leave out {', '.join(options)}")
+        raise ValueError(f"{path}: LinFusion's files name all options themselves; leave out {', '.join(options)}")
     weights = sorted(path.glob("*.safetensors"))
     if len(weights) != 1:
         raise ValueError(f"{path} holds {len(weights)} safetensors files, LinFusion's folder one")
