@@ -357,8 +357,9 @@ def of(pipe: Any, card: Mapping[str, Any] | None = None) -> Conditions:
         raise ValueError(f"{type(pipe).__name__} has no denoising model and VAE; pass a Teacher or a pipeline")
     if getattr(model.config, "time_cond_proj_dim", None) is not None:
         raise ValueError(
-            f"this {type(model).__name__} takes its guidance by timestep_cond, as latent consistency models are, and "
-            "linattn's loop does not pass it: linearize the model and draw with its own pipeline"
+            f"this {type(model).__name__} is conditioned on its guidance by timestep_cond, "
+            "as latent consistency models are, and linattn's loop does not pass it: "
+            "linearize the model and draw with its own pipeline"
         )
     if getattr(model.config, "addition_embed_type", None) == "text_time":
         return SizedCaptions(pipe, card or {})

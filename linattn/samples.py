@@ -277,8 +277,8 @@ class Samples:
         self.recipe: dict[str, Any] = manifest["recipe"]
         self.shards: list[dict[str, Any]] = manifest["shards"]
         self.count: int = manifest["count"]
-        if sum(entry["count"] for entry in self.shards) != self.count:
-            held = sum(entry["count"] for entry in self.shards)
+        held = sum(entry["count"] for entry in self.shards)
+        if held != self.count:
             raise ValueError(f"{path} promises {self.count} pictures, its shards hold {held}; write the samples again")
         for entry in self.shards:
             if not (self.folder / entry["file"]).exists():

@@ -210,7 +210,7 @@ def generator(seed: int, number: int) -> torch.Generator:
 
     torch's CPU generator keeps only the low 32 bits of a seed, so seed and number cannot be packed into 64 bits. The
     seed is hashed to an offset among 2**32 states instead, and picture `number` takes the state `number` after it, so
-    that no two pictures share a state.
+    that no two pictures of one seed share a state.
     """
     offset = int.from_bytes(hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "little")
     return torch.Generator("cpu").manual_seed((offset + number) % 2**32)

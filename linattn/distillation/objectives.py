@@ -155,8 +155,8 @@ PRESETS = {
     # Attention Mediators does not distil; it trains with the model's own loss.
     "mediator": Objective(task=1.0),
     # One recipe for all operators, so that they compare. It weighs the teacher's outputs most, because the evaluation
-    # measures the distance to them, and the task a little, as all three papers that distil do. Without the task a
-    # control has nothing to learn (docs/LOG.md).
+    # measures the distance to them. It also weighs the task a little, since all three papers that distil include the
+    # task. Without the task a control has nothing to learn (docs/LOG.md).
     "protocol": Objective(task=0.1, noise=1.0, variance=0.05, features=0.1, feature_norm="relative"),
 }
 
