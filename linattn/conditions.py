@@ -124,8 +124,9 @@ class Labels(Conditions):
 
     @property
     def classes(self) -> int:
-        named = self.card.get("labels") or self.card.get("classes") or self.model.config.num_embeds_ada_norm
-        return named if isinstance(named, int) else len(named)
+        """Return the number of classes: by the card's labels or classes, or else by the model's config."""
+        classes = self.card.get("labels") or self.card.get("classes") or self.model.config.num_embeds_ada_norm
+        return classes if isinstance(classes, int) else len(classes)
 
     def check(self, prompts: Any) -> Tensor:
         try:

@@ -187,7 +187,7 @@ def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
 
 @contextmanager
 def upcast(vae: nn.Module) -> Iterator[None]:
-    """Run a float16 VAE in float32 meanwhile where its config asks for that, because its activations pass 65,504.
+    """Run a float16 VAE in float32 meanwhile where its config requests it, because its activations pass 65,504.
 
     Stock SDXL does the same. A bfloat16 VAE stays, because bfloat16 has float32's range. Casting the weights to float32
     and back changes no bit of them.

@@ -31,7 +31,7 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 class NotFinite(ArithmeticError):
-    pass
+    """Report a loss or gradient norm that is infinite or not a number."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A student before it learns: a copy of the teacher's model, converted.
+"""Build an untrained student: a converted copy of the teacher's model.
 
-Distillation, the report's row that is not distilled, the maps of anatomy and what the explorer shows begin here, so
-that one student and one seed are one model everywhere.
+Distillation, the report's row without distillation, the maps of anatomy and the explorer all start from this copy, so
+that one student and one seed give one model everywhere.
 """
 
 import copy

@@ -1,6 +1,6 @@
-"""Linearise a diffusers model in place, and take it back bit for bit.
+"""Linearise a diffusers model in place, and restore it bit for bit.
 
-- Nothing is changed before everything is checked; a step that fails half way is undone.
+- Everything is checked before anything is changed, and a conversion that fails half way is undone.
 - A layer is always converted from its original weights, however often it is converted.
 - `linearize` keeps its record as an attribute of the model, so a deepcopy is an independent student. The copies share
   the CPU copies of the original weights, because nothing ever writes them.
