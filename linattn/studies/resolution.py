@@ -1,12 +1,12 @@
 """Sizes nobody trained at: pictures enlarged step by step, and what one forward costs up to 2048 px.
 
-- The teacher draws at the side it was trained at. From there each model, teacher or student, draws again what was
-  enlarged (`linattn.upscale`), twice. Enlarging alone is the row that all must beat.
-- Shapes and colours are marked by the judge, who averages large pictures down: enlarging keeps them. What enlarging
-  cannot do is `edges`: how steep they are, over those of true pictures at that size (1 is a true picture's).
-- PSNR is to the teacher's own pictures of that size from the same noise, as in CLEAR's table.
-- Times are of a machine and go to the run file, which names it; bytes do not depend on it, and neither does the largest
-  size: a forward may take so many multiply-accumulates.
+- The teacher draws at the side it was trained at. From there each model, teacher or student, draws the enlarged
+  pictures again (`linattn.upscale`), twice. Enlarging alone is the row that all models must beat.
+- The judge marks shapes and colours. It averages large pictures down, so enlarging keeps these marks. Enlarging cannot
+  keep `edges`: their steepness divided by that of true pictures of the same size (1 is a true picture's).
+- PSNR compares with the teacher's own pictures of that size from the same noise, as in CLEAR's table.
+- Times depend on the machine and go to the run file, which names it. Bytes do not depend on it, and neither does the
+  largest size, which a limit of multiply-accumulates sets.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from linattn.report import figures, numbers, studyparts
 PARAMS = "studies/resolution/params.yaml"
 RESULT = "resolution.json"
 ENLARGED, TEACHER = "enlarged only", "teacher"
-SHOWN = 3  # pictures that the report shows
+SHOWN = 3  # pictures in each row of the report's grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,94 +46,110 @@ class Settings:
     seed: int
     factor: int
     strengths: tuple[float, ...]
-    ntk: int | float  # as it is written: the result names it
+    ntk: int | float  # keeps the written type, because the result repeats it
     sides: tuple[int, ...]
     limit: float
 
 
 def load(path: str | Path = PARAMS) -> Settings:
-    """Strictly, as params.yaml is read: an unknown key or a value of another kind is an error."""
+    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an error."""
     return params.read(Settings, YAML(typ="safe").load(project.ROOT / path), str(path))
 
 
 def student(bench: Bench, name: str) -> nn.Module:
-    """The published student: studies depend on what Git holds, not on what ran here."""
+    """Load the published student: studies depend on what Git holds, not on what ran here."""
     return distilled(bench, project.published(f"students/{name}"))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
-def chain(bench: Bench, told: Settings, small: Tensor, model: nn.Module | None, ntk: float = 1.0) -> list[Tensor]:
-    """The picture at every size, each drawn again from the one before."""
-    asked, found = bench.asked(told.pictures), [small]
-    for number, strength in enumerate(told.strengths):
-        how = {"asked": asked, "steps": told.steps, "seed": told.seed + 1 + number, "model": model, "ntk": ntk}
-        found.append(redraw.upscale(bench.teacher, found[-1], told.factor, strength, **how, batch=4))
-    return found[1:]
+def chain(bench: Bench, settings: Settings, small: Tensor, model: nn.Module | None, ntk: float = 1.0) -> list[Tensor]:
+    """Draw the pictures at every size, each from the pictures of the size before."""
+    prompts, pictures = bench.asked(settings.pictures), [small]
+    for level, strength in enumerate(settings.strengths):
+        seed = settings.seed + 1 + level
+        kwargs = {"asked": prompts, "steps": settings.steps, "seed": seed, "model": model, "ntk": ntk, "batch": 4}
+        pictures.append(redraw.upscale(bench.teacher, pictures[-1], settings.factor, strength, **kwargs))
+    return pictures[1:]
 
 
-def enlarging(told: Settings, small: Tensor) -> list[Tensor]:
-    sizes = [tuple(side * told.factor ** (1 + n) for side in small.shape[-2:]) for n in range(len(told.strengths))]
-    return [redraw.enlarged(small, size) for size in sizes]
+def enlarging(settings: Settings, small: Tensor) -> list[Tensor]:
+    """Enlarge the pictures to every size without drawing them again."""
+    pictures, (height, width) = [], small.shape[-2:]
+    for level in range(len(settings.strengths)):
+        scale = settings.factor ** (1 + level)
+        pictures.append(redraw.enlarged(small, (height * scale, width * scale)))
+    return pictures
 
 
 def edges(pictures: Tensor) -> Tensor:
-    """The steepest hundredth of a picture, (pictures,): differences of neighbours, the larger of both ways."""
+    """Average the steepest hundredth of each picture's pixels, (pictures,).
+
+    A pixel's steepness is its larger difference to the next pixel, rightwards or downwards.
+    """
     right = F.pad(pictures.diff(dim=3), (0, 1)).abs().amax(1)
     down = F.pad(pictures.diff(dim=2), (0, 0, 0, 1)).abs().amax(1)
     steepness = torch.maximum(right, down).flatten(1)  # (pictures, pixels)
     return steepness.topk(max(1, steepness.shape[1] // 100), dim=1).values.mean(1)
 
 
-def marks(bench: Bench, pictures: Tensor, theirs: Tensor) -> dict[str, Any]:
+def marks(bench: Bench, pictures: Tensor, reference: Tensor) -> dict[str, Any]:
+    """Measure pictures of one size; `reference` are the teacher's."""
     count, side = len(pictures), pictures.shape[-1]
     true = edges(world.render(bench.scenes(count), side)).mean()
     return {
         "side": side,
         **truth(bench, eight_bits(pictures)),
         "edges": intervals.summary(edges(pictures) / true, bench.part.seed),
-        "psnr": intervals.summary(distances(pictures, theirs)["psnr"], bench.part.seed),
+        "psnr": intervals.summary(distances(pictures, reference)["psnr"], bench.part.seed),
     }
 
 
-def enlarged_by(bench: Bench, told: Settings, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """A row a model, with its marks at every size, and the pictures of the last."""
-    how = {"size": bench.side, "steps": told.steps, "seed": told.seed}
-    small = sampling.draw(bench.teacher, bench.asked(told.pictures), **how)
-    theirs = chain(bench, told, small, None)
-    drawn = {ENLARGED: enlarging(told, small), TEACHER: theirs}
+def enlarged_by(
+    bench: Bench, settings: Settings, names: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Draw with every model; return a row for each, with its marks at every size, and the pictures of the last size."""
+    options = {"size": bench.side, "steps": settings.steps, "seed": settings.seed}
+    small = sampling.draw(bench.teacher, bench.asked(settings.pictures), **options)
+    reference = chain(bench, settings, small, None)
+    drawn = {ENLARGED: enlarging(settings, small), TEACHER: reference}
     for name in names:
-        drawn[name] = chain(bench, told, small, student(bench, name))
+        drawn[name] = chain(bench, settings, small, student(bench, name))
     if hasattr(getattr(bench.teacher.model, "pos_embed", None), "theta"):
         model = student(bench, names[0])
-        drawn[f"{names[0]}, ntk {told.ntk:g}"] = chain(bench, told, small, model, told.ntk)
+        drawn[f"{names[0]}, ntk {settings.ntk:g}"] = chain(bench, settings, small, model, settings.ntk)
     rows = []
     for name, pictures in drawn.items():
-        rows.append({"model": name, "marks": [marks(bench, *pair) for pair in zip(pictures, theirs, strict=True)]})
-        say(f"{bench.role}, {name}: {_said(rows[-1]['marks'][-1])}")
+        by_size = [marks(bench, *pair) for pair in zip(pictures, reference, strict=True)]
+        rows.append({"model": name, "marks": by_size})
+        say(f"{bench.role}, {name}: {_marks_text(by_size[-1])}")
     return rows, {name: pictures[-1][:SHOWN] for name, pictures in drawn.items()}
 
 
-def _said(mark: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{name} {mark[name]['value']:.3g}" for name in ("shape", "edges", "psnr"))
-    return f"{mark['side']} px, {shown}"
+def _marks_text(mark: Mapping[str, Any]) -> str:
+    """Write the marks of one size for the log."""
+    values = ", ".join(f"{name} {mark[name]['value']:.3g}" for name in ("shape", "edges", "psnr"))
+    return f"{mark['side']} px, {values}"
 
 
 # One forward ---------------------------------------------------------------------------------------------------------
 
 
-def growing(bench: Bench, told: Settings, model: nn.Module) -> list[dict[str, Any]]:
-    """Seconds, bytes and multiply-accumulates of one forward of one picture, a row a side, as far as the limit lets."""
+def growing(bench: Bench, settings: Settings, model: nn.Module) -> list[dict[str, Any]]:
+    """Measure one forward of one picture at every side: seconds, bytes and multiply-accumulates.
+
+    The rows end before the first side that is predicted to exceed the limit of multiply-accumulates.
+    """
     rows: list[dict[str, Any]] = []
     source = sampling.Source.of(bench.teacher)
-    for side in told.sides:
+    for side in settings.sides:
         sides = sampling.latent_sides(source, side)
         inputs = bench.teacher.conditions.example(*sides, bench.asked(1))
         tokens = sides[0] * sides[1] // source.conditions.unit**2
-        if predict(_by(rows, "macs"), tokens) > told.limit:
+        if predict(_as_seconds(rows, "macs"), tokens) > settings.limit:
             break
-        macs = costs.macs(model, inputs=inputs)["total"]  # its forward is the warm-up of the next
+        macs = costs.macs(model, inputs=inputs)["total"]  # this forward also warms up the timed one
         with torch.no_grad(), sampling.evaluating(model):
             call = functools.partial(model, **inputs)
             device = next(model.parameters()).device
@@ -143,43 +159,50 @@ def growing(bench: Bench, told: Settings, model: nn.Module) -> list[dict[str, An
     return rows
 
 
-def _by(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Rows whose `key` stands where growth.py looks for seconds."""
+def _as_seconds(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Put each row's `key` under "seconds", the key whose growth growth.py fits."""
     return [{"tokens": row["tokens"], "seconds": row[key]} for row in rows]
 
 
 def without_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is the same on every machine, with p of bytes and multiply-accumulates ~ tokens^p over the larger half."""
-    kept = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    return {"rows": kept, "exponents": {key: exponent(_by(rows, key)) for key in ("bytes", "macs")}}
+    """Return what is the same on every machine, with the exponents of bytes and multiply-accumulates.
+
+    An exponent is p in bytes ~ tokens^p, fitted over the larger half of the sizes.
+    """
+    kept = []
+    for row in rows:
+        kept.append({key: value for key, value in row.items() if key != "seconds"})
+    return {"rows": kept, "exponents": {key: exponent(_as_seconds(rows, key)) for key in ("bytes", "macs")}}
 
 
 def seconds_alone(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kept = [{key: row[key] for key in ("side", "seconds")} for row in rows]
-    return {"rows": kept, "exponent": exponent(_by(rows, "seconds"))}
+    """Return the seconds by side, with their exponent."""
+    kept = [{"side": row["side"], "seconds": row["seconds"]} for row in rows]
+    return {"rows": kept, "exponent": exponent(_as_seconds(rows, "seconds"))}
 
 
 # The study -----------------------------------------------------------------------------------------------------------
 
 
-def measure(told: Settings | None = None) -> dict[str, Any]:
-    told, found, times = told or load(), {}, {}
-    for role, names in told.teachers.items():
+def measure(settings: Settings | None = None) -> dict[str, Any]:
+    """Measure every model of every teacher; write and return the result, write the sheets and the run file."""
+    settings, teachers, times = settings or load(), {}, {}
+    for role, names in settings.teachers.items():
         bench = Bench(params.load(), role)
-        rows, pictures = enlarged_by(bench, told, names)
-        models = {TEACHER: bench.teacher.model} | {n: student(bench, n) for n in names}
+        rows, pictures = enlarged_by(bench, settings, names)
+        models = {TEACHER: bench.teacher.model} | {name: student(bench, name) for name in names}
         grown = {}
         for name, model in models.items():
             say(f"{role}, {name}: one forward")
-            grown[name] = growing(bench, told, model)
-        asked = bench.teacher.conditions.words(bench.asked(SHOWN))
-        forwards = {name: without_seconds(each) for name, each in grown.items()}
-        shown = {"folder": shown_of(bench)["folder"], "asked": asked}
-        found[role] = {**shown, "rows": rows, "forwards": forwards}
-        times[role] = {name: seconds_alone(each) for name, each in grown.items()}
+            grown[name] = growing(bench, settings, model)
+        prompts = bench.teacher.conditions.words(bench.asked(SHOWN))
+        forwards = {name: without_seconds(by_side) for name, by_side in grown.items()}
+        folder = shown_of(bench)["folder"]
+        teachers[role] = {"folder": folder, "asked": prompts, "rows": rows, "forwards": forwards}
+        times[role] = {name: seconds_alone(by_side) for name, by_side in grown.items()}
         studyparts.write_sheet(pictures, project.study(sheet(role), write=True), quality=85)
-    result = {key: value for key, value in dataclasses.asdict(told).items() if key != "teachers"}
-    result |= {"teachers": found}
+    result = {key: value for key, value in dataclasses.asdict(settings).items() if key != "teachers"}
+    result |= {"teachers": teachers}
     run = {"facts": project.facts(), "times": times}
     project.write_json(studyparts.run_file("resolution", write=True), run)
     project.write_json(project.study(RESULT, write=True), result)
@@ -187,7 +210,7 @@ def measure(told: Settings | None = None) -> dict[str, Any]:
 
 
 def sheet(role: str) -> str:
-    """The last size, a row a model."""
+    """Name the sheet of the last size, which has a row of pictures for each model."""
     return f"resolution-{role}.jpg"
 
 
@@ -195,30 +218,30 @@ def sheet(role: str) -> str:
 
 
 def sections() -> list[tuple[str, str]]:
-    """(title, HTML) of each teacher; nothing where the study was not run."""
+    """Return (title, HTML) of each teacher, and nothing where the study was not run."""
     if not project.study(RESULT).exists():
         return []
     result = project.read_json(project.study(RESULT))
     path = studyparts.run_file("resolution")
     run = project.read_json(path) if path.exists() else {}
     times = run.get("times", {})
-    found = [("Other resolutions", _intro(result, run.get("facts")))]
-    for role, part in result["teachers"].items():
-        body = table(part["rows"]) + growth(part["forwards"], times.get(role, {}))
+    titled = [("Other resolutions", _intro(result, run.get("facts")))]
+    for role, teacher in result["teachers"].items():
+        body = table(teacher["rows"]) + growth(teacher["forwards"], times.get(role, {}))
         if project.study(sheet(role)).exists():
-            pictures = studyparts.read_sheet([row["model"] for row in part["rows"]], project.study(sheet(role)))
-            alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(part['asked'])}."
+            pictures = studyparts.read_sheet([row["model"] for row in teacher["rows"]], project.study(sheet(role)))
+            alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(teacher['asked'])}."
             body += f"<figure>{figures.grid(pictures, alt=alt).html()}</figure>"
-        found.append((f"{part['folder']} from {_first(part)} px on", body))
-    return found
+        titled.append((f"{teacher['folder']} from {_first_side(teacher)} px on", body))
+    return titled
 
 
-def _first(part: Mapping[str, Any]) -> int:
-    return part["rows"][0]["marks"][0]["side"]
+def _first_side(teacher: Mapping[str, Any]) -> int:
+    return teacher["rows"][0]["marks"][0]["side"]
 
 
 def _intro(result: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
-    strengths = " and ".join(f"{each:g}" for each in result["strengths"])
+    strengths = " and ".join(f"{strength:g}" for strength in result["strengths"])
     where = f" Seconds were measured on {html.escape(studyparts.measured_on(facts))}." if facts else ""
     return (
         f"<p>{result['pictures']} pictures of each teacher, enlarged {result['factor']} times and drawn again from "
@@ -234,37 +257,39 @@ COLUMNS = {"shape": ("Shape, %", 100, 1), "edges": ("Edges", 1, 2), "psnr": ("PS
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     sides = [mark["side"] for mark in rows[0]["marks"]]
     heads = ["", *(f"{title}, {side} px" for side in sides for title, *_ in COLUMNS.values())]
-    found = [(row["model"], [_cell(mark, key) for mark in row["marks"] for key in COLUMNS]) for row in rows]
-    return studyparts.table("Pictures at other sizes", heads, found)
+    lines = []
+    for row in rows:
+        lines.append((row["model"], [_cell(mark, key) for mark in row["marks"] for key in COLUMNS]))
+    return studyparts.table("Pictures at other sizes", heads, lines)
 
 
 def _cell(mark: Mapping[str, Any], key: str) -> studyparts.Cell:
-    """The same picture has no distance worth a number."""
+    """Write one mark; equal pictures get a dash, since PSNR_MOST only stands for infinity."""
     same = key == "psnr" and (mark[key]["value"] or 0) >= PSNR_MOST
     return "–" if same else studyparts.cell(mark[key], *COLUMNS[key][1:])
 
 
 def growth(forwards: Mapping[str, Any], times: Mapping[str, Any]) -> str:
-    """One forward: seconds and memory by side, with the exponents of both and of the arithmetic."""
-    sides = sorted({row["side"] for each in forwards.values() for row in each["rows"]})
+    """Write one forward's seconds and memory by side, with the exponents of both and of the arithmetic."""
+    sides = sorted({row["side"] for forward in forwards.values() for row in forward["rows"]})
     powers = [f"{what} ~ tokens to the" for what in ("Time", "Memory", "Arithmetic")]
     rows = []
-    for name, each in forwards.items():
+    for name, forward in forwards.items():
         timed = times.get(name, {"rows": [], "exponent": None})
         seconds = {row["side"]: row["seconds"] for row in timed["rows"]}
-        size = {row["side"]: row["bytes"] for row in each["rows"]}
-        found = (timed["exponent"], each["exponents"]["bytes"], each["exponents"]["macs"])
-        cells = [_forward(seconds.get(side), size.get(side)) for side in sides]
-        rows.append((name, [*cells, *("–" if power is None else f"{power:.2f}" for power in found)]))
+        memory = {row["side"]: row["bytes"] for row in forward["rows"]}
+        exponents = (timed["exponent"], forward["exponents"]["bytes"], forward["exponents"]["macs"])
+        cells = [_forward_cell(seconds.get(side), memory.get(side)) for side in sides]
+        rows.append((name, [*cells, *("–" if power is None else f"{power:.2f}" for power in exponents)]))
     heads = ["One forward", *(f"{side} px" for side in sides), *powers]
     return studyparts.table("One forward by size", heads, rows)
 
 
-def _forward(seconds: float | None, size: int | None) -> studyparts.Cell:
-    if size is None:
+def _forward_cell(seconds: float | None, memory: int | None) -> studyparts.Cell:
+    if memory is None:
         return "–"
-    shown = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-    return shown if seconds is None else (numbers.seconds(seconds), shown)
+    text = f"{memory / 2**30:.1f} GiB" if memory >= 2**30 else f"{memory / 2**20:.0f} MiB"
+    return text if seconds is None else (numbers.seconds(seconds), text)
 
 
 def main() -> int:

@@ -15,9 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     stages = parser.add_subparsers(dest="stage", required=True)
     stages.add_parser("train").add_argument("plugin", choices=PLUGINS)
     stages.add_parser("measure")
-    options = parser.parse_args(arguments)
-    if options.stage == "train":
-        return studyparts.run("plugins", "train", f"train/{options.plugin}", plugin=options.plugin)
+    parsed = parser.parse_args(arguments)
+    if parsed.stage == "train":
+        return studyparts.run("plugins", "train", f"train/{parsed.plugin}", plugin=parsed.plugin)
     return studyparts.run("plugins", "plugins", "measure")
 
 

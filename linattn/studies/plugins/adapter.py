@@ -1,11 +1,11 @@
-"""An IP-Adapter: a picture in the place of a caption, read by keys and values of its own in cross-attention.
+"""An IP-Adapter: a picture replaces the caption; cross-attention reads it with keys and values of its own.
 
-- The four tokens of a picture begin as what the text encoder says of colour, shape and background (`words`), which the
-  UNet can read already. Begun at random, with an encoder of fewer pictures, 12 % of 32 had the right shape after 700
-  steps, and 97 % the colour.
-- Most of its captions are empty: a caption that says everything leaves nothing for the picture to say.
-- It is trained where diffusers' own loader has put it, and stored in the published layout: models/ip.safetensors beside
-  models/image_encoder.
+- The four tokens of a picture are first trained to be the text encoder's states of colour, shape and background
+  (`words`), which the UNet can read already. From a random start, with an encoder trained on fewer pictures, the shape
+  was right in 12 % of 32 pictures after 700 steps, and the colour in 97 %.
+- Most training captions are empty: after a caption that says everything, the picture would add nothing.
+- Training uses the modules as diffusers' own loader builds them. The adapter is stored in the published layout:
+  models/ip.safetensors beside models/image_encoder.
 """
 
 import copy
@@ -27,10 +27,11 @@ from linattn.studies.plugins.plugin import Plugin, Question, scenes
 from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
-PLACE, FILE = "models", "ip.safetensors"
-TOLD = (2, 3, 5, 6)  # tokens of "begin a red ring on sand dots end" that a picture becomes: as many as the loader wants
-EMPTY = 0.6  # of the captions, beyond those that every training drops
-HIDDEN = 0.1  # of the pictures
+SUBFOLDER, FILE = "models", "ip.safetensors"
+# The tokens of "begin a red ring on sand dots end" that a picture learns to give: as many as the loader expects.
+TOKENS = (2, 3, 5, 6)
+EMPTY = 0.6  # share of empty captions, beyond those that every training drops
+HIDDEN = 0.1  # share of pictures whose vector is zero
 
 
 class Adapter(Plugin):
@@ -39,18 +40,20 @@ class Adapter(Plugin):
     obeys = ("shape", "colour", "background")
 
     def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
-        eye, seen = encoder.train(recipe.encoder, teacher.card["side"], scratch / "encoder", teacher.device)
-        projection, said = words(teacher, eye, recipe.words, scratch / "words")
-        store(_state(projection, _text(teacher.model)), eye, scratch / "fresh")
+        image_encoder, encoder_rows = encoder.train(
+            recipe.encoder, teacher.card["side"], scratch / "encoder", teacher.device
+        )
+        projection, words_rows = words(teacher, image_encoder, recipe.words, scratch / "words")
+        store(_state(projection, _text_keys_values(teacher.model)), image_encoder, scratch / "fresh")
         pipe = self.mount(copy.deepcopy(teacher.pipe), scratch / "fresh")
-        rows = _tune(teacher, pipe, recipe, scratch)
+        plugin_rows = _tune(teacher, pipe, recipe, scratch)
         (projection,) = pipe.unet.encoder_hid_proj.image_projection_layers
-        store(_state(projection, _own(pipe.unet)), eye, folder)
-        parts = {"encoder": seen, "words": said, "plugin": rows}
-        return [{**row, "stage": stage} for stage, part in parts.items() for row in part]
+        store(_state(projection, _image_keys_values(pipe.unet)), image_encoder, folder)
+        stages = {"encoder": encoder_rows, "words": words_rows, "plugin": plugin_rows}
+        return [{**row, "stage": stage} for stage, rows in stages.items() for row in rows]
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-        pipe.load_ip_adapter(folder, subfolder=PLACE, weight_name=FILE)
+        pipe.load_ip_adapter(folder, subfolder=SUBFOLDER, weight_name=FILE)
         return pipe
 
     def silence(self, pipe: DiffusionPipeline) -> dict[str, Any]:
@@ -61,92 +64,109 @@ class Adapter(Plugin):
         pipe.unload_ip_adapter()
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
-        told = scenes(count, seed)
-        return {"no caption": Question([""] * count, told, world.render(told, side), at_once=1)}
+        true = scenes(count, seed)
+        return {"no caption": Question([""] * count, true, world.render(true, side), at_once=1)}
 
     def given(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
         (shown,) = question.shown.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return {"ip_adapter_image": Image.fromarray(shown)}
 
-    def marks(self, eye: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
+    def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         kinds = tuple(world.BACKGROUNDS)
         wanted = torch.tensor([kinds.index(scene.background.kind) for scene in question.scenes])
-        return {**marks.asked(eye, pictures, question.scenes), "background": marks.backgrounds(pictures) == wanted}
+        return {**marks.asked(judge, pictures, question.scenes), "background": marks.backgrounds(pictures) == wanted}
 
 
 def words(
-    teacher: Teacher, eye: CLIPVisionModelWithProjection, recipe: Recipe, scratch: Path
+    teacher: Teacher, image_encoder: CLIPVisionModelWithProjection, recipe: Recipe, scratch: Path
 ) -> tuple[ImageProjection, list[dict[str, Any]]]:
-    """From the encoder's vector to four states of the text encoder: where the caption names what the picture shows."""
+    """Train a projection from the image encoder's vector to four states of the text encoder.
+
+    These are the states of the caption's words for what the picture shows.
+    """
     width, side = teacher.model.config.cross_attention_dim, teacher.card["side"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        projection = ImageProjection(encoder.VECTOR, width, len(TOLD)).to(teacher.device)
+        projection = ImageProjection(encoder.VECTOR, width, len(TOKENS)).to(teacher.device)
 
     def loss(step: int) -> Tensor:
-        told, dice = batch.of_step(recipe.seed, step, recipe.batch)
-        hidden = torch.rand(len(told), generator=dice) < HIDDEN
-        captions = ["" if each else plainly(scene) for scene, each in zip(told, hidden.tolist(), strict=True)]
+        true, generator = batch.of_step(recipe.seed, step, recipe.batch)
+        hidden = torch.rand(len(true), generator=generator) < HIDDEN
+        captions = ["" if drop else plainly(scene) for scene, drop in zip(true, hidden.tolist(), strict=True)]
         with torch.no_grad():
-            states = teacher.conditions.rows(captions)["encoder_hidden_states"][:, list(TOLD)]
-        return F.mse_loss(projection(vectors(eye, world.render(told, side), hidden)), states)
+            states = teacher.conditions.rows(captions)["encoder_hidden_states"][:, list(TOKENS)]
+        return F.mse_loss(projection(vectors(image_encoder, world.render(true, side), hidden)), states)
 
     return projection, learn(recipe, projection, list(projection.named_parameters()), loss, scratch)
 
 
 def plainly(scene: world.Scene) -> str:
-    """Its caption without a size, so that every word has its place."""
+    """Return the scene's caption without a size, so that every word has the same position in all captions."""
     thing = scene.things[0]
     return f"a {thing.colour} {thing.shape} on {scene.background}"
 
 
 @torch.no_grad()
-def vectors(eye: nn.Module, pictures: Tensor, hidden: Tensor) -> Tensor:
-    """(pictures, VECTOR); zero, as the pipelines' own, where nothing is shown."""
-    found = eye(encoder.pixels(pictures.to(eye.device))).image_embeds
-    return found.masked_fill(hidden[:, None].to(found.device), 0.0)
+def vectors(image_encoder: nn.Module, pictures: Tensor, hidden: Tensor) -> Tensor:
+    """Encode pictures, (pictures, VECTOR); a hidden picture's vector is zero, as in the pipelines."""
+    embeddings = image_encoder(encoder.pixels(pictures.to(image_encoder.device))).image_embeds
+    return embeddings.masked_fill(hidden[:, None].to(embeddings.device), 0.0)
 
 
 def _tune(teacher: Teacher, pipe: DiffusionPipeline, recipe: Recipe, scratch: Path) -> list[dict[str, Any]]:
-    """All that the adapter has in the UNet, by the UNet's own loss."""
-    unet, whole = pipe.unet, teacher.card["side"]
-    own = [(name, p) for name, p in unet.named_parameters() if ".processor." in name or "encoder_hid_proj." in name]
+    """Train all parameters that the adapter adds to the UNet, with the UNet's own loss."""
+    unet, side = pipe.unet, teacher.card["side"]
+    parameters = [
+        (name, parameter)
+        for name, parameter in unet.named_parameters()
+        if ".processor." in name or "encoder_hid_proj." in name
+    ]
 
     def loss(step: int) -> Tensor:
-        told, dice = batch.of_step(recipe.seed, step, recipe.batch)
-        empty, hidden = (torch.rand(len(told), generator=dice) < share for share in (EMPTY, HIDDEN))
-        captions = ["" if each else scene.caption for scene, each in zip(told, empty.tolist(), strict=True)]
-        given = batch.draw(teacher, told, captions, recipe.side(step, whole), dice)
-        shown = vectors(pipe.image_encoder, world.render(told, whole), hidden)[:, None]
-        return given.loss(unet, added_cond_kwargs={"image_embeds": [shown]})
+        true, generator = batch.of_step(recipe.seed, step, recipe.batch)
+        empty, hidden = (torch.rand(len(true), generator=generator) < share for share in (EMPTY, HIDDEN))
+        captions = ["" if drop else scene.caption for scene, drop in zip(true, empty.tolist(), strict=True)]
+        drawn = batch.draw(teacher, true, captions, recipe.side(step, side), generator)
+        embeddings = vectors(pipe.image_encoder, world.render(true, side), hidden)[:, None]
+        return drawn.loss(unet, added_cond_kwargs={"image_embeds": [embeddings]})
 
-    return learn(recipe, unet, own, loss, scratch)
+    return learn(recipe, unet, parameters, loss, scratch)
 
 
 # The published layout ------------------------------------------------------------------------------------------------
 
 
-def _text(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
-    """Keys and values for text, by the layout's number of a cross-attention: its place among all attentions."""
-    attentions = enumerate(name.removesuffix(".processor") for name in unet.attn_processors)
-    crossed = {number: unet.get_submodule(name) for number, name in attentions if ".attn2" in name}
-    return {number: (attn.to_k.weight, attn.to_v.weight) for number, attn in crossed.items()}
+def _text_keys_values(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the weights of keys and values for text, by cross-attention.
+
+    The layout numbers a cross-attention by its index among all attentions.
+    """
+    names = enumerate(name.removesuffix(".processor") for name in unet.attn_processors)
+    layers = {index: unet.get_submodule(name) for index, name in names if ".attn2" in name}
+    return {index: (layer.to_k.weight, layer.to_v.weight) for index, layer in layers.items()}
 
 
-def _own(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
-    """Keys and values for the picture."""
-    processors = {n: each for n, each in enumerate(unet.attn_processors.values()) if hasattr(each, "to_k_ip")}
-    return {number: (each.to_k_ip[0].weight, each.to_v_ip[0].weight) for number, each in processors.items()}
+def _image_keys_values(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the weights of keys and values for the picture, numbered as those for text."""
+    processors = {
+        index: processor
+        for index, processor in enumerate(unet.attn_processors.values())
+        if hasattr(processor, "to_k_ip")
+    }
+    return {index: (proc.to_k_ip[0].weight, proc.to_v_ip[0].weight) for index, proc in processors.items()}
 
 
 def _state(projection: ImageProjection, pairs: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    parts = {"proj": projection.image_embeds, "norm": projection.norm}
-    state = {f"image_proj.{part}.{name}": p for part, layer in parts.items() for name, p in layer.named_parameters()}
-    for number, (key, value) in pairs.items():
-        state |= {f"ip_adapter.{number}.to_k_ip.weight": key, f"ip_adapter.{number}.to_v_ip.weight": value}
+    """Return the adapter's tensors by their names in the published file."""
+    state = {}
+    for part, layer in {"proj": projection.image_embeds, "norm": projection.norm}.items():
+        state |= {f"image_proj.{part}.{name}": parameter for name, parameter in layer.named_parameters()}
+    for index, (key, value) in pairs.items():
+        state |= {f"ip_adapter.{index}.to_k_ip.weight": key, f"ip_adapter.{index}.to_v_ip.weight": value}
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def store(state: dict[str, Tensor], eye: CLIPVisionModelWithProjection, folder: Path) -> None:
-    eye.save_pretrained(folder / PLACE / "image_encoder")
-    save_file(state, folder / PLACE / FILE)
+def store(state: dict[str, Tensor], image_encoder: CLIPVisionModelWithProjection, folder: Path) -> None:
+    """Write the adapter and its image encoder in the published layout."""
+    image_encoder.save_pretrained(folder / SUBFOLDER / "image_encoder")
+    save_file(state, folder / SUBFOLDER / FILE)

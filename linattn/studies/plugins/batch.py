@@ -1,7 +1,7 @@
-"""What one step of a plug-in's training sees: true pictures of the world, noised, with their captions.
+"""The batch of one step of a plug-in's training: true pictures of the world, noised, with their captions.
 
-Times are uniform, which is mostly noise: what a plug-in says (where, which shape, which colour) is decided there, and
-the teacher's own times, that favour the middle, teach it later.
+Times are uniform, which is mostly noise. A plug-in's condition (where, which shape, which colour) is decided at high
+noise; the teacher's own times favour the middle, and with them the plug-in learns its condition later.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from linattn.checkpoint import generator
 from linattn.conditions import Rows
 from linattn.teachers import Teacher
 
-DROP = 0.1  # of the captions are empty, as in the teacher's own training: guidance needs both
+DROP = 0.1  # share of empty captions, as in the teacher's own training: guidance needs both predictions
 
 
 @dataclass(frozen=True)
@@ -26,32 +26,31 @@ class Batch:
     noisy: Tensor  # latents
     t: Tensor  # (batch,)
     target: Tensor
-    rows: Rows  # the captions, by the names of the UNet's forward
+    rows: Rows  # the captions' conditioning, by the argument names of the UNet's forward
 
-    def loss(self, unet: nn.Module, **more: Any) -> Tensor:
-        """Squared error of the prediction; bfloat16 takes half of the time on a CPU that has it."""
+    def loss(self, unet: nn.Module, **kwargs: Any) -> Tensor:
+        """Return the squared error of the prediction; bfloat16 halves the time on a CPU that supports it."""
         with torch.autocast(self.noisy.device.type, torch.bfloat16):
-            found = unet(self.noisy, self.t, **self.rows, **more, return_dict=False)[0]
-        return F.mse_loss(found.float(), self.target)
+            prediction = unet(self.noisy, self.t, **self.rows, **kwargs, return_dict=False)[0]
+        return F.mse_loss(prediction.float(), self.target)
 
 
 @torch.no_grad()
 def draw(
-    teacher: Teacher, scenes: Sequence[world.Scene], captions: Sequence[str], side: int, dice: torch.Generator
+    teacher: Teacher, scenes: Sequence[world.Scene], captions: Sequence[str], side: int, rng: torch.Generator
 ) -> Batch:
-    """Pictures of `scenes` told as `captions`, of which some are dropped."""
+    """Draw a batch of pictures of `scenes` with `captions`, of which some are dropped."""
     pictures = world.render(scenes, side).to(teacher.device)
     clean = teacher.encode(pictures).float()
-    t = teacher.diffusion.uniform_times(len(scenes), dice).to(teacher.device)
-    eps = torch.randn(clean.shape, generator=dice).to(teacher.device)
-    dropped = (torch.rand(len(scenes), generator=dice) < DROP).tolist()
-    told = ["" if empty else caption for empty, caption in zip(dropped, captions, strict=True)]
+    t = teacher.diffusion.uniform_times(len(scenes), rng).to(teacher.device)
+    eps = torch.randn(clean.shape, generator=rng).to(teacher.device)
+    dropped = (torch.rand(len(scenes), generator=rng) < DROP).tolist()
+    prompts = ["" if empty else caption for empty, caption in zip(dropped, captions, strict=True)]
     process = teacher.diffusion
-    return Batch(
-        pictures, process.noised(clean, eps, t), t, process.target(clean, eps, t), teacher.conditions.rows(told)
-    )
+    noisy, target = process.noised(clean, eps, t), process.target(clean, eps, t)
+    return Batch(pictures, noisy, t, target, teacher.conditions.rows(prompts))
 
 
 def of_step(seed: int, step: int, count: int) -> tuple[list[world.Scene], torch.Generator]:
-    """The scenes of one step, never any twice, and its dice."""
+    """Return the scenes of one step, which no other step repeats, and the step's random generator."""
     return world.scenes(count, seed, start=step * count), generator(seed, step)

@@ -1,4 +1,4 @@
-"""What all rows of the study share: teacher, judge, bodies, and the stock pipelines' pictures from the same noise."""
+"""The bench that all rows of the study share: teacher, judge, bodies, and the stock pipelines' pictures."""
 
 import copy
 import dataclasses
@@ -20,17 +20,18 @@ from linattn.world import judge
 
 @dataclass(frozen=True)
 class Bench:
-    """What all rows share, and the pictures without a plug-in, which several rows are compared with."""
+    """Hold what all rows share, and cache the pictures without a plug-in, with which several rows are compared."""
 
-    told: Settings
+    settings: Settings
     drawn: dict[Any, Tensor] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> teachers.Teacher:
-        return teachers.load(project.ROOT / self.told.teacher, device=project.device())
+        return teachers.load(project.ROOT / self.settings.teacher, device=project.device())
 
     @cached_property
     def eye(self) -> nn.Module:
+        """Load the judge."""
         return judge.load(project.ROOT / "data" / "judge").to(project.device())
 
     @property
@@ -39,32 +40,39 @@ class Bench:
 
     @property
     def bodies(self) -> list[Body]:
-        return [Body(SOFTMAX), *(Body(name, project.published(f"students/{name}")) for name in self.told.students)]
+        students = [Body(name, project.published(f"students/{name}")) for name in self.settings.students]
+        return [Body(SOFTMAX), *students]
 
     def pipe(self) -> DiffusionPipeline:
-        """Of one's own, to be changed."""
+        """Return a copy of the teacher's pipeline, which the caller may change."""
         pipe = copy.deepcopy(self.teacher.pipe)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def questions(self, plugin: Plugin) -> dict[str, Question]:
-        return plugin.questions(self.told.measure.pictures, self.told.measure.seed, self.side)
+        return plugin.questions(self.settings.measure.pictures, self.settings.measure.seed, self.side)
 
     def draw(
-        self, pipe: DiffusionPipeline, question: Question, plugin: Plugin | None = None, steps: int = 0, **more: Any
+        self, pipe: DiffusionPipeline, question: Question, plugin: Plugin | None = None, steps: int = 0, **extra: Any
     ) -> Tensor:
-        """(captions, 3, side, side) in [0, 1], of 8 bits. Picture i's noise is from (seed, i)."""
-        part = self.told.measure
-        how = {"num_inference_steps": steps or part.steps, "guidance_scale": self.teacher.card["guidance"]}
-        how |= {"height": self.side, "width": self.side, "output_type": "pt", **more}
-        dice, found = iter([generator(part.seed, number) for number in range(len(question.captions))]), []
-        for some in question.split(part.batch):
-            given = {} if plugin is None else plugin.given(pipe, some)
-            noise = [next(dice) for _ in some.captions]
-            found.append(pipe(list(some.captions), generator=noise, **how, **given).images.float().cpu())
-        return torch.cat(found).mul(255).round().div(255)
+        """Draw the question's pictures, (captions, 3, side, side) in [0, 1], rounded to 8 bits.
+
+        The noise of picture i is seeded with (seed, i). `extra` are further keyword arguments of the pipeline.
+        """
+        measure = self.settings.measure
+        kwargs = {"num_inference_steps": steps or measure.steps, "guidance_scale": self.teacher.card["guidance"]}
+        kwargs |= {"height": self.side, "width": self.side, "output_type": "pt", **extra}
+        generators = iter([generator(measure.seed, index) for index in range(len(question.captions))])
+        pictures = []
+        for call in question.split(measure.batch):
+            inputs = {} if plugin is None else plugin.given(pipe, call)
+            call_generators = [next(generators) for _ in call.captions]
+            output = pipe(list(call.captions), generator=call_generators, **kwargs, **inputs)
+            pictures.append(output.images.float().cpu())
+        return torch.cat(pictures).mul(255).round().div(255)
 
     def without(self, body: Body, question: Question) -> Tensor:
+        """Draw the same pictures without a plug-in, or return them where they were drawn before."""
         key = (body.name, tuple(question.captions), question.at_once)
         if key not in self.drawn:
             pipe = self.pipe()
@@ -74,7 +82,7 @@ class Bench:
 
 
 def mounted(bench: Bench, plugin: Plugin, body: Body) -> DiffusionPipeline:
-    """A fresh pipeline with both: plug-in first, student second."""
+    """Return a fresh pipeline with the plug-in, and then with the student's layers."""
     pipe = plugin.mount(bench.pipe(), folder(plugin.name))
     body.onto(pipe, plugin.is_base)
     return pipe

@@ -1,4 +1,4 @@
-"""What a plug-in is mounted on: the teacher as it is, or with a student's layers in the place of its self-attention."""
+"""The model that a plug-in is mounted on: the teacher, with its own self-attention or with a student's layers."""
 
 import json
 import warnings
@@ -18,11 +18,14 @@ SOFTMAX = "softmax"
 @dataclass(frozen=True)
 class Body:
     name: str
-    folder: Path | None = None  # a student's; None: softmax
-    distilled: bool = True  # or converted as the student was, with the weights that are there
+    folder: Path | None = None  # the student's folder; None is the teacher with softmax
+    distilled: bool = True  # False converts as the student was converted, without its trained weights
 
     def onto(self, pipe: DiffusionPipeline, fine_tuned: bool = False) -> None:
-        """In place. A fine-tune is not the student's base, which `linattn.load` takes only if it is told so."""
+        """Put the student's layers into `pipe`, in place.
+
+        A fine-tune is not the student's base: `linattn.load` accepts it only with strict=False.
+        """
         if self.folder is None:
             return
         if self.distilled:
@@ -31,15 +34,16 @@ class Body:
                 linattn.load(pipe, self.folder, strict=not fine_tuned)
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # what an operator adds is drawn
+            torch.manual_seed(0)  # an operator may add randomly initialised weights
             linattn.linearize(pipe, **self.operator)
 
     @property
     def operator(self) -> dict[str, Any]:
-        """As `linearize` takes it; a student here has one operator in all its layers."""
+        """Return the arguments of `linearize`; a student of this study has one operator in all its layers."""
         first = json.loads((self.folder / surgery.CARD).read_text())["layers"][0]
         return {"name": first["operator"], **first["options"]}
 
     @property
     def raw(self) -> "Body":
+        """Return the same student converted, without distillation."""
         return Body(f"{self.name}, not distilled", self.folder, distilled=False)

@@ -1,7 +1,7 @@
-"""The image encoder of the IP-Adapter: a small CLIP vision model that learns to say what a picture of the world shows.
+"""The image encoder of the IP-Adapter: a small CLIP vision model that learns to describe a picture of the world.
 
-- Trained on exact descriptions (shape, colour, background, size and place) rather than against captions: what matters
-  is that its one vector holds them.
+- It is trained on exact descriptions (shape, colour, background, size and position) rather than against captions: its
+  one vector must hold them.
 - Pictures are normalised as the pipeline's own CLIPImageProcessor does.
 """
 
@@ -20,7 +20,7 @@ from linattn.studies.plugins.recipe import Recipe, learn
 
 WIDTH, VECTOR, PATCH = 96, 64, 8
 KINDS = (len(world.SHAPES), len(world.COLOURS), len(world.BACKGROUNDS), len(world.TONES))
-PLACE = 3  # size, x, y
+POSITION = 3  # size, x, y
 
 
 def build(side: int, seed: int = 0) -> CLIPVisionModelWithProjection:
@@ -32,50 +32,54 @@ def build(side: int, seed: int = 0) -> CLIPVisionModelWithProjection:
 
 
 def pixels(pictures: Tensor) -> Tensor:
-    """What the image processor makes of pictures in [0, 1] that have the encoder's own side."""
+    """Normalise pictures in [0, 1] of the encoder's own side as the image processor does."""
     processor = CLIPImageProcessor()
-    mean, std = (pictures.new_tensor(each)[:, None, None] for each in (processor.image_mean, processor.image_std))
+    mean = pictures.new_tensor(processor.image_mean)[:, None, None]
+    std = pictures.new_tensor(processor.image_std)[:, None, None]
     return (pictures - mean) / std
 
 
-class Teller(nn.Module):
-    """The encoder, and a line that reads its vector out in training."""
+class Describer(nn.Module):
+    """Describe pictures: the encoder, and the linear layer that reads out its vector in training."""
 
     def __init__(self, side: int, seed: int):
         super().__init__()
         self.encoder = build(side, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.told = nn.Linear(VECTOR, sum(KINDS) + PLACE)
+            self.readout = nn.Linear(VECTOR, sum(KINDS) + POSITION)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of each kind, and size and position."""
         vector = self.encoder(pixels(pictures)).image_embeds
-        return self.told(vector).float().split([*KINDS, PLACE], dim=1)
+        return self.readout(vector).float().split([*KINDS, POSITION], dim=1)
 
 
 def described(scenes: Sequence[world.Scene]) -> tuple[Tensor, Tensor]:
-    """(scenes, 4) indices and (scenes, 3) size and place."""
+    """Return the true description of scenes of one thing: (scenes, 4) indices, and (scenes, 3) size and position."""
     kinds, tones = tuple(world.BACKGROUNDS), tuple(world.TONES)
-    names = [
-        (*world.label_parts(each.label), kinds.index(each.background.kind), tones.index(each.background.colour))
-        for each in scenes
-    ]
-    places = [(thing.size, thing.x, thing.y) for each in scenes for thing in each.things]
-    return torch.tensor(names), torch.tensor(places)
+    indices, positions = [], []
+    for scene in scenes:
+        background = scene.background
+        parts = world.label_parts(scene.label)
+        indices.append((*parts, kinds.index(background.kind), tones.index(background.colour)))
+        positions += [(thing.size, thing.x, thing.y) for thing in scene.things]
+    return torch.tensor(indices), torch.tensor(positions)
 
 
 def train(
     recipe: Recipe, side: int, scratch: Path, device: torch.device
 ) -> tuple[CLIPVisionModelWithProjection, list[dict[str, Any]]]:
-    teller = Teller(side, recipe.seed).to(device)
+    """Train the encoder; return it with the rows of its curve."""
+    describer = Describer(side, recipe.seed).to(device)
 
     def loss(step: int) -> Tensor:
         scenes, _ = batch.of_step(recipe.seed, step, recipe.batch)
-        names, places = (each.to(device) for each in described(scenes))
+        indices, positions = (tensor.to(device) for tensor in described(scenes))
         with torch.autocast(device.type, torch.bfloat16):
-            *found, place = teller(world.render(scenes, side).to(device))
-        wrong = [F.cross_entropy(each, name) for each, name in zip(found, names.T, strict=True)]
-        return sum(wrong) + 10 * F.mse_loss(place, places)
+            *logits, predicted = describer(world.render(scenes, side).to(device))
+        losses = [F.cross_entropy(output, target) for output, target in zip(logits, indices.T, strict=True)]
+        return sum(losses) + 10 * F.mse_loss(predicted, positions)
 
-    rows = learn(recipe, teller, list(teller.named_parameters()), loss, scratch, side=side)
-    return teller.encoder, rows
+    rows = learn(recipe, describer, list(describer.named_parameters()), loss, scratch, side=side)
+    return describer.encoder, rows

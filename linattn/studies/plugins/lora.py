@@ -1,7 +1,7 @@
 """A LoRA for a style: dots behind everything, whatever background the caption asks for.
 
-- Two of them, in self-attention (attn1, which linattn replaces) and in cross-attention (attn2, which it leaves alone).
-- Stored by `save_lora_weights`, read by `load_lora_weights`.
+- The study has two, in self-attention (attn1, which linattn replaces) and in cross-attention (attn2, which it keeps).
+- `save_lora_weights` stores them, `load_lora_weights` reads them.
 """
 
 import copy
@@ -25,6 +25,7 @@ ADAPTER = "style"
 
 
 def styled(scene: world.Scene) -> world.Scene:
+    """Return the scene with the style's background."""
     return dataclasses.replace(scene, background=dataclasses.replace(scene.background, kind=STYLE))
 
 
@@ -41,14 +42,14 @@ class Lora(Plugin):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             targets = rf".*{self.attention}\.(to_q|to_k|to_v|to_out\.0)"
-            # alpha as large as the rank: a file that names no alpha is read that way
+            # alpha equals the rank, because the loader assumes this of a file that names no alpha
             unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=targets))
-        factors = [(name, p) for name, p in unet.named_parameters() if ".lora_" in name]
+        factors = [(name, parameter) for name, parameter in unet.named_parameters() if ".lora_" in name]
 
         def loss(step: int) -> Tensor:
-            told, dice = batch.of_step(recipe.seed, step, recipe.batch)
-            captions, side = [each.caption for each in told], recipe.side(step, teacher.card["side"])
-            return batch.draw(teacher, [styled(each) for each in told], captions, side, dice).loss(unet)
+            plain, generator = batch.of_step(recipe.seed, step, recipe.batch)
+            captions, side = [scene.caption for scene in plain], recipe.side(step, teacher.card["side"])
+            return batch.draw(teacher, [styled(scene) for scene in plain], captions, side, generator).loss(unet)
 
         about = {"attention": self.attention}
         rows = learn(recipe, unet, factors, loss, scratch, **about)
@@ -67,10 +68,10 @@ class Lora(Plugin):
         pipe.unload_lora_weights()
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
-        """Captions that ask for another background."""
-        told = [scene for scene in scenes(2 * count, seed) if scene.background.kind != STYLE][:count]
-        return {"another background": Question([scene.caption for scene in told], [styled(scene) for scene in told])}
+        """Return captions that ask for another background than the style's."""
+        plain = [scene for scene in scenes(2 * count, seed) if scene.background.kind != STYLE][:count]
+        return {"another background": Question([scene.caption for scene in plain], [styled(scene) for scene in plain])}
 
-    def marks(self, eye: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
+    def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         dotted = marks.backgrounds(pictures) == tuple(world.BACKGROUNDS).index(STYLE)
-        return {STYLE: dotted, **marks.asked(eye, pictures, question.scenes)}
+        return {STYLE: dotted, **marks.asked(judge, pictures, question.scenes)}

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from linattn import params, project, teachers
-from linattn.studies.plugins import settings
-from linattn.studies.plugins.settings import PLUGINS, Settings
+from linattn.studies.plugins.settings import PLUGINS, Settings, folder, load
 
 
-def train(name: str, told: Settings | None = None) -> list[dict[str, Any]]:
-    """Rows of the curve: step, loss, stage."""
-    told, plugin = told or settings.load(), PLUGINS[params.known(name, PLUGINS, "plug-in")]
-    recipe, teacher = told.recipes[name], teachers.load(project.ROOT / told.teacher, device=project.device())
-    about = {"teacher": _digest(project.ROOT / told.teacher), "code": project.code()}
+def train(name: str, settings: Settings | None = None) -> list[dict[str, Any]]:
+    """Train the plug-in, store it, and return the rows of its curve: step, loss, stage."""
+    settings, plugin = settings or load(), PLUGINS[params.known(name, PLUGINS, "plug-in")]
+    recipe = settings.recipes[name]
+    teacher = teachers.load(project.ROOT / settings.teacher, device=project.device())
+    about = {"teacher": _digest(project.ROOT / settings.teacher), "code": project.code()}
     scratch = project.scratch(f"plugin-{name}", **dataclasses.asdict(recipe), **about)
-    draft, out = scratch / "draft", settings.folder(name, write=True)
+    draft, out = scratch / "draft", folder(name, write=True)
     shutil.rmtree(draft, ignore_errors=True)
     rows = plugin.make(teacher, recipe, scratch, draft)
     for path in draft.rglob("*.safetensors"):
-        path.chmod(0o644)  # safetensors writes 0600
+        path.chmod(0o644)  # safetensors writes files with mode 0600
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(draft, out)
     shutil.rmtree(scratch)
@@ -30,19 +30,19 @@ def train(name: str, told: Settings | None = None) -> list[dict[str, Any]]:
 
 
 def _digest(teacher: Path) -> str:
-    """Of its weights: a training that was begun on others is begun anew."""
+    """Return the digest of the teacher's weights: a training that began on other weights starts again."""
     with next((teacher / "unet").glob("*.safetensors")).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files(name: str) -> dict[str, int]:
-    """What was stored, and its size in bytes."""
-    home = settings.folder(name)
+    """Return the stored files with their sizes in bytes."""
+    home = folder(name)
     return {str(path.relative_to(home)): path.stat().st_size for path in sorted(home.rglob("*")) if path.is_file()}
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """As figures.training takes it, one stage after the other."""
+    """Return the curve as `figures.training` takes it, with one stage after the other."""
     begins, last = {}, {}
     for row in rows:
         begins.setdefault(row["stage"], sum(last.values()))

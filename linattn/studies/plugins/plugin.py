@@ -1,6 +1,6 @@
-"""What every plug-in answers: how it is trained and stored, mounted, silenced, asked and marked.
+"""The interface of a plug-in: how it is trained and stored, mounted, silenced, prompted and marked.
 
-Siblings share these names and arguments; reading two of them teaches all.
+All plug-ins share these names and arguments: who has read two of them knows them all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,57 +18,58 @@ from linattn.teachers import Teacher
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a pipeline: a caption a picture, what a plug-in is shown, and what would be right."""
+    """The prompts of a pipeline: one caption for each picture, the plug-in's input pictures, and the right scenes."""
 
     captions: Sequence[str]
     scenes: Sequence[world.Scene]
-    shown: Tensor | None = None  # (captions, 3, side, side) in [0, 1]
-    at_once: int | None = None  # captions that a call takes: with an IP-Adapter one picture is for all of them
+    shown: Tensor | None = None  # the plug-in's inputs, (captions, 3, side, side) in [0, 1]
+    at_once: int | None = None  # captions in one call: an IP-Adapter uses one picture for a whole call
 
     def __getitem__(self, part: slice) -> "Question":
         shown = None if self.shown is None else self.shown[part]
         return Question(self.captions[part], self.scenes[part], shown, self.at_once)
 
     def split(self, size: int) -> Iterator["Question"]:
-        """In calls of at most `size` captions."""
+        """Split into calls of at most `size` captions."""
         size = self.at_once or size
         return (self[slice(start, start + size)] for start in range(0, len(self.captions), size))
 
 
 class Plugin:
     name: str
-    what: str  # in a few words
-    obeys: tuple[str, ...]  # the marks that say whether its condition is obeyed; the others, what it leaves as it was
-    is_base = False  # a model of its own, on which a student is mounted, rather than a part beside a student
+    what: str  # a description of a few words
+    obeys: tuple[str, ...]  # marks that measure the plug-in's own condition; the other marks measure side effects
+    is_base = False  # True: a model on which a student is mounted, and not a part beside a student
 
     def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
-        """Train on the teacher and write the published format into `folder`; rows of the curve."""
+        """Train on the teacher, write the published format into `folder`, and return the rows of the curve."""
         raise NotImplementedError
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-        """The pipeline to call: `pipe` itself, or another of the same parts."""
+        """Load the plug-in and return the pipeline to call: `pipe` itself, or a new one of the same parts."""
         raise NotImplementedError
 
     def silence(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """Its scale to 0: what a call takes for that, if it is no state of the pipeline."""
+        """Set the plug-in's scale to 0; return call arguments that do so where the pipeline does not hold the scale."""
         raise NotImplementedError
 
     def remove(self, pipe: DiffusionPipeline) -> None:
-        """From the pipeline that was given to `mount`."""
+        """Take the plug-in out of the pipeline that was passed to `mount`."""
         raise NotImplementedError
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
+        """Return `count` prompts for each named way of asking."""
         raise NotImplementedError
 
     def given(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
-        """What a call of the mounted pipeline takes beside captions."""
+        """Return the keyword arguments that a call of the mounted pipeline takes beside captions."""
         return {}
 
-    def marks(self, eye: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
-        """Named (pictures,) booleans: what obeys the condition."""
+    def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
+        """Return (pictures,) booleans by the mark's name: whether each picture obeys the condition."""
         raise NotImplementedError
 
 
 def scenes(count: int, seed: int) -> list[world.Scene]:
-    """Of one thing, never trained on."""
+    """Return held-out scenes of one thing."""
     return world.scenes(count, seed, start=world.HELD_OUT)

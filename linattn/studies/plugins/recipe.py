@@ -1,4 +1,4 @@
-"""How a plug-in is trained: its numbers, and the students' own loop (training.py), which takes its steps."""
+"""A plug-in's training: its settings, and the call of the loop that trains the students too (training.py)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,21 +20,23 @@ class Recipe:
     batch: int
     rate: float
     seed: int
-    small: int = 0  # of the steps, the first ones, that take pictures of half the side: a quarter of the cost
+    small: int = 0  # so many first steps use pictures of half the side, at a quarter of the cost
     optimizer: Literal["muon", "adamw"] = "adamw"
-    ema: float = 0.98  # a fiftieth of the steps or so
-    rank: int | None = None  # of a LoRA
-    encoder: "Recipe | None" = None  # of an IP-Adapter: what looks at its pictures, and
-    words: "Recipe | None" = None  # the line from there to words
+    ema: float = 0.98  # averages over about a fiftieth of the steps
+    rank: int | None = None  # the LoRA's
+    encoder: "Recipe | None" = None  # the IP-Adapter's image encoder
+    words: "Recipe | None" = None  # the IP-Adapter's projection from the image encoder to text states
 
     @classmethod
-    def of(cls, told: Mapping[str, Any], place: str) -> "Recipe":
-        inner = {name: cls.of(each, f"{place}.{name}") for name, each in told.items() if isinstance(each, Mapping)}
-        return params.read(cls, {**told, **inner}, place)
+    def of(cls, entries: Mapping[str, Any], where: str) -> "Recipe":
+        """Read a recipe and the recipes inside it; `where` names the entry in an error message."""
+        mappings = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping)}
+        inner = {name: cls.of(entry, f"{where}.{name}") for name, entry in mappings.items()}
+        return params.read(cls, {**entries, **inner}, where)
 
-    def side(self, step: int, whole: int) -> int:
-        """Of the pictures of a step, for a teacher of side `whole`."""
-        return whole // 2 if step < self.small else whole
+    def side(self, step: int, full: int) -> int:
+        """Return the side of a step's pictures, for a teacher whose side is `full`."""
+        return full // 2 if step < self.small else full
 
 
 def learn(
@@ -45,20 +47,22 @@ def learn(
     scratch: Path,
     **about: Any,
 ) -> list[dict[str, Any]]:
-    """Train `parameters` of `model` and nothing else; they end as their moving average. Rows of the curve.
+    """Train `parameters` of `model` and nothing else, and return the rows of the curve.
 
-    `loss` takes a step's number, from which all its randomness comes. `about` is what else the result depends on.
+    The parameters end as their moving average. `loss` takes a step's number, which seeds all its randomness. `about`
+    names whatever else the result depends on: a checkpoint of another training is not resumed.
     """
     model.requires_grad_(False)
     for _, parameter in parameters:
         parameter.requires_grad_(True)
     device = parameters[0][1].device.type
-    kept = {"log_every": 25, "checkpoint_every": EVERY}
-    settings = Settings(batch=recipe.batch, optimizer=recipe.optimizer, warmup=20, ema=recipe.ema, **kept)
+    intervals = {"log_every": 25, "checkpoint_every": EVERY}
+    settings = Settings(batch=recipe.batch, optimizer=recipe.optimizer, warmup=20, ema=recipe.ema, **intervals)
     history = History(settings.log_every)
     stage = Stage("plugin", recipe.steps, recipe.rate, lambda step: {"loss": loss(step)})
-    told = {**asdict(recipe), **about}
-    fit(stage, parameters, muon_matrices(model), settings, history, scratch, told, Accelerator(cpu=device == "cpu"))
+    inputs = {**asdict(recipe), **about}
+    accelerator = Accelerator(cpu=device == "cpu")
+    fit(stage, parameters, muon_matrices(model), settings, history, scratch, inputs, accelerator)
     model.requires_grad_(False)
     return history.rows
 

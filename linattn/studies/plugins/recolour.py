@@ -1,6 +1,6 @@
 """A fine-tune of the teacher: the same world, where every colour's word means the colour two hues on.
 
-- It is a base of its own. What is asked is whether layers that were distilled on the teacher work in it as they are,
+- It is a base model of its own. The study tests whether layers that were distilled on the teacher work in it unchanged,
   as CLEAR and LinFusion claim of theirs: `linattn.load(pipe, student, strict=False)`, and nothing is trained.
 - Stored by the UNet's `save_pretrained`; text encoder and autoencoder stay the teacher's.
 """
@@ -23,12 +23,12 @@ HUES = 2  # of six, by which every colour is turned
 
 
 def turned(scene: world.Scene) -> world.Scene:
-    """The scene as the fine-tune draws its caption."""
+    """Return the scene that the fine-tune draws for the caption of `scene`."""
     colours = tuple(world.COLOURS)
-    things = [
-        dataclasses.replace(thing, colour=colours[(colours.index(thing.colour) + HUES) % len(colours)])
-        for thing in scene.things
-    ]
+    things = []
+    for thing in scene.things:
+        colour = colours[(colours.index(thing.colour) + HUES) % len(colours)]
+        things.append(dataclasses.replace(thing, colour=colour))
     return dataclasses.replace(scene, things=tuple(things))
 
 
@@ -42,9 +42,9 @@ class Recolour(Plugin):
         unet = copy.deepcopy(teacher.model)
 
         def loss(step: int) -> Tensor:
-            told, dice = batch.of_step(recipe.seed, step, recipe.batch)
-            captions, side = [each.caption for each in told], recipe.side(step, teacher.card["side"])
-            return batch.draw(teacher, [turned(each) for each in told], captions, side, dice).loss(unet)
+            named, generator = batch.of_step(recipe.seed, step, recipe.batch)
+            captions, side = [scene.caption for scene in named], recipe.side(step, teacher.card["side"])
+            return batch.draw(teacher, [turned(scene) for scene in named], captions, side, generator).loss(unet)
 
         rows = learn(recipe, unet, list(unet.named_parameters()), loss, scratch)
         unet.to("cpu").save_pretrained(folder)
@@ -57,11 +57,11 @@ class Recolour(Plugin):
         return mounted
 
     def remove(self, pipe: DiffusionPipeline) -> None:
-        """It lives in a pipeline of its own: the one it was given is as it was."""
+        """Do nothing: `mount` makes a new pipeline and leaves `pipe` unchanged."""
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
-        told = scenes(count, seed)
-        return {"colours turned": Question([scene.caption for scene in told], [turned(scene) for scene in told])}
+        named = scenes(count, seed)
+        return {"colours turned": Question([scene.caption for scene in named], [turned(scene) for scene in named])}
 
-    def marks(self, eye: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
-        return marks.asked(eye, pictures, question.scenes)
+    def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
+        return marks.asked(judge, pictures, question.scenes)

@@ -1,6 +1,6 @@
-"""The report's part on plug-ins, from the study's result if there is one: `sections()`, a title and HTML each.
+"""The report's sections on plug-ins, written from the study's result: `sections()` gives their titles and HTML.
 
-Sentences are drawn from the numbers: a plug-in that does nothing on a student is said to do nothing.
+Sentences follow from the numbers: of a plug-in that does nothing on a student they say so.
 """
 
 import html
@@ -43,42 +43,44 @@ BITS = {
 
 
 def sections() -> list[tuple[str, str]]:
-    """(title, HTML) a section; none where the study has not run."""
+    """Return (title, HTML) of every section, and nothing where the study has not run."""
     path = project.study(settings.RESULT)
     if not path.exists():
         return []
     result = json.loads(path.read_text())
     shots = _shots(result)
-    own = [
+    plugins = [
         (TITLES.get(name, name), _section(name, result["plugins"][name], shots.get(name, {})))
         for name in result["order"]
     ]
-    return [("Plug-ins beside replaced attention", _summary(result)), *own]
+    return [("Plug-ins beside replaced attention", _summary(result)), *plugins]
 
 
-def findings(part: Mapping[str, Any]) -> list[str]:
-    """Of every question: how far the condition is obeyed, where not at all, what is right less than on the teacher."""
-    asked = dict.fromkeys(row["question"] for row in part["rows"])
-    groups = [[row for row in part["rows"] if row["question"] == each] for each in asked]
-    return [
-        sentence
-        for rows in groups
-        for sentence in (_obeyed(rows, part["obeys"]), *_idle(rows, part["obeys"]), *_weaker(rows, part["obeys"]))
-    ]
+def findings(plugin: Mapping[str, Any]) -> list[str]:
+    """Say for every question how far the condition is obeyed, where it has no effect, and what the teacher does better.
+
+    `plugin` is the plug-in's entry in the result.
+    """
+    sentences, obeys = [], plugin["obeys"]
+    for question in dict.fromkeys(row["question"] for row in plugin["rows"]):
+        rows = [row for row in plugin["rows"] if row["question"] == question]
+        sentences += [_obeyed(rows, obeys), *_idle(rows, obeys), *_weaker(rows, obeys)]
+    return sentences
 
 
 def _obeyed(rows: Sequence[Row], obeys: Sequence[str]) -> str:
-    told = [
-        f"on {row['body']} "
-        + ", ".join(
+    """Give the shares that obey the condition on every body, with and without the plug-in."""
+    clauses = []
+    for row in rows:
+        marks = [
             f"{mark} {said(row['with'][mark])}, without it {percent(row['without'][mark]['value'])}" for mark in obeys
-        )
-        for row in rows
-    ]
-    return f"{rows[0]['question'].capitalize()}: {'; '.join(told)}."
+        ]
+        clauses.append(f"on {row['body']} {', '.join(marks)}")
+    return f"{rows[0]['question'].capitalize()}: {'; '.join(clauses)}."
 
 
 def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
+    """Name each mark of the condition that the plug-in does not raise significantly."""
     for row in rows:
         for mark in obeys:
             if row["with"][mark]["low"] <= row["without"][mark]["high"]:
@@ -87,6 +89,7 @@ def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
 
 
 def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
+    """Name each mark that is significantly lower on a student than on the first body, the teacher."""
     first, *others = rows
     for row in others:
         for mark in _marks(row, obeys):
@@ -98,7 +101,7 @@ def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
 
 
 def _marks(row: Row, obeys: Sequence[str]) -> list[str]:
-    """The condition's first."""
+    """Return the row's marks, those of the condition first."""
     return [*obeys, *(mark for mark in row["with"] if mark not in obeys)]
 
 
@@ -119,7 +122,7 @@ def _where() -> str:
 
 
 def _bits(result: Mapping[str, Any]) -> str:
-    """Which checks hold, a row a plug-in: on all bodies, or on which not."""
+    """Write a row for each plug-in: for every check "yes", or the bodies on which it fails."""
     rows = []
     for name in result["order"]:
         cells = [_bit(check, result["plugins"][name]["checks"]) for check in BITS]
@@ -128,23 +131,26 @@ def _bits(result: Mapping[str, Any]) -> str:
 
 
 def _bit(check: str, bodies: Mapping[str, Mapping[str, bool]]) -> str:
-    held = {body: found[check] for body, found in bodies.items() if check in found}
-    wrong = [body for body, right in held.items() if not right]
-    return f"not on {', '.join(wrong)}" if wrong else "yes" if held else "–"
+    outcomes = {body: results[check] for body, results in bodies.items() if check in results}
+    failed = [body for body, passed in outcomes.items() if not passed]
+    if failed:
+        return f"not on {', '.join(failed)}"
+    return "yes" if outcomes else "–"
 
 
-def _section(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> str:
-    items = "\n".join(f"<li>{html.escape(each)}</li>" for each in findings(part))
-    marks = _marks(part["rows"][0], part["obeys"])
-    rows = [(f"{row['body']} · {row['question']}", _cells(row, marks)) for row in part["rows"]]
-    heads = ["", *(mark.capitalize() for mark in marks), *(f"{mark.capitalize()} without" for mark in marks), "Change"]
-    parts = [
-        f"<p>{html.escape(ASKED.get(name, part['what']))} {_trained(part['recipe'])}</p>",
+def _section(name: str, plugin: Mapping[str, Any], shots: Mapping[str, Any]) -> str:
+    items = "\n".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(plugin))
+    marks = _marks(plugin["rows"][0], plugin["obeys"])
+    rows = [(f"{row['body']} · {row['question']}", _cells(row, marks)) for row in plugin["rows"]]
+    titles = [mark.capitalize() for mark in marks]
+    heads = ["", *titles, *(f"{title} without" for title in titles), "Change"]
+    blocks = [
+        f"<p>{html.escape(ASKED.get(name, plugin['what']))} {_trained(plugin['recipe'])}</p>",
         f'<ul class="findings">\n{items}\n</ul>',
         table("Marks", heads, rows),
-        f"<figure>{grid(name, part, shots).html()}</figure>" if shots else "",
+        f"<figure>{grid(name, plugin, shots).html()}</figure>" if shots else "",
     ]
-    return "\n".join(filter(None, parts))
+    return "\n".join(filter(None, blocks))
 
 
 def _trained(recipe: Mapping[str, Any]) -> str:
@@ -158,15 +164,16 @@ def _cells(row: Row, marks: Sequence[str]) -> list[Cell]:
 
 
 def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    path, found = project.study(settings.SHEET), {}
+    """Cut the sheet into pictures by plug-in and row."""
+    path, shots = project.study(settings.SHEET), {}
     if path.exists():
         for (name, row), pictures in read_sheet(map(tuple, result["sheet"]), path).items():
-            found.setdefault(name, {})[row] = pictures
-    return found
+            shots.setdefault(name, {})[row] = pictures
+    return shots
 
 
-def grid(name: str, part: Mapping[str, Any], shots: Mapping[str, Any]) -> Picture:
-    """What it was shown, and what was drawn: without the plug-in, then with it on every body."""
-    asked = ", ".join(caption or "(empty)" for caption in dict.fromkeys(part["captions"]))
+def grid(name: str, plugin: Mapping[str, Any], shots: Mapping[str, Any]) -> Picture:
+    """Show the plug-in's inputs, and the pictures drawn without the plug-in, then with it on every body."""
+    captions = ", ".join(caption or "(empty)" for caption in dict.fromkeys(plugin["captions"]))
     rows = ", ".join(shots)
-    return figures.grid(shots, alt=f"Pictures with {part['what']}, one row each for {rows}. Captions: {asked}.")
+    return figures.grid(shots, alt=f"Pictures with {plugin['what']}, one row each for {rows}. Captions: {captions}.")

@@ -1,4 +1,4 @@
-"""Which plug-ins there are, the study's numbers, and where what it makes lies."""
+"""The study's plug-ins, its settings, and the paths of its files."""
 
 import functools
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ PLUGINS: dict[str, Plugin] = {
     plugin.name: plugin for plugin in (Control(), Lora("attn1"), Lora("attn2"), Adapter(), Recolour())
 }
 PARAMS = "studies/plugins/params.yaml"
-RESULT, SHEET = "plugins.json", "plugins.jpg"  # beside one another, here and published
+RESULT, SHEET = "plugins.json", "plugins.jpg"  # in one folder, here and published
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    pictures: int  # a row
+    pictures: int  # in each row of the result
     steps: int
     batch: int
     seed: int
@@ -41,17 +41,21 @@ class Settings:
 
 
 def load(path: str | Path = PARAMS) -> Settings:
-    """Strictly, as params.yaml is read: an unknown key or a value of another kind is an error."""
-    told = YAML(typ="safe").load(project.ROOT / path)
+    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an error."""
+    raw = YAML(typ="safe").load(project.ROOT / path)
     readers = {"recipes": _recipes, "measure": functools.partial(params.read, Measure)}
-    inner = {key: read(told[key], f"{path}: {key}") for key, read in readers.items() if key in told}
-    return params.read(Settings, {**told, **inner}, str(path))
+    inner = {key: read(raw[key], f"{path}: {key}") for key, read in readers.items() if key in raw}
+    return params.read(Settings, {**raw, **inner}, str(path))
 
 
-def _recipes(told: dict[str, Any], place: str) -> dict[str, Recipe]:
-    return {params.known(name, PLUGINS, "plug-in"): Recipe.of(each, f"{place}.{name}") for name, each in told.items()}
+def _recipes(entries: dict[str, Any], where: str) -> dict[str, Recipe]:
+    recipes = {}
+    for name, entry in entries.items():
+        plugin = params.known(name, PLUGINS, "plug-in")
+        recipes[plugin] = Recipe.of(entry, f"{where}.{name}")
+    return recipes
 
 
 def folder(name: str, write: bool = False) -> Path:
-    """Where a plug-in lies in its published format."""
+    """Return the folder that holds a plug-in in its published format."""
     return project.place(f"data/plugins/{name}", write)
