@@ -1,10 +1,10 @@
-"""Look into teacher and student while they draw: plain functions that return data, and one widget that holds them.
+"""Look into teacher and student while they draw: plain functions that return data, and one widget that calls them.
 
-- `trace` draws one picture and keeps what the model believed at every step and what it was given to believe it from.
-- `attention` asks one layer whom one token of the picture attends to, at one of those steps. A UNet's deeper levels
-  have fewer tokens: asked is then the one that lies over the same place.
-- `Explorer` is the handle: menus, sliders, and the picture as a field of tokens to click on. It holds no logic.
-- A student that has not been distilled here can still be looked at: the teacher converted, untrained.
+- `trace` draws one picture and keeps the model's inputs and its predicted finished picture at every step.
+- `attention` returns the attention of one token of the picture in one layer, at one of those steps. A UNet's deeper
+  levels have fewer tokens: the query is then the token that covers the same position.
+- `Explorer` is the widget: menus, sliders, and the picture as a field of tokens to click on. It holds no logic.
+- A student that has not been distilled here can still be explored: it is the teacher converted, untrained.
 """
 
 import copy
@@ -22,26 +22,27 @@ from linattn.report import figures
 from linattn.report.picture import Picture
 
 UNTRAINED = ", not distilled"
-SHARED = ("img_ids", "txt_ids")  # arguments of a forward that have no row a picture
-CAPTIONS = 24  # that a menu offers
+SHARED = ("img_ids", "txt_ids")  # arguments of a forward that have no batch dimension
+CAPTIONS = 24  # number of captions in a menu
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One picture as it came about; step 0 is the first prediction from pure noise."""
+    """Record how one picture was drawn; step 0 is the first prediction from pure noise."""
 
-    label: int | str  # the class or the caption that was asked for
+    label: int | str  # the class or the caption of the picture
     seed: int
-    beliefs: Tensor  # (steps, 3, side, side): the finished picture as the model expects it at each step
-    inputs: tuple[dict[str, Any], ...]  # what the model was called with at each step, without guidance's second half
+    beliefs: Tensor  # (steps, 3, side, side): the finished picture that the model predicts at each step
+    inputs: tuple[dict[str, Any], ...]  # the model's arguments at each step, without guidance's unconditional half
     grid: Grid
-    levels: tuple[float, ...]  # of noise, one a step
+    levels: tuple[float, ...]  # the noise level of each step
 
     @property
     def steps(self) -> int:
         return len(self.inputs)
 
     def noise(self, step: int) -> float:
+        """Return the noise level of a step."""
         return self.levels[step]
 
 
@@ -69,45 +70,51 @@ def trace(
         handle.remove()
     read = families.family(source.model).read
     grid, *_ = read(source.model, inputs[0])
-    levels = tuple(float(read(source.model, given)[1][0]) for given in inputs)
+    levels = tuple(float(read(source.model, kwargs)[1][0]) for kwargs in inputs)
     return Trace(label, seed, sampling.decode(teacher, torch.cat(beliefs)), tuple(inputs), grid, levels)
 
 
 def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's tensors by name, of the first picture alone: guidance's empty half comes after the asked one."""
+    """Return a call's tensors by name, for the first picture alone.
+
+    With guidance this is the conditional half of the batch: the unconditional half comes after it.
+    """
     return _first_row(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
-def _first_row(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of SDXL and PixArt hold a dictionary of their own: sizes, pooled captions."""
-    found: dict[str, Any] = {}
-    for name, each in given.items():
-        if isinstance(each, Tensor):
-            kept = each if each.ndim == 0 or name in SHARED else each[:1]
-            found[name] = kept.detach().clone()  # a copy: the loop may write in place
-        elif isinstance(each, Mapping):
-            found[name] = _first_row(each)
-    return found
+def _first_row(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the first row of every tensor; SDXL and PixArt nest a dictionary of sizes and pooled captions."""
+    first: dict[str, Any] = {}
+    for name, argument in arguments.items():
+        if isinstance(argument, Tensor):
+            kept = argument if argument.ndim == 0 or name in SHARED else argument[:1]
+            first[name] = kept.detach().clone()  # copied, because the loop may write in place
+        elif isinstance(argument, Mapping):
+            first[name] = _first_row(argument)
+    return first
 
 
 @torch.no_grad()
 def attention(model: nn.Module, trace: Trace, step: int, layer: int, token: int) -> Tensor:
-    """Whom `token` attends to, (heads, height, width): one row of the layer's map, for what the model saw at `step`."""
-    every = families.layers(model)
+    """Return the attention weights of `token`, (heads, height, width), with the model's inputs at `step`.
+
+    The weights are one row of the layer's attention map.
+    """
+    layers = families.layers(model)
     _check("step", step, trace.steps)
-    _check("layer", layer, len(every))
+    _check("layer", layer, len(layers))
     _check("token", token, trace.grid.picture)
-    with sampling.evaluating(model), families.capture(model, detach=True) as seen:
+    with sampling.evaluating(model), families.capture(model, detach=True) as captured:
         model(**trace.inputs[step])
-    here = seen[layer]
-    grid = here["grid"]
-    maps = families.attention_map(every[layer], here["input"], grid, here["noise"], **here["more"])
+    call = captured[layer]
+    grid = call["grid"]
+    maps = families.attention_map(layers[layer], call["input"], grid, call["noise"], **call["more"])
     row = maps[0, :, grid.text + place(token, trace.grid, grid), grid.text :]  # (heads, picture)
     return row.reshape(len(row), grid.height, grid.width).float().cpu()
 
 
 def place(token: int, grid: Grid, other: Grid) -> int:
-    """The token of another grid that lies over the middle of this one."""
+    """Return the token of another grid that covers the middle of this token."""
     row, column = divmod(token, grid.width)
     row = (2 * row + 1) * other.height // (2 * grid.height)
     column = (2 * column + 1) * other.width // (2 * grid.width)
@@ -115,46 +122,50 @@ def place(token: int, grid: Grid, other: Grid) -> int:
 
 
 def head(weights: Tensor, number: int | None) -> Tensor:
-    """One head of `attention`'s answer, or the mean of all: (height, width). A student may have fewer heads."""
+    """Return one head of the weights from `attention`, or the mean over heads where `number` is None: (height, width).
+
+    The last head stands for a number that is too high, since a student may have fewer heads than its teacher.
+    """
     return weights.mean(0) if number is None else weights[min(number, len(weights) - 1)]
 
 
-def _check(what: str, number: int, count: int) -> None:
-    if not 0 <= number < count:
-        raise ValueError(f"{what} {number} does not exist: there are {count}, from 0 to {count - 1}")
+def _check(what: str, index: int, count: int) -> None:
+    if not 0 <= index < count:
+        raise ValueError(f"{what} {index} does not exist: there are {count}, from 0 to {count - 1}")
 
 
 def distance(first: Trace, second: Trace) -> list[float]:
-    """Mean squared difference of the two beliefs, step by step."""
+    """Return the mean squared difference of the two predicted pictures at every step."""
     return (first.beliefs - second.beliefs).square().mean((1, 2, 3)).tolist()
 
 
 def token_colours(picture: Tensor, grid: Grid) -> list[str]:
-    """The mean colour of each token's patch as #rrggbb, row by row."""
+    """Return the mean colour of each token's patch as #rrggbb, row by row."""
     cells = torch.nn.functional.adaptive_avg_pool2d(picture[None].float(), (grid.height, grid.width))[0]
     values = (cells.clamp(0, 1) * 255).round().int().flatten(1).T.tolist()  # (tokens, 3)
-    return ["#" + "".join(f"{channel:02x}" for channel in value) for value in values]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in values]
 
 
 def choices(teacher: Any) -> list[tuple[str, int | str]]:
-    """What can be asked for, as words and value: classes, or captions of one thing and of two in turn."""
+    """Return what the teacher can draw, as text and value: classes, or captions of one thing and of two in turn."""
     if getattr(getattr(teacher, "pipe", teacher), "tokenizer", None) is not None:
-        captions = [world.scene(0, number, 1 + number % 2).caption for number in range(CAPTIONS)]
+        captions = [world.scene(0, index, 1 + index % 2).caption for index in range(CAPTIONS)]
         return [(caption, caption) for caption in captions]
     names = teacher.card.get("labels") or range(teacher.classes)
-    return [(str(name), number) for number, name in enumerate(names)]
+    return [(str(name), label) for label, name in enumerate(names)]
 
 
 # Students ------------------------------------------------------------------------------------------------------------
 
 
 def students(entries: Mapping[str, Any] | None = None, teacher: str | None = None) -> list[str]:
-    """What can be looked at: the distilled students there are, then every student converted; controls come last.
+    """Name the students to choose from: first those that were distilled here, then every student converted.
 
-    `teacher` is the name of one of `teachers()`: its students alone, or, if no role names it, all of them converted.
+    Controls come last in both groups. `teacher` is the name of one of `teachers()`, which limits the choice to its
+    students; where no role names this teacher, all students are offered, converted.
     """
     entries = _entries() if entries is None else entries
-    roles = [role for role, name in _named().items() if name == teacher] if teacher else []
+    roles = [role for role, name in _folder_names().items() if name == teacher] if teacher else []
     own = [name for name in entries if teacher is None or entries[name].teacher in roles]
     names = sorted(own or entries, key=lambda name: entries[name].operator == "softmax")
     trained = [name for name in names if own and project.student(name).is_dir()]
@@ -162,9 +173,9 @@ def students(entries: Mapping[str, Any] | None = None, teacher: str | None = Non
 
 
 def student(name: str, teacher: Any, entries: Mapping[str, Any] | None = None) -> nn.Module:
-    """A copy of the teacher's model turned into a student; the teacher stays as it is.
+    """Return a copy of the teacher's model as a student; the teacher does not change.
 
-    One that is not distilled is the report's: of the first seed that the student is distilled for.
+    A student that is not distilled is the report's: it is converted with the first seed of its distillation.
     """
     from linattn import surgery
     from linattn.params import known
@@ -191,29 +202,29 @@ def _entries() -> Mapping[str, Any]:
     return params.load().students
 
 
-def _named() -> dict[str, str]:
-    """Role -> the name of its folder."""
+def _folder_names() -> dict[str, str]:
+    """Map each role to the name of its teacher's folder."""
     from linattn import params
 
     return {role: entry.source.rpartition("/")[2] for role, entry in params.load().teachers.items()}
 
 
 def teachers() -> dict[str, str]:
-    """Folders under data/teachers/, by name."""
+    """Return the teachers' folders under data/teachers/, by name."""
     folder = project.ROOT / "data" / "teachers"
-    found = {path.parent.name: str(path.parent) for path in sorted(folder.glob("*/model_index.json"))}
-    if not found:
+    folders = {path.parent.name: str(path.parent) for path in sorted(folder.glob("*/model_index.json"))}
+    if not folders:
         raise FileNotFoundError(
             f"no teacher in {folder}; run the notebook 01_teacher, or check out the folder from Git"
         )
-    return found
+    return folders
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
 
 
 def beside(teacher: Trace, student: Trace, step: int, names: tuple[str, str] = ("teacher", "student")) -> Picture:
-    """What both expect the finished picture to be at one step, and where they differ."""
+    """Show the finished picture that each predicts at one step, and the difference."""
     return figures.difference(teacher.beliefs[step], student.beliefs[step], names)
 
 
@@ -225,22 +236,24 @@ def looking(
     token: int,
     number: int | None = None,
 ) -> Picture:
-    """Whom a token attends to in each model, over what that model expects to draw."""
+    """Show the attention of a token in each model, over the picture that the first model predicts at `step`."""
     first = next(iter(traces.values()))
-    rows = {name: head(attention(model, traces[name], step, layer, token), number) for name, model in models.items()}
-    shown = next(iter(rows.values()))  # a level's own grid
-    query = place(token, first.grid, Grid(*shown.shape))
-    return figures.attention_over(first.beliefs[step], {name: row.numpy() for name, row in rows.items()}, query)
+    weights = {}
+    for name, model in models.items():
+        weights[name] = head(attention(model, traces[name], step, layer, token), number)
+    level = Grid(*next(iter(weights.values())).shape)  # a UNet's level has a grid of its own
+    query = place(token, first.grid, level)
+    return figures.attention_over(first.beliefs[step], {name: row.numpy() for name, row in weights.items()}, query)
 
 
 # The widget ----------------------------------------------------------------------------------------------------------
 
 
 class Explorer:
-    """Menus and sliders over the functions above; shows itself as the last value of a cell.
+    """Offer menus and sliders over the functions above, shown as the last value of a cell.
 
-    `teachers` maps a name to a folder or to a loaded teacher; `offered` are students for each of them, or
-    `offered(name)` those of one; `build(name, teacher)` makes a student.
+    `teachers` maps a name to a folder or to a loaded teacher. `offered` lists the students of all teachers, or
+    `offered(name)` those of one. `build(name, teacher)` makes a student.
     """
 
     def __init__(
@@ -250,29 +263,30 @@ class Explorer:
         build: Callable[..., nn.Module],
         steps: int = 12,
     ):
-        import ipywidgets as w
+        import ipywidgets as widgets
 
         self.teachers, self.build, self.steps = dict(teachers), build, steps
         self.offered = offered if callable(offered) else lambda name: offered
         self.token: int | None = None
         self._students: dict[tuple[str, str], nn.Module] = {}
-        wide = {"style": {"description_width": "5rem"}}
-        slider = {"continuous_update": False, **wide}
-        self.teacher = w.Dropdown(options=list(teachers), description="teacher", **wide)
-        self.student = w.Dropdown(description="student", **wide)
-        self.label = w.Dropdown(description="picture of", **wide)
-        self.seed = w.BoundedIntText(0, 0, 9999, description="seed", **wide)
-        self.step = w.IntSlider(steps - 1, 0, steps - 1, description="step", **slider)
-        self.layer = w.IntSlider(0, 0, 0, description="layer", **slider)
-        self.head = w.Dropdown(description="head", **wide)
-        self.pictures, self.maps, self.field = w.HTML(), w.HTML(), w.GridBox()
+        layout = {"style": {"description_width": "5rem"}}
+        slider = {"continuous_update": False, **layout}
+        self.teacher = widgets.Dropdown(options=list(teachers), description="teacher", **layout)
+        self.student = widgets.Dropdown(description="student", **layout)
+        self.label = widgets.Dropdown(description="picture of", **layout)
+        self.seed = widgets.BoundedIntText(0, 0, 9999, description="seed", **layout)
+        self.step = widgets.IntSlider(steps - 1, 0, steps - 1, description="step", **slider)
+        self.layer = widgets.IntSlider(0, 0, 0, description="layer", **slider)
+        self.head = widgets.Dropdown(description="head", **layout)
+        self.pictures, self.maps, self.field = widgets.HTML(), widgets.HTML(), widgets.GridBox()
+        hint = widgets.HTML("Click a token to see whom it attends to:")
         rows = (
             [self.teacher, self.student, self.label, self.seed], [self.step, self.pictures],
-            [w.HTML("Click a token to see whom it attends to:"), self.field], [self.layer, self.head, self.maps],
+            [hint, self.field], [self.layer, self.head, self.maps],
         )  # fmt: skip
-        self.widget = w.VBox([w.VBox(row) for row in rows])
-        self._meet()
-        self.teacher.observe(self._meet, "value")
+        self.widget = widgets.VBox([widgets.VBox(row) for row in rows])
+        self._change_teacher()
+        self.teacher.observe(self._change_teacher, "value")
         for control in (self.student, self.label, self.seed):
             control.observe(self._draw, "value")
         for control in (self.step, self.layer, self.head):
@@ -280,7 +294,7 @@ class Explorer:
 
     @property
     def source(self) -> Any:
-        """The chosen teacher, loaded when it is first needed."""
+        """Return the chosen teacher, which is loaded when it is first needed."""
         name = self.teacher.value
         if isinstance(self.teachers[name], str):
             from linattn import teachers
@@ -288,23 +302,23 @@ class Explorer:
             self.teachers[name] = teachers.load(self.teachers[name])
         return self.teachers[name]
 
-    def _meet(self, change: Any = None) -> None:
-        """Another teacher: its students, classes or captions, layers and heads."""
+    def _change_teacher(self, change: Any = None) -> None:
+        """Fill the menus with the teacher's students, classes or captions, layers and heads, and draw."""
         layers = families.layers(sampling.Source.of(self.source).model)
-        most = max(layer.shape.heads for layer in layers)
-        self._meeting = True  # each of these lines is heard of; what is shown must wait for the last
+        heads = max(layer.shape.heads for layer in layers)
+        self._filling = True  # each of these lines triggers an observer, which must wait for the last line
         self.student.options = list(self.offered(self.teacher.value))
         self.label.options = choices(self.source)
-        self.head.options = [("mean of all", None), *((str(i), i) for i in range(most))]
+        self.head.options = [("mean of all", None), *((str(i), i) for i in range(heads))]
         for menu in (self.student, self.label, self.head):
-            menu.index = 0  # a menu that was empty has chosen nothing yet
+            menu.index = 0  # a menu that was empty has nothing selected yet
         self.layer.max = len(layers) - 1
-        self._meeting = False
+        self._filling = False
         self._draw()
 
     def _draw(self, change: Any = None) -> None:
-        """Both pictures anew: another student, class or seed."""
-        if self._meeting:
+        """Draw both pictures again for another student, class or seed."""
+        if self._filling:
             return
         key = (self.teacher.value, self.student.value)
         if key not in self._students:
@@ -323,7 +337,8 @@ class Explorer:
         return grid.height // 2 * grid.width + grid.width // 2
 
     def _show(self, change: Any = None) -> None:
-        if self._meeting:
+        """Show pictures, tokens and attention for the chosen step, layer, head and token."""
+        if self._filling:
             return
         first, second = self.traces.values()
         names = tuple(self.traces)
@@ -332,28 +347,30 @@ class Explorer:
         picture = looking(self.models, self.traces, self.step.value, self.layer.value, self.token, self.head.value)
         self.maps.value = picture.html()
 
-    def _paint(self, shown: Trace) -> None:
-        """The picture as buttons, one a token; the chosen one is marked."""
-        import ipywidgets as w
+    def _paint(self, trace: Trace) -> None:
+        """Paint the picture as buttons, one for each token, and mark the chosen token."""
+        import ipywidgets as widgets
 
-        grid, colours = shown.grid, token_colours(shown.beliefs[self.step.value], shown.grid)
+        grid, colours = trace.grid, token_colours(trace.beliefs[self.step.value], trace.grid)
         if len(self.field.children) != grid.picture:
-            cell = w.Layout(width="18px", height="18px", margin="0", padding="0")
-            self.field.layout = w.Layout(grid_template_columns=f"repeat({grid.width}, 18px)", grid_gap="0")
-            self.field.children = [self._button(w, cell, token, grid) for token in range(grid.picture)]
+            cell = widgets.Layout(width="18px", height="18px", margin="0", padding="0")
+            self.field.layout = widgets.Layout(grid_template_columns=f"repeat({grid.width}, 18px)", grid_gap="0")
+            self.field.children = [self._button(cell, token, grid) for token in range(grid.picture)]
         for token, (button, colour) in enumerate(zip(self.field.children, colours, strict=True)):
             button.style.button_color = colour
-            # A blank, since the browser does not redraw a button whose text has become nothing.
+            # A blank, because the browser does not redraw a button whose text becomes empty.
             button.description = "●" if token == self.token else " "
 
-    def _button(self, w: Any, cell: Any, token: int, grid: Grid) -> Any:
+    def _button(self, cell: Any, token: int, grid: Grid) -> Any:
+        import ipywidgets as widgets
+
         row, column = divmod(token, grid.width)
-        button = w.Button(layout=cell, tooltip=f"row {row + 1}, column {column + 1}")
+        button = widgets.Button(layout=cell, tooltip=f"row {row + 1}, column {column + 1}")
         button.on_click(lambda _: self.choose(token))
         return button
 
     def choose(self, token: int) -> None:
-        """Look from this token on."""
+        """Choose the token whose attention is shown."""
         _check("token", token, self.traces["teacher"].grid.picture)
         self.token = token
         self._show()
@@ -365,6 +382,6 @@ class Explorer:
 
 
 def explore(names: Iterable[str] | None = None, steps: int = 12) -> Explorer:
-    """The widget for the teachers of data/teachers/ and the students of params.yaml."""
+    """Return the widget for the teachers of data/teachers/ and the students of params.yaml."""
     offered = list(names) if names else lambda teacher: students(teacher=teacher)
     return Explorer(teachers(), offered, student, steps)

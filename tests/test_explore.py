@@ -188,7 +188,7 @@ def test_what_can_be_asked_for_is_classes_or_captions(teacher):
 
 def test_a_teacher_has_its_own_students_and_an_unnamed_one_all_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
-    monkeypatch.setattr(explore, "_named", lambda: {"class": "dit-nano", "text": "sd-nano"})
+    monkeypatch.setattr(explore, "_folder_names", lambda: {"class": "dit-nano", "text": "sd-nano"})
     entries = {**ENTRIES, "sd-lit": Student(operator="lit", name="sd-lit", teacher="text")}
     for name in ("clear", "sd-lit"):
         (tmp_path / "reports" / "students" / name).mkdir(parents=True)
