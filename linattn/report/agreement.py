@@ -1,8 +1,8 @@
-"""Whether this machine's run agrees with the committed one: the same rows, figure by figure.
+"""Compare this machine's run with the committed one: the same rows, figure by figure.
 
 Processors differ in the order of their sums, so a training ends with other bits, and its figures move a little. A
-figure agrees where each run's value lies in the other's 95 % interval, or where both are the same as printed: softmax
-that nobody trained has an error of 1e-13 and an interval as narrow. One without an interval, as a cost, must be equal.
+figure agrees where each run's value lies in the other's 95 % interval, or where both print alike: untrained softmax has
+an error of 1e-13 and an interval as narrow. A figure without an interval, such as a cost, must be equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Measure = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """One measure of one row, as measured here and as committed."""
+    """Hold one measure of one row, from here and from the committed run."""
 
     here: Cell
     committed: Cell
@@ -29,8 +29,8 @@ class Figure:
 @dataclass(frozen=True)
 class Row:
     name: str
-    figures: tuple[Figure | None, ...]  # one a column; None where a run has no such figure
-    same: bool  # every figure is the same number
+    figures: tuple[Figure | None, ...]  # one for each column; None where a run has no such figure
+    same: bool  # True if both runs have the same number in every figure
 
     @property
     def agrees(self) -> bool:
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Agreement:
-    """All rows of one teacher that both runs have."""
+    """Hold all rows of one teacher that both runs have."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -50,25 +50,36 @@ class Agreement:
 
 
 def of_teacher(data: Data) -> Agreement:
+    """Compare all rows of a teacher that both runs have."""
     here, committed = rows(data.here), rows(data.committed)
-    names = [name for name in here if name in committed]
-    pairs = {name: (here[name], committed[name]) for name in names}
+    pairs = {name: (here[name], committed[name]) for name in here if name in committed}
     columns = tuple(column for column in COLUMNS if any(column.read(a) and column.read(b) for a, b in pairs.values()))
-    return Agreement(columns, tuple(_row(name, columns, *pairs[name]) for name in names))
+    return Agreement(columns, tuple(_row(name, columns, *pair) for name, pair in pairs.items()))
 
 
 def rows(run: Measured) -> dict[str, Result]:
-    """Every row of a teacher's table by its name, the rows without distillation too."""
-    quick = {"quality": run.teacher.get("quick")}
-    references = {"teacher": run.teacher, "teacher, fewer steps": quick, "chance": run.chance}
-    before = {f"{name}, not distilled": {"quality": each.get("undistilled")} for name, each in run.students.items()}
-    return {name: result for name, result in {**references, **run.students, **before}.items() if result.get("quality")}
+    """Return the results of a teacher's table by row name, with the rows before distillation."""
+    results = {
+        "teacher": run.teacher,
+        "teacher, fewer steps": {"quality": run.teacher.get("quick")},
+        "chance": run.chance,
+        **run.students,
+    }
+    for name, student in run.students.items():
+        results[f"{name}, not distilled"] = {"quality": student.get("undistilled")}
+    return {name: result for name, result in results.items() if result.get("quality")}
 
 
 def _row(name: str, columns: Sequence[Column], here: Result, committed: Result) -> Row:
-    measures = [(column, column.read(here), column.read(committed)) for column in columns]
-    figures = tuple(_figure(*each) if each[1] and each[2] else None for each in measures)
-    return Row(name, figures, all(a["value"] == b["value"] for _, a, b in measures if a and b))
+    figures, same = [], True
+    for column in columns:
+        ours, theirs = column.read(here), column.read(committed)
+        if ours and theirs:
+            figures.append(_figure(column, ours, theirs))
+            same = same and ours["value"] == theirs["value"]
+        else:
+            figures.append(None)
+    return Row(name, tuple(figures), same)
 
 
 def _figure(column: Column, here: Measure, committed: Measure) -> Figure:
@@ -76,11 +87,12 @@ def _figure(column: Column, here: Measure, committed: Measure) -> Figure:
 
 
 def agree(column: Column, here: Measure, committed: Measure) -> bool:
-    values = here["value"], committed["value"]
+    """Say whether two measures agree."""
+    ours, theirs = here["value"], committed["value"]
     if None in (here.get("low"), committed.get("low")):
-        return values[0] == values[1]
-    within = here["low"] <= values[1] <= here["high"] and committed["low"] <= values[0] <= committed["high"]
-    return within or column.text(values[0]) == column.text(values[1])
+        return ours == theirs
+    within = here["low"] <= theirs <= here["high"] and committed["low"] <= ours <= committed["high"]
+    return within or column.text(ours) == column.text(theirs)
 
 
 def summary(data: Data, agreement: Agreement) -> str:
@@ -110,7 +122,7 @@ def _counts(agreement: Agreement) -> str:
     )
 
 
-def summaries(whole: Report) -> list[str]:
-    """A sentence a teacher, where this machine has rows of its own beside committed ones."""
-    agreements = {role: of_teacher(part) for role, part in whole.parts.items()}
-    return [words for role, part in whole.parts.items() if (words := summary(part, agreements[role]))]
+def summaries(report: Report) -> list[str]:
+    """Return a sentence for each teacher of which this machine has rows beside committed ones."""
+    sentences = [summary(data, of_teacher(data)) for data in report.parts.values()]
+    return [sentence for sentence in sentences if sentence]

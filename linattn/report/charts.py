@@ -1,4 +1,4 @@
-"""The figures of the pages: from results to the functions of figures.py."""
+"""The figures of the pages: pass results to the functions of figures.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ ERROR = "squared error, %"
 
 
 def plots(data: Data) -> dict[str, Any]:
-    """Every figure of a teacher's page that there is data for."""
+    """Draw every figure of a teacher's page; a figure without data is None or an empty list."""
     return {
         "distilled": _distilled(data),
         "cost_shape": _against_cost(data, "shape", "shape right, %"),
@@ -28,7 +28,7 @@ def plots(data: Data) -> dict[str, Any]:
 
 
 def student_plots(data: Data, name: str) -> dict[str, Picture | None]:
-    """Those of one student's page."""
+    """Draw the figures of one student's page."""
     counts = data.results.get(name, {}).get("confusion")
     return {
         "by_noise": _one_by_noise(data, name),
@@ -38,12 +38,12 @@ def student_plots(data: Data, name: str) -> dict[str, Picture | None]:
 
 
 def _distilled(data: Data) -> Picture | None:
-    bars = {}
+    errors = {}
     for name in data.done:
         before, after = measure(data.results[name], "error", "undistilled"), measure(data.results[name], "error")
         if after:
-            bars[name] = {"before": 100 * before["value"] if before else None, "after": 100 * after["value"]}
-    return figures.bars(bars, data.looks, "squared error, % of the teacher's square") if bars else None
+            errors[name] = {"before": 100 * before["value"] if before else None, "after": 100 * after["value"]}
+    return figures.bars(errors, data.looks, "squared error, % of the teacher's square") if errors else None
 
 
 def _against_cost(data: Data, key: str, y: str) -> Picture | None:
@@ -53,10 +53,10 @@ def _against_cost(data: Data, key: str, y: str) -> Picture | None:
 
 def _points(data: Data, key: str) -> list[dict[str, Any]]:
     points = []
-    rows = {name: data.results[name] for name in data.done}
+    results = {name: data.results[name] for name in data.done}
     if data.teacher and key != "error":  # the teacher's own error is zero by definition
-        rows = {"teacher": data.teacher, **rows}
-    for name, result in rows.items():
+        results = {"teacher": data.teacher, **results}
+    for name, result in results.items():
         value, cost = measure(result, key), (result.get("cost") or {}).get("core_macs")
         if value and cost:
             bounds = {side: 100 * value[side] for side in ("low", "high") if value.get(side) is not None}
@@ -65,14 +65,14 @@ def _points(data: Data, key: str) -> list[dict[str, Any]]:
 
 
 def _by_noise(data: Data) -> Picture | None:
-    found = {name: levels for name in data.done if (levels := data.results[name].get("by_noise"))}
-    noise = next((levels["noise"] for levels in found.values()), None)
-    lines = {name: _percent(levels["error"]) for name, levels in found.items() if levels["noise"] == noise}
+    measured = {name: levels for name in data.done if (levels := data.results[name].get("by_noise"))}
+    noise = next((levels["noise"] for levels in measured.values()), None)
+    lines = {name: _percent(levels["error"]) for name, levels in measured.items() if levels["noise"] == noise}
     return figures.by_noise(noise, lines, data.looks, ERROR) if lines else None
 
 
 def _one_by_noise(data: Data, name: str) -> Picture | None:
-    """A student, itself before distillation, and the first control."""
+    """Draw the errors of a student, of the same student before distillation, and of the first control."""
     levels = data.results.get(name, {}).get("by_noise")
     if not levels:
         return None
@@ -87,43 +87,47 @@ def _one_by_noise(data: Data, name: str) -> Picture | None:
 
 
 def _percent(measures: Sequence[dict[str, Any]]) -> list[float]:
-    return [100 * each["value"] for each in measures]
+    return [100 * level["value"] for level in measures]
 
 
 def _speed(data: Data) -> Picture | None:
     if not timed(data):
         return None
     names = dict.fromkeys(row["operator"] for row in timed(data))
-    # A benchmark's operator is named by the operator and, after a dash, what is special about it.
+    # A benchmark names a row by its operator and, after a dash, by the operator's options.
     known = {baseline(data): "softmax", **(data.benchmark.get("operators") or {})}
     operators = {name: known.get(name, name.split("-")[0]) for name in names}
     return figures.speed(timed(data), looks(operators), baseline(data))
 
 
 def _training(data: Data, names: Sequence[str]) -> Picture | None:
-    found = {name: (data.results.get(name, {}).get("training") or {}).get("curve") for name in names}
-    curves = {name: curve for name, curve in found.items() if curve and curve.get("step")}
+    curves = {}
+    for name in names:
+        curve = (data.results.get(name, {}).get("training") or {}).get("curve")
+        if curve and curve.get("step"):
+            curves[name] = curve
     return figures.training(curves, data.looks) if curves else None
 
 
 def _anatomy(data: Data) -> list[Picture]:
-    """A heat map a measure, layers down and noise levels across, of the teacher's means over heads."""
+    """Draw a heat map for each measure of the teacher's means over heads: layers down, noise levels across."""
     units = data.anatomy.get("units") or {}
     levels = [short(level, 2) for level in data.anatomy.get("noise") or ()]
     layers = [str(layer) for layer in data.anatomy.get("layers") or ()]
     return [
         figures.heatmap(values, rows=layers, columns=levels, title=units.get(name, name), x="noise level", y="layer")
         for name, values in (data.anatomy.get("teacher") or {}).items()
-        if any(value is not None for row in values for value in row)  # a single head is similar to none
+        if any(value is not None for row in values for value in row)  # the similarity of heads needs two heads
     ]
 
 
 def _maps(data: Data) -> Picture | None:
-    """Whom one token attends to, in the teacher and every operator."""
+    """Draw the attention of one token, in the teacher and every operator."""
     entry = data.pictures.get("anatomy") or {}
     maps = {key.removeprefix("map."): value for key, value in sorted(entry.items()) if key.startswith("map.")}
     if not maps or "picture" not in entry:
         return None
     order = [name for name in data.anatomy.get("order") or ("teacher", *data.students) if name in maps]
-    ordered = {name: maps[name] for name in [*order, *(name for name in maps if name not in order)]}
+    order += [name for name in maps if name not in order]
+    ordered = {name: maps[name] for name in order}
     return figures.attention_over(entry["picture"], ordered, int(data.anatomy.get("query", 0)))

@@ -1,4 +1,4 @@
-"""What stands behind the numbers: how many pictures, steps and seeds, on which machine, by which path."""
+"""The circumstances of the numbers: how many pictures, steps and seeds, which machine, which attention backend."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,23 +10,25 @@ from linattn.report.words import listed, number
 
 
 def sizes(data: Data) -> str:
-    """N and steps behind each column, in a sentence."""
+    """Say how many pictures and steps each column has."""
     halves = " Half of the pictures show one thing, by which shape and colour are judged, half two."
     return _sizes(data) + halves * bool(data.captions and _sizes(data))
 
 
-def all_sizes(whole: Report) -> list[str]:
-    """The same of all teachers: what is true of every one is said once."""
-    if not whole.several:
-        return [said for part in whole.parts.values() if (said := sizes(part))]
-    same: dict[str, list[str]] = {}
-    for part in whole.parts.values():
-        if said := _sizes(part):
-            same.setdefault(said, []).append(part.name)
-    told = list(same) if len(same) == 1 else [f"{listed(names)}: {said}" for said, names in same.items()]
-    halved = [part.name for part in whole.parts.values() if part.captions]
+def all_sizes(report: Report) -> list[str]:
+    """Say the same of all teachers, with a sentence that holds for every teacher only once."""
+    if not report.several:
+        return [sentence for data in report.parts.values() if (sentence := sizes(data))]
+    teachers: dict[str, list[str]] = {}  # by the sentence that holds for them
+    for data in report.parts.values():
+        if sentence := _sizes(data):
+            teachers.setdefault(sentence, []).append(data.name)
+    sentences = list(teachers)
+    if len(teachers) != 1:
+        sentences = [f"{listed(names)}: {sentence}" for sentence, names in teachers.items()]
+    halved = [data.name for data in report.parts.values() if data.captions]
     halves = f"Half of the pictures of {listed(halved)} show one thing, by which shape and colour are judged, half two."
-    return [*told, halves] if halved else told
+    return [*sentences, halves] if halved else sentences
 
 
 def _sizes(data: Data) -> str:
@@ -43,28 +45,31 @@ def _sizes(data: Data) -> str:
 
 
 def machine(data: Data | Report, name: str | None = None) -> list[tuple[str, str]]:
-    """What ran on what, as lines of a list; differing machines are all named."""
-    runs = [(each, run) for each, run in data.runs.items() if run.get("facts") and name in (None, each)]
+    """Return the machine and versions as (title, text) lines; where runs differ, the text names the rows of each.
+
+    `name` limits the lines to the run of one row.
+    """
+    runs = [(row, run) for row, run in data.runs.items() if run.get("facts") and name in (None, row)]
     if not runs and data.facts:
         runs = [("", {"facts": data.facts})]
-    lines: dict[str, dict[str, list[str]]] = {}
-    for who, run in runs:
-        for key, value in (*_facts(run["facts"]), *_paths(run.get("backend") or {})):
-            lines.setdefault(key, {}).setdefault(value, []).append(who)
-    told = []
-    for key, values in lines.items():
+    rows_by_value: dict[str, dict[str, list[str]]] = {}
+    for row, run in runs:
+        for title, value in (*_facts(run["facts"]), *_backends(run.get("backend") or {})):
+            rows_by_value.setdefault(title, {}).setdefault(value, []).append(row)
+    lines = []
+    for title, values in rows_by_value.items():
         if len(values) == 1:
-            told.append((key, next(iter(values))))
+            lines.append((title, next(iter(values))))
         else:
-            told.append((key, "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())))
-    return told
+            lines.append((title, "; ".join(f"{value} ({', '.join(rows)})" for value, rows in values.items())))
+    return lines
 
 
-def _paths(backend: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    """Which path the layers' attention takes, and why."""
+def _backends(backend: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """Say which backend the layers' attention uses, and why."""
     counts = Counter(backend.values())
     if counts:
-        yield "Attention", ", ".join(f"{number(many, 'layer')} {path}" for path, many in counts.items())
+        yield "Attention", ", ".join(f"{number(count, 'layer')} {path}" for path, count in counts.items())
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -82,28 +87,31 @@ def _facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def counts(data: Data | Report) -> list[tuple[str, str]]:
-    """N, seeds, steps: what stands behind the numbers."""
+    """Return numbers of pictures, steps and seeds as (title, text) lines."""
     results = data.results.values()
-    found = (
+    seeds = sorted({seed for result in results for seed in result.get("seeds") or []})
+    lines = (
         ("Pictures a row", _pictures(results, "quality")),
         ("Pictures an undistilled row", _pictures(results, "undistilled")),
         ("Distillation, each", _training(results)),
-        ("Training seeds", ", ".join(map(str, sorted({seed for r in results for seed in r.get("seeds") or []})))),
+        ("Training seeds", ", ".join(map(str, seeds))),
         ("Seconds of distillation", _seconds(data)),
     )
-    return [(key, value) for key, value in found if value]
+    return [(title, text) for title, text in lines if text]
 
 
 def _pictures(results: Iterable[Mapping[str, Any]], part: str) -> str:
-    sizes = sorted({found["n"] for r in results if (found := measure(r, "shape", part)) and found.get("n")})
+    measures = [measure(result, "shape", part) for result in results]
+    sizes = sorted({shape["n"] for shape in measures if shape and shape.get("n")})
     return " or ".join(f"{size:,}" for size in sizes)
 
 
 def _training(results: Iterable[Mapping[str, Any]]) -> str:
-    trained = {(t.get("steps"), t.get("batch")) for r in results if (t := r.get("training"))}
+    trainings = [training for result in results if (training := result.get("training"))]
+    sizes = {(training.get("steps"), training.get("batch")) for training in trainings}
     return " or ".join(
         f"{steps:,} steps" + (f" of {batch} pictures" if batch else "")
-        for steps, batch in sorted(trained, key=str)
+        for steps, batch in sorted(sizes, key=str)
         if steps
     )
 

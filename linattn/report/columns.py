@@ -1,4 +1,4 @@
-"""What is measured, a column each: where it stands in a result, which way is better, how it is written."""
+"""The measures, one for each column: the key in a result, the better direction, and the number's format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ class Column:
     part: str = "quality"
 
     def read(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the measure in a result, or None where the result has none."""
         value = (result.get(self.part) or {}).get(self.key)
         if value is None:
             return None
@@ -23,6 +24,7 @@ class Column:
         return value if value.get("value") is not None else None
 
     def text(self, value: float) -> str:
+        """Write a value in the column's unit and with its digits."""
         return f"{value * self.scale:,.{self.digits}f}"
 
 
@@ -43,7 +45,7 @@ COLUMNS = (
            part="cost"),
     Column("added", "Added", "thousand parameters that the teacher does not have", "lower", 1e-3, part="cost"),
 )  # fmt: skip
-# What a table over all teachers has room for; the rest is on each teacher's page.
+# A table over all teachers has room for these; the others are on each teacher's page.
 OVERVIEW = (
     "error", "shape", "colour", "two_shapes", "two_colours", "relation", "psnr", "kid_teacher", "cross_shape",
     "core_macs", "added",
@@ -51,5 +53,6 @@ OVERVIEW = (
 
 
 def measure(result: Mapping[str, Any], key: str, part: str = "quality") -> dict[str, Any] | None:
+    """Return a measure of a result, or None where the result has none."""
     value = (result.get(part) or {}).get(key)
     return value if value and value.get("value") is not None else None

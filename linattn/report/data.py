@@ -1,4 +1,4 @@
-"""What the pages show, as read: one teacher with its students, and all teachers together."""
+"""The data of the pages: one teacher with its students, and all teachers together."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 @dataclass
 class Measured:
-    """What one run measured of one teacher: its own row, guessing, its students."""
+    """Hold one run's results of one teacher: its own row, guessing, its students."""
 
     teacher: Result = field(default_factory=dict)
     chance: Result = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Measured:
 
 @dataclass
 class Data:
-    """One teacher; `students` maps name to its entry in params.yaml, in that order."""
+    """Hold all data of one teacher; `students` maps a name to its entry in params.yaml, in that order."""
 
     profile: str
     students: dict[str, Result]
@@ -40,19 +40,20 @@ class Data:
     anatomy: Result = field(default_factory=dict)
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    captions: tuple[str, ...] = ()  # one a picture, where captions were asked for
+    captions: tuple[str, ...] = ()  # one for each picture, where the prompts are captions
     shapes: tuple[str, ...] = ()
     facts: Result = field(default_factory=dict)
-    show: int = 8  # pictures a row
-    published: set[str] = field(default_factory=set)  # rows that were not run here: the committed run's stand for them
-    committed: Measured = field(default_factory=Measured)  # the committed run, of the rows that were run here too
+    show: int = 8  # pictures in a row
+    published: set[str] = field(default_factory=set)  # rows that were not run here: the committed run's are shown
+    committed: Measured = field(default_factory=Measured)  # the committed run's results of rows that were run here too
 
     @property
     def here(self) -> Measured:
-        """What this machine's run measured."""
+        """Return the results of this machine's run."""
         students = {name: result for name, result in self.results.items() if name not in self.published}
-        own = "teacher" not in self.published
-        return Measured(self.teacher if own else {}, self.chance if own else {}, students)
+        if "teacher" in self.published:
+            return Measured({}, {}, students)
+        return Measured(self.teacher, self.chance, students)
 
     @property
     def looks(self) -> dict[str, Look]:
@@ -64,12 +65,12 @@ class Data:
 
     @property
     def told(self) -> str:
-        """What the teacher is told to draw, in words."""
+        """Say in words what the teacher's prompts are: labels or captions."""
         return ROLES.get(self.role, f"role {self.role}")
 
     @property
     def captioned(self) -> bool:
-        """Also before anything of it is there."""
+        """Say whether the prompts are captions, also before the teacher has any result."""
         return bool(self.captions) or self.role.startswith("text")
 
     @property
@@ -82,12 +83,12 @@ class Data:
         return {"teacher", *self.students} <= self.published
 
     def mark(self, row: str) -> str:
-        """What to say beside a row, where some rows were run here and others not."""
+        """Return the mark of a row that was not run here, where other rows were."""
         return "committed run" if row in self.published and not self.all_published else ""
 
     @property
     def waiting(self) -> bool:
-        """Nothing ran yet, which is no failure."""
+        """Say whether nothing ran yet, which is no failure."""
         return not self.done and {self.teacher_failure, *self.failures.values()} == {NO_RESULT}
 
     def is_control(self, name: str) -> bool:
@@ -108,7 +109,7 @@ class Data:
 
 @dataclass
 class Report:
-    """All teachers by role, in the order in which params.yaml first names them, and the side studies."""
+    """Hold all teachers by role, in the order in which params.yaml first names them, and the side studies."""
 
     profile: str
     parts: dict[str, Data]
@@ -116,8 +117,8 @@ class Report:
 
     @property
     def published(self) -> set[str]:
-        """Rows of all teachers that were not run here."""
-        return {f"{role}: {name}" for role, part in self.parts.items() for name in part.published}
+        """Name the rows of all teachers that were not run here."""
+        return {f"{role}: {name}" for role, data in self.parts.items() for name in data.published}
 
     @property
     def several(self) -> bool:
@@ -125,45 +126,48 @@ class Report:
 
     @property
     def only(self) -> Data:
-        (part,) = self.parts.values()
-        return part
+        """Return the teacher of a report that has one."""
+        (data,) = self.parts.values()
+        return data
 
     def of(self, student: str) -> Data:
-        return next(part for part in self.parts.values() if student in part.students)
+        """Return the data of a student's teacher."""
+        return next(data for data in self.parts.values() if student in data.students)
 
     @property
     def students(self) -> dict[str, Result]:
-        return _merged(part.students for part in self.parts.values())
+        return _merged(data.students for data in self.parts.values())
 
     @property
     def results(self) -> dict[str, Result]:
-        return _merged(part.results for part in self.parts.values())
+        return _merged(data.results for data in self.parts.values())
 
     @property
     def failures(self) -> dict[str, str]:
-        return _merged(part.failures for part in self.parts.values())
+        return _merged(data.failures for data in self.parts.values())
 
     @property
     def looks(self) -> dict[str, Look]:
-        """Each teacher's students by themselves, so that an operator has one colour on every page."""
-        return _merged(part.looks for part in self.parts.values())
+        """Return the looks, chosen teacher by teacher, so that an operator has one colour on every page."""
+        return _merged(data.looks for data in self.parts.values())
 
     @property
     def done(self) -> list[str]:
-        return [name for part in self.parts.values() for name in part.done]
+        return [name for data in self.parts.values() for name in data.done]
 
     @property
     def runs(self) -> dict[str, Result]:
-        """By student, and each teacher's own by its name."""
-        return _merged(
-            {part.name if name == "teacher" and self.several else name: run for name, run in part.runs.items()}
-            for part in self.parts.values()
-        )
+        """Return the runs by student, and each teacher's own run by the teacher's name."""
+        runs = {}
+        for data in self.parts.values():
+            for name, run in data.runs.items():
+                runs[data.name if name == "teacher" and self.several else name] = run
+        return runs
 
     @property
     def facts(self) -> Result:
-        return next((part.facts for part in self.parts.values() if part.facts), {})
+        return next((data.facts for data in self.parts.values() if data.facts), {})
 
 
-def _merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    return {name: value for part in parts for name, value in part.items()}
+def _merged(mappings: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for mapping in mappings for name, value in mapping.items()}

@@ -1,4 +1,4 @@
-"""What the numbers do not say: true of every run, so it stands on every page of results."""
+"""The limits of what the numbers show. They hold for every run and stand on every page of results."""
 
 from linattn.report.data import Data, Report
 
@@ -35,16 +35,20 @@ LAST = (
 
 
 def of_teacher(data: Data, alone: bool) -> list[str]:
-    """`alone`: there is no other teacher, whose page could have the section on time."""
+    """State the limits of one teacher's page.
+
+    `alone` says that there is no other teacher, so the section on time can only be on this page.
+    """
     where = "the section on time" if alone or data.benchmark else ""
     size = ONE_WITH_TEXT if data.captioned else ONE
     return _limits(size, where, data.captioned)
 
 
-def of_all(whole: Report) -> list[str]:
-    timed = next((part.name for part in whole.parts.values() if part.benchmark), "")
+def of_all(report: Report) -> list[str]:
+    """State the limits of the page on all teachers."""
+    timed = next((data.name for data in report.parts.values() if data.benchmark), "")
     where = f"the section on time of {timed}'s page" if timed else ""
-    sentences = _limits(ALL, where, any(part.captioned for part in whole.parts.values()))
+    sentences = _limits(ALL, where, any(data.captioned for data in report.parts.values()))
     return [*sentences[:2], ORDER, *sentences[2:]]
 
 

@@ -1,4 +1,4 @@
-"""Executed notebooks as pages of the report: which there are, and their HTML in its dress."""
+"""Executed notebooks as pages of the report: their titles and paths, and their HTML."""
 
 import html
 import re
@@ -10,27 +10,30 @@ from linattn.report.markup import without_addresses
 from linattn.report.reading import FIRST
 
 
-def executed(whole: Report) -> dict[str, Path]:
-    """Title -> notebook, of those that have run; with several teachers a title begins with whose it is."""
-    found: dict[str, str] = {}
-    for part in whole.parts.values():
-        found |= _of_teacher(part, f"{part.name}: " if whole.several else "")
-    found |= {f"{name}: distillation": f"04_distill/{name}" for name in whole.students}
-    found |= {f"{name}: evaluation": f"05_evaluate/{name}" for name in whole.students}
-    return {title: path for title, name in found.items() if (path := project.executed(name)).exists()}
+def executed(report: Report) -> dict[str, Path]:
+    """Map titles to the notebooks that have run; with several teachers a title begins with the teacher's name."""
+    names: dict[str, str] = {}  # by title
+    for data in report.parts.values():
+        names |= _of_teacher(data, f"{data.name}: " if report.several else "")
+    names |= {f"{name}: distillation": f"04_distill/{name}" for name in report.students}
+    names |= {f"{name}: evaluation": f"05_evaluate/{name}" for name in report.students}
+    return {title: path for title, name in names.items() if (path := project.executed(name)).exists()}
 
 
-def _of_teacher(data: Data, whose: str) -> dict[str, str]:
+def _of_teacher(data: Data, prefix: str) -> dict[str, str]:
     titles = {"What students learn from": f"02_sample/{data.role}"}
     if data.role == FIRST:
         titles |= {"What the teacher's attention looks like": "03_anatomy/anatomy"}
         titles |= {"Time against tokens": "06_benchmark/benchmark"}
     titles["The teacher's row"] = f"05_evaluate/{project.teacher_row(data.role)}"
-    return {whose + title: name for title, name in titles.items()}
+    return {prefix + title: name for title, name in titles.items()}
 
 
 def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
-    """(body, chapters as (anchor, title), the style of its code): no script, nothing fetched, alt texts kept."""
+    """Return a notebook's body, its chapters as (anchor, title), and the style of its code.
+
+    The body has no script and nothing to fetch; its pictures keep their alt texts.
+    """
     import nbformat
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
@@ -40,22 +43,22 @@ def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
     body, _ = exporter.from_notebook_node(notebook)
     body = without_addresses(_described(body))
     body = _demoted(body)
-    chapters = [
-        (anchor, html.unescape(re.sub(r"<[^>]+>", "", words)).replace("¶", "").strip())
-        for anchor, words in re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', body, re.S)
-    ]
+    chapters = []
+    for anchor, heading in re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', body, re.S):
+        title = html.unescape(re.sub(r"<[^>]+>", "", heading)).replace("¶", "").strip()
+        chapters.append((anchor, title))
     return body, chapters, HtmlFormatter(style="default").get_style_defs(".highlight")
 
 
 def _described(body: str) -> str:
-    """An output picture without words gets honest ones; the figures of this project bring their own."""
+    """Give an alt text to every picture without one; the figures of this project have their own."""
     words = "A figure of this notebook, described in the text beside it."
     body = re.sub(r"<img(?![^>]*\balt=)", f'<img alt="{words}"', body)
     return body.replace("No description has been provided for this image", words)
 
 
 def _demoted(body: str) -> str:
-    """The page has its own h1: the notebook's first-level headings become its chapters."""
+    """Turn first-level headings into chapters, since the page has an h1; a single one repeats the title and is cut."""
     if len(re.findall(r"<h1\b", body)) > 1:
         return re.sub(r"(</?)h1\b", r"\1h2", body)
     return re.sub(r"<h1\b.*?</h1>", "", body, flags=re.S)

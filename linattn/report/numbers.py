@@ -4,7 +4,7 @@ import math
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """A number as a person writes it: 0.0123, 12.3 M, 1.4e-07 only when nothing else is readable."""
+    """Write a number as a person does: 0.0123, 12.3 M, and 1.4e-07 only when nothing else is readable."""
     if value is None or not math.isfinite(value):
         return "none"
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
@@ -17,6 +17,7 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def seconds(value: float) -> str:
+    """Write a time in the unit that suits it."""
     for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
         if value < limit:
             return f"{value * factor:.3g} {unit}"

@@ -1,9 +1,9 @@
 """A Picture is a PNG that knows its own alt text; a Look is how a student is drawn, the same in every figure.
 
-- An operator has a colour, its second and third student the same hue paler with another marker and dash, so a student
-  is the same in every figure and every page. The hues are Okabe and Ito's, told apart by colour-blind readers; marker
-  and dash tell them apart in grey print.
-- Sized to be read on a phone: 5.2 inches wide with 10.5 pt text is 9 px type when squeezed to 360 px.
+- An operator has a colour; its second and third student have the same hue, paler, with another marker and dash. So a
+  student looks the same in every figure and on every page. The hues are Okabe and Ito's, which colour-blind readers can
+  tell apart; marker and dash tell them apart in grey print.
+- Figures are readable on a phone: 5.2 inches wide with 10.5 pt text is 9 px type when squeezed to 360 px.
 - In a notebook a Picture shows itself as <img alt="...">, which nbconvert keeps.
 """
 
@@ -23,7 +23,7 @@ HUES = {
     "mediator": "#009e73",
     "lit": "#b0508c",
 }
-SPARE_HUES = ("#8c6d00", "#3b4cc0", "#7f3b08", "#006d77")  # for operators that are added later
+SPARE_HUES = ("#8c6d00", "#3b4cc0", "#7f3b08", "#006d77")  # for operators without a hue above
 MARKERS = ("o", "s", "D", "^", "v")
 DASHES = ("-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4)), (0, (2, 2)))
 LOOK = {
@@ -58,7 +58,7 @@ LOOK = {
 
 @dataclass(frozen=True)
 class Picture:
-    """PNG bytes and what they show, in words."""
+    """Hold a PNG and an alt text that says what it shows."""
 
     png: bytes
     alt: str
@@ -69,7 +69,7 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the PNG header."""
+        """Return width and height in pixels, from the PNG header."""
         return struct.unpack(">II", self.png[16:24])
 
     @property
@@ -77,16 +77,16 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
     def html(self, width: int | None = None) -> str:
-        """An <img> at most `width` CSS pixels wide (default: half its own, since it is drawn for fine screens)."""
-        across, down = self.size
-        shown = width or across // 2
+        """Return an <img> at most `width` CSS pixels wide (default: half its own, for fine screens)."""
+        pixels_wide, pixels_high = self.size
+        shown = width or pixels_wide // 2
         alt = html.escape(self.alt, quote=True)
-        height = round(down * shown / across)
+        height = round(pixels_high * shown / pixels_wide)
         style = "max-width:100%;height:auto"
         return f'<img src="{self.uri}" alt="{alt}" width="{shown}" height="{height}" style="{style}">'
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        # Text/html and not image/png: the notebook's own image has no alt text in nbconvert's lab template.
+        # text/html and not image/png, because nbconvert's lab template writes an image without an alt text
         return {"text/html": self.html(), "text/plain": self.alt}
 
 
@@ -99,7 +99,7 @@ class Look:
 
 
 def looks(operators: Mapping[str, str]) -> dict[str, Look]:
-    """Student -> how it is drawn; `operators` maps student to operator, in the order of params.yaml."""
+    """Map each student to its look; `operators` maps student to operator, in the order of params.yaml."""
     result, seen, spare = {}, {}, list(SPARE_HUES)
     hues = dict(HUES)
     for student, operator in operators.items():

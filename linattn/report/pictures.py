@@ -1,4 +1,4 @@
-"""Strips of pictures: everyone's from the same noise, asked for the same thing."""
+"""Strips of pictures, all drawn from the same noise and with the same prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,26 +11,28 @@ from linattn.report.picture import Picture
 
 
 def strips(data: Data, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """A strip of pictures a name, all from the same noise and classes."""
-    shown = []
+    """Return a strip of pictures for each name, all from the same noise and prompts."""
+    rows = []
     for name in names or ("teacher", *data.students):
         entry = data.pictures.get(name)
         if entry is None:
             if name in data.failures:
-                shown.append({"name": name, "picture": None, "note": "failed"})
+                rows.append({"name": name, "picture": None, "note": "failed"})
             continue
-        shown.append({"name": name, "picture": strip(data, name, entry["pictures"], "drawn by"), "note": ""})
-    return shown
+        rows.append({"name": name, "picture": strip(data, name, entry["pictures"], "drawn by"), "note": ""})
+    return rows
 
 
 def strip(data: Data, name: str, pictures: np.ndarray, words: str) -> Picture:
+    """Draw pictures side by side, with an alt text that names their prompts."""
     frames = pictures[: data.show]
-    asked = (", ", "; ")[bool(data.captions)].join(column_names(data)[: len(frames)])
-    return figures.strip(frames, f"{len(frames)} pictures {words} {name}; asked for, from left to right: {asked}.")
+    separator = "; " if data.captions else ", "
+    prompts = separator.join(column_names(data)[: len(frames)])
+    return figures.strip(frames, f"{len(frames)} pictures {words} {name}; asked for, from left to right: {prompts}.")
 
 
 def column_names(data: Data) -> list[str]:
-    """What was asked for: captions, or the classes' names."""
+    """Return the prompts: captions, or the names of the classes."""
     if data.captions:
         return list(data.captions[: data.show])
     for entry in data.pictures.values():
@@ -40,7 +42,7 @@ def column_names(data: Data) -> list[str]:
 
 
 def detail(data: Data, name: str) -> list[dict[str, Any]]:
-    """The teacher's pictures, the student's, where they differ, and the student's before distillation."""
+    """Return strips of the teacher, the student, their difference, and the student before distillation."""
     teacher, student = data.pictures.get("teacher"), data.pictures.get(name)
     if student is None:
         return []
@@ -49,8 +51,8 @@ def detail(data: Data, name: str) -> list[dict[str, Any]]:
         rows.append({"name": "teacher", "picture": strip(data, "the teacher", teacher["pictures"], "drawn by")})
     rows.append({"name": name, "picture": strip(data, name, student["pictures"], "drawn by")})
     if teacher is not None:
-        gap = figures.change(teacher["pictures"][: data.show], student["pictures"][: data.show])
-        rows.append({"name": "difference", "picture": strip(data, name, gap, "of where the teacher differs from")})
+        change = figures.change(teacher["pictures"][: data.show], student["pictures"][: data.show])
+        rows.append({"name": "difference", "picture": strip(data, name, change, "of where the teacher differs from")})
     if "undistilled" in student:
         before = strip(data, f"{name} before distillation", student["undistilled"], "drawn by")
         rows.append({"name": "not distilled", "picture": before})

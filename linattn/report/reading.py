@@ -1,6 +1,6 @@
-"""Result files into `Report`: by the names in params.yaml, never by what lies in a folder.
+"""Read result files into a `Report`, by the names in params.yaml and never by the files in a folder.
 
-A row that was not run on this machine is the committed run's, and says so. Beside one that was, the committed result is
+A row that was not run on this machine is the committed run's, and says so. For a row that was, the committed result is
 kept for comparison.
 """
 
@@ -18,7 +18,7 @@ from linattn.report import studies
 from linattn.report.data import Data, Report, Result
 from linattn.report.words import NO_RESULT
 
-FIRST = "class"  # the role that anatomy and benchmark are about, and that an entry without a role means
+FIRST = "class"  # the role of anatomy and benchmark, and of an entry that names no role
 
 
 def read(
@@ -28,51 +28,54 @@ def read(
     teachers: Mapping[str, Any] | None = None,
     committed: bool = False,
 ) -> Report:
-    """Results of these students and no others; an entry is params.py's Student or params.yaml's dictionary.
+    """Read the results of these students and no others; an entry is params.py's Student or params.yaml's dictionary.
 
-    `teachers` maps a role to params.py's Teacher, for its name; without it the result files are asked. `committed`
-    leaves out whatever was run on this machine.
+    `teachers` maps a role to params.py's Teacher, which gives its name; otherwise the result files name the teacher.
+    `committed` leaves out whatever was run on this machine.
     """
     entries = {name: _entry(entry) for name, entry in students.items()}
     roles = dict.fromkeys(role_of(entry) for entry in entries.values()) or {FIRST: None}
     parts = {}
     for role in roles:
-        own = {name: entry for name, entry in entries.items() if role_of(entry) == role}
-        data = Data(profile, own, role, _name((teachers or {}).get(role)), show=show)
-        parts[role] = _part(data, project.published if committed else project.local)
-    _tell_apart(parts)
+        of_role = {name: entry for name, entry in entries.items() if role_of(entry) == role}
+        data = Data(profile, of_role, role, _teacher_name((teachers or {}).get(role)), show=show)
+        parts[role] = _fill(data, project.published if committed else project.local)
+    _make_names_unique(parts)
     return Report(profile, parts, studies.read())
 
 
 def role_of(entry: Mapping[str, Any]) -> str:
+    """Return the role of an entry's teacher."""
     return entry.get("teacher", FIRST)
 
 
 def options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry of params.yaml says to the operator itself."""
+    """Return the operator's options in an entry of params.yaml."""
     return {key: value for key, value in entry.items() if key not in ("operator", "teacher", "recipe")}
 
 
 def _entry(student: Any) -> Result:
     if isinstance(student, Mapping):
         return dict(student)
-    own = {} if student.teacher == FIRST else {"teacher": student.teacher}
-    return {"operator": student.operator, **student.options, **own, **student.settings}
+    teacher = {} if student.teacher == FIRST else {"teacher": student.teacher}
+    return {"operator": student.operator, **student.options, **teacher, **student.settings}
 
 
-def _name(teacher: Any) -> str:
-    """The last part of a folder or a hub id."""
+def _teacher_name(teacher: Any) -> str:
+    """Return the last component of a folder or a hub id."""
     return Path(teacher.source).name if teacher is not None else ""
 
 
-def _tell_apart(parts: Mapping[str, Data]) -> None:
-    names = [part.name for part in parts.values()]
-    for role, part in parts.items():
-        if names.count(part.name) > 1 and part.name != role:
-            part.folder = f"{part.name} ({role})"
+def _make_names_unique(parts: Mapping[str, Data]) -> None:
+    """Add the role to a teacher's name where several teachers have the same."""
+    names = [data.name for data in parts.values()]
+    for role, data in parts.items():
+        if names.count(data.name) > 1 and data.name != role:
+            data.folder = f"{data.name} ({role})"
 
 
-def _part(data: Data, local: Callable[[str], Path]) -> Data:
+def _fill(data: Data, local: Callable[[str], Path]) -> Data:
+    """Read all files of a teacher into `data`; `local` gives the path of a file of this machine's run."""
     from linattn import world
 
     data.labels, data.shapes = world.LABELS, tuple(world.SHAPES)
@@ -86,8 +89,8 @@ def _part(data: Data, local: Callable[[str], Path]) -> Data:
         files["anatomy"] = "anatomy"
     paths = {name: project.pictures(file) for name, file in files.items()}
     data.pictures = {name: _arrays(path) for name, path in paths.items() if path.exists()}
-    asked = (result.get("captions") for result in (data.teacher, *data.results.values()))
-    data.captions = tuple(next((captions for captions in asked if captions), ()))
+    lists = (result.get("captions") for result in (data.teacher, *data.results.values()))
+    data.captions = tuple(next((captions for captions in lists if captions), ()))
     data.facts = next((run["facts"] for run in data.runs.values() if run.get("facts")), {})
     return data
 
@@ -107,17 +110,17 @@ def _read_student(data: Data, name: str, local: Callable[[str], Path]) -> None:
 
 def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
     row = _row(project.teacher_row(data.role), local, lambda result: _other_teacher(data, result))
-    chance = f"results/{project.chance_row(data.role)}.json"
     data.runs["teacher"], data.teacher_failure = row.run, row.problem or ""
     data.teacher = {} if row.problem else row.result
     data.folder = data.folder or data.teacher.get("folder") or ""
-    guesses = [_json(root(chance)) or {} for root in (local, project.published)]
-    here, committed = ({} if _other_teacher(data, guess) else guess for guess in guesses)
-    data.chance = committed if row.published else here
+    chance_file = f"results/{project.chance_row(data.role)}.json"
+    chances = [_json(path(chance_file)) or {} for path in (local, project.published)]
+    chance, committed_chance = ({} if _other_teacher(data, each) else each for each in chances)
+    data.chance = committed_chance if row.published else chance
     if row.published:
         data.published.add("teacher")
     if row.committed:
-        data.committed.teacher, data.committed.chance = row.committed, committed
+        data.committed.teacher, data.committed.chance = row.committed, committed_chance
 
 
 def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> Result:
@@ -132,17 +135,21 @@ def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> R
 
 @dataclass(frozen=True)
 class Row:
-    """One row's files: its run, its result or what is wrong with it, and the committed result beside one made here."""
+    """Hold one row: its run, its result or the problem with it, and the committed result beside one made here."""
 
     run: Result
     result: Result
     problem: str | None
     committed: Result | None = None
-    published: bool = False  # not run here: all of it is the committed run's
+    published: bool = False  # True: the row was not run here, and run and result are the committed ones
 
 
 def _row(name: str, local: Callable[[str], Path], misfit: Callable[[Result], str | None]) -> Row:
-    """`misfit` says why a result is not of what params.yaml names. A committed one that is not is no comparison."""
+    """Read one row's files.
+
+    `misfit` says why a result belongs to other settings than those in params.yaml. A committed result that does is not
+    used for comparison.
+    """
     file, run_file = f"results/{name}.json", f"runs/{name}.run.json"
     committed = _json(project.published(file))
     if committed and misfit(committed):
@@ -174,19 +181,31 @@ def _result(path: Path) -> tuple[Result, str | None]:
 
 
 def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | None:
-    """Why a result that is there is not this student's: params.yaml was edited and the stage has not run since."""
-    entry = data.students[name]
-    made = {"profile": result.get("profile"), "operator": result.get("operator"), **(result.get("options") or {})}
-    asked = {"profile": data.profile, "operator": entry["operator"], **options(entry)}
-    made |= {key: result.get(key, usual) for key, usual in USUAL.items()}
-    asked |= {key: entry.get(key, usual) for key, usual in USUAL.items()}
-    made |= {"teacher": result.get("teacher", FIRST), "folder": result.get("folder") or data.folder}
-    asked |= {"teacher": data.role, "folder": data.folder or made["folder"]}
-    asked = json.loads(json.dumps(asked))
-    if made == asked:
+    """Say why a result is of other settings: params.yaml was edited and the stage has not run since."""
+    folder = result.get("folder") or data.folder
+    actual = _settings_of_result(result) | {"folder": folder}
+    expected = _settings_of_entry(data, name) | {"folder": data.folder or folder}
+    expected = json.loads(json.dumps(expected))  # as the result went through JSON: tuples are lists
+    if actual == expected:
         return None
-    told = ", ".join(f"{key} {made.get(key)!r}" for key in {**made, **asked} if made.get(key) != asked.get(key))
-    return f"its result is of other settings ({told}): make repro"
+    keys = [key for key in {**actual, **expected} if actual.get(key) != expected.get(key)]
+    differences = ", ".join(f"{key} {actual.get(key)!r}" for key in keys)
+    return f"its result is of other settings ({differences}): make repro"
+
+
+def _settings_of_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {"profile": result.get("profile"), "operator": result.get("operator"), **(result.get("options") or {})}
+    for key, default in USUAL.items():
+        settings[key] = result.get(key, default)
+    return settings | {"teacher": result.get("teacher", FIRST)}
+
+
+def _settings_of_entry(data: Data, name: str) -> dict[str, Any]:
+    entry = data.students[name]
+    settings = {"profile": data.profile, "operator": entry["operator"], **options(entry)}
+    for key, default in USUAL.items():
+        settings[key] = entry.get(key, default)
+    return settings | {"teacher": data.role}
 
 
 def _other_teacher(data: Data, result: Mapping[str, Any]) -> str | None:

@@ -19,26 +19,27 @@ from linattn.report.picture import Picture
 
 RESULTS = ("<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->")
 KERNELS = ("<!-- kernels: written by python -m linattn.readme -->", "<!-- end of kernels -->")
-CAPTIONED, ROOM = 4, 6  # pictures a row under captions, drawn as small as six would be
+CAPTIONED, ROOM = 4, 6  # pictures in a row under captions, drawn as small as six would be
 NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its table here."
 
 
 def table(data: report.Report) -> str:
-    """The report's table as Markdown, without the undistilled rows' own group: they are one column here."""
-    whole = report.table(data)
-    chosen = [index for index, column in enumerate(whole.columns) if column.key in report.OVERVIEW]
-    titles = [whole.columns[index].title for index in chosen]
+    """Return the report's table as Markdown, where the undistilled rows are a column instead of a group."""
+    full = report.table(data)
+    chosen = [index for index, column in enumerate(full.columns) if column.key in report.OVERVIEW]
+    columns = [full.columns[index] for index in chosen]
+    titles = [column.title for column in columns]
     lines = [_line(["", *titles, "Error undistilled"]), _line(["---", *["---:"] * (len(titles) + 1)])]
-    for group in whole.groups:
+    for group in full.groups:
         lines += _heading(group, len(titles)) if data.several else []
-        lines += [_row(data, row, whole.columns, chosen) for row in group.rows if row.kind != "undistilled"]
-    notes = "; ".join(f"{whole.columns[index].title}: {whole.columns[index].note}" for index in chosen)
+        lines += [_row(data, row, full.columns, chosen) for row in group.rows if row.kind != "undistilled"]
+    notes = "; ".join(f"{column.title}: {column.note}" for column in columns)
     best = "the best method of each teacher" if data.several else "the best of the four methods"
     return "\n".join(lines) + f"\n\n{notes}. Brackets hold 95 % intervals, bold is {best}."
 
 
 def _heading(group: report.Group, columns: int) -> list[str]:
-    """Markdown has no row that spans: the teacher's name stands in the first cell of an empty one."""
+    """Write a teacher's name into the first cell of an empty row, since Markdown has no cell that spans."""
     waiting = ": no results yet" if group.waiting else ""
     return [_line([f"**{group.heading}**, {group.note}{waiting}", *[""] * (columns + 1)])]
 
@@ -60,25 +61,26 @@ def _cell(cell: report.Cell) -> str:
 
 def _before(data: report.Report, name: str, columns: tuple[report.Column, ...]) -> str:
     error = next((column for column in columns if column.key == "error"), None)
-    found = data.results.get(name, {}).get("undistilled", {}).get("error")
-    return error.text(found["value"]) if error and found else ""
+    before = data.results.get(name, {}).get("undistilled", {}).get("error")
+    return error.text(before["value"]) if error and before else ""
 
 
 def _commits(data: report.Report) -> str:
-    """Of all rows: stages that were up to date keep the one that they ran at."""
-    found = sorted({run["facts"]["commit"] for run in data.runs.values() if run.get("facts", {}).get("commit")})
-    return f"{'commit' if len(found) == 1 else 'commits'} {', '.join(found) or 'unknown'}"
+    """Name the commits of all rows: a stage that is up to date keeps the commit at which it ran."""
+    facts = [run.get("facts", {}) for run in data.runs.values()]
+    commits = sorted({fact["commit"] for fact in facts if fact.get("commit")})
+    return f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'unknown'}"
 
 
 def circumstances(data: report.Report) -> str:
-    """N, seeds and what it ran on."""
-    facts, seeds = data.facts, {tuple(result["seeds"]) for result in data.results.values()}
-    drawn = [part.teacher["pictures"] for part in data.parts.values() if part.teacher.get("pictures")]
-    own = sorted({str(pictures["seed"]) for pictures in drawn})
+    """Say how many pictures, which seeds and which machine the numbers come from."""
+    facts, training_seeds = data.facts, {tuple(result["seeds"]) for result in data.results.values()}
+    sizes = [part.teacher["pictures"] for part in data.parts.values() if part.teacher.get("pictures")]
+    evaluation_seeds = sorted({str(size["seed"]) for size in sizes})
     words = [
         f"Profile {data.profile}: {' '.join(report.all_sizes(data)).rstrip('.')}",
-        f"evaluation seed {', '.join(own) or 'unknown'}",
-        f"training seeds {', '.join(str(list(each)) for each in sorted(seeds))}",
+        f"evaluation seed {', '.join(evaluation_seeds) or 'unknown'}",
+        f"training seeds {', '.join(str(list(seeds)) for seeds in sorted(training_seeds))}",
     ]
     if facts:
         hardware, versions = facts["hardware"], facts["versions"]
@@ -90,16 +92,17 @@ def circumstances(data: report.Report) -> str:
 
 
 def pictures(data: report.Report) -> dict[str, Picture]:
-    """A grid for every teacher with results, by its place in the repository."""
+    """Draw a grid for every teacher with results, by its path in the repository."""
     return {place(part.role): picture(part) for part in data.parts.values() if part.teacher and part.results}
 
 
 def place(role: str) -> str:
+    """Return the path of a teacher's grid."""
     return "docs/pictures.png" if role == "class" else f"docs/pictures-{role}.png"
 
 
 def picture(part: report.Data) -> Picture:
-    """The same classes or captions from the same noise, by the teacher and by every student that finished."""
+    """Draw the grid of the teacher and every student that finished, with the same prompts and the same noise."""
     names = ("teacher", *part.done)
     if missing := [name for name in names if name not in part.pictures]:
         raise FileNotFoundError(f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them")
@@ -109,7 +112,7 @@ def picture(part: report.Data) -> Picture:
 
 
 def small(png: bytes) -> bytes:
-    """In 128 colours, for a picture that lies in Git: a third of the bytes, and nothing that the eye would miss."""
+    """Reduce a picture in Git to 128 colours: a third of the bytes, with no visible difference."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -131,11 +134,13 @@ def standing(text: str) -> list[str]:
 
 
 def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
-    held = [table(data), circumstances(data)] if data.results else [NONE]
-    return all(part in text for part in [*held, gpu.told(rows)])
+    """Say whether the README holds the current tables and circumstances."""
+    expected = [table(data), circumstances(data)] if data.results else [NONE]
+    return all(passage in text for passage in [*expected, gpu.told(rows)])
 
 
 def written(text: str, content: str, marks: tuple[str, str]) -> str:
+    """Return the text with `content` between the marks."""
     begin, end = marks
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"README.md needs the lines {begin!r} and {end!r}, once each")
@@ -147,13 +152,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m linattn.readme", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is behind")
     parser.add_argument("--pictures", action="store_true", help="draw the grids too, from this machine's pictures")
-    options = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     settings = params.load()
     data = report.read(settings.students, settings.profile, teachers=settings.teachers, committed=True)
     rows = gpu.read()
     path: Path = project.ROOT / "README.md"
     text = path.read_text()
-    if options.check:
+    if parsed.check:
         if in_step(text, data, rows):
             return 0
         print(
@@ -161,8 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    grids = pictures(data) if options.pictures else {}
-    content = block(data, lines(grids) if options.pictures else standing(text))
+    grids = pictures(data) if parsed.pictures else {}
+    content = block(data, lines(grids) if parsed.pictures else standing(text))
     new = written(written(text, content, RESULTS), gpu.told(rows), KERNELS)
     for path_of, grid in grids.items():
         (project.ROOT / path_of).write_bytes(small(grid.png))

@@ -9,11 +9,11 @@ from linattn.report.timing import baseline, timed
 from linattn.report.words import NO_RESULT, are, listed, methods, number, percent, said
 
 
-def findings(whole: Report) -> list[str]:
+def findings(report: Report) -> list[str]:
     """Of the only teacher; of several what holds over all, then each one's, under its name."""
-    if not whole.several:
-        return of_teacher(whole.only)
-    return [*of_all(whole), *(f"{part.name}: {each}" for part in whole.parts.values() for each in of_teacher(part))]
+    if not report.several:
+        return of_teacher(report.only)
+    return [*of_all(report), *(f"{data.name}: {each}" for data in report.parts.values() for each in of_teacher(data))]
 
 
 def of_teacher(data: Data) -> list[str]:
@@ -28,23 +28,23 @@ def in_short(data: Data) -> list[str]:
     return [sentence for maker in (_failed, _closest, _truth, _two_things) for sentence in maker(data)]
 
 
-def of_all(whole: Report) -> list[str]:
+def of_all(report: Report) -> list[str]:
     """Whether the teachers agree about which idea is closest, of those that all of them have a student of."""
-    parts = [part for part in whole.parts.values() if closest(part)]
-    shared = set.intersection(*({_idea(part, name) for name in closest(part)} for part in parts)) if parts else set()
+    parts = [data for data in report.parts.values() if closest(data)]
+    shared = set.intersection(*({_idea(data, name) for name in closest(data)} for data in parts)) if parts else set()
     if len(parts) < 2 or len(shared) < 2:
         return []
-    firsts = [(part, next(name for name in closest(part) if _idea(part, name) in shared)) for part in parts]
-    ideas = {_idea(part, name) for part, name in firsts}
-    told = listed([f"{name} to {part.name}" for part, name in firsts])
-    among = f"Of the ideas that {listed([part.name for part in parts])} share ({listed(sorted(shared))})"
+    firsts = [(data, next(name for name in closest(data) if _idea(data, name) in shared)) for data in parts]
+    ideas = {_idea(data, name) for data, name in firsts}
+    told = listed([f"{name} to {data.name}" for data, name in firsts])
+    among = f"Of the ideas that {listed([data.name for data in parts])} share ({listed(sorted(shared))})"
     if len(ideas) == 1:
         return [f"{among}, one is closest to each, {ideas.pop()}: {told}."]
     return [f"{among}, which is closest depends on the teacher: {told}."]
 
 
-def _idea(part: Data, student: str) -> str:
-    return part.students[student]["operator"]
+def _idea(data: Data, student: str) -> str:
+    return data.students[student]["operator"]
 
 
 def _failed(data: Data) -> Iterable[str]:

@@ -49,9 +49,9 @@ class Table:
         return [row for group in self.groups for row in group.rows]
 
 
-def table(whole: Report) -> Table:
+def table(report: Report) -> Table:
     """The first page's: of all teachers, or all there is of the only one."""
-    return of_all(whole) if whole.several else of_teacher(whole.only)
+    return of_all(report) if report.several else of_teacher(report.only)
 
 
 def of_teacher(data: Data) -> Table:
@@ -61,10 +61,10 @@ def of_teacher(data: Data) -> Table:
     return Table(columns, tuple(Group(KINDS[kind], own) for kind, own in kinds.items() if own))
 
 
-def of_all(whole: Report) -> Table:
+def of_all(report: Report) -> Table:
     """A group a teacher: its own rows, chance, controls, students."""
-    columns = _columns(whole.parts.values(), OVERVIEW)
-    return Table(columns, tuple(_group(part, columns) for part in whole.parts.values()))
+    columns = _columns(report.parts.values(), OVERVIEW)
+    return Table(columns, tuple(_group(data, columns) for data in report.parts.values()))
 
 
 def _group(data: Data, columns: Sequence[Column]) -> Group:
@@ -78,7 +78,7 @@ def _group(data: Data, columns: Sequence[Column]) -> Group:
 
 def _columns(parts: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
     """Those of `keys` that somebody has a number for."""
-    every = [result for part in parts for result in (part.teacher, part.chance, *part.results.values())]
+    every = [result for data in parts for result in (data.teacher, data.chance, *data.results.values())]
     return tuple(column for column in COLUMNS if column.key in keys and any(column.read(each) for each in every))
 
 
@@ -160,12 +160,12 @@ class Idea:
     best: bool
 
 
-def ideas(whole: Report) -> list[tuple[str, list[Idea | None]]]:
+def ideas(report: Report) -> list[tuple[str, list[Idea | None]]]:
     """A line an operator, a place a teacher: the least error of its students there; only where two can be compared."""
-    found = [_least(part) for part in whole.parts.values()]
+    found = [_least(data) for data in report.parts.values()]
     if sum(bool(each) for each in found) < 2:
         return []
-    operators = dict.fromkeys(entry["operator"] for entry in whole.students.values())
+    operators = dict.fromkeys(entry["operator"] for entry in report.students.values())
     lines = [(operator, [each.get(operator) for each in found]) for operator in operators]
     return [(operator, line) for operator, line in lines if any(line)]
 
