@@ -1,7 +1,7 @@
-"""What the kernels reach on a GPU, beside what they were meant to: reports/gpu/bench.csv, as `make gpu-check` made it.
+"""The kernels' times on a GPU beside their targets, from reports/gpu/bench.csv, which `make gpu-check` writes.
 
-A target is a share of the floor (the time this GPU needs to move what must be moved, or to multiply what must be
-multiplied, measured in the same run), executed TFLOP/s, or milliseconds.
+A target is a share of the floor, executed TFLOP/s, or milliseconds. The floor is the time this GPU needs to move all
+bytes that must move, or to do all multiplications, measured in the same run.
 """
 
 import csv
@@ -28,9 +28,11 @@ class Target:
     wanted: float
 
     def met(self, value: float) -> bool:
+        """Say whether a measured value meets the target."""
         return value <= self.wanted if self.measure == "ms" else value >= self.wanted
 
     def text(self, value: float) -> str:
+        """Write a value in the target's unit."""
         return MEASURES[self.measure].format(value)
 
 
@@ -64,7 +66,10 @@ TARGETS = (
 
 
 def read(path: Path | None = None) -> list[dict[str, Any]]:
-    """The rows of a run, none where there is no file: numbers as such, nothing for what was not timed."""
+    """Read the rows of a run, none where there is no file.
+
+    Measures are numbers; a measure that was not taken stays an empty text.
+    """
     path = path or project.ROOT / "reports" / "gpu" / "bench.csv"
     if not path.exists():
         return []
@@ -74,16 +79,17 @@ def read(path: Path | None = None) -> list[dict[str, Any]]:
 
 
 def told(rows: list[dict[str, Any]]) -> str:
-    """A run's table, or how to make one."""
+    """Return a run's table in Markdown, or say how to make one."""
     return table(rows) if rows else "No run on a GPU is committed yet: `make gpu-check` makes one."
 
 
 def pictures() -> list[Path]:
+    """Return the paths of the committed figures of GPU runs."""
     return sorted((project.ROOT / "reports" / "gpu").glob("*.png"))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Every target and what was reached, with how many times its peers took in the same run."""
+    """Return a Markdown table of every target, the value reached, and the peers' times relative to ours."""
     timed = {(row["case"], row["provider"]): row for row in rows if not row["skipped"]}
     heads = ["kernel, model, tokens", "ms", "reached", "target", *(f"{name} takes" for name in PEERS)]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
@@ -101,14 +107,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def circumstances(rows: list[dict[str, Any]]) -> str:
+    """Say how many calls were timed, on which GPU and with which versions."""
     first, timed = rows[0], [row for row in rows if not row["skipped"]]
-    counts = [int(row["repeats"]) for row in timed if row["provider"] == "ours"]
-    theirs = [int(row["repeats"]) for row in timed if row["provider"] != "ours"]
-    if not counts:
+    our_calls = [int(row["repeats"]) for row in timed if row["provider"] == "ours"]
+    peer_calls = [int(row["repeats"]) for row in timed if row["provider"] != "ours"]
+    if not our_calls:
         return f"Nothing could be timed on {first['hardware']}."
     versions = f"torch {first['torch']}, triton {first['triton']}, Python {first['python']}"
-    peers = f", {min(theirs)} to {max(theirs)} of the peers" if theirs else ""
+    peers = f", {min(peer_calls)} to {max(peer_calls)} of the peers" if peer_calls else ""
+    ours = f"{min(our_calls)} to {max(our_calls)}"
     return (
-        f"Medians of {min(counts)} to {max(counts)} calls{peers}, in one run, bf16, bold where the target is met: "
+        f"Medians of {ours} calls{peers}, in one run, bf16, bold where the target is met: "
         f"{first['hardware']}, {versions}, commit {first['commit']}, {first['date']}."
     )

@@ -1,4 +1,4 @@
-"""What the numbers say, whatever it is: no sentence is written for a result that was hoped for."""
+"""Sentences that follow from the numbers, whatever these are: no sentence is written for a hoped-for result."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,13 +10,17 @@ from linattn.report.words import NO_RESULT, are, listed, methods, number, percen
 
 
 def findings(report: Report) -> list[str]:
-    """Of the only teacher; of several what holds over all, then each one's, under its name."""
+    """Return the sentences of the only teacher, or those over several teachers and then each one's with its name."""
     if not report.several:
         return of_teacher(report.only)
-    return [*of_all(report), *(f"{data.name}: {each}" for data in report.parts.values() for each in of_teacher(data))]
+    sentences = of_all(report)
+    for data in report.parts.values():
+        sentences += [f"{data.name}: {sentence}" for sentence in of_teacher(data)]
+    return sentences
 
 
 def of_teacher(data: Data) -> list[str]:
+    """Return all sentences of one teacher."""
     makers = (
         _failed, _closest, _truth, _two_things, _bought, _against_control, _convolution, _cost, _time,
     )  # fmt: skip
@@ -24,23 +28,29 @@ def of_teacher(data: Data) -> list[str]:
 
 
 def in_short(data: Data) -> list[str]:
-    """What the first page says of one of several teachers."""
+    """Return the sentences of one of several teachers on the first page."""
     return [sentence for maker in (_failed, _closest, _truth, _two_things) for sentence in maker(data)]
 
 
 def of_all(report: Report) -> list[str]:
-    """Whether the teachers agree about which idea is closest, of those that all of them have a student of."""
+    """Say whether the teachers agree about the closest idea, among the ideas of which all have a student."""
     parts = [data for data in report.parts.values() if closest(data)]
-    shared = set.intersection(*({_idea(data, name) for name in closest(data)} for data in parts)) if parts else set()
-    if len(parts) < 2 or len(shared) < 2:
+    if len(parts) < 2:
+        return []
+    shared = set.intersection(*(_ideas(data) for data in parts))
+    if len(shared) < 2:
         return []
     firsts = [(data, next(name for name in closest(data) if _idea(data, name) in shared)) for data in parts]
     ideas = {_idea(data, name) for data, name in firsts}
-    told = listed([f"{name} to {data.name}" for data, name in firsts])
+    pairs = listed([f"{name} to {data.name}" for data, name in firsts])
     among = f"Of the ideas that {listed([data.name for data in parts])} share ({listed(sorted(shared))})"
     if len(ideas) == 1:
-        return [f"{among}, one is closest to each, {ideas.pop()}: {told}."]
-    return [f"{among}, which is closest depends on the teacher: {told}."]
+        return [f"{among}, one is closest to each, {ideas.pop()}: {pairs}."]
+    return [f"{among}, which is closest depends on the teacher: {pairs}."]
+
+
+def _ideas(data: Data) -> set[str]:
+    return {_idea(data, name) for name in closest(data)}
 
 
 def _idea(data: Data, student: str) -> str:
@@ -63,13 +73,15 @@ def _failed(data: Data) -> Iterable[str]:
 
 
 def _reasons(failures: Mapping[str, str]) -> str:
-    """Whoever failed for one reason is named once with it."""
-    whys = dict.fromkeys(failures.values())
-    return "; ".join(f"{listed([name for name, own in failures.items() if own == why])}: {why}" for why in whys)
+    """Write each reason once, with the names of all students that failed for it."""
+    names: dict[str, list[str]] = {}  # by reason
+    for name, reason in failures.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{listed(failed)}: {reason}" for reason, failed in names.items())
 
 
 def closest(data: Data) -> list[str]:
-    """The methods by error, the least first."""
+    """Return the methods by error, the least first."""
     return [name for name, _ in _ranked(data, data.methods, "error", "lower")]
 
 
@@ -97,14 +109,14 @@ def _truth(data: Data) -> Iterable[str]:
     name, first = ranked[0]
     gap = 100 * (teacher["value"] - first["value"])
     word = f"{abs(gap):.1f} points {'behind' if gap > 0 else 'ahead of'}" if abs(gap) >= 0.05 else "level with"
-    found = f"the judge finds the asked shape in {said(first)}"
+    finding = f"the judge finds the asked shape in {said(first)}"
     drawn = f"Of the pictures of one thing that {name} draws" if data.captions else f"Of what {name} draws"
-    yield f"{drawn}, {found}, {word} the teacher's {said(teacher)}."
+    yield f"{drawn}, {finding}, {word} the teacher's {said(teacher)}."
     if len(ranked) > 1:
         yield f"The least right by shape is {ranked[-1][0]} with {said(ranked[-1][1])}."
     near = [
-        each
-        for each, value in ranked
+        method
+        for method, value in ranked
         if value.get("high") is not None and value["low"] <= teacher["value"] <= value["high"]
     ]
     if near:
@@ -112,12 +124,12 @@ def _truth(data: Data) -> Iterable[str]:
 
 
 def _two_things(data: Data) -> Iterable[str]:
-    """Binding and place, which captions of two things ask for and labels cannot."""
-    says = {
+    """Say how colours are bound and how things are placed, which captions of two things ask for and labels cannot."""
+    templates = {
         "two_colours": "Where two things were asked for, {} gets both colours right most often",
         "relation": "How the two lie to each other is right most often with {}",
     }
-    for key, words in says.items():
+    for key, words in templates.items():
         ranked = _ranked(data, data.methods, key, "higher")
         if not ranked:
             continue
@@ -134,7 +146,7 @@ def _bought(data: Data) -> Iterable[str]:
         if before and after:
             (gains if after["value"] < before["value"] else worse).append((name, before["value"], after["value"]))
     if gains:
-        name, before, after = max(gains, key=lambda each: each[1] / max(each[2], 1e-12))
+        name, before, after = max(gains, key=lambda gain: gain[1] / max(gain[2], 1e-12))
         yield (
             f"Distillation reduced the error of {methods(len(gains), len(gains) + len(worse))}; most of all "
             f"{name}'s, from {percent(before)} to {percent(after)}, {before / max(after, 1e-12):.1f} times less."
@@ -147,21 +159,22 @@ def _against_control(data: Data) -> Iterable[str]:
     controls = [name for name in data.controls if measure(data.results[name], "error")]
     if not controls:
         return
-    control, own = controls[0], measure(data.results[controls[0]], "error")
+    control, moved = controls[0], measure(data.results[controls[0]], "error")
     yield (
-        f"The control {control} keeps softmax and trains as the others do; it moves {said(own, 2)} away from the "
+        f"The control {control} keeps softmax and trains as the others do; it moves {said(moved, 2)} away from the "
         "teacher it began as. So much of any error here is the training's, not the attention's."
     )
     ranked = _ranked(data, data.methods, "error", "lower")
-    near = [name for name, value in ranked if not _apart(value, own)]
-    nearer = [name for name, value in ranked if _apart(value, own) and value["value"] < own["value"]]
+    near = [name for name, value in ranked if not _apart(value, moved)]
+    nearer = [name for name, value in ranked if _apart(value, moved) and value["value"] < moved["value"]]
     if near:
         yield f"By error {listed(near)} cannot be told from that control."
     if nearer:
         yield f"By error {listed(nearer)} {are(nearer)} nearer to the teacher than that control."
     truth = measure(data.results[control], "shape")
     if truth and truth.get("low") is not None:
-        below = [n for n, each in _ranked(data, data.methods, "shape", "higher") if each.get("high", 1) < truth["low"]]
+        by_shape = _ranked(data, data.methods, "shape", "higher")
+        below = [name for name, value in by_shape if value.get("high", 1) < truth["low"]]
         if below:
             yield f"By shape, {listed(below)} {are(below)} clearly below that control."
         else:
@@ -169,25 +182,25 @@ def _against_control(data: Data) -> Iterable[str]:
 
 
 def _apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two intervals do not touch; without intervals, whether the values differ."""
-    low, high = sorted((first, second), key=lambda each: each["value"])
+    """Say whether two intervals do not touch or, without intervals, whether the values differ."""
+    low, high = sorted((first, second), key=lambda interval: interval["value"])
     if low.get("high") is None or high.get("low") is None:
         return low["value"] < high["value"]
     return low["high"] < high["low"]
 
 
 def _convolution(data: Data) -> Iterable[str]:
-    plain = [n for n in data.controls if not data.students[n].get("conv")]
-    with_conv = [n for n in data.controls if data.students[n].get("conv")]
+    plain = [name for name in data.controls if not data.students[name].get("conv")]
+    with_conv = [name for name in data.controls if data.students[name].get("conv")]
     if not plain or not with_conv:
         return
     first, second = (measure(data.results[names[0]], "error") for names in (plain, with_conv))
     if first and second:
-        says = "moves it no clearly different way"
+        verb = "moves it no clearly different way"
         if _apart(first, second):
-            says = "moves it further" if second["value"] > first["value"] else "moves it less far"
+            verb = "moves it further" if second["value"] > first["value"] else "moves it less far"
         yield (
-            f"A convolution added to softmax {says}: {percent(first['value'], 2)} without, "
+            f"A convolution added to softmax {verb}: {percent(first['value'], 2)} without, "
             f"{percent(second['value'], 2)} with it."
         )
 
@@ -212,12 +225,12 @@ def _time(data: Data) -> Iterable[str]:
     if not rows or not any(row["operator"] == dense for row in rows):
         return
     sizes = sorted({row["tokens"] for row in rows if row["operator"] == dense})
-    most, least = ({r["operator"]: r["seconds"] for r in rows if r["tokens"] == size} for size in (sizes[-1], sizes[0]))
+    most, least = _seconds_at(rows, sizes[-1]), _seconds_at(rows, sizes[0])
     others = {name: value for name, value in most.items() if name not in (dense, "softmax")}
     faster = sorted((name for name in others if others[name] < most[dense]), key=others.get)
     if faster:
-        told = ", ".join(f"{name} {most[dense] / others[name]:.1f} times" for name in faster)
-        yield f"At {sizes[-1]:,} tokens one attention call is faster than {dense}: {told}."
+        ratios = ", ".join(f"{name} {most[dense] / others[name]:.1f} times" for name in faster)
+        yield f"At {sizes[-1]:,} tokens one attention call is faster than {dense}: {ratios}."
     behind = {name: value for name, value in others.items() if name not in faster}
     if behind:
         yield f"At {sizes[-1]:,} tokens {_slower(list(behind))} than {dense}."
@@ -226,10 +239,16 @@ def _time(data: Data) -> Iterable[str]:
         yield f"At {sizes[0]:,} tokens {_slower(slow)}."
 
 
+def _seconds_at(rows: Iterable[Mapping[str, Any]], tokens: int) -> dict[str, float]:
+    """Return the seconds of every operator at one size."""
+    return {row["operator"]: row["seconds"] for row in rows if row["tokens"] == tokens}
+
+
 def _slower(names: list[str]) -> str:
     return f"{listed(names)} {are(names)} slower"
 
 
 def _ranked(data: Data, names: Iterable[str], key: str, better: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return names and measures, the best first; names without the measure are left out."""
     values = [(name, value) for name in names if (value := measure(data.results[name], key))]
-    return sorted(values, key=lambda each: each[1]["value"], reverse=better == "higher")
+    return sorted(values, key=lambda pair: pair[1]["value"], reverse=better == "higher")

@@ -1,8 +1,8 @@
-"""Side studies in the report: <name>.json is shown by the `sections` of the module that knows it.
+"""Side studies in the report: each study's module has a function `sections` that shows its <name>.json.
 
-- A result of its run here is shown in place of the published one.
-- `sections()` returns (title, HTML) pairs; a study without its JSON, or whose module is not there, is not shown.
-- One that cannot be shown is named with the reason: a broken study does not cost the report.
+- The result of a run on this machine is shown in place of the published one.
+- `sections()` returns (title, HTML) pairs; a study without its JSON or without its module is not shown.
+- A study that cannot be shown is named with the reason, so that a broken study does not break the report.
 """
 
 import html
@@ -24,10 +24,16 @@ class Section:
 
 
 def read() -> list[Section]:
-    return [section for name, module in STUDIES.items() if has_result(name) for section in _sections(name, module)]
+    """Return the sections of all studies with a result."""
+    sections = []
+    for name, module in STUDIES.items():
+        if has_result(name):
+            sections += _sections(name, module)
+    return sections
 
 
 def has_result(name: str) -> bool:
+    """Say whether the study has run, here or in the committed run."""
     return project.study(f"{name}.json").is_file()
 
 
@@ -35,16 +41,16 @@ def _sections(name: str, module: str) -> list[Section]:
     try:
         if not _exists(module):
             return []
-        found = importlib.import_module(module).sections()
-        return [Section(f"study-{name}-{slug(title)}", title, without_addresses(body)) for title, body in found]
+        titled = importlib.import_module(module).sections()
+        return [Section(f"study-{name}-{slug(title)}", title, without_addresses(body)) for title, body in titled]
     except Exception as error:
-        why = html.escape(f"{type(error).__name__}: {error}")
-        text = f'<p class="failure">The study {name} cannot be shown ({why}).</p>'
+        reason = html.escape(f"{type(error).__name__}: {error}")
+        text = f'<p class="failure">The study {name} cannot be shown ({reason}).</p>'
         return [Section(f"study-{name}", f"The study {name}", text)]
 
 
 def _exists(module: str) -> bool:
-    """Found without being run; a missing parent package is a missing module too."""
+    """Say whether a module exists, without running it; a missing parent package is a missing module too."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

@@ -1,8 +1,8 @@
-"""What the studies share: how a stage of one is run, its sheet of pictures, its tables in the report.
+"""The common parts of the studies: running a stage, the sheet of pictures, tables in the report.
 
-- A sheet is a JPEG, a row of pictures a name: the report cuts its grids from it. Arrays or PNG would put a megabyte
-  into Git.
-- A table has the report's own look. A cell is a text, or a text and its interval.
+- A sheet is a JPEG with a row of pictures for each name, from which the report cuts its grids. Arrays or PNG would put
+  a megabyte into Git.
+- A table has the report's own style. A cell is a text, or a text and its interval.
 """
 
 import html
@@ -22,7 +22,7 @@ Cell = str | tuple[str, str]
 
 
 def run(study: str, notebook: str, stage: str, **names: str) -> int:
-    """A notebook of studies/<study>, run as the pipeline's are; 1 and a sentence if it failed."""
+    """Run a notebook of studies/<study> as the pipeline's are run; return 0, or 1 after printing the failure."""
     home = f"studies/{study}"
     out = project.ROOT / "reports" / "notebooks" / home / f"{stage}.ipynb"
     try:
@@ -35,25 +35,26 @@ def run(study: str, notebook: str, stage: str, **names: str) -> int:
 
 
 def run_file(study: str, write: bool = False) -> Path:
-    """Seconds and what they were measured on."""
+    """Return the file of a study's seconds and of the machine on which they were measured."""
     return project.study(f"{study}.run.json", write=write)
 
 
 def measured_on(facts: Mapping[str, Any]) -> str:
+    """Name the machine, the version of torch, and the commit."""
     hardware = facts["hardware"]
-    where = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
-    return f"{where}, torch {facts['versions']['torch']}, commit {facts['commit']}"
+    device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    return f"{device}, torch {facts['versions']['torch']}, commit {facts['commit']}"
 
 
 def write_sheet(pictures: Mapping[Any, Tensor], path: Path, **jpeg: int) -> None:
-    """Rows of pictures in [0, 1], (pictures, 3, side, side) each, below one another."""
-    rows = [torch.cat(list(each), dim=2) for each in pictures.values()]  # (3, side, pictures sides)
+    """Write rows of pictures below one another; each row is (pictures, 3, side, side) in [0, 1]."""
+    rows = [torch.cat(list(row), dim=2) for row in pictures.values()]  # (3, side, pictures sides)
     pixels = torch.cat(rows, dim=1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
     Image.fromarray(pixels.cpu().numpy()).save(path, optimize=True, **jpeg)
 
 
 def read_sheet(names: Iterable[Hashable], path: Path) -> dict[Any, np.ndarray]:
-    """Name -> (pictures, 3, side, side) bytes."""
+    """Read a sheet back: (pictures, 3, side, side) bytes by name."""
     names, pixels = list(names), np.asarray(Image.open(path))
     side = pixels.shape[0] // len(names)
     rows = pixels.reshape(len(names), side, -1, side, 3).transpose(0, 2, 4, 1, 3)
@@ -61,6 +62,7 @@ def read_sheet(names: Iterable[Hashable], path: Path) -> dict[Any, np.ndarray]:
 
 
 def cell(measure: Mapping[str, Any], scale: float = 100, digits: int = 1) -> Cell:
+    """Write a measure as a cell."""
     value, low, high = (measure[key] for key in ("value", "low", "high"))
     if value is None:
         return "–"
@@ -69,16 +71,16 @@ def cell(measure: Mapping[str, Any], scale: float = 100, digits: int = 1) -> Cel
 
 
 def table(label: str, heads: Iterable[str], rows: Iterable[tuple[str, Iterable[Cell]]]) -> str:
-    """A row is its name and its cells; `label` is read out in the place of a caption."""
+    """Write a table in HTML; a row is its name and its cells, and screen readers read `label` as its caption."""
     top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
     body = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_td, cells))}</tr>' for name, cells in rows
     )
-    whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return f'<div class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0">\n{whole}\n</div>'
+    element = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<div class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0">\n{element}\n</div>'
 
 
-def _cell(cell: Cell) -> str:
+def _td(cell: Cell) -> str:
     text, interval = (cell, "") if isinstance(cell, str) else cell
     span = f' <span class="interval">{html.escape(interval)}</span>' if interval else ""
     return f"<td>{html.escape(text)}{span}</td>"

@@ -1,6 +1,6 @@
-"""Results as rows: of one teacher in full, or of all teachers with the columns that compare them.
+"""Tables of results: of one teacher in full, or of all teachers with the columns that compare them.
 
-Best is judged among the methods of one teacher: a control keeps softmax and would win unfairly.
+The best is chosen among the methods of one teacher: a control keeps softmax and would win unfairly.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Group:
     rows: tuple[Row, ...]
     page: str = ""
     note: str = ""
-    waiting: str = ""  # instead of rows: nothing ran yet
+    waiting: str = ""  # shown instead of rows where nothing ran yet
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,24 @@ class Table:
 
 
 def table(report: Report) -> Table:
-    """The first page's: of all teachers, or all there is of the only one."""
+    """Return the first page's table: of all teachers, or the full table of the only one."""
     return of_all(report) if report.several else of_teacher(report.only)
 
 
 def of_teacher(data: Data) -> Table:
+    """Return the full table of one teacher, with a group for each kind of row."""
     columns = _columns([data], [column.key for column in COLUMNS])
     rows = [*references(data, columns), *students(data, columns), *undistilled(data, columns)]
-    kinds = {kind: tuple(row for row in rows if row.kind == kind) for kind in KINDS}
-    return Table(columns, tuple(Group(KINDS[kind], own) for kind, own in kinds.items() if own))
+    groups = []
+    for kind, heading in KINDS.items():
+        of_kind = tuple(row for row in rows if row.kind == kind)
+        if of_kind:
+            groups.append(Group(heading, of_kind))
+    return Table(columns, tuple(groups))
 
 
 def of_all(report: Report) -> Table:
-    """A group a teacher: its own rows, chance, controls, students."""
+    """Return a table with a group for each teacher: its own rows, chance, controls, students."""
     columns = _columns(report.parts.values(), OVERVIEW)
     return Table(columns, tuple(_group(data, columns) for data in report.parts.values()))
 
@@ -71,19 +76,20 @@ def _group(data: Data, columns: Sequence[Column]) -> Group:
     if data.waiting:
         waiting = f"no row yet, nor one of {listed(list(data.students))}: make repro makes them"
         return Group(data.name, (), data.page, data.told, waiting)
-    own = sorted(students(data, columns, note="control"), key=lambda row: row.kind != "control")
+    rows = sorted(students(data, columns, note="control"), key=lambda row: row.kind != "control")
     note = f"{data.told}; the committed run, not run here" if data.all_published else data.told
-    return Group(data.name, (*references(data, columns), *own), data.page, note)
+    return Group(data.name, (*references(data, columns), *rows), data.page, note)
 
 
 def _columns(parts: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
-    """Those of `keys` that somebody has a number for."""
-    every = [result for data in parts for result in (data.teacher, data.chance, *data.results.values())]
-    return tuple(column for column in COLUMNS if column.key in keys and any(column.read(each) for each in every))
+    """Return the columns of `keys` for which any row has a number."""
+    results = [result for data in parts for result in (data.teacher, data.chance, *data.results.values())]
+    chosen = [column for column in COLUMNS if column.key in keys]
+    return tuple(column for column in chosen if any(column.read(result) for result in results))
 
 
 def references(data: Data, columns: Sequence[Column]) -> list[Row]:
-    """What bounds the students: the teacher, the teacher with fewer steps, guessing."""
+    """Return the rows that bound the students: the teacher, the teacher with fewer steps, guessing."""
     steps = (data.teacher.get("pictures") or {}).get("steps")
     note = ", ".join(filter(None, [f"{steps} steps" if steps else "", data.mark("teacher")]))
     rows = [Row("teacher", "reference", _cells(columns, data.teacher), failure=data.teacher_failure, note=note)]
@@ -96,30 +102,34 @@ def references(data: Data, columns: Sequence[Column]) -> list[Row]:
 
 
 def students(data: Data, columns: Sequence[Column], note: str = "") -> list[Row]:
-    """`note` marks the controls where no heading does."""
-    judged = [data.results[name] for name in data.methods]
-    best = {column.key: _best(column, judged) for column in columns}
+    """Return a row for each student; `note` marks the controls where no heading does."""
+    candidates = [data.results[name] for name in data.methods]
+    best = {column.key: _best(column, candidates) for column in columns}
     rows = []
     for name in data.students:
         kind = "control" if data.is_control(name) else "student"
         marks = filter(None, [note if kind == "control" else "", data.mark(name)])
-        words = {"page": page_of(name), "note": ", ".join(marks)}
+        page, row_note = page_of(name), ", ".join(marks)
         if name in data.failures:
-            rows.append(Row(name, kind, failure=data.failures[name], **words))
+            rows.append(Row(name, kind, failure=data.failures[name], page=page, note=row_note))
         else:
             cells = _cells(columns, data.results[name], best if kind == "student" else {})
-            rows.append(Row(name, kind, cells, **words))
+            rows.append(Row(name, kind, cells, page=page, note=row_note))
     return rows
 
 
 def undistilled(data: Data, columns: Sequence[Column]) -> list[Row]:
-    before = {name: data.results[name].get("undistilled") for name in data.done}
-    return [
-        Row(name, "undistilled", _cells(columns, {"quality": quality})) for name, quality in before.items() if quality
-    ]
+    """Return a row for each student before distillation."""
+    rows = []
+    for name in data.done:
+        quality = data.results[name].get("undistilled")
+        if quality:
+            rows.append(Row(name, "undistilled", _cells(columns, {"quality": quality})))
+    return rows
 
 
 def page_of(name: str) -> str:
+    """Return the path of a student's page."""
     return f"pages/{name}.html"
 
 
@@ -130,18 +140,22 @@ def _cells(
 
 
 def _best(column: Column, results: Sequence[Mapping[str, Any]]) -> float | None:
-    values = [found["value"] for found in map(column.read, results) if found]
-    if column.key.startswith("kid"):  # below zero is as good as zero: an estimate of no distance has both signs
+    """Return the best value, or None where no result has one."""
+    values = [measure["value"] for measure in map(column.read, results) if measure]
+    if column.key.startswith("kid"):  # below zero is as good as zero: estimates of a zero distance have both signs
         values = [max(0.0, value) for value in values]
-    return (max if column.better == "higher" else min)(values) if values else None
+    if not values:
+        return None
+    return max(values) if column.better == "higher" else min(values)
 
 
-def cell(column: Column, found: Mapping[str, Any] | None, best: float | None = None) -> Cell:
-    if found is None:
+def cell(column: Column, measure: Mapping[str, Any] | None, best: float | None = None) -> Cell:
+    """Write a measure as a cell, marked where it is the best or its interval reaches the best."""
+    if measure is None:
         return Cell("–")
-    value, low, high = (found.get(key) for key in ("value", "low", "high"))
+    value, low, high = (measure.get(key) for key in ("value", "low", "high"))
     interval = f"{column.text(low)} to {column.text(high)}" if low is not None and high is not None else ""
-    # Equal as printed is equal: two students on 93.8 % are both best.
+    # Values that print alike are equal: two students on 93.8 % are both best.
     level = max(0.0, value) if column.key.startswith("kid") else value
     is_best = best is not None and column.text(level) == column.text(best)
     reaches = best is not None and low is not None and low <= best <= high
@@ -153,7 +167,7 @@ def cell(column: Column, found: Mapping[str, Any] | None, best: float | None = N
 
 @dataclass(frozen=True)
 class Idea:
-    """The student of one operator that came closest to one teacher."""
+    """Hold the student of one operator that is closest to one teacher."""
 
     student: str
     text: str
@@ -161,20 +175,27 @@ class Idea:
 
 
 def ideas(report: Report) -> list[tuple[str, list[Idea | None]]]:
-    """A line an operator, a place a teacher: the least error of its students there; only where two can be compared."""
-    found = [_least(data) for data in report.parts.values()]
-    if sum(bool(each) for each in found) < 2:
+    """Return a line for each operator: for every teacher the operator's student with the least error, or None.
+
+    The lines are empty where fewer than two teachers can be compared.
+    """
+    teachers = [_least(data) for data in report.parts.values()]
+    if sum(bool(teacher) for teacher in teachers) < 2:
         return []
-    operators = dict.fromkeys(entry["operator"] for entry in report.students.values())
-    lines = [(operator, [each.get(operator) for each in found]) for operator in operators]
-    return [(operator, line) for operator, line in lines if any(line)]
+    lines = []
+    for operator in dict.fromkeys(entry["operator"] for entry in report.students.values()):
+        line = [teacher.get(operator) for teacher in teachers]
+        if any(line):
+            lines.append((operator, line))
+    return lines
 
 
 def _least(data: Data) -> dict[str, Idea]:
+    """Return the student with the least error of each operator."""
     errors = {name: value for name in data.methods if (value := measure(data.results[name], "error"))}
     ranked = sorted(errors, key=lambda name: errors[name]["value"])
     texts = {name: percent(errors[name]["value"]) for name in ranked}
-    # The worst first, so that the best student of an operator is what stays.
+    # The worst comes first, so that the best student of an operator overwrites the others.
     return {
         data.students[name]["operator"]: Idea(name, texts[name], texts[name] == texts[ranked[0]])
         for name in reversed(ranked)

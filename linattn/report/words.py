@@ -1,4 +1,4 @@
-"""What the pages say whatever was measured, and how they write numbers and names."""
+"""Texts of the pages that do not depend on the results, and the wording of numbers and names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ IDEAS = {
     "lit": "LiT uses plain linear attention with ReLU features and few, wide heads, plus a depth-wise convolution on "
     "the values for what is near.",
 }
-ROLES = {  # what a teacher of this role is told to draw
+ROLES = {  # the prompts of a teacher of this role
     "class": "class labels",
     "text": "captions, read by cross-attention",
     "text-joint": "captions, read by joint attention",
@@ -30,30 +30,37 @@ NO_RESULT = "no result: the stage did not finish"
 
 
 def percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}\u00a0%"  # a space that no line breaks at
+    """Write a share in per cent."""
+    return f"{100 * value:.{digits}f}\u00a0%"  # no line breaks at this space
 
 
-def said(value: Mapping[str, Any], digits: int = 1) -> str:
-    """93.8 % (88.3 to 96.8)"""
-    if value.get("low") is None:
-        return percent(value["value"], digits)
-    low, high = (f"{100 * value[side]:.{digits}f}" for side in ("low", "high"))
-    return f"{percent(value['value'], digits)} ({low} to {high})"
+def said(measure: Mapping[str, Any], digits: int = 1) -> str:
+    """Write a measure with its interval, as in 93.8 % (88.3 to 96.8)."""
+    if measure.get("low") is None:
+        return percent(measure["value"], digits)
+    low, high = (f"{100 * measure[side]:.{digits}f}" for side in ("low", "high"))
+    return f"{percent(measure['value'], digits)} ({low} to {high})"
 
 
 def listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+    """Join names with commas and a final "and"."""
+    if not names:
+        return "none"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def number(count: int, noun: str) -> str:
+    """Write a count and its noun, in the plural where it needs one."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def are(names: Sequence[str]) -> str:
+    """Return the verb that agrees with the number of names."""
     return "is" if len(names) == 1 else "are"
 
 
 def methods(some: int, total: int) -> str:
+    """Write how many of all methods something is true of."""
     if total == 1:
         return "the one method"
     return f"all {total} methods" if some == total else f"{some} of {total} methods"
