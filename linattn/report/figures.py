@@ -1,8 +1,8 @@
-"""Every figure of the project: a small function from plain data to a `Picture`.
+"""Every figure of the project: each is a small function from plain data to a `Picture`.
 
-- One look (picture.py) for all of them.
-- No pyplot and no global state: figures draw the same in a notebook, a test, a thread.
-- PNG without a date or a software name: the same data gives the same bytes.
+- All figures have one look (picture.py).
+- They use no pyplot and no global state, so they draw the same in a notebook, a test, a thread.
+- The PNG names no date and no software: the same data gives the same bytes.
 """
 
 import io
@@ -36,7 +36,7 @@ def _finish(figure: Figure, alt: str) -> Picture:
 
 
 def _drawn(function):
-    """Draw in the project's look, whatever the notebook has set."""
+    """Make a function draw in the project's look, whatever the notebook has set."""
 
     def draw(*args, **options) -> Picture:
         with matplotlib.rc_context():
@@ -53,7 +53,7 @@ def _drawn(function):
 
 
 def _bytes(pictures: Any) -> np.ndarray:
-    """(count, 3, height, width) in [0, 1] of any array kind -> (count, height, width, 3) bytes."""
+    """Turn (count, 3, height, width) in [0, 1], of any kind of array, into (count, height, width, 3) bytes."""
     array = np.asarray(pictures.detach().cpu() if hasattr(pictures, "detach") else pictures)
     if array.ndim == 3:
         array = array[None]
@@ -65,7 +65,7 @@ def _bytes(pictures: Any) -> np.ndarray:
 
 
 def strip(pictures: Any, alt: str, *, columns: int | None = None, scale: int = 2, gap: int = 8) -> Picture:
-    """Pictures side by side, `columns` a row, each pixel `scale` dots wide; the gaps are transparent."""
+    """Draw pictures side by side, `columns` in a row, each pixel `scale` dots wide; the gaps are transparent."""
     frames = _bytes(pictures).repeat(scale, 1).repeat(scale, 2)
     count, height, width, _ = frames.shape
     columns = min(columns or count, count)
@@ -73,15 +73,19 @@ def strip(pictures: Any, alt: str, *, columns: int | None = None, scale: int = 2
     sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), np.uint8)
     for index, frame in enumerate(frames):
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = np.dstack([frame, np.full((height, width, 1), 255, np.uint8)])
+        opaque = np.full((height, width, 1), 255, np.uint8)
+        sheet[top : top + height, left : left + width] = np.dstack([frame, opaque])
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
     return Picture(buffer.getvalue(), alt)
 
 
 def change(teacher: Any, student: Any, gain: float = 1.0) -> np.ndarray:
-    """Where two sets of pictures differ: (count, 3, height, width) in [0, 1], white none, dark red all of the range."""
-    left, right = (_bytes(each).astype(np.float64) / 255 for each in (teacher, student))
+    """Map the difference of two sets of pictures to colours, (count, 3, height, width) in [0, 1].
+
+    White is no difference, dark red the whole range.
+    """
+    left, right = (_bytes(pictures).astype(np.float64) / 255 for pictures in (teacher, student))
     if left.shape != right.shape:
         raise ValueError(f"pictures of shape {left.shape} cannot be compared with pictures of shape {right.shape}")
     amount = np.clip(np.abs(left - right).mean(-1) * gain, 0, 1)
@@ -90,7 +94,10 @@ def change(teacher: Any, student: Any, gain: float = 1.0) -> np.ndarray:
 
 @_drawn
 def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None = None, *, room: int = 4) -> Picture:
-    """A row of pictures a name, the same noise and class down each column; the width has room for `room` or more."""
+    """Draw a row of pictures for each name, with the same noise and prompt down each column.
+
+    The width has room for `room` pictures or more.
+    """
     names, frames = list(rows), [_bytes(pictures) for pictures in rows.values()]
     count = max(map(len, frames))
     cell = (WIDTH - 1.1) / max(count, room)
@@ -109,44 +116,50 @@ def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None =
             if row == 0 and column < len(titles):
                 axis.set_title(titles[column], fontsize=8, fontweight="normal", loc="center", pad=3)
         axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
-    shown = f" The columns are {', '.join(columns)}." if columns else ""
-    return _finish(figure, alt or f"Grid of pictures, one row each for {', '.join(names)}.{shown}")
+    titles_text = f" The columns are {', '.join(columns)}." if columns else ""
+    return _finish(figure, alt or f"Grid of pictures, one row each for {', '.join(names)}.{titles_text}")
 
 
 def _stacked(title: str, inches: float) -> str:
-    """A class's two words on two lines; a caption wrapped to the picture below it (8 pt: .062 inches a letter)."""
+    """Put a class's two words on two lines, and wrap a caption to the width of the picture below it.
+
+    A letter of 8 pt is .062 inches wide.
+    """
     return title.replace(" ", "\n") if title.count(" ") < 2 else textwrap.fill(title, max(9, int(inches / 0.062)))
 
 
 def _fitted(name: str, inches: float, most: float) -> float:
-    """Points at which a bold name is no wider than its panel: DejaVu's letters take .66 of their size on average."""
+    """Return the font size, at most `most`, at which a bold name is no wider than its panel.
+
+    DejaVu's letters are .66 of their size wide on average.
+    """
     return min(most, 72 * inches / (0.66 * max(len(name), 1)))
 
 
 @_drawn
 def difference(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "student")) -> Picture:
-    """One picture by the teacher, by the student, and where they differ, with the scale beside it."""
+    """Draw one picture of the teacher, one of the student, and their difference with its scale."""
     left, right = _bytes(teacher)[0], _bytes(student)[0]
     gap = np.abs(left.astype(float) - right.astype(float)).mean(-1) / 255
     figure, axes = _axes(WIDTH, 2.0, 1, 3)
     for axis, image, title in zip(axes, (left, right, gap), (*names, "difference"), strict=True):
-        drawn = axis.imshow(image, cmap="Reds", vmin=0, vmax=1, interpolation="nearest")
+        mappable = axis.imshow(image, cmap="Reds", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title, loc="center", fontsize=_fitted(title, 1.55, 10.5))
         axis.set_axis_off()
-    figure.colorbar(drawn, ax=axes[2], fraction=0.05, ticks=[0, 0.5, 1])
-    told = f"{gap.mean():.3f} of the range on average, at most {gap.max():.2f}"
-    return _finish(figure, f"{names[0]}, {names[1]} and their difference: {told}.")
+    figure.colorbar(mappable, ax=axes[2], fraction=0.05, ticks=[0, 0.5, 1])
+    amount = f"{gap.mean():.3f} of the range on average, at most {gap.max():.2f}"
+    return _finish(figure, f"{names[0]}, {names[1]} and their difference: {amount}.")
 
 
 def _over(axis: Any, picture: np.ndarray, weights: np.ndarray, query: int, vmax: float) -> None:
-    """One query's weights over the picture it looks at: the picture in grey below, the query framed."""
+    """Draw a query's attention weights over the picture: the picture is grey, the query has a frame."""
     height, width = weights.shape
     grey = picture.mean(-1)
     axis.imshow(grey, cmap="gray", vmin=-120, vmax=375, extent=(0, width, height, 0), interpolation="nearest")
     share = np.clip(weights / vmax, 0, 1)
-    drawn = matplotlib.colormaps["magma_r"](share)
-    drawn[..., 3] = 0.25 + 0.7 * np.sqrt(share)
-    axis.imshow(drawn, extent=(0, width, height, 0), interpolation="nearest")
+    colours = matplotlib.colormaps["magma_r"](share)
+    colours[..., 3] = 0.25 + 0.7 * np.sqrt(share)
+    axis.imshow(colours, extent=(0, width, height, 0), interpolation="nearest")
     row, column = divmod(query, width)
     axis.add_patch(matplotlib.patches.Rectangle((column, row), 1, 1, fill=False, ec="#00b7ff", lw=1.8))
     axis.set_axis_off()
@@ -154,31 +167,32 @@ def _over(axis: Any, picture: np.ndarray, weights: np.ndarray, query: int, vmax:
 
 @_drawn
 def attention_over(picture: Any, weights: Mapping[str, Any], query: int, columns: int = 3) -> Picture:
-    """Whom one query token attends to: a panel a name; `weights` are (height, width) rows of the attention maps.
+    """Draw the attention of one query token, with a panel for each name.
 
-    Each panel has a scale of its own, up to its 99.5th percentile, and says how much that is.
+    `weights` are rows of the attention maps, (height, width). Each panel has a scale of its own, up to its 99.5th
+    percentile, and states this value.
     """
     frame = _bytes(picture)[0]
-    panels = {name: np.asarray(each, dtype=float) for name, each in weights.items()}
+    panels = {name: np.asarray(array, dtype=float) for name, array in weights.items()}
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     cell = WIDTH / max(columns, 3)
     figure, axes = _axes(cell * columns, rows * (cell + 0.42), rows, columns, squeeze=False)
-    told = []
-    for axis, (name, row) in zip(axes.flat, panels.items(), strict=False):
-        top = max(float(np.quantile(row, 0.995)), 1e-12)
-        _over(axis, frame, row, query, top)
+    scales = []
+    for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
+        top = max(float(np.quantile(panel, 0.995)), 1e-12)
+        _over(axis, frame, panel, query, top)
         size = _fitted(name, cell, 9.5)
-        # The empty line below it is where the scale stands; in smaller letters it is too low for that.
+        # The title's empty second line makes room for the scale; smaller letters need padding for the same room.
         axis.set_title(f"{name}\n", loc="center", fontsize=size, pad=2 * (9.5 - size))
         axis.text(0.5, 1.03, f"up to {100 * top:.2g} %", transform=axis.transAxes, ha="center", fontsize=8, color=SOFT)
-        told.append(f"{name} up to {100 * top:.2g} %")
+        scales.append(f"{name} up to {100 * top:.2g} %")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     height, width = next(iter(panels.values())).shape
     where = f"row {query // width + 1} of {height}, column {query % width + 1} of {width}"
     return _finish(
-        figure, f"Attention of the token at {where} over the picture: {', '.join(told)} of its weight on one token."
+        figure, f"Attention of the token at {where} over the picture: {', '.join(scales)} of its weight on one token."
     )
 
 
@@ -188,7 +202,7 @@ def attention_over(picture: Any, weights: Mapping[str, Any], query: int, columns
 
 @_drawn
 def quality_cost(points: Sequence[Mapping[str, Any]], *, x: str, y: str, log: bool = True) -> Picture:
-    """Points {name, x, y, low?, high?, look?}; those without a look are references drawn as grey lines' ends."""
+    """Draw points {name, x, y, low?, high?, look?}; a point without a look is a reference and is drawn in grey."""
     figure, axis = _axes(height=3.9)
     for point in points:
         look = point.get("look") or Look(SOFT, "*", "-", False)
@@ -208,23 +222,23 @@ def quality_cost(points: Sequence[Mapping[str, Any]], *, x: str, y: str, log: bo
     axis.set(xlabel=x, ylabel=y)
     axis.margins(y=0.12)
     _label_points(figure, axis, points)
-    told = "; ".join(f"{p['name']} {short(p['y'])} at {short(p['x'])}" for p in points)
-    return _finish(figure, f"Scatter plot of {y} against {x}: {told}.")
+    values_text = "; ".join(f"{point['name']} {short(point['y'])} at {short(point['x'])}" for point in points)
+    return _finish(figure, f"Scatter plot of {y} against {x}: {values_text}.")
 
 
 def _label_points(figure: Figure, axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
-    """Names beside the points, moved up or down until none covers another."""
+    """Write names beside the points, moved down until none covers another."""
     figure.draw_without_rendering()
     step = 13.5 * DPI / 72 * 10.5 / 12
     placed: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda each: -each["y"]):
+    for point in sorted(points, key=lambda point: -point["y"]):
         x, y = axis.transData.transform((point["x"], point["y"]))
         width = len(point["name"]) * 0.62 * 9 * DPI / 72
-        spot = y
-        while any(abs(spot - other) < step and x < end and begin < x + width for begin, end, other in placed):
-            spot -= step / 4
-        placed.append((x, x + width, spot))
-        shift = (spot - y) * 72 / DPI
+        label_y = y
+        while any(abs(label_y - other) < step and x < end and begin < x + width for begin, end, other in placed):
+            label_y -= step / 4
+        placed.append((x, x + width, label_y))
+        shift = (label_y - y) * 72 / DPI
         colour = (point.get("look") or Look(SOFT, "*", "-", False)).colour
         axis.annotate(
             point["name"], (point["x"], point["y"]), (9, shift), textcoords="offset points", va="center", fontsize=9,
@@ -234,7 +248,7 @@ def _label_points(figure: Figure, axis: Any, points: Sequence[Mapping[str, Any]]
 
 
 def _darker(colour: str) -> str:
-    """The hue dark enough to be read as text on white."""
+    """Darken a hue until it is readable as text on white."""
     channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     luma = 0.299 * channels[0] + 0.587 * channels[1] + 0.114 * channels[2]
     scale = min(1.0, 105 / max(luma, 1))
@@ -243,10 +257,10 @@ def _darker(colour: str) -> str:
 
 @_drawn
 def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baseline: str) -> Picture:
-    """Rows of `costs.time_operators`: time against tokens on log axes, each line named with its fitted exponent."""
+    """Draw rows of `costs.time_operators`: time against tokens on log axes, each line with its fitted exponent."""
     figure, axis = _axes(height=4.3)
     lines, slopes = _series(rows), exponents(rows)
-    labels, told = [], []
+    labels, descriptions = [], []
     for name, (tokens, times) in lines.items():
         look = styles.get(name, Look(SOFT, "o", "-", False))
         axis.plot(
@@ -255,26 +269,28 @@ def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baselin
         )  # fmt: skip
         slope = slopes[name]
         fitted = "" if slope is None else f"  {slope:.2f}"
-        shown = "dense" if name == baseline else name  # its own name is long; text beside the figure and alt give it
-        labels.append({"name": f"{shown}{fitted}", "x": tokens[-1], "y": times[-1], "look": look})
-        told.append(
+        # The baseline's own name is long; the alt text and the text beside the figure give it.
+        label = "dense" if name == baseline else name
+        labels.append({"name": f"{label}{fitted}", "x": tokens[-1], "y": times[-1], "look": look})
+        descriptions.append(
             f"{name} {seconds(times[-1])} at {tokens[-1]:,} tokens" + (f", exponent {slope:.2f}" if slope else "")
         )
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="time of one call")
-    ticks = sorted({t for tokens, _ in lines.values() for t in tokens})
-    axis.set_xticks(ticks, [f"{t:,}" if i % max(1, len(ticks) // 4) == 0 else "" for i, t in enumerate(ticks)])
+    ticks = sorted({size for tokens, _ in lines.values() for size in tokens})
+    every = max(1, len(ticks) // 4)
+    axis.set_xticks(ticks, [f"{tick:,}" if index % every == 0 else "" for index, tick in enumerate(ticks)])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
     axis.set_xlim(ticks[0] / 1.25, ticks[-1] * (ticks[-1] / ticks[0]) ** 0.62 if len(ticks) > 1 else ticks[0] * 4)
     _label_points(figure, axis, labels)
-    return _finish(
-        figure, f"Time of one attention call against tokens, log axes, baseline {baseline}: {'; '.join(told)}."
-    )
+    listing = "; ".join(descriptions)
+    return _finish(figure, f"Time of one attention call against tokens, log axes, baseline {baseline}: {listing}.")
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Return the tokens and the times of each operator, in the order of the rows."""
     lines: dict[str, tuple[list[int], list[float]]] = {}
-    for row in sorted(rows, key=lambda each: each["tokens"]):
+    for row in sorted(rows, key=lambda row: row["tokens"]):
         if not row["seconds"]:  # too slow to be measured at this size
             continue
         tokens, times = lines.setdefault(row["operator"], ([], []))
@@ -288,7 +304,7 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], lis
 def training(
     curves: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping[str, Look], y: str = "loss"
 ) -> Picture:
-    """A panel a student: {step, loss}, its own line in colour and the others' in grey, so that all compare."""
+    """Draw a panel for each student's {step, loss}, its own line in colour and the others' in grey for comparison."""
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
     figure, axes = _axes(WIDTH, max(1.55 * rows + 0.35, 2.6), rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -305,26 +321,27 @@ def training(
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
     for axis in axes.flat[max(0, len(curves) - columns) : len(curves)]:
-        axis.tick_params(labelbottom=True)  # nothing stands below, be the last row full or not
+        axis.tick_params(labelbottom=True)  # the lowest panel of a column, also where the last row is not full
     figure.supxlabel("step", fontsize=10)
     figure.supylabel(y, fontsize=10)
-    told = "; ".join(
+    losses = "; ".join(
         f"{name} from {short(curve['loss'][0])} to {short(curve['loss'][-1])}" for name, curve in curves.items()
     )
-    return _finish(figure, f"Training curves, {y} by step on a log axis: {told}.")
+    return _finish(figure, f"Training curves, {y} by step on a log axis: {losses}.")
 
 
 def _curve(axis: Any, curve: Mapping[str, Sequence[Any]], **style: Any) -> None:
-    """A line a stage: layer by layer and end to end are losses of different kinds, with nothing between them."""
+    """Draw a line for each stage, since layer by layer and end to end are losses of different kinds."""
     stages = curve.get("stage") or [""] * len(curve["step"])
     for stage in dict.fromkeys(stages):
-        rows = [i for i, each in enumerate(stages) if each == stage]
-        loss = _smooth([curve["loss"][i] for i in rows])
-        axis.plot([curve["step"][i] for i in rows], loss, marker="." if len(rows) == 1 else "", **style)
+        indices = [index for index, name in enumerate(stages) if name == stage]
+        steps = [curve["step"][index] for index in indices]
+        loss = _smooth([curve["loss"][index] for index in indices])
+        axis.plot(steps, loss, marker="." if len(indices) == 1 else "", **style)
 
 
 def _smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:
-    """Running mean over a share of the steps; short curves stay as they are."""
+    """Return the running mean over a share of the steps; short curves do not change."""
     values = np.asarray(values, float)
     width = int(len(values) * share)
     if width < 2:
@@ -339,7 +356,7 @@ def _smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:
 def by_noise(
     noise: Sequence[float], lines: Mapping[str, Sequence[float]], styles: Mapping[str, Look], y: str, log: bool = True
 ) -> Picture:
-    """One line a student over the noise levels, 0 clean and 1 pure noise."""
+    """Draw a line for each student over the noise levels, where 0 is clean and 1 is pure noise."""
     figure, axis = _axes(height=4.0)
     for name, values in lines.items():
         look = styles.get(name, Look(SOFT, "o", (0, (1.2, 1.4)), False))
@@ -353,21 +370,26 @@ def by_noise(
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
         axis.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=min(3, len(lines)), handlelength=2.6, columnspacing=1.4)
-    told = "; ".join(f"{name} {', '.join(short(v, 2) for v in values)}" for name, values in lines.items())
+    descriptions = []
+    for name, values in lines.items():
+        descriptions.append(f"{name} {', '.join(short(value, 2) for value in values)}")
     levels = ", ".join(short(level, 2) for level in noise)
-    return _finish(figure, f"{y} at noise levels {levels}: {told}.")
+    return _finish(figure, f"{y} at noise levels {levels}: {'; '.join(descriptions)}.")
 
 
 @_drawn
 def bars(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], x: str, log: bool = True) -> Picture:
-    """Before and after, a line a student: {name: {before, after}}; the shorter the left end, the better it became."""
+    """Draw a line for each student from its value before to the value after: {name: {before, after}}.
+
+    The farther left the end after training, the better the student became.
+    """
     figure, axis = _axes(height=0.36 * len(values) + 1.05)
-    for place, (name, each) in enumerate(values.items()):
+    for row, (name, pair) in enumerate(values.items()):
         look = styles.get(name, Look(INK, "o", "-", False))
-        if each.get("before") is not None:
-            axis.plot([each["before"], each["after"]], [place, place], color=look.colour, lw=2.2, alpha=0.45)
-            axis.plot(each["before"], place, "o", color=look.colour, mfc=PAPER, mew=1.6, ms=7)
-        axis.plot(each["after"], place, "o", color=look.colour, ms=7)
+        if pair.get("before") is not None:
+            axis.plot([pair["before"], pair["after"]], [row, row], color=look.colour, lw=2.2, alpha=0.45)
+            axis.plot(pair["before"], row, "o", color=look.colour, mfc=PAPER, mew=1.6, ms=7)
+        axis.plot(pair["after"], row, "o", color=look.colour, ms=7)
     axis.set_yticks(range(len(values)), list(values))
     axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.invert_yaxis()
@@ -377,11 +399,11 @@ def bars(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], 
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    told = "; ".join(
-        f"{name} from {short(each['before'])} to {short(each['after'])}" if each.get("before") is not None
-        else f"{name} {short(each['after'])}" for name, each in values.items()
-    )  # fmt: skip
-    return _finish(figure, f"{x} before distillation (hollow) and after (filled): {told}.")
+    descriptions = []
+    for name, pair in values.items():
+        start = f"from {short(pair['before'])} to " if pair.get("before") is not None else ""
+        descriptions.append(f"{name} {start}{short(pair['after'])}")
+    return _finish(figure, f"{x} before distillation (hollow) and after (filled): {'; '.join(descriptions)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,12 +412,15 @@ def bars(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], 
 
 @_drawn
 def heatmap(values: Any, *, rows: Sequence[str], columns: Sequence[str], title: str, x: str, y: str) -> Picture:
-    """A number a cell, written into it: layers down, noise levels across."""
-    table = np.array([[math.nan if value is None else value for value in row] for row in values], float)
+    """Draw a table of numbers as colours, with the number in each cell: layers down, noise levels across."""
+    filled = []
+    for row in values:
+        filled.append([math.nan if value is None else value for value in row])
+    table = np.array(filled, float)
     if np.isnan(table).all():
         raise ValueError(f"{title}: not one number to show")
     figure, axis = _axes(WIDTH, 0.34 * len(rows) + 1.15)
-    axis.imshow(table, cmap="Blues", aspect="auto", vmin=np.nanmin(table), vmax=_above(table))
+    axis.imshow(table, cmap="Blues", aspect="auto", vmin=np.nanmin(table), vmax=_scale_end(table))
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
@@ -410,22 +435,24 @@ def heatmap(values: Any, *, rows: Sequence[str], columns: Sequence[str], title: 
         axis.text(column, row, short(value, 3), ha="center", va="center", fontsize=9, color=colour)
     axis.set(xlabel=x, ylabel=y)
     axis.set_title(title)
-    lowest, highest = (np.unravel_index(f(table), table.shape) for f in (np.nanargmin, np.nanargmax))
-    told = " and ".join(
-        f"{word} {short(float(table[at]))} at {y} {rows[at[0]]}, {x} {columns[at[1]]}"
-        for word, at in (("lowest", lowest), ("highest", highest))
+    lowest = np.unravel_index(np.nanargmin(table), table.shape)
+    highest = np.unravel_index(np.nanargmax(table), table.shape)
+    extremes = " and ".join(
+        f"{word} {short(float(table[index]))} at {y} {rows[index[0]]}, {x} {columns[index[1]]}"
+        for word, index in (("lowest", lowest), ("highest", highest))
     )
-    return _finish(figure, f"Heat map of {title} by {y} and {x}: {told}.")
+    return _finish(figure, f"Heat map of {title} by {y} and {x}: {extremes}.")
 
 
-def _above(table: np.ndarray) -> float:
+def _scale_end(table: np.ndarray) -> float:
+    """Return the end of the colour scale, which lies above its start even where all values are equal."""
     low, high = np.nanmin(table), np.nanmax(table)
     return high if high > low else low + 1
 
 
 @_drawn
 def confusion(matrix: Any, names: Sequence[str]) -> Picture:
-    """Rows what was asked for, columns what the judge saw, in per cent of the row."""
+    """Draw how often the judge saw each shape (columns) for each prompted shape (rows), in per cent of the row."""
     counts = np.asarray(matrix, float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axis = _axes(WIDTH, WIDTH * 0.86)
@@ -439,8 +466,11 @@ def confusion(matrix: Any, names: Sequence[str]) -> Picture:
             colour = PAPER if value > 55 else INK
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour)
     axis.set(xlabel="shape the judge saw", ylabel="shape asked for")
-    wrong = [(share[i, j], names[i], names[j]) for i in range(len(names)) for j in range(len(names)) if i != j]
-    worst = [f"{a} seen as {b} {v:.0f} %" for v, a, b in sorted(wrong, key=lambda each: -each[0])[:3] if v >= 0.5]
+    wrong = []
+    for row, asked in enumerate(names):
+        wrong += [(share[row, column], asked, seen) for column, seen in enumerate(names) if column != row]
+    worst_first = sorted(wrong, key=lambda mistake: -mistake[0])[:3]
+    worst = [f"{asked} seen as {seen} {value:.0f} %" for value, asked, seen in worst_first if value >= 0.5]
     right = counts.trace() / max(counts.sum(), 1)
     alt = f"Confusion of shapes in per cent: {100 * right:.0f} % right; " + ("; ".join(worst) or "no mistakes")
     return _finish(figure, alt + ".")
