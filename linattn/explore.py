@@ -166,9 +166,9 @@ def students(entries: Mapping[str, Any] | None = None, teacher: str | None = Non
     """
     entries = _entries() if entries is None else entries
     roles = [role for role, name in _folder_names().items() if name == teacher] if teacher else []
-    own = [name for name in entries if teacher is None or entries[name].teacher in roles]
-    names = sorted(own or entries, key=lambda name: entries[name].operator == "softmax")
-    trained = [name for name in names if own and project.student(name).is_dir()]
+    of_teacher = [name for name in entries if teacher is None or entries[name].teacher in roles]
+    names = sorted(of_teacher or entries, key=lambda name: entries[name].operator == "softmax")
+    trained = [name for name in names if of_teacher and project.student(name).is_dir()]
     return trained + [name + UNTRAINED for name in names]
 
 

@@ -1,13 +1,13 @@
-"""The report: plain result files in, calm pages that open offline out.
+"""The report turns plain result files into calm pages that open offline.
 
-- `read` gathers files by the names in params.yaml, never by what lies in a folder: a removed student leaves the
-  report, a missing or broken result is a failed row.
-- With one teacher everything stands on the first page. With several that has one table over all of them, and each
-  teacher a page with everything of its own.
-- A row that was not run on this machine is the committed run's; one that was is compared with it (`agreement`).
-- Sentences are drawn from the numbers (`findings`): which student is closest, which a control beats, what distillation
-  bought. None is written for a result that was hoped for.
-- Self-contained: every picture is a data URI with an alt text, style is inline, no script, no address.
+- `read` finds files by the names in params.yaml and never lists a folder: a removed student leaves the report, and a
+  missing or broken result is a failed row.
+- With one teacher everything stands on the first page. With several teachers the first page has one table over all of
+  them, and each teacher has a page of its own.
+- A row that was not run on this machine is the committed run's; a row that was is compared with it (`agreement`).
+- Sentences follow from the numbers (`findings`): which student is closest, which one a control beats, how much
+  distillation helped. No sentence is written for a hoped-for result.
+- Pages are self-contained: every picture is a data URI with an alt text, style is inline, without script or address.
 - The same data gives the same bytes.
 
 Result files, of this machine in reports/local/results and published in reports/results. A *measure* is {"value", "low",
@@ -15,7 +15,7 @@ Result files, of this machine in reports/local/results and published in reports/
 
 `teacher-<role>.json` and `<student>.json`:
     student, teacher (the role), operator, options, control (bool), seeds [..], profile; a teacher's folder (its name)
-    captions      what was asked for, a text a picture (roles with text)
+    captions      the prompts, one for each picture (roles with text)
     quality       {shape, colour, error, psnr, ssim, mse, cosine, kid_teacher, kid_world, fid_teacher,
                    cross_shape, cross_colour}: measures. shape, colour are shares in [0, 1]; error is the relative
                    squared error of the prediction, mean over the noise levels; cross_* at twice the side.
@@ -23,15 +23,15 @@ Result files, of this machine in reports/local/results and published in reports/
                    and confusion are over those of one
     undistilled   the same names, for the student converted and not trained (absent for the teacher)
     by_noise      {noise [..], error [measure ..], undistilled [measure ..]}
-    confusion     shapes x shapes counts, asked by seen
+    confusion     shapes x shapes counts, rows for the prompted shape, columns for the shape that the judge saw
     cost          {macs, macs_counted, core_macs, added, trained}: one forward of one picture
     training      {steps, layerwise_steps, batch, trained, curve {step [..], loss [..], stage [..]}}
 `<name>.run.json`, in runs/ beside results/:
     facts         project.facts()
     seconds       {distill, evaluate, draw}; memory (bytes)
     backend       {layer: the path its attention takes: why}
-    error         what went wrong, in a line, when the stage failed
-`chance-<role>.json`  quality {shape, colour ..}: what guessing gives
+    error         the failure in one line, when the stage failed
+`chance-<role>.json`  quality {shape, colour ..} of guessing
 `benchmark.run.json`: facts, baseline; rows of costs.time_operators; operators {row's name: operator}; steps, rows of
     amdahl.time_steps (role class alone)
 `anatomy.json`    noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order and query of the maps

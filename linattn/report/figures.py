@@ -277,8 +277,8 @@ def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baselin
         )
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="time of one call")
     ticks = sorted({size for tokens, _ in lines.values() for size in tokens})
-    every = max(1, len(ticks) // 4)
-    axis.set_xticks(ticks, [f"{tick:,}" if index % every == 0 else "" for index, tick in enumerate(ticks)])
+    spacing = max(1, len(ticks) // 4)
+    axis.set_xticks(ticks, [f"{tick:,}" if index % spacing == 0 else "" for index, tick in enumerate(ticks)])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
     axis.set_xlim(ticks[0] / 1.25, ticks[-1] * (ticks[-1] / ticks[0]) ** 0.62 if len(ticks) > 1 else ticks[0] * 4)
@@ -381,7 +381,7 @@ def by_noise(
 def bars(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], x: str, log: bool = True) -> Picture:
     """Draw a line for each student from its value before to the value after: {name: {before, after}}.
 
-    The farther left the end after training, the better the student became.
+    The farther left the value after, the better the student became.
     """
     figure, axis = _axes(height=0.36 * len(values) + 1.05)
     for row, (name, pair) in enumerate(values.items()):

@@ -79,11 +79,11 @@ class Picture:
     def html(self, width: int | None = None) -> str:
         """Return an <img> at most `width` CSS pixels wide (default: half its own, for fine screens)."""
         pixels_wide, pixels_high = self.size
-        shown = width or pixels_wide // 2
+        width = width or pixels_wide // 2
         alt = html.escape(self.alt, quote=True)
-        height = round(pixels_high * shown / pixels_wide)
+        height = round(pixels_high * width / pixels_wide)
         style = "max-width:100%;height:auto"
-        return f'<img src="{self.uri}" alt="{alt}" width="{shown}" height="{height}" style="{style}">'
+        return f'<img src="{self.uri}" alt="{alt}" width="{width}" height="{height}" style="{style}">'
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         # text/html and not image/png, because nbconvert's lab template writes an image without an alt text

@@ -101,14 +101,14 @@ def place(role: str) -> str:
     return "docs/pictures.png" if role == "class" else f"docs/pictures-{role}.png"
 
 
-def picture(part: report.Data) -> Picture:
+def picture(data: report.Data) -> Picture:
     """Draw the grid of the teacher and every student that finished, with the same prompts and the same noise."""
-    names = ("teacher", *part.done)
-    if missing := [name for name in names if name not in part.pictures]:
+    names = ("teacher", *data.done)
+    if missing := [name for name in names if name not in data.pictures]:
         raise FileNotFoundError(f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them")
-    count, room = (min(part.show, CAPTIONED), ROOM) if part.captions else (part.show, part.show)
-    rows = {name: part.pictures[name]["pictures"][:count] for name in names}
-    return figures.grid(rows, report.column_names(part)[:count], room=room)
+    count, room = (min(data.show, CAPTIONED), ROOM) if data.captions else (data.show, data.show)
+    rows = {name: data.pictures[name]["pictures"][:count] for name in names}
+    return figures.grid(rows, report.column_names(data)[:count], room=room)
 
 
 def small(png: bytes) -> bytes:

@@ -68,8 +68,8 @@ class Adapter(Plugin):
         return {"no caption": Question([""] * count, true, world.render(true, side), at_once=1)}
 
     def given(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
-        (shown,) = question.shown.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return {"ip_adapter_image": Image.fromarray(shown)}
+        (picture,) = question.shown.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return {"ip_adapter_image": Image.fromarray(picture)}
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         kinds = tuple(world.BACKGROUNDS)

@@ -18,16 +18,16 @@ from linattn.teachers import Teacher
 
 @dataclass(frozen=True)
 class Question:
-    """The prompts of a pipeline: one caption for each picture, the plug-in's input pictures, and the right scenes."""
+    """Hold the prompts of a pipeline: one caption for each picture, the plug-in's inputs, and the right scenes."""
 
     captions: Sequence[str]
     scenes: Sequence[world.Scene]
     shown: Tensor | None = None  # the plug-in's inputs, (captions, 3, side, side) in [0, 1]
     at_once: int | None = None  # captions in one call: an IP-Adapter uses one picture for a whole call
 
-    def __getitem__(self, part: slice) -> "Question":
-        shown = None if self.shown is None else self.shown[part]
-        return Question(self.captions[part], self.scenes[part], shown, self.at_once)
+    def __getitem__(self, indices: slice) -> "Question":
+        shown = None if self.shown is None else self.shown[indices]
+        return Question(self.captions[indices], self.scenes[indices], shown, self.at_once)
 
     def split(self, size: int) -> Iterator["Question"]:
         """Split into calls of at most `size` captions."""

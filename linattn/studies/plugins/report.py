@@ -80,7 +80,7 @@ def _obeyed(rows: Sequence[Row], obeys: Sequence[str]) -> str:
 
 
 def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
-    """Name each mark of the condition that the plug-in does not raise significantly."""
+    """Name each mark of the condition whose interval with the plug-in is not above the interval without it."""
     for row in rows:
         for mark in obeys:
             if row["with"][mark]["low"] <= row["without"][mark]["high"]:
@@ -89,7 +89,7 @@ def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
 
 
 def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
-    """Name each mark that is significantly lower on a student than on the first body, the teacher."""
+    """Name each mark whose interval on a student lies below that on the first body, the teacher."""
     first, *others = rows
     for row in others:
         for mark in _marks(row, obeys):

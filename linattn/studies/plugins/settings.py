@@ -29,7 +29,7 @@ class Measure:
     batch: int
     seed: int
     checked: int  # pictures that are compared bit for bit
-    shown: int  # pictures a row of the sheet
+    shown: int  # pictures in each row of the sheet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,12 +115,12 @@ def measure(settings: Settings | None = None, plugins: Sequence[str] = tuple(PLU
     for name in plugins:
         entries[name], shots = measured(bench, PLUGINS[name])
         sheet |= {(name, row): pictures for row, pictures in shots.items()}
-    part = bench.settings.measure
+    measure_settings = bench.settings.measure
     result = {
         "teacher": Path(bench.settings.teacher).name,
         "guidance": bench.teacher.card["guidance"],
         "bodies": [body.name for body in bench.bodies],
-        **{name: getattr(part, name) for name in ("pictures", "steps", "seed", "checked", "shown")},
+        **{name: getattr(measure_settings, name) for name in ("pictures", "steps", "seed", "checked", "shown")},
         "order": list(entries),
         "plugins": entries,
         "sheet": list(sheet),
