@@ -382,7 +382,7 @@ def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):
     assert done.returncode == 1
     assert "Failed: misfit." in done.stderr
     ran = set(re.findall(r"Running stage '([^']+)'", done.stdout))
-    assert ran == {"distill@misfit", "distill@softmax-conv", "evaluate@softmax-conv"}
+    assert ran == {"distill@misfit", "distill@softmax-conv", "evaluate@softmax-conv", "report"}
     assert (finished.folder / "reports" / "failed" / "04_distill-misfit.ipynb").exists()
     html = (finished.folder / "reports" / "index.html").read_text()
     assert "softmax-conv" in html
