@@ -382,11 +382,6 @@ def cast(conditioning: Rows, dtype: torch.dtype) -> Rows:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in conditioning.items()}
 
 
-def cut(conditioning: Rows, chosen: slice) -> Rows:
-    """Select rows of a conditioning."""
-    return {name: tensor[chosen] for name, tensor in conditioning.items()}
-
-
 def joined(first: Rows, second: Rows) -> Rows:
     """Concatenate two conditionings along the batch."""
     return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
