@@ -131,9 +131,14 @@ def test_kernels_is_a_plain_folder():
 # make
 
 
+# Of the make that runs these tests: VENV would have a test's setup point the tests' own environment elsewhere.
+VARIABLES = {"VENV", "PYTHON", "PIP_ARGS", "PROFILE", "TEACHER", "STUDY", "PYTEST_ARGS"}
+
+
 def make(*words, path=None, cwd=ROOT, **environment):
-    """make in a copy of what it needs, with a PATH of our own."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | environment
+    """Run make in a copy of what it needs, with a PATH of our own and none of the outer make's variables."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name not in VARIABLES}
+    environment = outer | environment
     if path:
         environment["PATH"] = path
     return subprocess.run(["make", *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
