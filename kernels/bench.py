@@ -1,11 +1,14 @@
-"""Time the kernels beside their peers: `python kernels/bench.py linear window mediator --out reports/gpu`.
+"""Time the kernels beside their peers: `python kernels/bench.py linear window mediator --out
+reports/gpu`.
 
-- A correctness gate first: nothing is timed that does not agree with its definition on this machine.
-- Providers of one case run in turns in one loop; inputs are random and rotated past the L2; on a GPU forwards are
-  replayed as CUDA graphs and backwards queued behind a pause, so that launches are not what is measured. What a call
-  costs the host has a column of its own.
-- The floor of a case is what this device moves and multiplies at best, measured in the same run: bytes that must be
-  read and written over its copy rate, or products over its matmul rate, whichever is longer.
+- A correctness gate first: nothing is timed that does not agree with its definition on this
+  machine.
+- Providers of one case run in turns in one loop; inputs are random and rotated past the L2; on a
+  GPU forwards are replayed as CUDA graphs and backwards queued behind a pause, so that launches are
+  not what is measured. What a call costs the host has a column of its own.
+- The floor of a case is what this device moves and multiplies at best, measured in the same run:
+  bytes that must be read and written over its copy rate, or products over its matmul rate,
+  whichever is longer.
 - Useful products are those the definition needs; executed ones are what tiles make of them.
 """
 
@@ -48,7 +51,8 @@ class Unfit(ValueError):
     """A provider has nothing to say of a case; the message says why."""
 
 
-SHAPES = {"flux": (24, 128), "dit": (16, 72), "sdxl": (10, 64), "sdxl-20": (20, 64)}  # heads, head_dim
+# heads, head_dim
+SHAPES = {"flux": (24, 128), "dit": (16, 72), "sdxl": (10, 64), "sdxl-20": (20, 64)}
 MODES = ("forward", "backward", "both")
 GRAPHED = 0.02  # seconds of a forward below which launches would show
 L2 = 256 << 20  # inputs in turns together exceed this
@@ -76,12 +80,16 @@ class Case:
     @property
     def sides(self) -> tuple[int, int]:
         """Rows and columns nearest a square."""
-        rows = next(rows for rows in range(math.isqrt(self.tokens), 0, -1) if self.tokens % rows == 0)
+        rows = next(
+            rows for rows in range(math.isqrt(self.tokens), 0, -1) if self.tokens % rows == 0
+        )
         return rows, self.tokens // rows
 
     @property
     def name(self) -> str:
-        more = {"window": f" r={self.radius} text={self.text}", "mediator": f" m={self.count}"}.get(self.kernel, "")
+        more = {"window": f" r={self.radius} text={self.text}", "mediator": f" m={self.count}"}.get(
+            self.kernel, ""
+        )
         return f"{self.kernel}{more} {self.shape} {self.tokens} {self.mode}"
 
     # What the definition needs
@@ -93,16 +101,24 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Tensors that must be moved, each once; softmax needs its result again, linear attention does not."""
+        """Tensors that must be moved, each once; softmax needs its result again, linear attention
+        does not.
+        """
         forward, backward = {"linear": (4, 7), "window": (4, 8), "mediator": (4, 8)}[self.kernel]
-        return self.tensor * {"forward": forward, "backward": backward, "both": forward + backward}[self.mode]
+        return (
+            self.tensor
+            * {"forward": forward, "backward": backward, "both": forward + backward}[self.mode]
+        )
 
     @property
     def useful(self) -> int:
         """Floating-point operations of the products in the definition."""
         channels = self.heads * self.dim
         if self.kernel == "linear":
-            forward, backward = 4 * self.tokens * self.dim * channels, 8 * self.tokens * self.dim * channels
+            forward, backward = (
+                4 * self.tokens * self.dim * channels,
+                8 * self.tokens * self.dim * channels,
+            )
         elif self.kernel == "mediator":
             forward = 8 * self.tokens * self.count * channels
             backward = 5 * forward // 2
@@ -118,16 +134,21 @@ def executed(case: Case, device: torch.device) -> int | None:
         return None
     from linattn_kernels.tiles import parts
 
-    how = launch.config("window_forward", torch.empty(0, dtype=case.dtype, device=device), case.dim, case.tokens)
+    how = launch.config(
+        "window_forward", torch.empty(0, dtype=case.dtype, device=device), case.dim, case.tokens
+    )
     found = flops.tiled_pairs("triton", *case.sides, case.radius, case.text, 0, how)
     return 4 * case.heads * sum(parts(case.dim)) * found
 
 
-# Inputs --------------------------------------------------------------------------------------------------------------
+# Inputs
+# ---------------------------------------------------------------------------------------------
 
 
 def inputs(case: Case, device: torch.device, copies: int, seed: int = 0) -> list[list[Tensor]]:
-    """Random q, k, v (and mediators), as slices of one projection; several sets, so that none stays in the cache."""
+    """Random q, k, v (and mediators), as slices of one projection; several sets, so that none stays
+    in the cache.
+    """
     draw = torch.Generator(device).manual_seed(seed)
     made = []
     for _ in range(copies):
@@ -140,7 +161,8 @@ def inputs(case: Case, device: torch.device, copies: int, seed: int = 0) -> list
     return made
 
 
-# Providers: name -> what it computes for a case, or the reason why not -----------------------------------------------
+# Providers: name -> what it computes for a case, or the reason why not
+# -----------------------------------------------
 
 
 def ours(case: Case) -> Callable[..., Tensor]:
@@ -157,7 +179,9 @@ def dense(kind: SDPBackend) -> Callable[[Case], Callable[..., Tensor]]:
     def provider(case: Case) -> Callable[..., Tensor]:
         def call(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
             with sdpa_kernel(kind):
-                return F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v))).transpose(1, 2)
+                return F.scaled_dot_product_attention(
+                    *(each.transpose(1, 2) for each in (q, k, v))
+                ).transpose(1, 2)
 
         return call
 
@@ -166,7 +190,9 @@ def dense(kind: SDPBackend) -> Callable[[Case], Callable[..., Tensor]]:
 
 def sdpa(case: Case) -> Callable[..., Tensor]:
     def call(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v))).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            *(each.transpose(1, 2) for each in (q, k, v))
+        ).transpose(1, 2)
 
     return call
 
@@ -179,7 +205,9 @@ def eager(case: Case) -> Callable[..., Tensor]:
             q, k, v = (each.transpose(1, 2) for each in (q, k, v))
             q, k = F.elu(q) + 1, F.elu(k) + 1
             z = 1 / (q @ k.mean(2, keepdim=True).mT + 1e-4)
-            return (q @ ((k.mT * k.shape[2] ** -0.5) @ (v * v.shape[2] ** -0.5)) * z).transpose(1, 2)
+            return (q @ ((k.mT * k.shape[2] ** -0.5) @ (v * v.shape[2] ** -0.5)) * z).transpose(
+                1, 2
+            )
 
         return linear
     if case.kernel == "mediator":
@@ -194,7 +222,9 @@ def eager(case: Case) -> Callable[..., Tensor]:
     if case.tokens > 1 << 13:
         raise Unfit("a mask of N x N")
     seen = reference.window_mask(*case.sides, case.radius)
-    seen = F.pad(seen, (case.text, 0, case.text, 0), value=True).to("cuda" if torch.cuda.is_available() else "cpu")
+    seen = F.pad(seen, (case.text, 0, case.text, 0), value=True).to(
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
 
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
@@ -231,7 +261,12 @@ def flex(case: Case) -> Callable[..., Tensor]:
     (_, width), text, limit = case.sides, case.text, case.radius**2
 
     def seen(batch, head, i, j):
-        y, x, other_y, other_x = ((i - text) // width, (i - text) % width, (j - text) // width, (j - text) % width)
+        y, x, other_y, other_x = (
+            (i - text) // width,
+            (i - text) % width,
+            (j - text) // width,
+            (j - text) % width,
+        )
         near = (y - other_y) * (y - other_y) + (x - other_x) * (x - other_x) < limit
         return near | (i < text) | (j < text)
 
@@ -239,11 +274,15 @@ def flex(case: Case) -> Callable[..., Tensor]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mask = torch.compile(create_block_mask)(seen, None, None, total, total, device=device)
     run = torch.compile(flex_attention)
-    return lambda q, k, v: run(*(each.transpose(1, 2) for each in (q, k, v)), block_mask=mask).transpose(1, 2)
+    return lambda q, k, v: run(
+        *(each.transpose(1, 2) for each in (q, k, v)), block_mask=mask
+    ).transpose(1, 2)
 
 
 def fla(case: Case) -> Callable[..., Tensor]:
-    """flash-linear-attention from PyPI, causal: the nearest published kernel; its numbers are not ours."""
+    """flash-linear-attention from PyPI, causal: the nearest published kernel; its numbers are not
+    ours.
+    """
     if case.kernel != "linear":
         raise Unfit("for linear attention")
     from fla.ops.linear_attn import chunk_linear_attn
@@ -266,11 +305,14 @@ PROVIDERS: dict[str, Callable[[Case], Callable[..., Tensor]]] = {
 SAME = ("ours", "two-sdpa", "flex", "eager", "compiled")  # compute what the definition says
 
 
-# The gate ------------------------------------------------------------------------------------------------------------
+# The gate
+# ---------------------------------------------------------------------------------------------
 
 
 def gate(case: Case, name: str, device: torch.device) -> str:
-    """Why a provider must not be timed: it disagrees with the definition at 1,024 tokens, or its gradients do."""
+    """Why a provider must not be timed: it disagrees with the definition at 1,024 tokens, or its
+    gradients do.
+    """
     if name not in SAME:
         return ""
     small = replace(case, tokens=1024)
@@ -288,21 +330,31 @@ def gate(case: Case, name: str, device: torch.device) -> str:
 
 
 def outcome(case: Case, call: Callable[..., Tensor], given: list[Tensor]) -> dict[str, Tensor]:
-    """What a call gives: its result and, where the case times a backward, all gradients in one row of numbers."""
+    """What a call gives: its result and, where the case times a backward, all gradients in one row
+    of numbers.
+    """
     if case.mode == "forward":
         return {"result": call(*given).double()}
     leaves = [each.detach().requires_grad_() for each in given]
     out = call(*leaves)
-    told = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view(out.shape)
+    told = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view(
+        out.shape
+    )
     told = told.to(case.dtype).to(out.dtype)  # the same for all, rounded as the case is
     slopes = torch.autograd.grad(out, leaves, told)
-    return {"result": out.detach().double(), "gradients": torch.cat([each.double().flatten() for each in slopes])}
+    return {
+        "result": out.detach().double(),
+        "gradients": torch.cat([each.double().flatten() for each in slopes]),
+    }
 
 
-# Timing --------------------------------------------------------------------------------------------------------------
+# Timing
+# ---------------------------------------------------------------------------------------------
 
 
-def steps(case: Case, call: Callable[..., Tensor], sets: Sequence[list[Tensor]]) -> list[Callable[[], Any]]:
+def steps(
+    case: Case, call: Callable[..., Tensor], sets: Sequence[list[Tensor]]
+) -> list[Callable[[], Any]]:
     """One call a set of inputs, in the case's mode."""
     if case.mode == "forward":
 
@@ -327,7 +379,9 @@ def steps(case: Case, call: Callable[..., Tensor], sets: Sequence[list[Tensor]])
             )
         else:
             made.append(
-                lambda leaves=leaves, told=told: torch.autograd.grad(call(*leaves), leaves, told, allow_unused=True)
+                lambda leaves=leaves, told=told: torch.autograd.grad(
+                    call(*leaves), leaves, told, allow_unused=True
+                )
             )
     return made
 
@@ -356,7 +410,8 @@ def once(run: Callable[[], Any], device: torch.device) -> float:
         run()
         return time.perf_counter() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(4_000_000)  # two milliseconds in which the host queues the call: its own time is not measured
+    # two milliseconds in which the host queues the call: its own time is not measured
+    torch.cuda._sleep(4_000_000)
     start.record()
     run()
     end.record()
@@ -382,11 +437,18 @@ def measure(
             memory = peak(runs[0], device)
             graph = device.type == "cuda" and case.mode == "forward" and first < GRAPHED
             queue = queueing(runs[0], device)
-            ready[name] = (graphed(runs) if graph else runs, first, {"graph": graph, "memory": memory, "host": queue})
+            ready[name] = (
+                graphed(runs) if graph else runs,
+                first,
+                {"graph": graph, "memory": memory, "host": queue},
+            )
         except Exception as reason:  # a peer that cannot run must not stop the others
             rows.append(
                 row(
-                    case, name, device, skipped=f"{type(reason).__name__}: {(str(reason) or '-').splitlines()[0][:120]}"
+                    case,
+                    name,
+                    device,
+                    skipped=f"{type(reason).__name__}: {(str(reason) or '-').splitlines()[0][:120]}",
                 )
             )
             with suppress(Exception):
@@ -429,7 +491,9 @@ def queueing(run: Callable[[], Any], device: torch.device) -> float | None:
 
 @functools.cache
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """(bytes a second of a copy, operations a second of a product) of this device, the best of some."""
+    """(bytes a second of a copy, operations a second of a product) of this device, the best of
+    some.
+    """
     cuda = device.type == "cuda"
     size = (1 << 29) if cuda else (1 << 24)
     source = torch.randn(size, device=device, dtype=torch.float32)
@@ -446,8 +510,16 @@ def floor(case: Case, device: torch.device) -> float:
     return max(case.bytes / rate, case.useful / products)
 
 
-def row(case: Case, provider: str, device: torch.device, seconds: Sequence[float] = (), **more: Any) -> dict[str, Any]:
-    found = {"case": case.name, "kernel": case.kernel, "shape": case.shape, "tokens": case.tokens, "mode": case.mode}
+def row(
+    case: Case, provider: str, device: torch.device, seconds: Sequence[float] = (), **more: Any
+) -> dict[str, Any]:
+    found = {
+        "case": case.name,
+        "kernel": case.kernel,
+        "shape": case.shape,
+        "tokens": case.tokens,
+        "mode": case.mode,
+    }
     found |= {"provider": provider, "skipped": more.pop("skipped", "")}
     if not seconds:
         return found
@@ -469,7 +541,8 @@ def row(case: Case, provider: str, device: torch.device, seconds: Sequence[float
     }
 
 
-# Running -------------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------
 
 
 def plan(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[Case]:
@@ -480,7 +553,9 @@ def plan(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[Case]:
                     case = Case(kernel, shape, tokens, mode, dtype=dtype)
                     if kernel == "window":
                         text = 512 if shape == "flux" and options.device.type == "cuda" else 0
-                        yield from (replace(case, radius=radius, text=text) for radius in options.radii)
+                        yield from (
+                            replace(case, radius=radius, text=text) for radius in options.radii
+                        )
                     elif kernel == "mediator":
                         yield from (replace(case, count=count) for count in options.counts)
                     else:
@@ -491,17 +566,30 @@ def facts(device: torch.device) -> dict[str, str]:
     """Beside every number."""
     commit = os.environ.get("LINATTN_COMMIT", "")
     with suppress(OSError):
-        git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        git = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+        )
         commit = commit or git.stdout.strip()
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     with suppress(ImportError):
         import triton
 
         versions["triton"] = triton.__version__
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or 'CPU'}"
+    hardware = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.processor() or 'CPU'}"
+    )
     threads = {} if device.type == "cuda" else {"threads": str(torch.get_num_threads())}
     path = backend(torch.zeros(1, device=device)).path
-    return {"date": str(date.today()), "commit": commit, "hardware": hardware, "path": path, **threads, **versions}
+    return {
+        "date": str(date.today()),
+        "commit": commit,
+        "hardware": hardware,
+        "path": path,
+        **threads,
+        **versions,
+    }
 
 
 def told(found: dict[str, Any]) -> str:
@@ -509,8 +597,10 @@ def told(found: dict[str, Any]) -> str:
         return f"{found['case']:<44}{found['provider']:<16}skipped: {found['skipped']}"
     rate = f"{found['executed_tflops']:.0f}" if found["executed_tflops"] != "" else "-"
     return (
-        f"{found['case']:<44}{found['provider']:<16}{found['ms']:>10.3f} ms {100 * found['of_floor']:>5.0f} % of floor "
-        f"{found['useful_tflops']:>7.1f} useful {rate:>5} executed TFLOP/s {found['tb_per_s']:>6.2f} TB/s"
+        f"{found['case']:<44}{found['provider']:<16}{found['ms']:>10.3f} ms "
+        f"{100 * found['of_floor']:>5.0f} % of floor "
+        f"{found['useful_tflops']:>7.1f} useful {rate:>5} executed TFLOP/s "
+        f"{found['tb_per_s']:>6.2f} TB/s"
     )
 
 
@@ -542,7 +632,9 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     for name, group in groups.items():
         figure, axes = pyplot.subplots(figsize=(5, 3.5))
         for provider in dict.fromkeys(found["provider"] for found in group):
-            points = sorted((found["tokens"], found["ms"]) for found in group if found["provider"] == provider)
+            points = sorted(
+                (found["tokens"], found["ms"]) for found in group if found["provider"] == provider
+            )
             axes.plot(*zip(*points, strict=True), marker="o", label=provider)
         floors = sorted({(found["tokens"], found["floor_ms"]) for found in group})
         axes.plot(*zip(*floors, strict=True), color="black", linestyle="--", label="floor")
@@ -559,7 +651,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kernels", nargs="*", default=["linear", "window", "mediator"])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES) if cuda else ["sdxl"])
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, default=list(SHAPES) if cuda else ["sdxl"]
+    )
     parser.add_argument(
         "--tokens",
         type=int,
@@ -568,13 +662,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument(
-        "--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS) if cuda else ["ours", "sdpa", "eager"]
+        "--providers",
+        nargs="+",
+        choices=PROVIDERS,
+        default=list(PROVIDERS) if cuda else ["ours", "sdpa", "eager"],
     )
     parser.add_argument("--radii", type=int, nargs="+", default=[8, 16, 32] if cuda else [8])
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 196, 1024] if cuda else [64])
     parser.add_argument("--repeats", type=int, default=30 if cuda else 5)
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds of repeats a provider and case")
-    parser.add_argument("--total", type=float, default=math.inf, help="seconds after which no new case is begun")
+    parser.add_argument(
+        "--budget", type=float, default=1.0, help="seconds of repeats a provider and case"
+    )
+    parser.add_argument(
+        "--total", type=float, default=math.inf, help="seconds after which no new case is begun"
+    )
     parser.add_argument("--out", type=Path, help="a folder for bench.csv and the plots")
     options = parser.parse_args(arguments)
     for name in options.kernels:
@@ -586,15 +687,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, began = [], time.monotonic()
     for case in plan(options, torch.bfloat16 if cuda else torch.float32):
         if time.monotonic() - began > options.total:
-            rows.append(row(case, "all", options.device, skipped=f"the run's {options.total:g} s were over"))
+            rows.append(
+                row(case, "all", options.device, skipped=f"the run's {options.total:g} s were over")
+            )
             continue
         dense_is_slow = case.tokens > 1 << 17
-        names = [name for name in options.providers if not (dense_is_slow and name.startswith("sdpa"))]
+        names = [
+            name for name in options.providers if not (dense_is_slow and name.startswith("sdpa"))
+        ]
         for found in measure(case, names, options.device, options.repeats, options.budget):
             rows.append(found)
             print(told(found), flush=True)
     if options.out:
-        print(f"Written: {write(rows, known, options.out)} and {len(draw(rows, options.out))} plots")
+        print(
+            f"Written: {write(rows, known, options.out)} and {len(draw(rows, options.out))} plots"
+        )
     return 0
 
 

@@ -1,8 +1,10 @@
 """What ptxas makes of every kernel, without a GPU: `python kernels/builds.py --capability 9.0`.
 
-- The library's own launchers run on tensors without memory, for a driver that only names its target; Triton compiles
-  each launch for the arguments it would have on that GPU (strides that divide by 16, ones) and launches nothing.
-- A row a kernel: registers, spilled bytes, shared memory, and which of the architecture's instructions are in it.
+- The library's own launchers run on tensors without memory, for a driver that only names its
+  target; Triton compiles each launch for the arguments it would have on that GPU (strides that
+  divide by 16, ones) and launches nothing.
+- A row a kernel: registers, spilled bytes, shared memory, and which of the architecture's
+  instructions are in it.
 """
 
 import argparse
@@ -57,11 +59,15 @@ class Build:
         if self.spilled:
             found.append(f"{self.spilled} bytes spilled")
         if self.shared > SHARED[self.capability]:
-            found.append(f"{self.shared >> 10} KB of shared memory, {SHARED[self.capability] >> 10} on the chip")
+            found.append(
+                f"{self.shared >> 10} KB of shared memory, {SHARED[self.capability] >> 10} on the "
+                "chip"
+            )
         return found
 
 
-# Cases: every operation in every precision and at the heads that are asked for ----------------------------------------
+# Cases: every operation in every precision and at the heads that are asked for
+# ----------------------------------------
 
 
 def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -94,7 +100,12 @@ def linear(
 
 
 def window(
-    dim: int, dtype: torch.dtype, text: int = 512, extra: int = 64, shape: str = "disc", lse: bool = False
+    dim: int,
+    dtype: torch.dtype,
+    text: int = 512,
+    extra: int = 64,
+    shape: str = "disc",
+    lse: bool = False,
 ) -> None:
     tokens = text + 64 * 64
     q, k, v = tensor(1, tokens, 3, 8, dim, dtype=dtype).unbind(2)
@@ -147,7 +158,8 @@ def cases(dims: list[int], dtypes: list[torch.dtype]) -> Iterator[tuple[str, Cal
                 yield f"{name} {short}", functools.partial(case, dtype)
 
 
-# Compiling -----------------------------------------------------------------------------------------------------------
+# Compiling
+# ---------------------------------------------------------------------------------------------
 
 
 class Named:
@@ -172,7 +184,9 @@ class Named:
 
 @contextlib.contextmanager
 def aimed(capability: tuple[int, int], built: list) -> Iterator[None]:
-    """Inside, launches compile for that architecture and are collected; nothing keeps Triton from running."""
+    """Inside, launches compile for that architecture and are collected; nothing keeps Triton from
+    running.
+    """
     run, was = JITFunction.run, (launch.capability, launch.processors, launch.obstacle)
 
     def compile_only(self, *arguments, grid, warmup, **options):
@@ -223,7 +237,9 @@ def resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", told)
     return int(found[1]), int(found[2])
 
@@ -233,7 +249,9 @@ def main() -> int:
     parser.add_argument("--capability", default="9.0")
     parser.add_argument("--dims", type=int, nargs="+", default=[40, 64, 72, 80, 128, 160, 288])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--plain", action="store_true", help="leave out the branches that plain calls do not take")
+    parser.add_argument(
+        "--plain", action="store_true", help="leave out the branches that plain calls do not take"
+    )
     parser.add_argument("--only", choices=("linear", "window", "mediator"))
     parser.add_argument("--json", help="write the rows there as well")
     options = parser.parse_args()
@@ -246,8 +264,10 @@ def main() -> int:
         for row in build(name, case, capability):
             rows.append(row)
             print(
-                f"{row.case:<32}{row.kernel:<24}{row.registers:>4} registers {row.spilled:>5} spilled "
-                f"{row.shared / 1024:>6.1f} KB {row.wgmma:>3} wgmma {row.mma:>4} mma {row.copies:>4} copies "
+                f"{row.case:<32}{row.kernel:<24}{row.registers:>4} registers {row.spilled:>5} "
+                "spilled "
+                f"{row.shared / 1024:>6.1f} KB {row.wgmma:>3} wgmma {row.mma:>4} mma "
+                f"{row.copies:>4} copies "
                 f"{'; '.join(row.faults)}",
                 flush=True,
             )

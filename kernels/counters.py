@@ -1,8 +1,9 @@
-"""What bounds each kernel: `python kernels/counters.py --out reports/gpu`, where Nsight Compute (ncu) is installed.
+"""What bounds each kernel: `python kernels/counters.py --out reports/gpu`, where Nsight Compute
+(ncu) is installed.
 
-ncu runs this file again, which calls every function once at 64K tokens; of what it counts a row a launch is kept: its
-time, the bytes that memory moved, how busy memory and the instruction issue were, how many warps were there, and what
-they waited for.
+ncu runs this file again, which calls every function once at 64K tokens; of what it counts a row a
+launch is kept: its time, the bytes that memory moved, how busy memory and the instruction issue
+were, how many warps were there, and what they waited for.
 """
 
 import argparse
@@ -27,14 +28,19 @@ COUNTERS = {
     "l2_mb": "lts__t_bytes.sum",
     "issue_percent": "sm__inst_issued.avg.pct_of_peak_sustained_active",
     "warps_percent": "sm__warps_active.avg.pct_of_peak_sustained_active",
-    **{f"waits_{name}": STALL.format(name) for name in ("barrier", "long_scoreboard", "wait", "gmma")},
+    **{
+        f"waits_{name}": STALL.format(name)
+        for name in ("barrier", "long_scoreboard", "wait", "gmma")
+    },
 }
 SCALE = {"us": 1e-3, "memory_mb": 1e-6, "l2_mb": 1e-6}  # ncu counts nanoseconds and bytes
 
 
 def workload() -> None:
     def tensors(tokens: int, heads: int, dim: int) -> list[torch.Tensor]:
-        return list(torch.randn(1, tokens, 3, heads, dim, device="cuda", dtype=torch.bfloat16).unbind(2))
+        return list(
+            torch.randn(1, tokens, 3, heads, dim, device="cuda", dtype=torch.bfloat16).unbind(2)
+        )
 
     q, k, v = tensors(512 + 256 * 256, 24, 128)
     linear_attention(q, k, v)
@@ -55,7 +61,9 @@ def rows(lines: Iterable[str]) -> list[dict[str, str | float]]:
         values = dict(zip(head, launch, strict=True))
         if values["Kernel Name"].startswith("_"):
             counted = {name: values[counter].replace(",", "") for name, counter in COUNTERS.items()}
-            numbers = {name: round(float(value) * SCALE.get(name, 1), 2) for name, value in counted.items()}
+            numbers = {
+                name: round(float(value) * SCALE.get(name, 1), 2) for name, value in counted.items()
+            }
             found.append({"kernel": values["Kernel Name"], "grid": values["Grid Size"], **numbers})
     return found
 
@@ -78,9 +86,19 @@ def main() -> int:
     if options.workload:
         workload()
         return 0
-    command = ["ncu", "--clock-control", "none", "-k", "regex:_kernel", "--metrics", ",".join(COUNTERS.values())]
+    command = [
+        "ncu",
+        "--clock-control",
+        "none",
+        "-k",
+        "regex:_kernel",
+        "--metrics",
+        ",".join(COUNTERS.values()),
+    ]
     command += ["--csv", "--page", "raw", sys.executable, __file__, "--workload"]
-    found = rows(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    found = rows(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    )
     write(found, bench.facts(torch.device("cuda")), options.out)
     return 0
 

@@ -1,8 +1,9 @@
-"""All that only a GPU can show, in one call under ten minutes: `make gpu-check`, or `python kernels/gpu_check.py`.
+"""All that only a GPU can show, in one call under ten minutes: `make gpu-check`, or `python
+kernels/gpu_check.py`.
 
-It needs torch and Triton and nothing else: no pytest, no plots, no network. Every section writes its own file; a
-section that fails is a row that says so, and the others still run. The table comes last, the exit code says whether
-everything held.
+It needs torch and Triton and nothing else: no pytest, no plots, no network. Every section writes
+its own file; a section that fails is a row that says so, and the others still run. The table comes
+last, the exit code says whether everything held.
 """
 
 import argparse
@@ -28,10 +29,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench
 
 import linattn_kernels
-from linattn_kernels import backend, linear_attention, mediator_attention, reference, use_backend, window_attention
+from linattn_kernels import (
+    backend,
+    linear_attention,
+    mediator_attention,
+    reference,
+    use_backend,
+    window_attention,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# ||found - exact|| / ||exact|| of results and of gradients, or 1.5 times what the definition itself loses.
+# ||found - exact|| / ||exact|| of results and of gradients, or 1.5 times what the definition itself
+# loses.
 BOUNDS = {
     torch.float32: (1e-6, 2e-6),
     torch.float16: (1e-3, 2e-3),
@@ -48,16 +57,24 @@ Pair = tuple[str, Callable, Callable, list[Tensor]]
 
 
 def tensors(*shapes: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    draw = torch.Generator(DEVICE).manual_seed(seed)  # a million tokens drawn on the host would take a minute
+    # a million tokens drawn on the host would take a minute
+    draw = torch.Generator(DEVICE).manual_seed(seed)
     return [torch.randn(shape, generator=draw, device=DEVICE, dtype=dtype) for shape in shapes]
 
 
-def qkv(batch: int, queries: int, keys: int, heads: int, dim: int, exit_dim: int, dtype: torch.dtype) -> list[Tensor]:
-    shapes = ((batch, queries, heads, dim), (batch, keys, heads, dim), (batch, keys, heads, exit_dim))
+def qkv(
+    batch: int, queries: int, keys: int, heads: int, dim: int, exit_dim: int, dtype: torch.dtype
+) -> list[Tensor]:
+    shapes = (
+        (batch, queries, heads, dim),
+        (batch, keys, heads, dim),
+        (batch, keys, heads, exit_dim),
+    )
     return tensors(*shapes, dtype=dtype)
 
 
-# The matrix ----------------------------------------------------------------------------------------------------------
+# The matrix
+# ---------------------------------------------------------------------------------------------
 
 
 def linear_cases(dtype: torch.dtype) -> Iterator[Pair]:
@@ -75,13 +92,17 @@ def linear_cases(dtype: torch.dtype) -> Iterator[Pair]:
     for tokens in LENGTHS:
         yield pair(f"N={tokens}", qkv(1, tokens, tokens, 2, 64, 64, dtype))
     for feature_map in ("relu", "relu2"):
-        yield pair(feature_map, qkv(1, 300, 300, 2, 72, 72, dtype), feature_map=feature_map, shift=1e-2)
+        yield pair(
+            feature_map, qkv(1, 300, 300, 2, 72, 72, dtype), feature_map=feature_map, shift=1e-2
+        )
     yield pair("plain", qkv(1, 300, 300, 2, 64, 40, dtype), normalise=False)
     yield pair("values wider than a tile", qkv(1, 200, 333, 2, 128, 144, dtype))
     mask = torch.rand(2, 300, generator=torch.Generator().manual_seed(1)).to(DEVICE) > 0.3
     mask[1] = False
     yield pair("masked", qkv(2, 77, 300, 2, 64, 64, dtype), key_mask=mask)
-    given = qkv(1, 300, 300, 2, 64, 64, dtype) + tensors((1, 300, 2, 64), (1, 300, 2, 64), dtype=dtype, seed=1)
+    given = qkv(1, 300, 300, 2, 64, 64, dtype) + tensors(
+        (1, 300, 2, 64), (1, 300, 2, 64), dtype=dtype, seed=1
+    )
 
     def own(function: Callable) -> Callable:
         return lambda q, k, v, a, b: function(q, k, v, eps=0.1, normaliser=(a, b))
@@ -99,12 +120,23 @@ def window_cases(dtype: torch.dtype) -> Iterator[Pair]:
         )
 
     for height, width in PICTURES:
-        for radius, text, shape in ((1, 0, "disc"), (3, 77, "disc"), (8, 1, "square"), (99, 0, "disc")):
+        for radius, text, shape in (
+            (1, 0, "disc"),
+            (3, 77, "disc"),
+            (8, 1, "square"),
+            (99, 0, "disc"),
+        ):
             tokens = text + height * width
             if tokens > 2048 and radius == 99:
                 continue
             given = qkv(1, tokens, tokens, 2, 64, 64, dtype)
-            place = {"height": height, "width": width, "radius": radius, "text": text, "shape": shape}
+            place = {
+                "height": height,
+                "width": width,
+                "radius": radius,
+                "text": text,
+                "shape": shape,
+            }
             yield pair(f"{height}x{width} r={radius} text={text} {shape}", given, **place)
     for dim in HEAD_DIMS:
         given = qkv(1, 20 + 17 * 33, 20 + 17 * 33, 2, dim, dim, dtype)
@@ -120,10 +152,14 @@ def window_cases(dtype: torch.dtype) -> Iterator[Pair]:
 
 def mediator_cases(dtype: torch.dtype) -> Iterator[Pair]:
     for dim in HEAD_DIMS:
-        given = qkv(2, 300, 1000, 2, dim, dim, dtype) + tensors((2, 49, 2, dim), dtype=dtype, seed=3)
+        given = qkv(2, 300, 1000, 2, dim, dim, dtype) + tensors(
+            (2, 49, 2, dim), dtype=dtype, seed=3
+        )
         yield f"mediator d={dim}", mediator_attention, reference.mediator_attention, given
     for count in COUNTS:
-        given = qkv(1, 1000, 4097, 2, 64, 64, dtype) + tensors((1, count, 2, 64), dtype=dtype, seed=3)
+        given = qkv(1, 1000, 4097, 2, 64, 64, dtype) + tensors(
+            (1, count, 2, 64), dtype=dtype, seed=3
+        )
         yield f"mediator m={count}", mediator_attention, reference.mediator_attention, given
     given = qkv(2, 100, 333, 3, 72, 72, dtype)
     given += tensors((2, 16, 3, 72), (3, 16, 333), (2, 1, 100, 16), dtype=dtype, seed=4)
@@ -151,7 +187,9 @@ def distance(found: Tensor, exact: Tensor) -> float:
 
 
 def compare(case: Pair, dtype: torch.dtype) -> Row:
-    """The worst of results and of gradients, beside what the definition loses in the same precision."""
+    """The worst of results and of gradients, beside what the definition loses in the same
+    precision.
+    """
     name, function, definition, given = case
     found, slopes = results(function, given)
     exact, exact_slopes = results(definition, [each.double() for each in given])
@@ -162,14 +200,17 @@ def compare(case: Pair, dtype: torch.dtype) -> Row:
         errors = [distance(one, two) for one, two in zip(ours, theirs, strict=True)]
         losses = [distance(one, two) for one, two in zip(usual, theirs, strict=True)]
         row[kind], row[f"{kind}_usual"] = max(errors), max(losses)
-        # In fp16 the definition's sums overflow: what it loses excuses no more than ten times the bound.
+        # In fp16 the definition's sums overflow: what it loses excuses no more than ten times the
+        # bound.
         row["ok"] &= all(
-            error < min(max(bound, 1.5 * loss), 10 * bound) for error, loss in zip(errors, losses, strict=True)
+            error < min(max(bound, 1.5 * loss), 10 * bound)
+            for error, loss in zip(errors, losses, strict=True)
         )
     return row
 
 
-# The same numbers where models keep them: slices of one projection, heads before tokens, rows that nothing divides.
+# The same numbers where models keep them: slices of one projection, heads before tokens, rows that
+# nothing divides.
 LAYOUTS: dict[str, Callable[..., Sequence[Tensor]]] = {
     "sliced": lambda *t: torch.stack(t, 2).unbind(2),
     "heads first": lambda *t: [each.transpose(1, 2).contiguous().transpose(1, 2) for each in t],
@@ -183,7 +224,9 @@ def layout_cases(dtype: torch.dtype) -> Iterator[Pair]:
     calls: dict[str, Callable[[Any], Callable[..., Tensor]]] = {
         "linear": lambda where: lambda q, k, v: where.linear_attention(q, k, v, eps=0.1),
         "window": lambda where: (
-            lambda q, k, v: where.window_attention(q, k, v, height=19, width=20, radius=4, text=20, scale=-0.1)
+            lambda q, k, v: where.window_attention(
+                q, k, v, height=19, width=20, radius=4, text=20, scale=-0.1
+            )
         ),
         "mediator": lambda where: (
             lambda q, k, v: where.mediator_attention(q, k, v, q[:, ::40] + k[:, ::40], scale=-0.1)
@@ -198,12 +241,22 @@ def layout_cases(dtype: torch.dtype) -> Iterator[Pair]:
         )
 
 
-CASES = {"linear": linear_cases, "window": window_cases, "mediator": mediator_cases, "layout": layout_cases}
+CASES = {
+    "linear": linear_cases,
+    "window": window_cases,
+    "mediator": mediator_cases,
+    "layout": layout_cases,
+}
 Job = tuple[torch.dtype, str, int]
 
 
 def jobs() -> list[Job]:
-    return [(dtype, kernel, n) for dtype in DTYPES for kernel in CASES for n, _ in enumerate(CASES[kernel](dtype))]
+    return [
+        (dtype, kernel, n)
+        for dtype in DTYPES
+        for kernel in CASES
+        for n, _ in enumerate(CASES[kernel](dtype))
+    ]
 
 
 def one(dtype: torch.dtype, kernel: str, number: int) -> Row:
@@ -213,25 +266,39 @@ def one(dtype: torch.dtype, kernel: str, number: int) -> Row:
 
 
 def matrix(options: argparse.Namespace) -> list[Row]:
-    """Every case, in several processes: nearly all of the time is Triton compiling, which its cache on disk shares."""
+    """Every case, in several processes: nearly all of the time is Triton compiling, which its cache
+    on disk shares.
+    """
     every = jobs()
     todo, until = iter(enumerate(every)), time.monotonic() + options.matrix
     with ThreadPoolExecutor(options.workers) as lanes:
-        found = dict(itertools.chain(*lanes.map(lambda _: list(lane(todo, until)), range(options.workers))))
+        found = dict(
+            itertools.chain(*lanes.map(lambda _: list(lane(todo, until)), range(options.workers)))
+        )
     rows = [found[number] for number in range(len(every))]
     for row in rows:
         if not row["ok"]:
-            print("  failed:", {name: value for name, value in row.items() if name != "trace"}, flush=True)
+            print(
+                "  failed:",
+                {name: value for name, value in row.items() if name != "trace"},
+                flush=True,
+            )
     return rows
 
 
 def lane(todo: Iterator[tuple[int, Job]], until: float) -> Iterator[tuple[int, Row]]:
-    """One case after the other in a process of its own: one that dies or hangs costs its case, and no other's row."""
+    """One case after the other in a process of its own: one that dies or hangs costs its case, and
+    no other's row.
+    """
     process = alone()
     for number, job in todo:
         left = until - time.monotonic()
         try:
-            row = process.submit(one, *job).result(timeout=left) if left > 0 else unfinished(job, "no time was left")
+            row = (
+                process.submit(one, *job).result(timeout=left)
+                if left > 0
+                else unfinished(job, "no time was left")
+            )
         except Exception as error:
             row = unfinished(job, f"{type(error).__name__} {error}".strip())
             end(process)
@@ -262,7 +329,8 @@ def prepare() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-# What else a GPU shows -----------------------------------------------------------------------------------------------
+# What else a GPU shows
+# ---------------------------------------------------------------------------------------------
 
 
 def calls() -> dict[str, tuple[Callable, list[Tensor]]]:
@@ -284,7 +352,10 @@ def twice(options: argparse.Namespace) -> list[Row]:
             second = results(function, given)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        same = all(torch.equal(a, b) for a, b in zip(first[0] + first[1], second[0] + second[1], strict=True))
+        same = all(
+            torch.equal(a, b)
+            for a, b in zip(first[0] + first[1], second[0] + second[1], strict=True)
+        )
         rows.append({"case": f"{name} twice", "ok": same})
     return rows
 
@@ -332,7 +403,9 @@ def graphs(options: argparse.Namespace) -> list[Row]:
 
 
 def million(options: argparse.Namespace) -> list[Row]:
-    """A million tokens once: no overflow of offsets or of half precision, and the numbers are right."""
+    """A million tokens once: no overflow of offsets or of half precision, and the numbers are
+    right.
+    """
 
     def linear(dtype: torch.dtype) -> Row:
         q, k, v = qkv(1, 1 << 20, 1 << 20, 24, 128, 128, dtype)
@@ -341,7 +414,10 @@ def million(options: argparse.Namespace) -> list[Row]:
         some = slice(0, 1 << 20, 1 << 13)
         with use_backend("torch"):
             exact = linear_attention(q[:, some].float(), k.float(), v.float()).double()
-        return {"ok": distance(found[:, some], exact) < 8e-3, "error": distance(found[:, some], exact)}
+        return {
+            "ok": distance(found[:, some], exact) < 8e-3,
+            "error": distance(found[:, some], exact),
+        }
 
     def window(dtype: torch.dtype) -> Row:
         q, k, v = qkv(1, 1 << 20, 1 << 20, 24, 128, 128, dtype)  # more than 2^31 numbers a tensor
@@ -354,14 +430,20 @@ def million(options: argparse.Namespace) -> list[Row]:
 
     rows = []
     for name, check in (("linear", linear), ("window", window)):
-        rows.append(guarded(f"{name} of a million tokens", lambda check=check: check(torch.bfloat16)))
+        rows.append(
+            guarded(f"{name} of a million tokens", lambda check=check: check(torch.bfloat16))
+        )
         torch.cuda.empty_cache()
     return rows
 
 
 def plans() -> Iterator[tuple[bench.Case, tuple[str, ...]]]:
     """What is timed, beside whom: what targets are set for, the most telling first."""
-    case, usual, all_dense = bench.Case, ("ours", "eager"), ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient")
+    case, usual, all_dense = (
+        bench.Case,
+        ("ours", "eager"),
+        ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient"),
+    )
     large, huge, whole = 1 << 16, 1 << 18, 1 << 20
     for mode in bench.MODES[:2]:
         yield case("linear", "flux", large, mode), (*usual, "compiled", *all_dense, "fla")
@@ -374,7 +456,10 @@ def plans() -> Iterator[tuple[bench.Case, tuple[str, ...]]]:
         yield case("linear", shape, large, mode), (*usual, "sdpa-cudnn", "sdpa-flash")
     for tokens in (1 << 14, 1 << 12, 1 << 10):
         yield case("linear", "flux", tokens), (*usual, "sdpa-cudnn", "sdpa-flash")
-        yield case("window", "flux", tokens, radius=16, text=512), ("ours", "sdpa-cudnn", "sdpa-flash")
+        yield (
+            case("window", "flux", tokens, radius=16, text=512),
+            ("ours", "sdpa-cudnn", "sdpa-flash"),
+        )
     for count in (196, 1024):
         yield case("mediator", "dit", large, count=count), usual
     yield case("mediator", "dit", 1 << 12), (*usual, "two-sdpa", "sdpa-cudnn")
@@ -394,7 +479,9 @@ def plans() -> Iterator[tuple[bench.Case, tuple[str, ...]]]:
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """The plans as long as there is time: one table of all, and a row each that says whether it could be timed."""
+    """The plans as long as there is time: one table of all, and a row each that says whether it
+    could be timed.
+    """
     began, rows, found = time.monotonic(), [], []
     for case, names in plans():
         title = f"{case.name}: {', '.join(names)}"
@@ -409,17 +496,22 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         for row in timed:
             print(bench.told(row), flush=True)
         found += timed
-        bench.write(found, bench.facts(DEVICE), options.out)  # at once: a run that is killed keeps what it measured
+        # at once: a run that is killed keeps what it measured
+        bench.write(found, bench.facts(DEVICE), options.out)
         ours = [row for row in timed if row["provider"] == "ours" and row["skipped"]]
-        rows.append({"case": title, "ok": not ours} | ({"error": ours[0]["skipped"]} if ours else {}))
+        rows.append(
+            {"case": title, "ok": not ours} | ({"error": ours[0]["skipped"]} if ours else {})
+        )
     bench.draw(found, options.out)
     return rows
 
 
 def compile_all(capability: tuple[int, int]) -> int:
-    """Every kernel of the check, built on a machine without a GPU into Triton's cache (TRITON_CACHE_DIR).
+    """Every kernel of the check, built on a machine without a GPU into Triton's cache
+    (TRITON_CACHE_DIR).
 
-    A machine with the same Triton finds them there: its first run then takes half the time. Returns how many there are.
+    A machine with the same Triton finds them there: its first run then takes half the time. Returns
+    how many there are.
     """
     import builds
 
@@ -437,7 +529,9 @@ def compile_all(capability: tuple[int, int]) -> int:
     return len({each.hash for each in built})
 
 
-def all_of(name: str, section: Callable[[argparse.Namespace], list[Row]], options: argparse.Namespace) -> list[Row]:
+def all_of(
+    name: str, section: Callable[[argparse.Namespace], list[Row]], options: argparse.Namespace
+) -> list[Row]:
     """A section's rows, or the one that says why there are none."""
     try:
         return section(options)
@@ -471,18 +565,32 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("reports/gpu"))
-    parser.add_argument("--seconds", type=float, default=540, help="after which no new case of the benchmark is begun")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=540,
+        help="after which no new case of the benchmark is begun",
+    )
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
-    parser.add_argument("--matrix", type=float, default=330, help="seconds that the matrix may take")
+    parser.add_argument(
+        "--matrix", type=float, default=330, help="seconds that the matrix may take"
+    )
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS, "bench"])
-    parser.add_argument("--compile", metavar="9.0", help="build all kernels for that GPU, run none: no GPU is needed")
+    parser.add_argument(
+        "--compile",
+        metavar="9.0",
+        help="build all kernels for that GPU, run none: no GPU is needed",
+    )
     options = parser.parse_args()
     if options.compile:
         major, minor = options.compile.split(".")
         print(f"{compile_all((int(major), int(minor)))} kernels are in Triton's cache")
         return 0
     if DEVICE.type != "cuda":
-        print("There is no GPU here; the interpreter and the builds for sm_90 are in make test.", file=sys.stderr)
+        print(
+            "There is no GPU here; the interpreter and the builds for sm_90 are in make test.",
+            file=sys.stderr,
+        )
         return 1
     prepare()
     began, options.out = time.monotonic(), options.out.absolute()
@@ -496,7 +604,9 @@ def main() -> int:
         start = time.monotonic()
         found[name] = all_of(name, section, options)
         seconds = round(time.monotonic() - start, 1)
-        text = json.dumps({"facts": known, "seconds": seconds, "rows": found[name]}, indent=1, default=str)
+        text = json.dumps(
+            {"facts": known, "seconds": seconds, "rows": found[name]}, indent=1, default=str
+        )
         (options.out / f"{name}.json").write_text(text + "\n")
         held = sum(row["ok"] for row in found[name])
         print(f"{name}: {held} of {len(found[name])} hold, {seconds} s", flush=True)
@@ -521,12 +631,21 @@ def summary(found: dict[str, list[Row]]) -> int:
         for row in bad:
             print("   ", {name: value for name, value in row.items() if name != "trace"})
     for dtype in DTYPES:
-        rows = [row for row in found.get("matrix", []) if row.get("dtype") == str(dtype).removeprefix("torch.")]
+        rows = [
+            row
+            for row in found.get("matrix", [])
+            if row.get("dtype") == str(dtype).removeprefix("torch.")
+        ]
         for kernel in ("linear", "window", "mediator"):
             own = [row for row in rows if row["case"].startswith(kernel) and "result" in row]
             if own:
-                result, gradient = (max(row[kind] for row in own) for kind in ("result", "gradient"))
-                print(f"{kernel:<10}{dtype!s:<16} worst result {result:.1e}, worst gradient {gradient:.1e}")
+                result, gradient = (
+                    max(row[kind] for row in own) for kind in ("result", "gradient")
+                )
+                print(
+                    f"{kernel:<10}{dtype!s:<16} worst result {result:.1e}, worst gradient "
+                    f"{gradient:.1e}"
+                )
     return 1 if wrong else 0
 
 

@@ -1,8 +1,11 @@
-"""Search tile sizes and launch settings: `python kernels/tune.py --out reports/gpu`, on the GPU they are for.
+"""Search tile sizes and launch settings: `python kernels/tune.py --out reports/gpu`, on the GPU
+they are for.
 
-- Candidates of one kernel run on one case, in turns in one loop, each against the results of the shipped one: what
-  differs from it, or does not run, is not timed. A candidate that spills is: `kernels/builds.py` says so of what ships.
-- The shipped tables are not written: the best are printed as lines to paste, beside what is shipped now.
+- Candidates of one kernel run on one case, in turns in one loop, each against the results of the
+  shipped one: what differs from it, or does not run, is not timed. A candidate that spills is:
+  `kernels/builds.py` says so of what ships.
+- The shipped tables are not written: the best are printed as lines to paste, beside what is shipped
+  now.
 """
 
 import argparse
@@ -46,7 +49,8 @@ class Search:
         return f"{self.kernel} {self.run.__name__} {self.case.name}"
 
 
-# What runs each kernel -----------------------------------------------------------------------------------------------
+# What runs each kernel
+# ---------------------------------------------------------------------------------------------
 
 
 def state(given: list[Tensor]) -> Call:
@@ -104,7 +108,9 @@ def slopes(case: bench.Case) -> Callable[[list[Tensor]], Call]:
         q, k, v = given
         out, lse = window_triton.window(q, k, v, None, None, *place(case), True)
         grad = torch.randn_like(out)
-        return lambda: window_triton.window_backward(grad, None, q, k, v, None, None, out, lse, *place(case))[:3]
+        return lambda: window_triton.window_backward(
+            grad, None, q, k, v, None, None, out, lse, *place(case)
+        )[:3]
 
     return run
 
@@ -144,8 +150,12 @@ def short_slopes(given: list[Tensor]) -> Call:
     grad = torch.randn_like(out)
 
     def run() -> tuple[Tensor, ...]:
-        dq, dm, d_told, _ = mediator_triton.spread_backward(grad, q, mediators, told, None, out, second, scale)
-        more = mediator_triton.gather_backward(d_told, mediators, k, v, None, told, first, scale)[:3]
+        dq, dm, d_told, _ = mediator_triton.spread_backward(
+            grad, q, mediators, told, None, out, second, scale
+        )
+        more = mediator_triton.gather_backward(d_told, mediators, k, v, None, told, first, scale)[
+            :3
+        ]
         return dq, dm, *more
 
     return run
@@ -163,23 +173,42 @@ def times(rows: tuple[How, ...], **more: tuple[int, ...]) -> tuple[How, ...]:
 
 
 # A product's rows are 16 a warp or a multiple: with fewer, warps do each other's work again.
-STATE = times(grids("BN BE num_warps", (32, 128, 4), (32, 128, 8), (64, 128, 8), (64, 128, 4)), num_stages=(2, 3, 4))
+STATE = times(
+    grids("BN BE num_warps", (32, 128, 4), (32, 128, 8), (64, 128, 8), (64, 128, 4)),
+    num_stages=(2, 3, 4),
+)
 READ = times(grids("BN BE num_warps", (64, 128, 4), (128, 128, 8)), num_stages=(1, 2, 3, 4))
 TOGETHER = times(
-    grids("BN BE num_warps", (64, 64, 4), (128, 64, 4), (128, 64, 8)), num_stages=(1, 2, 3), TOGETHER=(True,)
+    grids("BN BE num_warps", (64, 64, 4), (128, 64, 4), (128, 64, 8)),
+    num_stages=(1, 2, 3),
+    TOGETHER=(True,),
 )
 SIDES = "QY QX KY KX num_warps"
 FORWARD = times(
-    grids(SIDES, (8, 16, 8, 8, 8), (8, 16, 8, 16, 8), (8, 8, 8, 8, 4), (8, 8, 4, 8, 4)), num_stages=(2, 3, 4)
+    grids(SIDES, (8, 16, 8, 8, 8), (8, 16, 8, 16, 8), (8, 8, 8, 8, 4), (8, 8, 4, 8, 4)),
+    num_stages=(2, 3, 4),
 )
 QUERIES = times(
-    grids(SIDES, (8, 16, 8, 8, 8), (8, 16, 4, 8, 8), (8, 8, 8, 8, 4), (8, 8, 4, 8, 4)), num_stages=(1, 2, 3)
+    grids(SIDES, (8, 16, 8, 8, 8), (8, 16, 4, 8, 8), (8, 8, 8, 8, 4), (8, 8, 4, 8, 4)),
+    num_stages=(1, 2, 3),
 )
-KEYS = times(grids(SIDES, (4, 8, 8, 16, 8), (8, 8, 8, 16, 8), (4, 8, 8, 8, 4), (8, 8, 8, 8, 4)), num_stages=(1, 2, 3))
-ATTEND = times(grids("BM BN num_warps", (64, 64, 4), (64, 128, 4), (128, 64, 8), (64, 32, 4)), num_stages=(2, 3, 4))
+KEYS = times(
+    grids(SIDES, (4, 8, 8, 16, 8), (8, 8, 8, 16, 8), (4, 8, 8, 8, 4), (8, 8, 8, 8, 4)),
+    num_stages=(1, 2, 3),
+)
+ATTEND = times(
+    grids("BM BN num_warps", (64, 64, 4), (64, 128, 4), (128, 64, 8), (64, 32, 4)),
+    num_stages=(2, 3, 4),
+)
 SPREAD = times(grids("BM num_warps", (64, 4), (128, 8)), num_stages=(1, 2, 3, 4))
-ROWS = times(grids("BM BN num_warps", (64, 64, 4), (64, 32, 4), (128, 64, 8), (128, 32, 8)), num_stages=(1, 2, 3))
-COLUMNS = times(grids("BM BN num_warps", (64, 64, 4), (32, 64, 4), (64, 128, 8), (32, 128, 8)), num_stages=(1, 2, 3))
+ROWS = times(
+    grids("BM BN num_warps", (64, 64, 4), (64, 32, 4), (128, 64, 8), (128, 32, 8)),
+    num_stages=(1, 2, 3),
+)
+COLUMNS = times(
+    grids("BM BN num_warps", (64, 64, 4), (32, 64, 4), (64, 128, 8), (32, 128, 8)),
+    num_stages=(1, 2, 3),
+)
 
 
 def searches() -> Iterator[Search]:
@@ -204,7 +233,8 @@ def searches() -> Iterator[Search]:
         yield Search("softmax_columns", short[shape], short_slopes, COLUMNS)
 
 
-# Trying --------------------------------------------------------------------------------------------------------------
+# Trying
+# ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -223,7 +253,11 @@ def tried(kernel: str, how: How | None) -> Iterator[None]:
 
 
 def leaves(found: Any) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else [each for each in found if isinstance(each, Tensor)]
+    return (
+        [found]
+        if isinstance(found, Tensor)
+        else [each for each in found if isinstance(each, Tensor)]
+    )
 
 
 def agree(found: list[Tensor], shipped: list[Tensor]) -> bool:
@@ -233,7 +267,9 @@ def agree(found: list[Tensor], shipped: list[Tensor]) -> bool:
     )
 
 
-def search(given: Search, device: torch.device, repeats: int, seconds: float) -> list[dict[str, Any]]:
+def search(
+    given: Search, device: torch.device, repeats: int, seconds: float
+) -> list[dict[str, Any]]:
     """A row a candidate, the fastest first; the shipped one is among them."""
     copies = max(1, min(8, bench.L2 // max(1, 3 * given.case.tensor) + 1)) if repeats else 1
     sets = bench.inputs(given.case, device, copies)
@@ -285,7 +321,9 @@ def warm(numbers: list[int], workers: int, seconds: float) -> None:
 
 def one(number: int, repeats: int, seconds: float) -> list[dict[str, Any]]:
     """A search by its number: closures do not travel between processes."""
-    return search(next(itertools.islice(searches(), number, None)), torch.device("cuda"), repeats, seconds)
+    return search(
+        next(itertools.islice(searches(), number, None)), torch.device("cuda"), repeats, seconds
+    )
 
 
 def alone() -> ProcessPoolExecutor:
@@ -304,9 +342,15 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", choices=bench.SHAPES, default=list(bench.SHAPES))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
-    parser.add_argument("--warm", type=float, default=90, help="seconds to compile in, in several processes")
-    parser.add_argument("--seconds", type=float, default=20, help="for each search to try its candidates")
-    parser.add_argument("--total", type=float, default=540, help="seconds after which no new search is begun")
+    parser.add_argument(
+        "--warm", type=float, default=90, help="seconds to compile in, in several processes"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="for each search to try its candidates"
+    )
+    parser.add_argument(
+        "--total", type=float, default=540, help="seconds after which no new search is begun"
+    )
     options = parser.parse_args()
     began, found = time.monotonic(), []
     asked = {

@@ -1,4 +1,5 @@
-"""linattn: replace the quadratic self-attention of a pre-trained diffusion model, distil it, and compare honestly.
+"""linattn: replace the quadratic self-attention of a pre-trained diffusion model, distil it, and
+compare honestly.
 
 import linattn
 linattn.linearize(pipe, "clear", radius=8)   # in place, any supported diffusers pipeline or model
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
     from linattn.redraw import upscale
     from linattn.surgery import attention_map, describe, linearize, load, restore, save
 
-# Found when first asked for: importing the package alone costs nothing, and neither torch nor diffusers is loaded.
+# Found when first asked for: importing the package alone costs nothing, and neither torch nor
+# diffusers is loaded.
 _HOMES = {
     "OPERATORS": "linattn.attention",
     "Grid": "linattn.attention.grid",
     "upscale": "linattn.redraw",
-    **dict.fromkeys(("attention_map", "describe", "linearize", "load", "restore", "save"), "linattn.surgery"),
+    **dict.fromkeys(
+        ("attention_map", "describe", "linearize", "load", "restore", "save"), "linattn.surgery"
+    ),
 }
-# Modules that notebooks ask this package for, as in `from linattn import costs`: the room that each lies in.
+# Modules that notebooks ask this package for, as in `from linattn import costs`: the room that each
+# lies in.
 _ROOMS = {
     "amdahl": "evaluation",
     "anatomy": "evaluation",
@@ -34,7 +39,17 @@ _ROOMS = {
     "students": "distillation",
 }
 
-__all__ = ["OPERATORS", "Grid", "attention_map", "describe", "linearize", "load", "restore", "save", "upscale"]
+__all__ = [
+    "OPERATORS",
+    "Grid",
+    "attention_map",
+    "describe",
+    "linearize",
+    "load",
+    "restore",
+    "save",
+    "upscale",
+]
 
 
 def __getattr__(name: str) -> Any:

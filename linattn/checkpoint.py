@@ -1,9 +1,11 @@
-"""State that survives a kill: nested dictionaries of tensors and plain values in one safetensors file.
+"""State that survives a kill: nested dictionaries of tensors and plain values in one safetensors
+file.
 
 - Optimiser states included: nothing is pickled, so nothing can execute when a file is read.
-- Written beside the target and renamed, so a reader finds the old file or the new one, never half of one.
-- `Resumable` is the loop of every training here. A step's randomness comes from (seed, step) alone, so a run
-  that was killed anywhere ends with the weights of an undisturbed one.
+- Written beside the target and renamed, so a reader finds the old file or the new one, never half
+  of one.
+- `Resumable` is the loop of every training here. A step's randomness comes from (seed, step) alone,
+  so a run that was killed anywhere ends with the weights of an undisturbed one.
 """
 
 import hashlib
@@ -33,7 +35,9 @@ def save(path: Path, tree: Mapping[str, Any]) -> None:
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         draft.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error}); the previous checkpoint, if any, is kept") from error
+        raise OSError(
+            f"{path} could not be written ({error}); the previous checkpoint, if any, is kept"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -43,7 +47,9 @@ def load(path: Path) -> dict[str, Any]:
             skeleton = json.loads((file.metadata() or {})["tree"])
         return _fill(skeleton, tensors)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise CorruptCheckpoint(f"{path} is damaged ({error}); delete it to start that training again") from error
+        raise CorruptCheckpoint(
+            f"{path} is damaged ({error}); delete it to start that training again"
+        ) from error
 
 
 def _strip(node: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -81,9 +87,11 @@ def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch
 
 
 class Resumable:
-    """Counts steps from the last checkpoint on; `parts` are all that a step changes (state_dict, load_state_dict).
+    """Counts steps from the last checkpoint on; `parts` are all that a step changes (state_dict,
+    load_state_dict).
 
-    `recipe` is every setting the result depends on: a checkpoint of another recipe is refused, not continued.
+    `recipe` is every setting the result depends on: a checkpoint of another recipe is refused, not
+    continued.
     """
 
     def __init__(

@@ -1,9 +1,12 @@
-"""Turn labels or captions into arguments of a model's forward, and the model's output back into latents.
+"""Turn labels or captions into arguments of a model's forward, and the model's output back into
+latents.
 
 - Prompts are a tensor of labels (DiT) or a list of captions, one a picture.
-- Conditioning is a dictionary of tensors by the forward's own argument names, with one row a picture. Code that knows
-  no family can therefore join, repeat and drop it. The pipeline's own `encode_prompt` encodes captions.
-- Latents are (batch, channels, height, width) outside this module; for FLUX it packs 2 x 2 of them into a token.
+- Conditioning is a dictionary of tensors by the forward's own argument names, with one row a
+  picture. Code that knows no family can therefore join, repeat and drop it. The pipeline's own
+  `encode_prompt` encodes captions.
+- Latents are (batch, channels, height, width) outside this module; for FLUX it packs 2 x 2 of them
+  into a token.
 - Times are the scheduler's, up to 1,000; FLUX's model takes a thousandth of them.
 """
 
@@ -21,11 +24,14 @@ NULL_CLASS = 1000  # DiTPipeline's constant, however few classes there are
 
 
 class Conditions:
-    """Hold the conditioning of one family; subclasses differ in their prompts and in how they call the model."""
+    """Hold the conditioning of one family; subclasses differ in their prompts and in how they call
+    the model.
+    """
 
     latent_argument = "hidden_states"  # the forward's argument for the noisy latents
     square = False  # whether the model draws squares only
-    embeds_guidance = False  # whether the model takes the guidance as an argument, so that one forward is enough
+    # whether the model takes the guidance as an argument, so that one forward is enough
+    embeds_guidance = False
 
     def __init__(self, pipe: Any, card: Mapping[str, Any]):
         self.pipe, self.card = pipe, card
@@ -55,7 +61,10 @@ class Conditions:
     def defaults(self) -> dict[str, Any]:
         """Return the default steps and guidance of the pipeline's own call."""
         parameters = inspect.signature(type(self.pipe).__call__).parameters
-        return {"steps": parameters["num_inference_steps"].default, "guidance": parameters["guidance_scale"].default}
+        return {
+            "steps": parameters["num_inference_steps"].default,
+            "guidance": parameters["guidance_scale"].default,
+        }
 
     def check(self, prompts: Any) -> Asked:
         """Return the prompts in the form that `rows` takes, or raise a ValueError."""
@@ -70,7 +79,9 @@ class Conditions:
         raise NotImplementedError
 
     def nothing(self) -> Rows:
-        """Return the conditioning of one empty prompt, which guidance leads away from and drops put in."""
+        """Return the conditioning of one empty prompt, which guidance leads away from and drops put
+        in.
+        """
         raise NotImplementedError
 
     def arguments(self, noisy: Tensor, t: Tensor, conditioning: Rows) -> dict[str, Any]:
@@ -88,8 +99,12 @@ class Conditions:
         return self.latents(output, noisy)
 
     @torch.no_grad()
-    def example(self, height: int, width: int, prompts: Asked, noise: float = 0.5) -> dict[str, Any]:
-        """Return arguments of a forward at one noise level, for latents of this size; costs are counted on them."""
+    def example(
+        self, height: int, width: int, prompts: Asked, noise: float = 0.5
+    ) -> dict[str, Any]:
+        """Return arguments of a forward at one noise level, for latents of this size; costs are
+        counted on them.
+        """
         weight = next(self.model.parameters())
         noisy = weight.new_zeros(len(prompts), self.channels, height, width)
         t = torch.full((len(prompts),), min(999, round(noise * 1000)), device=weight.device)
@@ -124,8 +139,14 @@ class Labels(Conditions):
 
     @property
     def classes(self) -> int:
-        """Return the number of classes: by the card's labels or classes, or else by the model's config."""
-        classes = self.card.get("labels") or self.card.get("classes") or self.model.config.num_embeds_ada_norm
+        """Return the number of classes: by the card's labels or classes, or else by the model's
+        config.
+        """
+        classes = (
+            self.card.get("labels")
+            or self.card.get("classes")
+            or self.model.config.num_embeds_ada_norm
+        )
         return classes if isinstance(classes, int) else len(classes)
 
     def check(self, prompts: Any) -> Tensor:
@@ -133,14 +154,23 @@ class Labels(Conditions):
             labels = torch.as_tensor(prompts)
         except (TypeError, ValueError):
             model = type(self.model).__name__
-            raise ValueError(f"prompts are {prompts!r}; {model} takes class numbers, 0 to {self.classes - 1}") from None
-        if labels.ndim != 1 or labels.numel() == 0 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(
-                f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a picture, shape (N,)"
+                f"prompts are {prompts!r}; {model} takes class numbers, 0 to {self.classes - 1}"
+            ) from None
+        if (
+            labels.ndim != 1
+            or labels.numel() == 0
+            or labels.is_floating_point()
+            or labels.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a "
+                "picture, shape (N,)"
             )
         if labels.min() < 0 or labels.max() >= self.classes:
             raise ValueError(
-                f"labels run from {labels.min()} to {labels.max()}; the teacher knows 0 to {self.classes - 1}"
+                f"labels run from {labels.min()} to {labels.max()}; the teacher knows 0 to "
+                f"{self.classes - 1}"
             )
         return labels.cpu().long()
 
@@ -167,7 +197,9 @@ class Captions(Conditions):
     def check(self, prompts: Any) -> list[str]:
         is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
         if not is_list or not all(isinstance(caption, str) for caption in prompts):
-            raise ValueError(f"captions are {type(prompts).__name__}; pass a list of texts, one a picture")
+            raise ValueError(
+                f"captions are {type(prompts).__name__}; pass a list of texts, one a picture"
+            )
         if not prompts:
             raise ValueError("no captions; pass a list of texts, one a picture")
         return list(prompts)
@@ -184,11 +216,15 @@ class Captions(Conditions):
 
     def length_kwargs(self) -> dict[str, Any]:
         """Return the length of the text for `encode_prompt`, where the card names one."""
-        return {"max_sequence_length": self.card["text_length"]} if "text_length" in self.card else {}
+        return (
+            {"max_sequence_length": self.card["text_length"]} if "text_length" in self.card else {}
+        )
 
 
 class SizedCaptions(Captions):
-    """Condition SDXL on two encoders' states, a pooled vector, and the size of the picture as six numbers."""
+    """Condition SDXL on two encoders' states, a pooled vector, and the size of the picture as six
+    numbers.
+    """
 
     def rows(self, prompts: Asked) -> Rows:
         states, _, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.device, 1, False)
@@ -209,7 +245,9 @@ class SizedCaptions(Captions):
 
 
 class MaskedCaptions(Captions):
-    """Condition PixArt alpha and Sigma on T5's states and their mask. The second half of the output is a variance."""
+    """Condition PixArt alpha and Sigma on T5's states and their mask. The second half of the output
+    is a variance.
+    """
 
     latent_argument = "hidden_states"
 
@@ -218,13 +256,18 @@ class MaskedCaptions(Captions):
         return self.model.config.patch_size
 
     def rows(self, prompts: Asked) -> Rows:
-        kwargs = {"do_classifier_free_guidance": False, "device": self.device, "clean_caption": False}
+        kwargs = {
+            "do_classifier_free_guidance": False,
+            "device": self.device,
+            "clean_caption": False,
+        }
         states, mask, *_ = self.pipe.encode_prompt(list(prompts), **kwargs, **self.length_kwargs())
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
     def arguments(self, noisy: Tensor, t: Tensor, conditioning: Rows) -> dict[str, Any]:
         sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
-        if self.model.use_additional_conditions:  # where the config says None, the model decides by its size
+        # where the config says None, the model decides by its size
+        if self.model.use_additional_conditions:
             height, width = (side * self.pipe.vae_scale_factor for side in noisy.shape[-2:])
             sizes["resolution"] = noisy.new_tensor([height, width]).expand(len(noisy), 2)
             sizes["aspect_ratio"] = noisy.new_tensor([height / width]).expand(len(noisy), 1)
@@ -232,7 +275,9 @@ class MaskedCaptions(Captions):
 
 
 class FlowCaptions(Captions):
-    """Condition SD3 and SD3.5, flow models, on captions as tokens of the self-attention and as a pooled vector."""
+    """Condition SD3 and SD3.5, flow models, on captions as tokens of the self-attention and as a
+    pooled vector.
+    """
 
     latent_argument = "hidden_states"
 
@@ -242,7 +287,9 @@ class FlowCaptions(Captions):
 
     def rows(self, prompts: Asked) -> Rows:
         kwargs = {"device": self.device, "do_classifier_free_guidance": False}
-        states, _, pooled, _ = self.pipe.encode_prompt(list(prompts), None, None, **kwargs, **self.length_kwargs())
+        states, _, pooled, _ = self.pipe.encode_prompt(
+            list(prompts), None, None, **kwargs, **self.length_kwargs()
+        )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
@@ -257,12 +304,15 @@ class FlowCaptions(Captions):
 
 
 class JointCaptions(FlowCaptions):
-    """Condition FLUX on captions: T5's tokens stand beside the picture's, and CLIP gives one vector."""
+    """Condition FLUX on captions: T5's tokens stand beside the picture's, and CLIP gives one
+    vector.
+    """
 
     def defaults(self) -> dict[str, Any]:
         """Return the pipeline's default steps and guidance.
 
-        Without a guidance embedding (schnell) the default guidance is 1, because real CFG needs a second forward.
+        Without a guidance embedding (schnell) the default guidance is 1, because real CFG needs a
+        second forward.
         """
         defaults = super().defaults()
         return defaults if self.embeds_guidance else defaults | {"guidance": 1.0}
@@ -284,10 +334,14 @@ class JointCaptions(FlowCaptions):
         return self.pipe.default_sample_size
 
     def rows(self, prompts: Asked) -> Rows:
-        states, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.device, 1, **self.length_kwargs())
+        states, pooled, _ = self.pipe.encode_prompt(
+            list(prompts), None, self.device, 1, **self.length_kwargs()
+        )
         conditioning = {"encoder_hidden_states": states, "pooled_projections": pooled}
         if self.embeds_guidance:
-            conditioning["guidance"] = pooled.new_full((len(pooled),), float(self.card.get("guidance", 3.5)))
+            conditioning["guidance"] = pooled.new_full(
+                (len(pooled),), float(self.card.get("guidance", 3.5))
+            )
         return conditioning
 
     def arguments(self, noisy: Tensor, t: Tensor, conditioning: Rows) -> dict[str, Any]:
@@ -296,7 +350,9 @@ class JointCaptions(FlowCaptions):
             "hidden_states": packed(noisy),
             "timestep": t.to(noisy.dtype) / 1000,
             "img_ids": places(height, width, noisy.device),
-            "txt_ids": torch.zeros(conditioning["encoder_hidden_states"].shape[1], 3, device=noisy.device),
+            "txt_ids": torch.zeros(
+                conditioning["encoder_hidden_states"].shape[1], 3, device=noisy.device
+            ),
             **cast(conditioning, noisy.dtype),
         }
 
@@ -310,17 +366,23 @@ class JointCaptions(FlowCaptions):
 
 
 def shifted(scheduler: Any, tokens: int) -> dict[str, float]:
-    """Return mu for timestep shifting that depends on the resolution, computed as in diffusers' pipelines."""
+    """Return mu for timestep shifting that depends on the resolution, computed as in diffusers'
+    pipelines.
+    """
     config = scheduler.config
     if not config.use_dynamic_shifting:
         return {}
     base, most = config.base_image_seq_len, config.max_image_seq_len
-    return {"mu": config.base_shift + (config.max_shift - config.base_shift) * (tokens - base) / (most - base)}
+    return {
+        "mu": config.base_shift
+        + (config.max_shift - config.base_shift) * (tokens - base) / (most - base)
+    }
 
 
 def packed(latents: Tensor) -> Tensor:
     """Pack cells of 2 x 2 latents into FLUX's tokens, (batch, tokens, 4 channels)."""
-    cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, 2, columns, 2)
+    # (batch, channels, rows, 2, columns, 2)
+    cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
@@ -330,7 +392,10 @@ def places(height: int, width: int, device: torch.device | str) -> Tensor:
     The positions are float32, because in bf16 numbers above 256 merge.
     """
     ids = torch.zeros(height, width, 3, device=device)
-    ids[..., 1], ids[..., 2] = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    ids[..., 1], ids[..., 2] = (
+        torch.arange(height, device=device)[:, None],
+        torch.arange(width, device=device),
+    )
     return ids.flatten(0, 1)
 
 
@@ -355,7 +420,9 @@ def of(pipe: Any, card: Mapping[str, Any] | None = None) -> Conditions:
     """Return the conditions of a pipeline, chosen by the class of its model or by its own class."""
     model = _model(pipe)
     if model is None or getattr(pipe, "vae", None) is None:
-        raise ValueError(f"{type(pipe).__name__} has no denoising model and VAE; pass a Teacher or a pipeline")
+        raise ValueError(
+            f"{type(pipe).__name__} has no denoising model and VAE; pass a Teacher or a pipeline"
+        )
     if getattr(model.config, "time_cond_proj_dim", None) is not None:
         raise ValueError(
             f"this {type(model).__name__} is conditioned on its guidance by timestep_cond, "
@@ -368,7 +435,8 @@ def of(pipe: Any, card: Mapping[str, Any] | None = None) -> Conditions:
         if ancestor.__name__ in KINDS:
             return KINDS[ancestor.__name__](pipe, card or {})
     raise ValueError(
-        f"{type(pipe).__name__} holds a {type(model).__name__}, which linattn does not draw with; it draws with "
+        f"{type(pipe).__name__} holds a {type(model).__name__}, which linattn does not draw with; "
+        "it draws with "
         f"{', '.join(KINDS)}"
     )
 
@@ -379,7 +447,10 @@ def _model(pipe: Any) -> nn.Module | None:
 
 def cast(conditioning: Rows, dtype: torch.dtype) -> Rows:
     """Cast the floating-point tensors of a conditioning."""
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in conditioning.items()}
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in conditioning.items()
+    }
 
 
 def joined(first: Rows, second: Rows) -> Rows:

@@ -1,9 +1,14 @@
-"""The forward process and its learned variance: what training, sampling and the distillation losses share.
+"""The forward process and its learned variance: what training, sampling and the distillation losses
+share.
 
-- `variance` is DiT's: the model's second half interpolates, in log space, between the posterior's variance and beta.
-- Predictions convert into one another (velocity, noise, clean latents): a loss can be written in a paper's own terms.
-- `Diffusion` is a table over 1,000 time steps, gathered per picture: t is (batch,) and integer, 0 is nearly clean.
-- `Flow` is the straight path of SD3 and FLUX: the same questions, t up to 1,000 and not only whole numbers.
+- `variance` is DiT's: the model's second half interpolates, in log space, between the posterior's
+  variance and beta.
+- Predictions convert into one another (velocity, noise, clean latents): a loss can be written in a
+  paper's own terms.
+- `Diffusion` is a table over 1,000 time steps, gathered per picture: t is (batch,) and integer, 0
+  is nearly clean.
+- `Flow` is the straight path of SD3 and FLUX: the same questions, t up to 1,000 and not only whole
+  numbers.
 """
 
 import math
@@ -28,7 +33,10 @@ class Diffusion:
             return Flow(scheduler.config.num_train_timesteps)
         prediction = scheduler.config.prediction_type
         if prediction not in ("v_prediction", "epsilon"):
-            raise ValueError(f"prediction_type is {prediction!r}; only 'v_prediction' and 'epsilon' are supported")
+            raise ValueError(
+                f"prediction_type is {prediction!r}; only 'v_prediction' and 'epsilon' are "
+                "supported"
+            )
         return Diffusion(scheduler.alphas_cumprod.double(), prediction)
 
     @property
@@ -67,8 +75,8 @@ class Diffusion:
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Times whose noise share, sigma / (alpha + sigma), is logit-normal; one in ten is uniform.
 
-        The middle of the path is where a small model still has something to learn; the uniform tenth keeps both ends,
-        and the variance of every step, trained.
+        The middle of the path is where a small model still has something to learn; the uniform
+        tenth keeps both ends, and the variance of every step, trained.
         """
         log_ratio = 0.5 * (1 / self.alphas_cumprod - 1).log()  # log(sigma / alpha), rising
         density = (-0.5 * log_ratio**2).exp() * torch.gradient(log_ratio)[0]
@@ -100,13 +108,19 @@ class Diffusion:
         variance[0] = variance[1]  # the first is zero: its logarithm is not wanted
         return now, before, beta, variance.log()
 
-    def variational_bound(self, prediction: Tensor, raw: Tensor, clean: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """Bits a dimension of one step's bound, (batch,); trains the variance only: the mean is taken as given."""
+    def variational_bound(
+        self, prediction: Tensor, raw: Tensor, clean: Tensor, noisy: Tensor, t: Tensor
+    ) -> Tensor:
+        """Bits a dimension of one step's bound, (batch,); trains the variance only: the mean is
+        taken as given.
+        """
         mean, log_variance = self.posterior(clean, noisy, t)
         guess, _ = self.posterior(self.clean(prediction.detach(), noisy, t), noisy, t)
         learned = self.log_variance(raw, t)
         squared = (mean - guess) ** 2
-        divergence = learned - log_variance - 1 + (log_variance - learned).exp() + squared * (-learned).exp()
+        divergence = (
+            learned - log_variance - 1 + (log_variance - learned).exp() + squared * (-learned).exp()
+        )
         likelihood = math.log(2 * math.pi) + learned + (clean - guess) ** 2 * (-learned).exp()
         bound = torch.where((t == 0).reshape(-1, *[1] * (clean.ndim - 1)), likelihood, divergence)
         return 0.5 * bound.flatten(1).mean(1) / math.log(2)

@@ -1,10 +1,15 @@
-"""Look into teacher and student while they draw: plain functions that return data, and one widget that calls them.
+"""Look into teacher and student while they draw: plain functions that return data, and one widget
+that calls them.
 
-- `trace` draws one picture and keeps the model's inputs and its predicted finished picture at every step.
-- `attention` returns the attention of one token of the picture in one layer, at one of those steps. A UNet's deeper
-  levels have fewer tokens: the query is then the token that covers the same position.
-- `Explorer` is the widget: menus, sliders, and the picture as a field of tokens to click on. It holds no logic.
-- A student that has not been distilled here can still be explored: it is the teacher converted, untrained.
+- `trace` draws one picture and keeps the model's inputs and its predicted finished picture at every
+  step.
+- `attention` returns the attention of one token of the picture in one layer, at one of those steps.
+  A UNet's deeper levels have fewer tokens: the query is then the token that covers the same
+  position.
+- `Explorer` is the widget: menus, sliders, and the picture as a field of tokens to click on. It
+  holds no logic.
+- A student that has not been distilled here can still be explored: it is the teacher converted,
+  untrained.
 """
 
 import copy
@@ -32,8 +37,10 @@ class Trace:
 
     label: int | str  # the class or the caption of the picture
     seed: int
-    beliefs: Tensor  # (steps, 3, side, side): the finished picture that the model predicts at each step
-    inputs: tuple[dict[str, Any], ...]  # the model's arguments at each step, without guidance's unconditional half
+    # (steps, 3, side, side): the finished picture that the model predicts at each step
+    beliefs: Tensor
+    # the model's arguments at each step, without guidance's unconditional half
+    inputs: tuple[dict[str, Any], ...]
     grid: Grid
     levels: tuple[float, ...]  # the noise level of each step
 
@@ -59,7 +66,8 @@ def trace(
     source = sampling.Source.of(teacher, model)
     beliefs, inputs = [], []
     handle = source.model.register_forward_pre_hook(
-        lambda module, args, kwargs: inputs.append(first_row(module, args, kwargs)), with_kwargs=True
+        lambda module, args, kwargs: inputs.append(first_row(module, args, kwargs)),
+        with_kwargs=True,
     )
     try:
         sampling.draw_latents(
@@ -71,7 +79,9 @@ def trace(
     read = families.family(source.model).read
     grid, *_ = read(source.model, inputs[0])
     levels = tuple(float(read(source.model, kwargs)[1][0]) for kwargs in inputs)
-    return Trace(label, seed, sampling.decode(teacher, torch.cat(beliefs)), tuple(inputs), grid, levels)
+    return Trace(
+        label, seed, sampling.decode(teacher, torch.cat(beliefs)), tuple(inputs), grid, levels
+    )
 
 
 def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +93,9 @@ def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[
 
 
 def _first_row(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the first row of every tensor; SDXL and PixArt nest a dictionary of sizes and pooled captions."""
+    """Keep the first row of every tensor; SDXL and PixArt nest a dictionary of sizes and pooled
+    captions.
+    """
     first: dict[str, Any] = {}
     for name, argument in arguments.items():
         if isinstance(argument, Tensor):
@@ -96,7 +108,8 @@ def _first_row(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def attention(model: nn.Module, trace: Trace, step: int, layer: int, token: int) -> Tensor:
-    """Return the attention weights of `token`, (heads, height, width), with the model's inputs at `step`.
+    """Return the attention weights of `token`, (heads, height, width), with the model's inputs at
+    `step`.
 
     The weights are one row of the layer's attention map.
     """
@@ -122,9 +135,11 @@ def place(token: int, grid: Grid, other: Grid) -> int:
 
 
 def head(weights: Tensor, number: int | None) -> Tensor:
-    """Return one head of the weights from `attention`, or the mean over heads where `number` is None: (height, width).
+    """Return one head of the weights from `attention`, or the mean over heads where `number` is
+    None: (height, width).
 
-    The last head stands for a number that is too high, since a student may have fewer heads than its teacher.
+    The last head stands for a number that is too high, since a student may have fewer heads than
+    its teacher.
     """
     return weights.mean(0) if number is None else weights[min(number, len(weights) - 1)]
 
@@ -141,13 +156,17 @@ def distance(first: Trace, second: Trace) -> list[float]:
 
 def token_colours(picture: Tensor, grid: Grid) -> list[str]:
     """Return the mean colour of each token's patch as #rrggbb, row by row."""
-    cells = torch.nn.functional.adaptive_avg_pool2d(picture[None].float(), (grid.height, grid.width))[0]
+    cells = torch.nn.functional.adaptive_avg_pool2d(
+        picture[None].float(), (grid.height, grid.width)
+    )[0]
     values = (cells.clamp(0, 1) * 255).round().int().flatten(1).T.tolist()  # (tokens, 3)
     return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in values]
 
 
 def choices(teacher: Any) -> list[tuple[str, int | str]]:
-    """Return what the teacher can draw, as text and value: classes, or captions of one thing and of two in turn."""
+    """Return what the teacher can draw, as text and value: classes, or captions of one thing and of
+    two in turn.
+    """
     if getattr(getattr(teacher, "pipe", teacher), "tokenizer", None) is not None:
         captions = [world.scene(0, index, 1 + index % 2).caption for index in range(CAPTIONS)]
         return [(caption, caption) for caption in captions]
@@ -155,14 +174,17 @@ def choices(teacher: Any) -> list[tuple[str, int | str]]:
     return [(str(name), label) for label, name in enumerate(names)]
 
 
-# Students ------------------------------------------------------------------------------------------------------------
+# Students
+# ---------------------------------------------------------------------------------------------
 
 
 def students(entries: Mapping[str, Any] | None = None, teacher: str | None = None) -> list[str]:
-    """Name the students to choose from: first those that were distilled here, then every student converted.
+    """Name the students to choose from: first those that were distilled here, then every student
+    converted.
 
-    Controls come last in both groups. `teacher` is the name of one of `teachers()`, which limits the choice to its
-    students; where no role names this teacher, all students are offered, converted.
+    Controls come last in both groups. `teacher` is the name of one of `teachers()`, which limits
+    the choice to its students; where no role names this teacher, all students are offered,
+    converted.
     """
     entries = _entries() if entries is None else entries
     roles = [role for role, name in _folder_names().items() if name == teacher] if teacher else []
@@ -175,7 +197,8 @@ def students(entries: Mapping[str, Any] | None = None, teacher: str | None = Non
 def student(name: str, teacher: Any, entries: Mapping[str, Any] | None = None) -> nn.Module:
     """Return a copy of the teacher's model as a student; the teacher does not change.
 
-    A student that is not distilled is the report's: it is converted with the first seed of its distillation.
+    A student that is not distilled is the report's: it is converted with the first seed of its
+    distillation.
     """
     from linattn import surgery
     from linattn.params import known
@@ -212,7 +235,9 @@ def _folder_names() -> dict[str, str]:
 def teachers() -> dict[str, str]:
     """Return the teachers' folders under data/teachers/, by name."""
     folder = project.ROOT / "data" / "teachers"
-    folders = {path.parent.name: str(path.parent) for path in sorted(folder.glob("*/model_index.json"))}
+    folders = {
+        path.parent.name: str(path.parent) for path in sorted(folder.glob("*/model_index.json"))
+    }
     if not folders:
         raise FileNotFoundError(
             f"no teacher in {folder}; run the notebook 01_teacher, or check out the folder from Git"
@@ -220,10 +245,13 @@ def teachers() -> dict[str, str]:
     return folders
 
 
-# Figures -------------------------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------
 
 
-def beside(teacher: Trace, student: Trace, step: int, names: tuple[str, str] = ("teacher", "student")) -> Picture:
+def beside(
+    teacher: Trace, student: Trace, step: int, names: tuple[str, str] = ("teacher", "student")
+) -> Picture:
     """Show the finished picture that each predicts at one step, and the difference."""
     return figures.difference(teacher.beliefs[step], student.beliefs[step], names)
 
@@ -236,24 +264,29 @@ def looking(
     token: int,
     number: int | None = None,
 ) -> Picture:
-    """Show the attention of a token in each model, over the picture that the first model predicts at `step`."""
+    """Show the attention of a token in each model, over the picture that the first model predicts
+    at `step`.
+    """
     first = next(iter(traces.values()))
     weights = {}
     for name, model in models.items():
         weights[name] = head(attention(model, traces[name], step, layer, token), number)
     level = Grid(*next(iter(weights.values())).shape)  # a UNet's level has a grid of its own
     query = place(token, first.grid, level)
-    return figures.attention_over(first.beliefs[step], {name: row.numpy() for name, row in weights.items()}, query)
+    return figures.attention_over(
+        first.beliefs[step], {name: row.numpy() for name, row in weights.items()}, query
+    )
 
 
-# The widget ----------------------------------------------------------------------------------------------------------
+# The widget
+# ---------------------------------------------------------------------------------------------
 
 
 class Explorer:
     """Offer menus and sliders over the functions above, shown as the last value of a cell.
 
-    `teachers` maps a name to a folder or to a loaded teacher. `offered` lists the students of all teachers, or
-    `offered(name)` those of one. `build(name, teacher)` makes a student.
+    `teachers` maps a name to a folder or to a loaded teacher. `offered` lists the students of all
+    teachers, or `offered(name)` those of one. `build(name, teacher)` makes a student.
     """
 
     def __init__(
@@ -303,10 +336,13 @@ class Explorer:
         return self.teachers[name]
 
     def _change_teacher(self, change: Any = None) -> None:
-        """Fill the menus with the teacher's students, classes or captions, layers and heads, and draw."""
+        """Fill the menus with the teacher's students, classes or captions, layers and heads, and
+        draw.
+        """
         layers = families.layers(sampling.Source.of(self.source).model)
         heads = max(layer.shape.heads for layer in layers)
-        self._filling = True  # each of these lines triggers an observer, which must wait for the last line
+        # each of these lines triggers an observer, which must wait for the last line
+        self._filling = True
         self.student.options = list(self.offered(self.teacher.value))
         self.label.options = choices(self.source)
         self.head.options = [("mean of all", None), *((str(i), i) for i in range(heads))]
@@ -323,9 +359,14 @@ class Explorer:
         key = (self.teacher.value, self.student.value)
         if key not in self._students:
             self._students[key] = self.build(self.student.value, self.source)
-        self.models = {"teacher": sampling.Source.of(self.source).model, self.student.value: self._students[key]}
+        self.models = {
+            "teacher": sampling.Source.of(self.source).model,
+            self.student.value: self._students[key],
+        }
         self.traces = {
-            name: trace(self.source, self.label.value, seed=self.seed.value, steps=self.steps, model=model)
+            name: trace(
+                self.source, self.label.value, seed=self.seed.value, steps=self.steps, model=model
+            )
             for name, model in self.models.items()
         }
         if self.token is None or self.token >= self.traces["teacher"].grid.picture:
@@ -344,7 +385,9 @@ class Explorer:
         names = tuple(self.traces)
         self.pictures.value = beside(first, second, self.step.value, names).html()
         self._paint(first)
-        picture = looking(self.models, self.traces, self.step.value, self.layer.value, self.token, self.head.value)
+        picture = looking(
+            self.models, self.traces, self.step.value, self.layer.value, self.token, self.head.value
+        )
         self.maps.value = picture.html()
 
     def _paint(self, trace: Trace) -> None:
@@ -354,7 +397,9 @@ class Explorer:
         grid, colours = trace.grid, token_colours(trace.beliefs[self.step.value], trace.grid)
         if len(self.field.children) != grid.picture:
             cell = widgets.Layout(width="18px", height="18px", margin="0", padding="0")
-            self.field.layout = widgets.Layout(grid_template_columns=f"repeat({grid.width}, 18px)", grid_gap="0")
+            self.field.layout = widgets.Layout(
+                grid_template_columns=f"repeat({grid.width}, 18px)", grid_gap="0"
+            )
             self.field.children = [self._button(cell, token, grid) for token in range(grid.picture)]
         for token, (button, colour) in enumerate(zip(self.field.children, colours, strict=True)):
             button.style.button_color = colour

@@ -1,6 +1,8 @@
-"""Make results: values with their 95 % interval and number of pictures, {"value", "low", "high", "n"}.
+"""Make results: values with their 95 % interval and number of pictures, {"value", "low", "high",
+"n"}.
 
-- A mean carries a percentile bootstrap over pictures from a seed. A count of right and wrong carries Wilson's interval.
+- A mean carries a percentile bootstrap over pictures from a seed. A count of right and wrong
+  carries Wilson's interval.
 - The interval is None where a single picture cannot give one.
 - No result holds infinity or NaN, so that every result can be stored as strict JSON.
 """
@@ -24,9 +26,13 @@ def mean_over(values: Tensor) -> Tensor:
 
 
 def bootstrap(
-    values: Tensor, seed: int = 0, statistic: Callable[[Tensor], Tensor] = mean_over, resamples: int = 1000
+    values: Tensor,
+    seed: int = 0,
+    statistic: Callable[[Tensor], Tensor] = mean_over,
+    resamples: int = 1000,
 ) -> tuple[float | None, float | None]:
-    """Return the 95 % percentile interval of a statistic by resampling the first dimension, one row a picture.
+    """Return the 95 % percentile interval of a statistic by resampling the first dimension, one row
+    a picture.
 
     `statistic` maps (resamples, n, ...) to (resamples,). Fewer than two rows give (None, None).
     """
@@ -38,7 +44,9 @@ def bootstrap(
     # In chunks, because 1,000 resamples of 50,000 pictures would take 400 MB at once.
     chunk_size = max(1, DRAWN // values.numel())
     statistics = torch.cat([statistic(values[chunk]) for chunk in indices.split(chunk_size)])
-    low, high = torch.quantile(statistics, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(
+        statistics, torch.tensor([0.025, 0.975], dtype=torch.float64)
+    ).tolist()
     return low, high
 
 
@@ -51,12 +59,16 @@ def summary(values: Tensor, seed: int = 0) -> Result:
 
 
 def wilson(right: int, n: int) -> Result:
-    """Return a share with Wilson's 95 % interval, which stays inside [0, 1] and is informative even for 1 picture."""
+    """Return a share with Wilson's 95 % interval, which stays inside [0, 1] and is informative even
+    for 1 picture.
+    """
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"{right} right of {n}; the count must be within 0..n and n at least 1")
     share, correction = right / n, NORMAL**2 / n
     centre = (share + correction / 2) / (1 + correction)
-    half_width = NORMAL * math.sqrt(share * (1 - share) / n + correction / (4 * n)) / (1 + correction)
+    half_width = (
+        NORMAL * math.sqrt(share * (1 - share) / n + correction / (4 * n)) / (1 + correction)
+    )
     low = 0.0 if right == 0 else max(0.0, centre - half_width)
     high = 1.0 if right == n else min(1.0, centre + half_width)
     return {"value": share, "low": low, "high": high, "n": n}

@@ -1,11 +1,12 @@
 """Run a notebook as a stage of the pipeline: `python -m linattn.notebooks distill --student clear`.
 
-- Only names are injected (student, teacher, profile); numbers come from params.yaml through params.py. A name the
-  notebook does not declare is an error here; papermill would warn and go on.
-- What a cell *shows* is a result and is kept. What it *prints* is a log with times in it: it goes to the terminal while
-  it runs, not into the file. So the executed notebooks of two runs with the same results are the same bytes.
-- It runs on a draft in scratch and is moved to its place when it is finished. One that fails is kept, log and traceback
-  included, in reports/failed/, and the report names the student as failed.
+- Only names are injected (student, teacher, profile); numbers come from params.yaml through
+  params.py. A name the notebook does not declare is an error here; papermill would warn and go on.
+- What a cell *shows* is a result and is kept. What it *prints* is a log with times in it: it goes
+  to the terminal while it runs, not into the file. So the executed notebooks of two runs with the
+  same results are the same bytes.
+- It runs on a draft in scratch and is moved to its place when it is finished. One that fails is
+  kept, log and traceback included, in reports/failed/, and the report names the student as failed.
 """
 
 import argparse
@@ -39,17 +40,24 @@ STAGES = {
     "benchmark": Stage("06_benchmark"),
     "report": Stage("07_report"),
 }
-# diffusers' annotation, which its own files do not follow; an image processor that nothing here asks for.
+# diffusers' annotation, which its own files do not follow; an image processor that nothing here
+# asks for.
 NOISE = ("Expected types for id2label", "requires torchvision (not installed)")
-# glibc gives large buffers back to the system and faults them in again at every operation: of the nano run's 61 minutes
-# of CPU time 12 were the kernel's. Without that, a training step takes three quarters of its time.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(1 << 26)}
-# MKL chooses its kernels by addresses and by how many threads it finds worth while, unless told to repeat itself; the
-# order of a set of strings (diffusers' of a pipeline's parts) changes from process to process.
+# glibc gives large buffers back to the system and faults them in again at every operation: of the
+# nano run's 61 minutes of CPU time 12 were the kernel's. Without that, a training step takes three
+# quarters of its time.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(10**11),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+# MKL chooses its kernels by addresses and by how many threads it finds worth while, unless told to
+# repeat itself; the order of a set of strings (diffusers' of a pipeline's parts) changes from
+# process to process.
 REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "PYTHONHASHSEED": "0"}
-# A thread that waits for another spins for this many rounds before it gives its core away. With GNU's default, 300,000,
-# two threads beside other work stand still. 40 steps of sd-nano take 7.1 s alone either way, and 34 s beside a process
-# that takes both cores (docs/LOG.md, 2026-11-28).
+# A thread that waits for another spins for this many rounds before it gives its core away. With
+# GNU's default, 300,000, two threads beside other work stand still. 40 steps of sd-nano take 7.1 s
+# alone either way, and 34 s beside a process that takes both cores (docs/LOG.md, 2026-11-28).
 WAITING = {"GOMP_SPINCOUNT": "10000"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -60,7 +68,9 @@ class Failed(RuntimeError):
 
 
 def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
-    """Run a stage's notebook and leave the executed copy at its DVC place; by hand, all it makes goes to scratch."""
+    """Run a stage's notebook and leave the executed copy at its DVC place; by hand, all it makes
+    goes to scratch.
+    """
     spec = STAGES[params.known(stage, STAGES, "stage")]
     name = names.get(spec.takes)
     if spec.takes and name is None:
@@ -68,7 +78,12 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
     title = f"{spec.notebook}/{name or stage}"
     root = project.by_hand() if by_hand else project.ROOT
     try:
-        return run(source(spec.notebook), root / "reports" / "notebooks" / f"{title}.ipynb", by_hand=by_hand, **names)
+        return run(
+            source(spec.notebook),
+            root / "reports" / "notebooks" / f"{title}.ipynb",
+            by_hand=by_hand,
+            **names,
+        )
     except Failed as error:
         if name and spec.takes == "student":
             facts = {"facts": project.facts(), "error": f"{stage}: {error.__cause__}"}
@@ -81,7 +96,8 @@ def _check_profile(profile: str | None, by_hand: bool) -> None:
     own = params.load().profile
     if profile not in (None, own) and not by_hand:
         raise ValueError(
-            f"results of profile {profile} would replace those of {own}, which the pipeline made: add --by-hand, or "
+            f"results of profile {profile} would replace those of {own}, which the pipeline made: "
+            "add --by-hand, or "
             f"make repro PROFILE={profile}"
         )
 
@@ -111,7 +127,8 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
                 progress_bar=False,
                 stdout_file=log,
                 stderr_file=log,
-                extra_arguments=["--log-level=ERROR"],  # no warning about the encryption of a local socket
+                # no warning about the encryption of a local socket
+                extra_arguments=["--log-level=ERROR"],
             )
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
             _keep(draft, kept)
@@ -147,10 +164,16 @@ def declared(notebook: Path) -> list[str]:
             targets = [
                 target
                 for node in ast.parse(cell.source).body
-                for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+                for target in (
+                    node.targets
+                    if isinstance(node, ast.Assign)
+                    else [getattr(node, "target", None)]
+                )
             ]
             return [target.id for target in targets if isinstance(target, ast.Name)]
-    raise ValueError(f"{notebook.name} has no cell tagged 'parameters': nothing can be injected into it")
+    raise ValueError(
+        f"{notebook.name} has no cell tagged 'parameters': nothing can be injected into it"
+    )
 
 
 def check_names(notebook: Path, names: dict[str, Any]) -> None:
@@ -163,13 +186,19 @@ def check_names(notebook: Path, names: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _pipeline(official: str = "1") -> Iterator[None]:
-    """The kernel's environment: results go to their DVC places, and this repository is the one imported."""
+    """The kernel's environment: results go to their DVC places, and this repository is the one
+    imported.
+    """
     changes = {
         project.PIPELINE: official,
         "PYTHONPATH": project.python_path(),
-        "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home folder must not win over this one
+        # a kernel called python3 in the home folder must not win over this one
+        "JUPYTER_PREFER_ENV_PATH": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **{name: os.environ.get(name, value) for name, value in {**ALLOCATOR, **REPEATABLE, **WAITING}.items()},
+        **{
+            name: os.environ.get(name, value)
+            for name, value in {**ALLOCATOR, **REPEATABLE, **WAITING}.items()
+        },
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -197,7 +226,11 @@ class Log:
         self.file.close()
 
     def write(self, text: str) -> None:
-        text = "".join(line for line in text.splitlines(keepends=True) if not any(noise in line for noise in NOISE))
+        text = "".join(
+            line
+            for line in text.splitlines(keepends=True)
+            if not any(noise in line for noise in NOISE)
+        )
         for stream in (self.terminal, self.file):
             stream.write(text)
             stream.flush()
@@ -207,15 +240,21 @@ class Log:
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without anything that differs between two runs with the same results: times, ids, logs, addresses."""
+    """Without anything that differs between two runs with the same results: times, ids, logs,
+    addresses.
+    """
     title = notebook.metadata.get("title")
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     if title:
         notebook.metadata["title"] = title
     for number, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        cell["id"] = "injected" if "injected-parameters" in tags else cell.get("id", f"cell-{number}")
+        cell["id"] = (
+            "injected" if "injected-parameters" in tags else cell.get("id", f"cell-{number}")
+        )
         if cell.cell_type == "code":
             cell.outputs = [_plain(output) for output in cell.outputs if _is_result(output)]
     return notebook
@@ -242,14 +281,22 @@ def move(notebook: nbformat.NotebookNode, draft: Path, out: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m linattn.notebooks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m linattn.notebooks", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--student", help="a name of params.yaml, or teacher-ROLE for evaluate")
     parser.add_argument("--teacher", help="a role of params.yaml")
     parser.add_argument("--profile", help="instead of the one params.yaml names")
-    parser.add_argument("--by-hand", action="store_true", help="as from JupyterLab: results go to .scratch/lab")
+    parser.add_argument(
+        "--by-hand", action="store_true", help="as from JupyterLab: results go to .scratch/lab"
+    )
     options = parser.parse_args(arguments)
-    names = {name: value for name in ("student", "teacher", "profile") if (value := getattr(options, name)) is not None}
+    names = {
+        name: value
+        for name in ("student", "teacher", "profile")
+        if (value := getattr(options, name)) is not None
+    }
     try:
         _check_profile(options.profile, options.by_hand)
         out = run_stage(options.stage, options.by_hand, **names)

@@ -1,10 +1,13 @@
 """Typed parameters, read strictly from params.yaml.
 
 - `load()` gives the numbers of the profile that the file names, or of another by name.
-- One ValueError says the place (`students.clear.radius`), what stands there, what may stand there, the nearest name.
+- One ValueError says the place (`students.clear.radius`), what stands there, what may stand there,
+  the nearest name.
 - Nothing has a default in a profile: a number that matters is written down where it can be read.
-- YAML 1.2, as DVC reads it: 1e-4 is a number here (papermill's own reader would give the text '1e-4').
-- A student's options are checked by building its operator on the meta device: an option's rules stand in one place.
+- YAML 1.2, as DVC reads it: 1e-4 is a number here (papermill's own reader would give the text
+  '1e-4').
+- A student's options are checked by building its operator on the meta device: an option's rules
+  stand in one place.
 """
 
 import dataclasses
@@ -35,7 +38,8 @@ class Teacher:
     """Where a role's teacher is. Its shape is written down only where no folder tells it."""
 
     source: str  # a folder of this repository, or a hub id
-    minutes: int | None = between(1, default=None)  # of the nano profile on two cores: samples, students, evaluation
+    # of the nano profile on two cores: samples, students, evaluation
+    minutes: int | None = between(1, default=None)
     revision: str | None = None
     heads: int = between(1, default=4)
     head_dim: int = between(1, default=32)
@@ -100,7 +104,9 @@ class Distill:
 
     def check(self, place: str) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"{place}.seeds is {list(self.seeds)}; it needs one seed or more, all different")
+            raise ValueError(
+                f"{place}.seeds is {list(self.seeds)}; it needs one seed or more, all different"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +153,8 @@ class Student:
     """One entry of `students`: an operator with its options, for one teacher."""
 
     operator: str
-    teacher: str = "class"  # of `students` each names its own, since DVC's templates know no default
+    # of `students` each names its own, since DVC's templates know no default
+    teacher: str = "class"
     layers: str | tuple[int | str, ...] = "all"
     initialise: Literal["mlp_only", "out", "v", "all"] = "all"
     recipe: Literal["protocol", "published"] = "protocol"
@@ -157,7 +164,9 @@ class Student:
     @property
     def settings(self) -> Plain:
         """Layers, initialise and recipe as an entry has them: what is usual is left out."""
-        return {key: getattr(self, key) for key, usual in USUAL.items() if getattr(self, key) != usual}
+        return {
+            key: getattr(self, key) for key, usual in USUAL.items() if getattr(self, key) != usual
+        }
 
 
 USUAL = {key: getattr(Student, key) for key in ("layers", "initialise", "recipe")}
@@ -202,7 +211,9 @@ def known(name: str, names: Iterable[str], what: str) -> str:
         return name
     near = difflib.get_close_matches(str(name), names, 1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {name!r}: it is one of {', '.join(sorted(names)) or 'none'}{hint}")
+    raise ValueError(
+        f"unknown {what} {name!r}: it is one of {', '.join(sorted(names)) or 'none'}{hint}"
+    )
 
 
 def load(profile: str | None = None, path: Path | None = None) -> Params:
@@ -229,14 +240,18 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     chosen = known(profile or top["profile"], profiles, "profile")
     if not profile:
         known(top["profile"], profiles, f"{file}: profile")
-    parts = {name: _profile(entry, teachers, f"profiles.{name}") for name, entry in profiles.items()}
+    parts = {
+        name: _profile(entry, teachers, f"profiles.{name}") for name, entry in profiles.items()
+    }
     _named_teachers(top["students"])
     students = {
         name: _resolved(student, parts[chosen]["published"], chosen)
         for name, student in _students(top["students"], "students").items()
     }
     _keys(_mapping(top["operators"], "operators"), OPERATOR_LISTS, (), "operators")
-    operators = {use: _students(top["operators"][use], f"operators.{use}") for use in OPERATOR_LISTS}
+    operators = {
+        use: _students(top["operators"][use], f"operators.{use}") for use in OPERATOR_LISTS
+    }
     params = Params(profile=chosen, students=students, operators=operators, **parts[chosen])
     _check_students(params)
     return params
@@ -263,18 +278,24 @@ def _teachers(content: Any, place: str) -> dict[str, Teacher]:
 def _named_teachers(students: Any) -> None:
     for name, entry in _mapping(students, "students").items():
         if "teacher" not in _mapping(entry, f"students.{name}"):
-            raise ValueError(f"students.{name} lacks teacher: a role of `teachers`, e.g. teacher: class")
+            raise ValueError(
+                f"students.{name} lacks teacher: a role of `teachers`, e.g. teacher: class"
+            )
 
 
 def _check_name(name: Any, place: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(name)):
-        raise ValueError(f"{place}: a name is made of a-z, 0-9 and '-', since it becomes a folder and a stage")
+        raise ValueError(
+            f"{place}: a name is made of a-z, 0-9 and '-', since it becomes a folder and a stage"
+        )
 
 
 def _profile(content: Any, usual: Mapping[str, Teacher], place: str) -> Plain:
     entry = _mapping(content, place)
     _keys(entry, ("teachers", "published", *PARTS), (), place)
-    parts: Plain = {name: read(part, entry[name], f"{place}.{name}") for name, part in PARTS.items()}
+    parts: Plain = {
+        name: read(part, entry[name], f"{place}.{name}") for name, part in PARTS.items()
+    }
     parts["teachers"] = {**usual, **_teachers(entry["teachers"], f"{place}.teachers")}
     published = _mapping(entry["published"], f"{place}.published")
     parts["published"] = {
@@ -284,7 +305,9 @@ def _profile(content: Any, usual: Mapping[str, Teacher], place: str) -> Plain:
     return parts
 
 
-def _published(content: Any, common: Distill, teachers: Mapping[str, Teacher], place: str) -> Published:
+def _published(
+    content: Any, common: Distill, teachers: Mapping[str, Teacher], place: str
+) -> Published:
     entry = dict(_mapping(content, place))
     own = {name: entry.pop(name) for name in ("teacher", "initialise") if name in entry}
     whole = read(Distill, {**_plain(common), **({"layerwise_steps": 0} | entry)}, place)
@@ -294,7 +317,10 @@ def _published(content: Any, common: Distill, teachers: Mapping[str, Teacher], p
 
 
 def _plain(part: Any) -> Plain:
-    return {f.name: list(v) if isinstance(v := getattr(part, f.name), tuple) else v for f in dataclasses.fields(part)}
+    return {
+        f.name: list(v) if isinstance(v := getattr(part, f.name), tuple) else v
+        for f in dataclasses.fields(part)
+    }
 
 
 def _students(content: Any, place: str) -> dict[str, Student]:
@@ -303,12 +329,17 @@ def _students(content: Any, place: str) -> dict[str, Student]:
         here = f"{place}.{name}"
         _check_name(name, here)
         if re.match(r"(teacher|chance|index)(-|$)", name):
-            raise ValueError(f"{here}: {name!r} is the name of another row of the report; choose another")
+            raise ValueError(
+                f"{here}: {name!r} is the name of another row of the report; choose another"
+            )
         entry = dict(_mapping(value, here))
         fixed = [f.name for f in dataclasses.fields(Student) if f.name not in ("name", "options")]
         own = {key: entry.pop(key) for key in fixed if key in entry}
-        # What is left are the operator's options: a misspelt key of our own is named as such when it builds.
-        students[name] = dataclasses.replace(read(Student, own, here), name=name, options=_listless(entry))
+        # What is left are the operator's options: a misspelt key of our own is named as such when
+        # it builds.
+        students[name] = dataclasses.replace(
+            read(Student, own, here), name=name, options=_listless(entry)
+        )
     return students
 
 
@@ -330,7 +361,9 @@ def _listless(value: Any) -> Any:
 
 def _check_students(params: Params) -> None:
     for student in params.students.values():
-        teacher = params.teachers[known(student.teacher, params.teachers, f"students.{student.name}.teacher")]
+        teacher = params.teachers[
+            known(student.teacher, params.teachers, f"students.{student.name}.teacher")
+        ]
         check_operator(student, *shape_of(teacher), place=f"students.{student.name}")
     shapes = {
         "anatomy": shape_of(params.teacher("class")),
@@ -351,7 +384,11 @@ def shape_of(teacher: Teacher) -> tuple[int, int, bool]:
 
 
 def _transformer_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
-    return config["num_attention_heads"], config["attention_head_dim"], "joint_attention_dim" in config
+    return (
+        config["num_attention_heads"],
+        config["attention_head_dim"],
+        "joint_attention_dim" in config,
+    )
 
 
 def _unet_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
@@ -366,7 +403,9 @@ def check_operator(student: Student, heads: int, head_dim: int, text: bool, plac
     from linattn import attention
 
     known(student.operator, attention.OPERATORS, f"{place}.operator")
-    shape = attention.LayerShape(width=heads * head_dim, heads=heads, head_dim=head_dim, has_text=text)
+    shape = attention.LayerShape(
+        width=heads * head_dim, heads=heads, head_dim=head_dim, has_text=text
+    )
     try:
         with torch.device("meta"):
             attention.create(student.operator, shape, **student.options)
@@ -376,8 +415,11 @@ def check_operator(student: Student, heads: int, head_dim: int, text: bool, plac
 
 def _operator_error(student: Student, place: str, message: str) -> str:
     """The operator's own words, after the place of the option that they are about."""
-    quoted = sorted((message.index(repr(key)), key) for key in student.options if repr(key) in message)
-    named = [key for _, key in quoted[:1]]  # an unknown one is quoted, before the nearest that is known
+    quoted = sorted(
+        (message.index(repr(key)), key) for key in student.options if repr(key) in message
+    )
+    # an unknown one is quoted, before the nearest that is known
+    named = [key for _, key in quoted[:1]]
     named += [key for key in student.options if re.search(rf"\b{re.escape(key)}\b", message)]
     if not named:
         return f"{place}: {message}"
@@ -392,12 +434,17 @@ def _operator_error(student: Student, place: str, message: str) -> str:
 
 def read(part: type, content: Any, place: str) -> Any:
     entry = _mapping(content, place)
-    fields = {f.name: f for f in dataclasses.fields(part) if f.name not in ("name", "options", "changes")}
-    required = [name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    fields = {
+        f.name: f for f in dataclasses.fields(part) if f.name not in ("name", "options", "changes")
+    }
+    required = [
+        name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
+    ]
     _keys(entry, required, [name for name in fields if name not in required], place)
     hints = typing.get_type_hints(part)
     values = {
-        name: _value(hints[name], value, f"{place}.{name}", fields[name].metadata) for name, value in entry.items()
+        name: _value(hints[name], value, f"{place}.{name}", fields[name].metadata)
+        for name, value in entry.items()
     }
     made = part(**values)
     if hasattr(made, "check"):
@@ -411,7 +458,9 @@ def _mapping(content: Any, place: str) -> Mapping[str, Any]:
     return content
 
 
-def _keys(entry: Mapping[str, Any], required: Iterable[str], optional: Iterable[str], place: str) -> None:
+def _keys(
+    entry: Mapping[str, Any], required: Iterable[str], optional: Iterable[str], place: str
+) -> None:
     for key in entry:
         known(key, [*required, *optional], f"key of {place}:")
     missing = [key for key in required if key not in entry]
@@ -425,13 +474,18 @@ def _value(kind: Any, value: Any, place: str, limits: Mapping[str, Any]) -> Any:
         return _union(kind, value, place, limits)
     if origin is Literal:
         if isinstance(value, bool):
-            raise ValueError(f"{place} is {value!r}, a truth value; write it in quotes: one of {typing.get_args(kind)}")
+            raise ValueError(
+                f"{place} is {value!r}, a truth value; write it in quotes: one of "
+                f"{typing.get_args(kind)}"
+            )
         return known(value, typing.get_args(kind), f"value of {place}:")
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or not value:
             raise ValueError(f"{place} is {value!r}; it must be a list of one or more values")
         inner = typing.get_args(kind)[0]
-        return tuple(_value(inner, item, f"{place}[{index}]", limits) for index, item in enumerate(value))
+        return tuple(
+            _value(inner, item, f"{place}[{index}]", limits) for index, item in enumerate(value)
+        )
     return _plain_value(kind, value, place, limits)
 
 
@@ -455,7 +509,10 @@ def _plain_value(kind: type, value: Any, place: str, limits: Mapping[str, Any]) 
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise ValueError(f"{place} is {value!r} ({type(value).__name__}); it must be {words.get(kind, kind.__name__)}")
+        raise ValueError(
+            f"{place} is {value!r} ({type(value).__name__}); it must be "
+            f"{words.get(kind, kind.__name__)}"
+        )
     least, most = limits.get("least", -float("inf")), limits.get("most", float("inf"))
     if isinstance(value, (int, float)) and not least <= value <= most:
         top = f" and at most {most}" if most != float("inf") else ""

@@ -1,14 +1,17 @@
 """Where every artifact lives, and the facts of a run.
 
 - `ROOT` is found from the package, else from the working directory, so notebooks run from anywhere.
-- Results, students and run files exist twice. Git holds the published ones: reports/{results,students,runs,studies}.
-  What the pipeline makes on this machine lies beside them, in reports/local, which DVC keeps and Git ignores. So a run
-  never edits what Git holds; `make publish` copies a finished run over it.
-- Only the notebook runner of the pipeline writes to DVC's outs: it sets LINATTN_PIPELINE. The same notebook run by
-  hand in JupyterLab writes to `.scratch/lab/` and reads what the pipeline made.
-- Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of other settings (or,
-  with `code()` among them, of other code) is never continued; nothing in `.scratch/` is needed to read a result.
-- `facts()` says what ran on what. It carries no date and no path: a result must not change because it was made again.
+- Results, students and run files exist twice. Git holds the published ones:
+  reports/{results,students,runs,studies}. What the pipeline makes on this machine lies beside them,
+  in reports/local, which DVC keeps and Git ignores. So a run never edits what Git holds; `make
+  publish` copies a finished run over it.
+- Only the notebook runner of the pipeline writes to DVC's outs: it sets LINATTN_PIPELINE. The same
+  notebook run by hand in JupyterLab writes to `.scratch/lab/` and reads what the pipeline made.
+- Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of
+  other settings (or, with `code()` among them, of other code) is never continued; nothing in
+  `.scratch/` is needed to read a result.
+- `facts()` says what ran on what. It carries no date and no path: a result must not change because
+  it was made again.
 """
 
 import contextlib
@@ -26,12 +29,16 @@ from typing import Any
 
 PIPELINE = "LINATTN_PIPELINE"
 LOCAL = (
-    "reports/local"  # of this machine's runs: results, students, run files and studies, as reports/ has them of Git's
+    # of this machine's runs: results, students, run files and studies, as reports/ has them of
+    # Git's
+    "reports/local"
 )
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The folder with params.yaml and dvc.yaml: beside the package, else above the working directory."""
+    """The folder with params.yaml and dvc.yaml: beside the package, else above the working
+    directory.
+    """
     here = Path(__file__).resolve().parents[1]
     place = (start or Path.cwd()).resolve()
     candidates = (place, *place.parents) if start else (here, place, *place.parents)
@@ -39,14 +46,16 @@ def find_root(start: Path | None = None) -> Path:
         if (folder / "params.yaml").is_file() and (folder / "linattn").is_dir():
             return folder
     raise FileNotFoundError(
-        f"no params.yaml beside linattn in {place} or above it; work inside a clone of the repository"
+        f"no params.yaml beside linattn in {place} or above it; work inside a clone of the "
+        "repository"
     )
 
 
 def _root() -> Path:
     try:
         return find_root()
-    except FileNotFoundError:  # the library alone, installed somewhere: only what needs the repository will miss it
+    # the library alone, installed somewhere: only what needs the repository will miss it
+    except FileNotFoundError:
         return Path.cwd()
 
 
@@ -54,9 +63,13 @@ ROOT = _root()
 
 
 def python_path(root: Path | None = None) -> str:
-    """PYTHONPATH of a process that must import this repository (or its copy at `root`), whatever is installed."""
+    """PYTHONPATH of a process that must import this repository (or its copy at `root`), whatever is
+    installed.
+    """
     root = root or ROOT
-    return os.pathsep.join(filter(None, [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH")]))
+    return os.pathsep.join(
+        filter(None, [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH")])
+    )
 
 
 def in_pipeline() -> bool:
@@ -78,7 +91,9 @@ def pipeline() -> Iterator[None]:
 
 
 def outputs() -> Path:
-    """The root that results are written under: the repository in a pipeline run, scratch when run by hand."""
+    """The root that results are written under: the repository in a pipeline run, scratch when run
+    by hand.
+    """
     return ROOT if in_pipeline() else by_hand()
 
 
@@ -121,9 +136,11 @@ def published(relative: str) -> Path:
 
 
 def student(name: str, seed: int | None = None, write: bool = False) -> Path:
-    """Folder of a student's replaced layers, as `linattn.load` reads it; other seeds than the first lie below.
+    """Folder of a student's replaced layers, as `linattn.load` reads it; other seeds than the first
+    lie below.
 
-    By hand the published student stands in for one that was not trained here. A stage of the pipeline reads its own.
+    By hand the published student stands in for one that was not trained here. A stage of the
+    pipeline reads its own.
     """
     relative = f"students/{name}" + ("" if seed is None else f"/seed-{seed}")
     path = local(relative, write)
@@ -189,13 +206,19 @@ def device() -> str:
 
 
 def digest(settings: Any) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[
+        :12
+    ]
 
 
 @functools.cache
 def code() -> str:
     """Names the source as it is now, kernels included: what was begun by another is begun anew."""
-    modules = sorted(path for part in ("linattn", "kernels/linattn_kernels") for path in (ROOT / part).rglob("*.py"))
+    modules = sorted(
+        path
+        for part in ("linattn", "kernels/linattn_kernels")
+        for path in (ROOT / part).rglob("*.py")
+    )
     return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()[:12]
 
 
@@ -223,13 +246,16 @@ def facts() -> dict[str, Any]:
         },
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "diffusers", "triton", "torchmetrics", "dvc")},
+        "versions": {
+            name: _version(name) for name in ("torch", "diffusers", "triton", "torchmetrics", "dvc")
+        },
     }
 
 
 def commit() -> str | None:
     """The short commit, with `+changes` when the working tree differs from it."""
-    if "LINATTN_COMMIT" in os.environ:  # a copy of the working tree (pipeline.py) has no history of its own
+    # a copy of the working tree (pipeline.py) has no history of its own
+    if "LINATTN_COMMIT" in os.environ:
         return os.environ["LINATTN_COMMIT"] or None
     head = _git("rev-parse", "--short=12", "HEAD")
     if head is None:
@@ -240,7 +266,9 @@ def commit() -> str | None:
 
 
 def differs(path: str) -> bool:
-    """Whether a file is another than the one of the last commit; without Git there is nothing to differ from."""
+    """Whether a file is another than the one of the last commit; without Git there is nothing to
+    differ from.
+    """
     return bool(_git("status", "--porcelain", "--untracked-files=no", "--", path))
 
 

@@ -1,9 +1,10 @@
 """`make publish`: this machine's finished run becomes the committed one.
 
-- Results, students and run files of reports/local replace those that Git holds, studies those that were run here. The
-  report is rendered anew, since it compares the two, and the README's tables and pictures follow.
-- What is published follows from params.yaml, file by file. Nothing is copied while one is missing or failed, while a
-  stage is behind the code, or where a row was made by code that no commit holds.
+- Results, students and run files of reports/local replace those that Git holds, studies those that
+  were run here. The report is rendered anew, since it compares the two, and the README's tables and
+  pictures follow.
+- What is published follows from params.yaml, file by file. Nothing is copied while one is missing
+  or failed, while a stage is behind the code, or where a row was made by code that no commit holds.
 """
 
 import shutil
@@ -28,10 +29,14 @@ def publish() -> int:
         shutil.copytree(studies, project.published("studies"), dirs_exist_ok=True)
     if pipeline.render():
         raise RuntimeError(
-            "everything is copied, and the report could not be rendered: see above, then make publish again"
+            "everything is copied, and the report could not be rendered: see above, then make "
+            "publish again"
         )
     readme.main(["--pictures"])
-    print("Published. Commit README.md, docs, dvc.lock and reports together: tests hold them to one another.")
+    print(
+        "Published. Commit README.md, docs, dvc.lock and reports together: tests hold them to one "
+        "another."
+    )
     return 0
 
 
@@ -52,19 +57,34 @@ def expected(settings: params.Params) -> list[str]:
 def refuse(settings: params.Params, files: list[str]) -> None:
     """Raise a ValueError that names what keeps this run from being published."""
     if behind := pipeline.stale():
-        raise ValueError(f"these stages are behind the code: {', '.join(behind)}; run make repro first")
-    rows = [Path(path).stem for path in files if path.startswith("results/") and "chance-" not in path]
+        raise ValueError(
+            f"these stages are behind the code: {', '.join(behind)}; run make repro first"
+        )
+    rows = [
+        Path(path).stem for path in files if path.startswith("results/") and "chance-" not in path
+    ]
     missing = [path for path in files if not project.local(path).exists()]
     missing += [f"pictures of {name}" for name in rows if not project.pictures(name).exists()]
     if missing:
-        raise ValueError(f"this machine's run is not whole: {', '.join(missing)} missing; run make repro first")
-    runs = {path: project.read_json(project.local(path)) for path in files if path.startswith("runs/")}
+        raise ValueError(
+            f"this machine's run is not whole: {', '.join(missing)} missing; run make repro first"
+        )
+    runs = {
+        path: project.read_json(project.local(path)) for path in files if path.startswith("runs/")
+    }
     if failed := [path for path, run in runs.items() if run.get("error")]:
         raise ValueError(f"{', '.join(failed)} ended in an error; run make repro first")
-    commits = {path: (run.get("facts") or {}).get("commit") or "unknown" for path, run in runs.items()}
-    if edited := [path for path, commit in commits.items() if commit == "unknown" or commit.endswith("+changes")]:
+    commits = {
+        path: (run.get("facts") or {}).get("commit") or "unknown" for path, run in runs.items()
+    }
+    if edited := [
+        path
+        for path, commit in commits.items()
+        if commit == "unknown" or commit.endswith("+changes")
+    ]:
         raise ValueError(
-            f"{', '.join(edited)}: made by code that no commit holds ({commits[edited[0]]}); commit it, then run those "
+            f"{', '.join(edited)}: made by code that no commit holds ({commits[edited[0]]}); "
+            "commit it, then run those "
             f"stages again: dvc repro --force --single-item STAGE"
         )
 

@@ -1,14 +1,19 @@
-"""Draw pictures at sizes that no model was trained at: enlarge, noise and draw again (SDEdit), for every family.
+"""Draw pictures at sizes that no model was trained at: enlarge, noise and draw again (SDEdit), for
+every family.
 
-- LinFusion is trained at one size and shown at others, and CLEAR's recipe draws a small picture first: draw small,
-  `upscale`, and `upscale` again.
-- `strength` is the share of the steps that are drawn again: 0.3 keeps the composition, 1 starts at pure noise.
-- `ntk` multiplies FLUX's RoPE base (CLEAR: 10), for sides longer than the trained one. Other families have no rotary
-  positions: DiT and PixArt squeeze their positions into the trained range by themselves, and a UNet has none.
-- `proportional` scales CLEAR's scores with the number of tokens, as its high-resolution pipeline does. The trained
-  number of tokens comes from the option `trained`, or the model, or the card's side and the length of its text.
-- Decoders that can tile do so above `tile` px, so that their memory does not grow with the picture. A decoder
-  normalises every tile separately, and small tiles shift colours; `tile` is therefore not the VAE's own default.
+- LinFusion is trained at one size and shown at others, and CLEAR's recipe draws a small picture
+  first: draw small, `upscale`, and `upscale` again.
+- `strength` is the share of the steps that are drawn again: 0.3 keeps the composition, 1 starts at
+  pure noise.
+- `ntk` multiplies FLUX's RoPE base (CLEAR: 10), for sides longer than the trained one. Other
+  families have no rotary positions: DiT and PixArt squeeze their positions into the trained range
+  by themselves, and a UNet has none.
+- `proportional` scales CLEAR's scores with the number of tokens, as its high-resolution pipeline
+  does. The trained number of tokens comes from the option `trained`, or the model, or the card's
+  side and the length of its text.
+- Decoders that can tile do so above `tile` px, so that their memory does not grow with the picture.
+  A decoder normalises every tile separately, and small tiles shift colours; `tile` is therefore not
+  the VAE's own default.
 """
 
 import contextlib
@@ -48,8 +53,9 @@ def upscale(
 ) -> Tensor:
     """Return pictures (N, 3, height, width) in [0, 1] at `factor` times their size.
 
-    `pipe` is a teacher or pipeline, linearized or not; `model` draws in its place where given. `asked` holds the
-    prompts, one label or caption a picture. For several doublings, upscale the result again.
+    `pipe` is a teacher or pipeline, linearized or not; `model` draws in its place where given.
+    `asked` holds the prompts, one label or caption a picture. For several doublings, upscale the
+    result again.
     """
     source, image = Source.of(pipe, model), pictures(image)
     _check(image, factor, strength, ntk, batch)
@@ -58,9 +64,16 @@ def upscale(
     plan = Plan.of(source, size, steps, guidance, "card")
     prompts = source.conditions.check(asked)
     if len(prompts) != len(image):
-        raise ValueError(f"{len(image)} pictures and {len(prompts)} labels or captions; pass one for each picture")
+        raise ValueError(
+            f"{len(image)} pictures and {len(prompts)} labels or captions; pass one for each "
+            "picture"
+        )
     decoded = []
-    with sampling.evaluating(source.model), positions(source.model, ntk), proportions(source, prompts, proportional):
+    with (
+        sampling.evaluating(source.model),
+        positions(source.model, ntk),
+        proportions(source, prompts, proportional),
+    ):
         for first in range(0, len(image), batch):
             chosen = slice(first, first + batch)
             numbers = range(first, first + len(image[chosen]))
@@ -81,7 +94,10 @@ def pictures(image: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
         raise ValueError("no pictures; pass one or more")
     if other := next((picture for picture in images if picture.size != images[0].size), None):
         sizes = " and ".join("{} x {} px".format(*picture.size) for picture in (images[0], other))
-        raise ValueError(f"pictures of {sizes} in one call; pass those of one size together, the others by themselves")
+        raise ValueError(
+            f"pictures of {sizes} in one call; pass those of one size together, the others by "
+            "themselves"
+        )
     arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) / 255 for picture in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
@@ -92,20 +108,34 @@ def enlarged(image: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def redrawn(
-    source: Source, plan: Plan, prompts: Asked, clean: Tensor, strength: float, generators: list[torch.Generator]
+    source: Source,
+    plan: Plan,
+    prompts: Asked,
+    clean: Tensor,
+    strength: float,
+    generators: list[torch.Generator],
 ) -> Tensor:
-    """Noise the clean latents to the level where the last `strength` of the steps begin, and take those steps."""
+    """Noise the clean latents to the level where the last `strength` of the steps begin, and take
+    those steps.
+    """
     scheduler = sampling.scheduler_of(source.scheduler, plan.sampler)
     source.conditions.set_times(scheduler, plan.steps, clean)
-    # PNDM lists one time more than it has steps, and Heun lists two a step. The stock pipelines count steps too.
+    # PNDM lists one time more than it has steps, and Heun lists two a step. The stock pipelines
+    # count steps too.
     first = first_step(plan.steps, strength) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):  # DDIM, DDPM and PNDM lack it and find the step by its time
+    # DDIM, DDPM and PNDM lack it and find the step by its time
+    if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    noise = torch.stack([torch.randn(clean.shape[1:], generator=stream) for stream in generators]).to(clean)
-    # The scheduler adds the noise, because Euler's latents are clean + sigma eps and others keep their variance.
+    noise = torch.stack(
+        [torch.randn(clean.shape[1:], generator=stream) for stream in generators]
+    ).to(clean)
+    # The scheduler adds the noise, because Euler's latents are clean + sigma eps and others keep
+    # their variance.
     t = scheduler.timesteps[first].expand(len(clean))
     flow = hasattr(scheduler, "scale_noise")
-    latents = scheduler.scale_noise(clean, t, noise) if flow else scheduler.add_noise(clean, noise, t)
+    latents = (
+        scheduler.scale_noise(clean, t, noise) if flow else scheduler.add_noise(clean, noise, t)
+    )
     guided = GuidedBatch.of(source, prompts, plan)
     *_, (drawn, _) = sampling.stepped(source, scheduler, guided, latents, generators, first)
     return drawn.float().cpu()
@@ -127,7 +157,9 @@ def positions(model: nn.Module, ntk: float) -> Iterator[None]:
         yield
         return
     if not hasattr(rope, "theta"):
-        raise ValueError(f"ntk is {ntk}, but {type(model).__name__} rotates no positions; leave it at 1")
+        raise ValueError(
+            f"ntk is {ntk}, but {type(model).__name__} rotates no positions; leave it at 1"
+        )
     original = rope.theta
     rope.theta = original * ntk
     try:
@@ -138,18 +170,26 @@ def positions(model: nn.Module, ntk: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def proportions(source: Source, prompts: Asked, enabled: bool) -> Iterator[None]:
-    """Switch on CLEAR's scale by the number of tokens meanwhile, in every layer that has that option."""
+    """Switch on CLEAR's scale by the number of tokens meanwhile, in every layer that has that
+    option.
+    """
     model = source.model
     with contextlib.ExitStack() as stack:
-        operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
+        operators = [
+            layer.operator for layer in families.layers(model) if layer.operator is not None
+        ]
         clear = [operator for operator in operators if "proportional" in operator.table]
         if enabled and any(operator.schedule for operator in clear):
             raise ValueError(
-                "proportional is True and the layers' options follow a schedule, which it would replace; "
+                "proportional is True and the layers' options follow a schedule, which it would "
+                "replace; "
                 "linearize with proportional=True instead"
             )
         if enabled and not clear:
-            raise ValueError(f"proportional is for layers of clear, and {type(model).__name__} has none; leave it out")
+            raise ValueError(
+                f"proportional is for layers of clear, and {type(model).__name__} has none; leave "
+                "it out"
+            )
         for operator in clear if enabled else ():
             options = (operator.pinned or {}) | {"proportional": True}
             if operator.values.trained is None and operator.shape.trained is None:
@@ -168,7 +208,9 @@ def trained_tokens(source: Source, prompts: Asked, text: bool) -> int:
 
 @contextlib.contextmanager
 def tiles(vae: nn.Module, side: int, tile: int | None) -> Iterator[None]:
-    """Switch on the VAE's own tiling meanwhile, where it has one and the picture is larger than a tile."""
+    """Switch on the VAE's own tiling meanwhile, where it has one and the picture is larger than a
+    tile.
+    """
     names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
     if tile is None or side <= tile or not all(hasattr(vae, name) for name in names):
         yield
@@ -185,10 +227,13 @@ def tiles(vae: nn.Module, side: int, tile: int | None) -> Iterator[None]:
 
 def _check(image: Tensor, factor: float, strength: float, ntk: float, batch: int) -> None:
     if image.ndim != 4 or image.shape[1] != 3 or len(image) == 0:
-        raise ValueError(f"pictures are {tuple(image.shape)}; pass a tensor (N, 3, height, width) in [0, 1]")
+        raise ValueError(
+            f"pictures are {tuple(image.shape)}; pass a tensor (N, 3, height, width) in [0, 1]"
+        )
     if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
         raise ValueError(
-            f"pictures are {image.dtype} from {image.min():g} to {image.max():g}; pass floating-point numbers in "
+            f"pictures are {image.dtype} from {image.min():g} to {image.max():g}; pass "
+            "floating-point numbers in "
             "[0, 1], bytes divided by 255"
         )
     if batch < 1:
@@ -196,7 +241,10 @@ def _check(image: Tensor, factor: float, strength: float, ntk: float, batch: int
     if not factor >= 1:
         raise ValueError(f"a factor of {factor}; 1 draws at the same size, 2 at twice the side")
     if not 0 < strength <= 1:
-        raise ValueError(f"a strength of {strength}; it is the share of the steps drawn again, above 0 and at most 1")
+        raise ValueError(
+            f"a strength of {strength}; it is the share of the steps drawn again, above 0 and at "
+            "most 1"
+        )
     if not ntk > 0:
         raise ValueError(f"an ntk of {ntk}; RoPE's base is multiplied by it, 1 leaves it")
 
@@ -204,12 +252,18 @@ def _check(image: Tensor, factor: float, strength: float, ntk: float, batch: int
 def _check_scheduler(scheduler: Any) -> None:
     """Refuse a scheduler whose step needs a learned variance.
 
-    The loop removes the variance half of the output before the step; `draw` has its own loop for DDPM.
+    The loop removes the variance half of the output before the step; `draw` has its own loop for
+    DDPM.
     """
-    # A DDIM made from a DDPM's config carries variance_type along without using it, so the signature decides.
+    # A DDIM made from a DDPM's config carries variance_type along without using it, so the
+    # signature decides.
     uses_variance = "variance_type" in inspect.signature(type(scheduler).__init__).parameters
-    if uses_variance and (variance := scheduler.config.variance_type) in ("learned", "learned_range"):
+    if uses_variance and (variance := scheduler.config.variance_type) in (
+        "learned",
+        "learned_range",
+    ):
         raise ValueError(
-            f"{type(scheduler).__name__} with variance_type {variance!r} cannot draw again from the middle; take "
+            f"{type(scheduler).__name__} with variance_type {variance!r} cannot draw again from "
+            "the middle; take "
             "pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)"
         )

@@ -1,13 +1,17 @@
-"""Write and read self-generated data: latents the teacher drew, with their labels or captions, in shards.
+"""Write and read self-generated data: latents the teacher drew, with their labels or captions, in
+shards.
 
-- Picture i and its label or caption depend on (seed, i) alone, so a later call for more pictures only adds shards.
-- Captions are those of the world's scenes, which show one thing and two things in turn, or the caller's, which repeat
-  from the first on. Any model that reads text can draw either.
-- Every shard names the recipe it was drawn by. A shard is written under a draft name and renamed, so a kill leaves no
-  half shard. An undamaged shard of the same recipe is kept. The manifest is written last, so its presence means that
-  all shards are there.
-- The manifest holds a checksum for every shard. A damaged shard is named, and writing again draws only that shard.
-- Latents are float16. The autoencoder's latents have deviation 1, and its own error is 100 times the rounding error.
+- Picture i and its label or caption depend on (seed, i) alone, so a later call for more pictures
+  only adds shards.
+- Captions are those of the world's scenes, which show one thing and two things in turn, or the
+  caller's, which repeat from the first on. Any model that reads text can draw either.
+- Every shard names the recipe it was drawn by. A shard is written under a draft name and renamed,
+  so a kill leaves no half shard. An undamaged shard of the same recipe is kept. The manifest is
+  written last, so its presence means that all shards are there.
+- The manifest holds a checksum for every shard. A damaged shard is named, and writing again draws
+  only that shard.
+- Latents are float16. The autoencoder's latents have deviation 1, and its own error is 100 times
+  the rounding error.
 """
 
 import hashlib
@@ -47,14 +51,22 @@ def write(
     batch: int = 64,
     progress: Any = None,
 ) -> "Samples":
-    """Draw the missing ones of `count` pictures, and call `progress(done, count)` after every shard.
+    """Draw the missing ones of `count` pictures, and call `progress(done, count)` after every
+    shard.
 
-    `captions` replaces the world's for a teacher that reads text: picture i gets caption i modulo their number.
+    `captions` replaces the world's for a teacher that reads text: picture i gets caption i modulo
+    their number.
     """
     folder = Path(folder)
     if count < 1 or shard < 1:
         raise ValueError(f"{count} pictures in shards of {shard}; both must be at least 1")
-    settings = {"shard": shard, "size": size, "steps": steps, "guidance": guidance, "sampler": sampler}
+    settings = {
+        "shard": shard,
+        "size": size,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+    }
     recipe = describe(teacher, seed, captions=captions, **settings)
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_other_recipe(folder, recipe)
@@ -108,19 +120,26 @@ def _prompt_recipe(conditions: Conditions, captions: Sequence[str] | None = None
     if isinstance(conditions, Labels):
         if captions is not None:
             raise ValueError(
-                f"captions for {type(conditions.model).__name__}, which reads no text: it is conditioned on its "
+                f"captions for {type(conditions.model).__name__}, which reads no text: it is "
+                "conditioned on its "
                 f"{conditions.classes} classes; leave captions out, or take a teacher that reads"
             )
         return {"classes": conditions.classes}
     return {
-        "captions": "linattn.world" if captions is None else _captions_digest(conditions.check(captions)),
+        "captions": "linattn.world"
+        if captions is None
+        else _captions_digest(conditions.check(captions)),
         "readers": [digest(encoder) for encoder in conditions.text_encoders],
         "text_length": conditions.card.get("text_length"),
     }
 
 
-def asked(conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None) -> Asked:
-    """Return the prompts of pictures `numbers`: balanced class labels, or captions, by default those of scenes."""
+def asked(
+    conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None
+) -> Asked:
+    """Return the prompts of pictures `numbers`: balanced class labels, or captions, by default
+    those of scenes.
+    """
     if isinstance(conditions, Labels):
         return balanced_labels(numbers, seed, conditions.classes)
     if captions is not None:
@@ -134,7 +153,9 @@ def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
 
 
 def digest(model: nn.Module) -> str:
-    """Digest the names, types and bytes of all weights; two models with one digest draw the same pictures."""
+    """Digest the names, types and bytes of all weights; two models with one digest draw the same
+    pictures.
+    """
     summary = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         summary.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -153,7 +174,9 @@ def _scheduler_digest(scheduler: Any) -> str:
 
 
 def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
-    """Return labels of pictures `numbers`; every run of `classes` pictures is a shuffle of all classes."""
+    """Return labels of pictures `numbers`; every run of `classes` pictures is a shuffle of all
+    classes.
+    """
     if classes < 1:
         raise ValueError(f"{classes} classes; a label needs at least 1")
     shuffles: dict[int, Tensor] = {}
@@ -161,8 +184,11 @@ def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
     for number in numbers:
         block, position = divmod(number, classes)
         if block not in shuffles:
-            # Negative numbers keep the shuffles' generators apart from those of the pictures' noise.
-            shuffles[block] = torch.randperm(classes, generator=sampling.generator(seed, -1 - block))
+            # Negative numbers keep the shuffles' generators apart from those of the pictures'
+            # noise.
+            shuffles[block] = torch.randperm(
+                classes, generator=sampling.generator(seed, -1 - block)
+            )
         labels.append(shuffles[block][position])
     return torch.stack(labels) if labels else torch.empty(0, dtype=torch.long)
 
@@ -181,20 +207,25 @@ def _write_shard(
     prompts = asked(source.conditions, range(first, first + count), recipe["seed"], captions)
     size = tuple(side * source.factor for side in recipe["shape"][1:])
     options = {key: recipe[key] for key in ("steps", "guidance", "seed", "sampler")}
-    latents = sampling.draw_latents(teacher, prompts, size=size, batch=batch, start=first, **options)
+    latents = sampling.draw_latents(
+        teacher, prompts, size=size, batch=batch, start=first, **options
+    )
     tensors, metadata = {"latents": latents.half()}, {"recipe": recipe, "first": first}
     if isinstance(prompts, Tensor):
         tensors["labels"] = prompts
     else:
         metadata["captions"] = list(prompts)
-    # All metadata goes under one key, because safetensors stores several in an order that changes from run to run.
+    # All metadata goes under one key, because safetensors stores several in an order that changes
+    # from run to run.
     note = json.dumps(metadata, sort_keys=True)
     draft = path.with_name(f".{path.name}.draft")
     save_file(tensors, draft, metadata={"samples": note})
     os.replace(draft, path)
 
 
-def _is_current(path: Path, recipe: Mapping[str, Any], first: int, count: int, sha256: str | None) -> bool:
+def _is_current(
+    path: Path, recipe: Mapping[str, Any], first: int, count: int, sha256: str | None
+) -> bool:
     """Say whether the shard is there, undamaged and the one that would be drawn."""
     if not path.exists():
         return False
@@ -219,9 +250,15 @@ def _refuse_other_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
         raise ValueError(_recipe_difference(path, recorded, recipe))
 
 
-def _recipe_difference(path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
-    names = sorted(key for key in {*recorded, *requested} if recorded.get(key) != requested.get(key))
-    change = ", ".join(f"{name} {recorded.get(name)!r} (now {requested.get(name)!r})" for name in names)
+def _recipe_difference(
+    path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any]
+) -> str:
+    names = sorted(
+        key for key in {*recorded, *requested} if recorded.get(key) != requested.get(key)
+    )
+    change = ", ".join(
+        f"{name} {recorded.get(name)!r} (now {requested.get(name)!r})" for name in names
+    )
     return f"{path} was drawn with {change}; delete {path.parent}, or write to another folder"
 
 
@@ -238,7 +275,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         assert {"recipe", "count", "shards"} <= manifest.keys()
         return manifest
     except (ValueError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path} is damaged; delete it and write the samples again, whole shards are kept") from error
+        raise ValueError(
+            f"{path} is damaged; delete it and write the samples again, whole shards are kept"
+        ) from error
 
 
 def _shard_name(index: int) -> str:
@@ -251,7 +290,10 @@ def _read_shard(path: Path) -> dict[str, Any]:
     if "labels" in tensors:
         return {"latents": tensors["latents"], "prompts": tensors["labels"]}
     with safe_open(path, framework="pt") as file:
-        return {"latents": tensors["latents"], "prompts": json.loads(file.metadata()["samples"])["captions"]}
+        return {
+            "latents": tensors["latents"],
+            "prompts": json.loads(file.metadata()["samples"])["captions"],
+        }
 
 
 def _sha256(path: Path) -> str:
@@ -279,11 +321,15 @@ class Samples:
         self.count: int = manifest["count"]
         held = sum(entry["count"] for entry in self.shards)
         if held != self.count:
-            raise ValueError(f"{path} promises {self.count} pictures, its shards hold {held}; write the samples again")
+            raise ValueError(
+                f"{path} promises {self.count} pictures, its shards hold {held}; write the samples "
+                "again"
+            )
         for entry in self.shards:
             if not (self.folder / entry["file"]).exists():
                 raise FileNotFoundError(
-                    f"{self.folder / entry['file']} is missing; write the samples again, only that shard is drawn anew"
+                    f"{self.folder / entry['file']} is missing; write the samples again, only that "
+                    "shard is drawn anew"
                 )
         self._open: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._checked: set[int] = set()
@@ -297,13 +343,24 @@ class Samples:
         return tuple(self.recipe["shape"])
 
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Asked]:
-        """Return latents (batch, channels, height, width) in float32, and labels (batch,) or captions."""
+        """Return latents (batch, channels, height, width) in float32, and labels (batch,) or
+        captions.
+        """
         numbers = torch.as_tensor(indices)
-        if numbers.ndim != 1 or numbers.numel() == 0 or numbers.is_floating_point() or numbers.dtype == torch.bool:
-            raise ValueError(f"indices are {tuple(numbers.shape)} {numbers.dtype}; pass whole numbers, shape (N,)")
+        if (
+            numbers.ndim != 1
+            or numbers.numel() == 0
+            or numbers.is_floating_point()
+            or numbers.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"indices are {tuple(numbers.shape)} {numbers.dtype}; pass whole numbers, shape "
+                "(N,)"
+            )
         if numbers.min() < 0 or numbers.max() >= self.count:
             raise IndexError(
-                f"indices run from {numbers.min()} to {numbers.max()}; the samples are 0..{self.count - 1}"
+                f"indices run from {numbers.min()} to {numbers.max()}; the samples are "
+                f"0..{self.count - 1}"
             )
         numbers = numbers.cpu().long()
         latents = torch.empty(len(numbers), *self.shape)
@@ -335,7 +392,9 @@ class Samples:
         except (OSError, SafetensorError, KeyError):
             intact = False
         if not intact:
-            raise ValueError(f"{path} is damaged; write the samples again, only that shard is drawn anew")
+            raise ValueError(
+                f"{path} is damaged; write the samples again, only that shard is drawn anew"
+            )
         self._checked.add(index)
         self._open[index] = content
         if len(self._open) > self.keep:

@@ -1,13 +1,16 @@
 """Draw pictures with one loop over model and scheduler, the same for teacher and student.
 
-- Picture i's noise comes from (seed, i, latent shape) alone, on the CPU. Picture 17 starts from the same noise whatever
-  the batch, the device or the model, and the noise of its stochastic steps is the same too.
+- Picture i's noise comes from (seed, i, latent shape) alone, on the CPU. Picture 17 starts from the
+  same noise whatever the batch, the device or the model, and the noise of its stochastic steps is
+  the same too.
 - Prompts are labels or captions, whichever the pipeline reads (conditions.py).
-- Guidance works as in `DiTPipeline`: one doubled batch [conditional, empty], every channel guided, the variance taken
-  from the conditional half. Guidance 1 costs one forward, not two. A model that takes its guidance as an argument also
-  runs once a step.
-- `ddpm` is ancestral and uses the learned variance, which `DiTPipeline` removes before the scheduler step.
-- Any size works whose latents the patches divide (DiT: squares only), because the model recomputes its positions.
+- Guidance works as in `DiTPipeline`: one doubled batch [conditional, empty], every channel guided,
+  the variance taken from the conditional half. Guidance 1 costs one forward, not two. A model that
+  takes its guidance as an argument also runs once a step.
+- `ddpm` is ancestral and uses the learned variance, which `DiTPipeline` removes before the
+  scheduler step.
+- Any size works whose latents the patches divide (DiT: squares only), because the model recomputes
+  its positions.
 - Every batch builds its own scheduler, so calls and threads share no state.
 """
 
@@ -32,7 +35,8 @@ from linattn.diffusion import Diffusion
 SAMPLERS = ("card", "dpm", "ddim", "ddpm")
 
 Size = int | tuple[int, int] | None  # a side or (height, width) in pixels; None: the card's
-Callback = Callable[[int, Tensor, Tensor], None]  # (step, latents after it, estimate of the clean latents)
+# (step, latents after it, estimate of the clean latents)
+Callback = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,21 @@ class Source:
     def of(cls, teacher_or_pipe: Any, model: nn.Module | None = None) -> "Source":
         """Return the source of a teacher, a pipeline or another source.
 
-        `model` replaces the source's own, so that a student draws with its teacher's VAE, scheduler and card.
+        `model` replaces the source's own, so that a student draws with its teacher's VAE, scheduler
+        and card.
         """
         if isinstance(teacher_or_pipe, cls):
             return teacher_or_pipe if model is None else replace(teacher_or_pipe, model=model)
         pipe = getattr(teacher_or_pipe, "pipe", teacher_or_pipe)
         card = getattr(teacher_or_pipe, "card", None) or _card_of(pipe)
         conditioner = conditions.of(pipe, card)
-        return cls(conditioner.model if model is None else model, pipe.vae, pipe.scheduler, card, conditioner)
+        return cls(
+            conditioner.model if model is None else model,
+            pipe.vae,
+            pipe.scheduler,
+            card,
+            conditioner,
+        )
 
     @property
     def factor(self) -> int:
@@ -72,8 +83,9 @@ class Source:
 def _card_of(pipe: Any) -> dict[str, Any]:
     """Return the card of a pipeline that comes without a teacher.
 
-    It is the card in the folder the pipeline was loaded from, or else the labels of the pipeline's config. Without its
-    card, flux-nano would get captions of 512 tokens, although it was trained with 16.
+    It is the card in the folder the pipeline was loaded from, or else the labels of the pipeline's
+    config. Without its card, flux-nano would get captions of 512 tokens, although it was trained
+    with 16.
     """
     config = getattr(pipe, "config", None) or {}
     folder = getattr(config, "_name_or_path", None)
@@ -86,7 +98,9 @@ def _card_of(pipe: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the validated settings of a draw: all that the pictures depend on except weights, prompts and seed."""
+    """Hold the validated settings of a draw: all that the pictures depend on except weights,
+    prompts and seed.
+    """
 
     sides: tuple[int, int]  # of the latents: height, width
     steps: int
@@ -94,8 +108,12 @@ class Plan:
     sampler: str
 
     @classmethod
-    def of(cls, source: Source, size: Size, steps: int | None, guidance: float | None, sampler: str) -> "Plan":
-        """Fill in defaults and validate; None takes the card's value, or the pipeline's where the card has none."""
+    def of(
+        cls, source: Source, size: Size, steps: int | None, guidance: float | None, sampler: str
+    ) -> "Plan":
+        """Fill in defaults and validate; None takes the card's value, or the pipeline's where the
+        card has none.
+        """
         defaults = {**source.conditions.defaults(), **source.card}
         sides = latent_sides(source, size)
         steps = _checked_steps(source, defaults["steps"] if steps is None else steps)
@@ -117,14 +135,26 @@ def draw(
     callback: Callback | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Draw pictures (N, 3, height, width) in [0, 1], float32 on the CPU. None takes the card's value.
+    """Draw pictures (N, 3, height, width) in [0, 1], float32 on the CPU. None takes the card's
+    value.
 
-    `asked` holds the prompts, one a picture: labels (DiT) or captions. `size` is a side or (height, width).
+    `asked` holds the prompts, one a picture: labels (DiT) or captions. `size` is a side or (height,
+    width).
 
-    `start` is the number of the first picture, so that a shard draws the pictures that one long call would draw there.
+    `start` is the number of the first picture, so that a shard draws the pictures that one long
+    call would draw there.
     """
-    options = {"size": size, "steps": steps, "guidance": guidance, "seed": seed, "sampler": sampler, "start": start}
-    latents = draw_latents(teacher_or_pipe, asked, **options, model=model, batch=batch, callback=callback)
+    options = {
+        "size": size,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "sampler": sampler,
+        "start": start,
+    }
+    latents = draw_latents(
+        teacher_or_pipe, asked, **options, model=model, batch=batch, callback=callback
+    )
     return decode(teacher_or_pipe, latents, batch)
 
 
@@ -187,12 +217,15 @@ def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
 
 @contextmanager
 def upcast(vae: nn.Module) -> Iterator[None]:
-    """Run a float16 VAE in float32 meanwhile where its config requests it, because its activations pass 65,504.
+    """Run a float16 VAE in float32 meanwhile where its config requests it, because its activations
+    pass 65,504.
 
-    Stock SDXL does the same. A bfloat16 VAE stays, because bfloat16 has float32's range. Casting the weights to float32
-    and back changes no bit of them.
+    Stock SDXL does the same. A bfloat16 VAE stays, because bfloat16 has float32's range. Casting
+    the weights to float32 and back changes no bit of them.
     """
-    needs_upcast = next(vae.parameters()).dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    needs_upcast = next(vae.parameters()).dtype == torch.float16 and getattr(
+        vae.config, "force_upcast", False
+    )
     if needs_upcast:
         vae.to(torch.float32)
     try:
@@ -202,22 +235,28 @@ def upcast(vae: nn.Module) -> Iterator[None]:
             vae.to(torch.float16)
 
 
-# Noise ---------------------------------------------------------------------------------------------------------------
+# Noise
+# ---------------------------------------------------------------------------------------------
 
 
 def generator(seed: int, number: int) -> torch.Generator:
-    """Return the generator of picture `number`, which draws its starting noise and then the noise of stochastic steps.
+    """Return the generator of picture `number`, which draws its starting noise and then the noise
+    of stochastic steps.
 
-    torch's CPU generator keeps only the low 32 bits of a seed, so seed and number cannot be packed into 64 bits. The
-    seed is hashed to an offset among 2**32 states instead, and picture `number` takes the state `number` after it, so
-    that no two pictures of one seed share a state.
+    torch's CPU generator keeps only the low 32 bits of a seed, so seed and number cannot be packed
+    into 64 bits. The seed is hashed to an offset among 2**32 states instead, and picture `number`
+    takes the state `number` after it, so that no two pictures of one seed share a state.
     """
-    offset = int.from_bytes(hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "little")
+    offset = int.from_bytes(
+        hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "little"
+    )
     return torch.Generator("cpu").manual_seed((offset + number) % 2**32)
 
 
 def starting_noise(seed: int, numbers: range, shape: tuple[int, ...]) -> Tensor:
-    """Return the noise that pictures `numbers` start from: (len(numbers), *shape), float32 on the CPU."""
+    """Return the noise that pictures `numbers` start from: (len(numbers), *shape), float32 on the
+    CPU.
+    """
     return _noise([generator(seed, number) for number in numbers], shape)
 
 
@@ -225,11 +264,16 @@ def _noise(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=stream) for stream in generators])
 
 
-# The loop ------------------------------------------------------------------------------------------------------------
+# The loop
+# ---------------------------------------------------------------------------------------------
 
 
 def _draw_batch(
-    source: Source, plan: Plan, prompts: Asked, generators: list[torch.Generator], callback: Callback | None
+    source: Source,
+    plan: Plan,
+    prompts: Asked,
+    generators: list[torch.Generator],
+    callback: Callback | None,
 ) -> Tensor:
     """Draw the latents of one batch."""
     device = next(source.model.parameters()).device
@@ -244,7 +288,9 @@ def _draw_batch(
 
 @dataclass(frozen=True)
 class GuidedBatch:
-    """Hold the conditioning of a batch; where guidance needs two predictions, the empty conditioning is appended."""
+    """Hold the conditioning of a batch; where guidance needs two predictions, the empty
+    conditioning is appended.
+    """
 
     conditioning: Rows
     guidance: float
@@ -264,15 +310,25 @@ class GuidedBatch:
 
 
 def _is_ancestral(source: Source, plan: Plan) -> bool:
-    return plan.sampler == "ddpm" or (plan.sampler == "card" and isinstance(source.scheduler, DDPMScheduler))
+    return plan.sampler == "ddpm" or (
+        plan.sampler == "card" and isinstance(source.scheduler, DDPMScheduler)
+    )
 
 
-def predict(source: Source, latents: Tensor, t: Tensor, guided: GuidedBatch) -> tuple[Tensor, Tensor]:
-    """Return the guided prediction and the raw variance, or an empty tensor, for latents that share the time t."""
+def predict(
+    source: Source, latents: Tensor, t: Tensor, guided: GuidedBatch
+) -> tuple[Tensor, Tensor]:
+    """Return the guided prediction and the raw variance, or an empty tensor, for latents that share
+    the time t.
+    """
     weight = next(source.model.parameters())
-    inputs = torch.cat([latents, latents]) if guided.doubled else latents  # (2 batch, channels, height, width)
+    inputs = (
+        torch.cat([latents, latents]) if guided.doubled else latents
+    )  # (2 batch, channels, height, width)
     times = t.to(weight.device).expand(len(inputs))
-    output = source.conditions.call(source.model, inputs.to(weight.dtype), times, guided.conditioning)
+    output = source.conditions.call(
+        source.model, inputs.to(weight.dtype), times, guided.conditioning
+    )
     channels = latents.shape[1]
     prediction, raw = output.to(latents.dtype).split([channels, output.shape[1] - channels], dim=1)
     if not guided.doubled:
@@ -282,7 +338,11 @@ def predict(source: Source, latents: Tensor, t: Tensor, guided: GuidedBatch) -> 
 
 
 def _scheduled(
-    source: Source, plan: Plan, guided: GuidedBatch, noise: Tensor, generators: list[torch.Generator]
+    source: Source,
+    plan: Plan,
+    guided: GuidedBatch,
+    noise: Tensor,
+    generators: list[torch.Generator],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw with any diffusers scheduler whose model predicts noise, velocity or flow."""
     scheduler = scheduler_of(source.scheduler, plan.sampler)
@@ -299,12 +359,22 @@ def stepped(
     generators: list[torch.Generator],
     first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Take the scheduler's steps from number `first` on, and yield the latents and the clean estimate after each."""
+    """Take the scheduler's steps from number `first` on, and yield the latents and the clean
+    estimate after each.
+    """
     process = Diffusion.of(scheduler)
     # One generator a picture makes a stochastic scheduler draw the same noise whatever the batch.
-    kwargs = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    kwargs = (
+        {"generator": generators}
+        if "generator" in inspect.signature(scheduler.step).parameters
+        else {}
+    )
     for t in scheduler.timesteps[first:]:
-        noisy = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
+        noisy = (
+            scheduler.scale_model_input(latents, t)
+            if hasattr(scheduler, "scale_model_input")
+            else latents
+        )
         prediction, _ = predict(source, noisy, t, guided)
         clean = process.clean(prediction, noisy, t.expand(len(noisy)))
         latents = scheduler.step(prediction, t, latents, **kwargs).prev_sample
@@ -312,9 +382,15 @@ def stepped(
 
 
 def _ancestral(
-    source: Source, plan: Plan, guided: GuidedBatch, noise: Tensor, generators: list[torch.Generator]
+    source: Source,
+    plan: Plan,
+    guided: GuidedBatch,
+    noise: Tensor,
+    generators: list[torch.Generator],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw by DDPM with learned variance on a respaced process, whose times are those that the draw visits."""
+    """Draw by DDPM with learned variance on a respaced process, whose times are those that the draw
+    visits.
+    """
     times = ddpm_times(source.scheduler, plan.steps)
     full = Diffusion.of(source.scheduler)
     respaced = Diffusion(full.alphas_cumprod[times], full.prediction)
@@ -323,7 +399,8 @@ def _ancestral(
         t = torch.full((len(latents),), index, device=latents.device)
         prediction, raw = predict(source, latents, times[index], guided)
         clean = respaced.clean(prediction, latents, t)
-        if index == 0:  # given a clean picture, the posterior's mean is that picture and its variance is 0
+        # given a clean picture, the posterior's mean is that picture and its variance is 0
+        if index == 0:
             latents = clean
         else:
             mean, smallest = respaced.posterior(clean, latents, t)
@@ -334,13 +411,17 @@ def _ancestral(
 
 
 def ddpm_times(scheduler: Any, steps: int) -> Tensor:
-    """Return the times that DDPMScheduler would visit with the same spacing, in rising order: (steps,)."""
+    """Return the times that DDPMScheduler would visit with the same spacing, in rising order:
+    (steps,).
+    """
     ddpm = DDPMScheduler.from_config(scheduler.config)
     ddpm.set_timesteps(steps)
     return ddpm.timesteps.flip(0)
 
 
-def noise_levels(teacher_or_pipe: Any, steps: int | None = None, sampler: str = "card") -> list[float]:
+def noise_levels(
+    teacher_or_pipe: Any, steps: int | None = None, sampler: str = "card"
+) -> list[float]:
     """Return the noise levels that a draw visits, from noise to picture; 1 is pure noise."""
     source = Source.of(teacher_or_pipe)
     plan = Plan.of(source, None, steps, None, sampler)
@@ -348,7 +429,9 @@ def noise_levels(teacher_or_pipe: Any, steps: int | None = None, sampler: str = 
         times = ddpm_times(source.scheduler, plan.steps).flip(0)
     else:
         scheduler = scheduler_of(source.scheduler, plan.sampler)
-        source.conditions.set_times(scheduler, plan.steps, torch.empty(1, source.conditions.channels, *plan.sides))
+        source.conditions.set_times(
+            scheduler, plan.steps, torch.empty(1, source.conditions.channels, *plan.sides)
+        )
         times = scheduler.timesteps
     return [float(time) / source.scheduler.config.num_train_timesteps for time in times]
 
@@ -356,14 +439,24 @@ def noise_levels(teacher_or_pipe: Any, steps: int | None = None, sampler: str = 
 def scheduler_of(scheduler: Any, sampler: str) -> Any:
     """Return a fresh scheduler on the source's noise schedule.
 
-    diffusers fills in its own defaults where a config is silent, and DDIM's default clips latents to [-1, 1].
+    diffusers fills in its own defaults where a config is silent, and DDIM's default clips latents
+    to [-1, 1].
     """
     if sampler == "ddim":
-        clip = scheduler.config.get("clip_sample", False) if isinstance(scheduler, DDIMScheduler) else False
+        clip = (
+            scheduler.config.get("clip_sample", False)
+            if isinstance(scheduler, DDIMScheduler)
+            else False
+        )
         return DDIMScheduler.from_config(scheduler.config, clip_sample=clip)
     if sampler == "dpm":
-        # With a variance_type the scheduler would split off a variance that the prediction no longer has.
-        changes = {"timestep_spacing": "trailing", "variance_type": None, "algorithm_type": "dpmsolver++"}
+        # With a variance_type the scheduler would split off a variance that the prediction no
+        # longer has.
+        changes = {
+            "timestep_spacing": "trailing",
+            "variance_type": None,
+            "algorithm_type": "dpmsolver++",
+        }
         return DPMSolverMultistepScheduler.from_config(scheduler.config, **changes)
     return type(scheduler).from_config(scheduler.config)
 
@@ -383,22 +476,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-# Validation ----------------------------------------------------------------------------------------------------------
+# Validation
+# ---------------------------------------------------------------------------------------------
 
 
 def latent_sides(source: Source, size: Size) -> tuple[int, int]:
     """Return (height, width) in latents, or raise if the model cannot draw that size."""
-    sides = tuple(size) if isinstance(size, (tuple, list)) else (source.side if size is None else size,) * 2
+    sides = (
+        tuple(size)
+        if isinstance(size, (tuple, list))
+        else (source.side if size is None else size,) * 2
+    )
     unit = source.factor * source.conditions.unit
     for side in sides:
         if not isinstance(side, int) or side < unit or side % unit:
-            near = f"; the nearest is {max(unit, round(side / unit) * unit)}" if isinstance(side, (int, float)) else ""
+            near = (
+                f"; the nearest is {max(unit, round(side / unit) * unit)}"
+                if isinstance(side, (int, float))
+                else ""
+            )
             raise ValueError(
                 f"a side of {side} px is no multiple of {unit} (VAE {source.factor} x patch "
                 f"{source.conditions.unit}){near}"
             )
     if len(sides) != 2 or (source.conditions.square and sides[0] != sides[1]):
-        raise ValueError(f"a size of {sides} px; {type(source.model).__name__} draws squares: pass one side")
+        raise ValueError(
+            f"a size of {sides} px; {type(source.model).__name__} draws squares: pass one side"
+        )
     return sides[0] // source.factor, sides[1] // source.factor
 
 
@@ -418,7 +522,11 @@ def _checked_guidance(guidance: float) -> float:
 def _checked_sampler(source: Source, sampler: str) -> str:
     if sampler not in SAMPLERS:
         near = difflib.get_close_matches(str(sampler), SAMPLERS, 1, cutoff=0.0)
-        raise ValueError(f"unknown sampler {sampler!r}; one of {', '.join(SAMPLERS)} (nearest: {near[0]})")
+        raise ValueError(
+            f"unknown sampler {sampler!r}; one of {', '.join(SAMPLERS)} (nearest: {near[0]})"
+        )
     if sampler != "card" and not hasattr(source.scheduler, "alphas_cumprod"):
-        raise ValueError(f"sampler {sampler!r} is for noise and velocities; a flow needs its own sampler, 'card'")
+        raise ValueError(
+            f"sampler {sampler!r} is for noise and velocities; a flow needs its own sampler, 'card'"
+        )
     return sampler

@@ -1,7 +1,10 @@
-"""Teachers: real diffusers pipelines, loaded by name, with the card that says how they want to be sampled.
+"""Teachers: real diffusers pipelines, loaded by name, with the card that says how they want to be
+sampled.
 
-- A pipeline folder stores no call-time argument; `card.json` beside model_index.json holds steps, guidance and side.
-- From `data/teachers/dit-nano` to a hub id is a change of name; without a card, diffusers' defaults stand in.
+- A pipeline folder stores no call-time argument; `card.json` beside model_index.json holds steps,
+  guidance and side.
+- From `data/teachers/dit-nano` to a hub id is a change of name; without a card, diffusers' defaults
+  stand in.
 - The small ones are trained from scratch by pretraining.
 """
 
@@ -84,7 +87,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any)
     """Any pipeline folder or hub id; without a card, diffusers' own defaults stand in."""
     _check(folder)
     with _quiet():
-        pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options).to(device)
+        pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options).to(
+            device
+        )
     pipe.set_progress_bar_config(disable=True)
     path = Path(folder) / "card.json"
     card = json.loads(path.read_text()) if path.exists() else default_card(pipe)
@@ -92,7 +97,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any)
 
 
 def _check(folder: str | Path) -> None:
-    """A folder without a pipeline, or a path that no hub id can be: diffusers would speak of the hub."""
+    """A folder without a pipeline, or a path that no hub id can be: diffusers would speak of the
+    hub.
+    """
     path = Path(folder)
     if (path / "model_index.json").exists():
         return
@@ -107,19 +114,24 @@ def _check(folder: str | Path) -> None:
     there = sorted(each.parent.name for each in place.glob("*/model_index.json"))
     near = difflib.get_close_matches(path.name, there, 1)
     raise FileNotFoundError(
-        f"no pipeline in {folder}, seen from {Path.cwd()}: model_index.json is missing; the pipelines in {place} are "
+        f"no pipeline in {folder}, seen from {Path.cwd()}: model_index.json is missing; the "
+        f"pipelines in {place} are "
         f"{', '.join(there) or 'none'}" + (f": did you mean {near[0]!r}?" if near else "")
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without bars, and without harmless lines: about every DiT's label names, and what torchvision would do."""
+    """Without bars, and without harmless lines: about every DiT's label names, and what torchvision
+    would do.
+    """
     told = lambda record: not any(words in record.getMessage() for words in HARMLESS.values())  # noqa: E731
     loggers = [logging.getLogger(name) for name in HARMLESS]
     for logger in loggers:
         logger.addFilter(told)
-    bars = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
+    bars = [
+        each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()
+    ]
     for each in bars:
         each.disable_progress_bar()
     try:

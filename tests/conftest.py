@@ -2,8 +2,9 @@
 
 - Fresh memory is NaN: an output that nobody wrote shows instead of passing by luck.
 - Triton is interpreted where there is no GPU.
-- One thread: tests are tiny and share their machine, where the barrier of a second thread waits for the scheduler
-  (measured under load: 8 ms an operation that takes .1 ms). `threads` gives a test more.
+- One thread: tests are tiny and share their machine, where the barrier of a second thread waits for
+  the scheduler (measured under load: 8 ms an operation that takes .1 ms). `threads` gives a test
+  more.
 """
 
 import os
@@ -14,8 +15,8 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Before anything imports Triton: whether a kernel is interpreted is decided where it is defined. Who wants it on
-    # the CPU asks for it (use_backend); the default there is PyTorch.
+    # Before anything imports Triton: whether a kernel is interpreted is decided where it is
+    # defined. Who wants it on the CPU asks for it (use_backend); the default there is PyTorch.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(1)
@@ -28,19 +29,28 @@ LONG = {"test_pipeline.py", "test_kernel_builds.py", "test_kernels.py"}  # minut
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Of the cores that this process may use, not those that there are; each takes some .8 GB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(cores, 8)
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first: a file is one process's work, and the others wait for the last."""
+    """What takes longest begins first: a file is one process's work, and the others wait for the
+    last.
+    """
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """fill_uninitialized_memory acts in deterministic mode only; warn_only, since not all GPU operations have one."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """fill_uninitialized_memory acts in deterministic mode only; warn_only, since not all GPU
+    operations have one.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -54,7 +64,9 @@ def seeded():
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory):
-    """The files that Git's index holds, in a folder of their own: nothing that a run left in the working tree."""
+    """The files that Git's index holds, in a folder of their own: nothing that a run left in the
+    working tree.
+    """
     from linattn import project
 
     root, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("committed")

@@ -1,4 +1,6 @@
-"""Tiny random models of every family but DiT (tiny.py), and arguments of their forwards at any size."""
+"""Tiny random models of every family but DiT (tiny.py), and arguments of their forwards at any
+size.
+"""
 
 import copy
 from collections.abc import Callable
@@ -123,9 +125,18 @@ def _qwen() -> QwenImageTransformer2DModel:
     )
 
 
-MADE = {"unet": _unet, "sdxl": _sdxl, "pixart": _pixart, "sd3": _sd3, "sd35": _sd35, "flux": _flux, "qwen": _qwen}
+MADE = {
+    "unet": _unet,
+    "sdxl": _sdxl,
+    "pixart": _pixart,
+    "sd3": _sd3,
+    "sd35": _sd35,
+    "flux": _flux,
+    "qwen": _qwen,
+}
 KINDS = ("dit", *MADE)
-# What the README's table of families promises: its rows, and by which kinds or by which refusal they are tested.
+# What the README's table of families promises: its rows, and by which kinds or by which refusal
+# they are tested.
 FAMILIES = {
     "DiT": ("dit",),
     "PixArt alpha, Sigma": ("pixart",),
@@ -152,7 +163,11 @@ def _seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
             if parameter.ndim == 1:
                 nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.1)
             else:
-                sharp = 2.0 if any(part in name for part in ("to_q.", "to_k.", "add_q", "add_k")) else 1.0
+                sharp = (
+                    2.0
+                    if any(part in name for part in ("to_q.", "to_k.", "add_q", "add_k"))
+                    else 1.0
+                )
                 nn.init.normal_(parameter, std=sharp / parameter[0].numel() ** 0.5)
     return made.eval()
 
@@ -167,34 +182,56 @@ def _stable(sdxl: bool = False):
     scheduler = DPMSolverMultistepScheduler(**steps, prediction_type="v_prediction")
     parts = {"vae": tiny.vae(), "scheduler": scheduler, "tokenizer": language.clip_tokenizer()}
     if not sdxl:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        parts |= {
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
         return StableDiffusionPipeline(**parts, unet=model("unet"), text_encoder=_clip())
     first, second = language.clip_encoder(TEXT // 2, 2, 2), _clip(projected=True)
     unet = _seeded(lambda: _sdxl(cross_attention_dim=TEXT // 2 + TEXT))
-    parts |= {"text_encoder": first, "text_encoder_2": second, "tokenizer_2": language.clip_tokenizer()}
+    parts |= {
+        "text_encoder": first,
+        "text_encoder_2": second,
+        "tokenizer_2": language.clip_tokenizer(),
+    }
     return StableDiffusionXLPipeline(**parts, unet=unet, add_watermarker=False)
 
 
 def _pixart_pipeline():
     scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", timestep_spacing="trailing")
     t5 = {"tokenizer": language.t5_tokenizer(), "text_encoder": language.t5_encoder(TEXT, 1, 2)}
-    return PixArtSigmaPipeline(**t5, vae=tiny.vae(), transformer=model("pixart"), scheduler=scheduler)
+    return PixArtSigmaPipeline(
+        **t5, vae=tiny.vae(), transformer=model("pixart"), scheduler=scheduler
+    )
 
 
 def _flow(made: nn.Module):
     t5 = language.t5_encoder(TEXT, 1, 2)
     parts = {"vae": tiny.vae(), "transformer": made, "tokenizer": language.clip_tokenizer()}
     if isinstance(made, FluxTransformer2DModel):
-        own = {"text_encoder": _clip(), "text_encoder_2": t5, "tokenizer_2": language.t5_tokenizer()}
+        own = {
+            "text_encoder": _clip(),
+            "text_encoder_2": t5,
+            "tokenizer_2": language.t5_tokenizer(),
+        }
         return FluxPipeline(**parts, **own, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0))
-    own = {"text_encoder_3": t5, "tokenizer_3": language.t5_tokenizer(), "tokenizer_2": language.clip_tokenizer()}
+    own = {
+        "text_encoder_3": t5,
+        "tokenizer_3": language.t5_tokenizer(),
+        "tokenizer_2": language.clip_tokenizer(),
+    }
     half = CLIPTextModelWithProjection(language.clip_encoder(TEXT // 2, 2, 2).config).eval()
     encoders = {"text_encoder": half, "text_encoder_2": copy.deepcopy(half)}
-    return StableDiffusion3Pipeline(**parts, **own, **encoders, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    return StableDiffusion3Pipeline(
+        **parts, **own, **encoders, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)
+    )
 
 
 def pipeline(kind: str, guided: bool = False):
-    """A stock pipeline of a family that reads captions: the tiny model, the world's words, tiny encoders."""
+    """A stock pipeline of a family that reads captions: the tiny model, the world's words, tiny
+    encoders.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         if kind in ("unet", "sdxl"):
@@ -210,7 +247,9 @@ def pipeline(kind: str, guided: bool = False):
 def inputs(
     kind: str, height: int = 8, width: int = 8, text: int = 5, batch: int = 2, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Arguments of the forward for a picture of height x width tokens, a time of its own for every sample."""
+    """Arguments of the forward for a picture of height x width tokens, a time of its own for every
+    sample.
+    """
     dice = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -227,17 +266,32 @@ def inputs(
     if kind == "pixart":
         given = {"hidden_states": draw(batch, 4, height, width), "timestep": times}
         sizes = {"resolution": None, "aspect_ratio": None}
-        return {**given, "encoder_hidden_states": draw(batch, text, TEXT), "added_cond_kwargs": sizes}
+        return {
+            **given,
+            "encoder_hidden_states": draw(batch, text, TEXT),
+            "added_cond_kwargs": sizes,
+        }
     if kind == "qwen":
         given = {"hidden_states": draw(batch, height * width, 16), "timestep": times / 1000}
         shapes = {"img_shapes": [[(1, height, width)]] * batch}
         return {**given, "encoder_hidden_states": draw(batch, text, TEXT), **shapes}
-    given = {"encoder_hidden_states": draw(batch, text, TEXT), "pooled_projections": draw(batch, TEXT)}
+    given = {
+        "encoder_hidden_states": draw(batch, text, TEXT),
+        "pooled_projections": draw(batch, TEXT),
+    }
     if kind in ("sd3", "sd35"):
-        return {"hidden_states": draw(batch, 4, 2 * height, 2 * width), "timestep": times.float(), **given}
+        return {
+            "hidden_states": draw(batch, 4, 2 * height, 2 * width),
+            "timestep": times.float(),
+            **given,
+        }
     ids = torch.zeros(height, width, 3)
     ids[..., 1], ids[..., 2] = torch.arange(height)[:, None], torch.arange(width)
-    given |= {"img_ids": ids.flatten(0, 1), "txt_ids": torch.zeros(text, 3), "timestep": times / 1000}
+    given |= {
+        "img_ids": ids.flatten(0, 1),
+        "txt_ids": torch.zeros(text, 3),
+        "timestep": times / 1000,
+    }
     return {"hidden_states": draw(batch, height * width, 16), **given}
 
 

@@ -7,7 +7,11 @@ from linattn.attention import LayerShape, create
 from linattn.attention.grid import Grid
 
 SHAPE = LayerShape(width=16, heads=4, head_dim=4, has_text=True)
-GRIDS = [Grid(height, width, text) for height, width in ((1, 1), (1, 7), (5, 3), (16, 16), (9, 13)) for text in (0, 3)]
+GRIDS = [
+    Grid(height, width, text)
+    for height, width in ((1, 1), (1, 7), (5, 3), (16, 16), (9, 13))
+    for text in (0, 3)
+]
 
 # Each operator in its interesting forms; epsilons large enough to be seen.
 FORMS = {
@@ -49,15 +53,21 @@ def shaken(operator: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module
     return operator.to(dtype)
 
 
-def tensors(grid: Grid, shape: LayerShape = SHAPE, batch: int = 2, dtype=torch.float64, grad: bool = False):
+def tensors(
+    grid: Grid, shape: LayerShape = SHAPE, batch: int = 2, dtype=torch.float64, grad: bool = False
+):
     """q, k, v."""
-    made = torch.randn(3, batch, grid.tokens, shape.heads, shape.head_dim, dtype=torch.float64).to(dtype)
+    made = torch.randn(3, batch, grid.tokens, shape.heads, shape.head_dim, dtype=torch.float64).to(
+        dtype
+    )
     return [tensor.clone().requires_grad_(grad) for tensor in made]
 
 
 def rotation(grid: Grid, shape: LayerShape = SHAPE):
     """(cos, sin) of rotary positions, (tokens, head_dim): neighbouring channels turn together."""
-    angles = torch.outer(torch.arange(grid.tokens), 0.3 ** torch.arange(shape.head_dim // 2, dtype=torch.float64))
+    angles = torch.outer(
+        torch.arange(grid.tokens), 0.3 ** torch.arange(shape.head_dim // 2, dtype=torch.float64)
+    )
     angles = angles.repeat_interleave(2, 1)
     return angles.cos(), angles.sin()
 

@@ -38,7 +38,11 @@ class Page(HTMLParser):
             self.alts.append(values.get("alt"))
         if tag == "a":
             self.links.append(values.get("href"))
-        self.sources += [value for key, value in attributes if key in ("src", "srcset", "poster", "data", "action")]
+        self.sources += [
+            value
+            for key, value in attributes
+            if key in ("src", "srcset", "poster", "data", "action")
+        ]
         if tag == "tr":
             self.rows.append([])
         if tag in ("th", "td") and self.rows:
@@ -69,7 +73,8 @@ def check(text: str) -> Page:
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert not re.search(
-        r"https?:|url\(|@import|//[a-z0-9-]+\.[a-z]{2}", re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
+        r"https?:|url\(|@import|//[a-z0-9-]+\.[a-z]{2}",
+        re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text),
     )
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     anchors = [link for link in page.links if link.startswith("#")]

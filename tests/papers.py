@@ -1,4 +1,5 @@
-"""The papers' formulas once more, token by token, sharing no code with linattn: the judges of its definitions.
+"""The papers' formulas once more, token by token, sharing no code with linattn: the judges of its
+definitions.
 
 q, k, v: (tokens, heads, head_dim) of one picture, float64; text first, then rows of the picture.
 """
@@ -29,7 +30,11 @@ def clear(q, k, v, height, width, text, radius, kernel=None, scale=None):
     for h in range(heads):
         pooled = [] if kernel is None else _cells(k[text:, h], v[text:, h], height, width, kernel)
         for i, here in enumerate(where):
-            seen = [j for j, there in enumerate(where) if here is None or there is None or _near(here, there, radius)]
+            seen = [
+                j
+                for j, there in enumerate(where)
+                if here is None or there is None or _near(here, there, radius)
+            ]
             keys, values = [k[j, h] for j in seen], [v[j, h] for j in seen]
             if here is not None:
                 keys += [key for key, _ in pooled]
@@ -46,7 +51,11 @@ def _cells(k, v, height, width, kernel):
     f, cells = len(kernel), []
     for top in range(0, height, f):
         for left in range(0, width, f):
-            inside = [(y, x) for y in range(top, min(top + f, height)) for x in range(left, min(left + f, width))]
+            inside = [
+                (y, x)
+                for y in range(top, min(top + f, height))
+                for x in range(left, min(left + f, width))
+            ]
             key = sum(kernel[y - top, x - left] * k[y * width + x] for y, x in inside)
             value = sum(kernel[y - top, x - left] * v[y * width + x] for y, x in inside)
             cells.append((key, value))
@@ -54,7 +63,9 @@ def _cells(k, v, height, width, kernel):
 
 
 def linear(q, k, v, heads, phi, eps):
-    """Normalised linear attention with its epsilon on the mean-normalised denominator (LinFusion, LiT)."""
+    """Normalised linear attention with its epsilon on the mean-normalised denominator (LinFusion,
+    LiT).
+    """
     tokens = len(q)
     q, k, values = (tensor.reshape(tokens, heads, -1) for tensor in (q, k, v))
     out = torch.zeros_like(values)
@@ -62,7 +73,9 @@ def linear(q, k, v, heads, phi, eps):
         queries, keys = phi(q[:, h]), phi(k[:, h])
         mean = sum(keys) / tokens
         for i in range(tokens):
-            read = sum(torch.dot(queries[i], keys[j]) * values[j, h] for j in range(tokens)) / tokens
+            read = (
+                sum(torch.dot(queries[i], keys[j]) * values[j, h] for j in range(tokens)) / tokens
+            )
             out[i, h] = read / (torch.dot(queries[i], mean) + eps)
     return out.reshape(v.shape)
 
@@ -85,27 +98,37 @@ def convolution(v, height, width, text, weight, bias):
             for dy in range(-half, half + 1):
                 for dx in range(-half, half + 1):
                     if 0 <= y + dy < height and 0 <= x + dx < width:
-                        total += weight[:, half + dy, half + dx] * merged[text + (y + dy) * width + x + dx]
+                        total += (
+                            weight[:, half + dy, half + dx]
+                            * merged[text + (y + dy) * width + x + dx]
+                        )
             out[text + y * width + x] = total
     return out.reshape(v.shape)
 
 
 def mediator(q, k, v, height, width, text, rows, columns, tokens=None, reading=None, query=None):
-    """tokens: learned mediators (mediators, heads, head_dim) instead of pooled queries.
-    reading: (heads, mediators, picture), query: (heads, picture, mediators), added to the two softmaxes' scores."""
+    """tokens: learned mediators (mediators, heads, head_dim) instead of pooled queries. reading:
+    (heads, mediators, picture), query: (heads, picture, mediators), added to the two softmaxes'
+    scores."""
     heads, dim = q.shape[1:]
     number, everything, out = rows * columns, len(q), torch.zeros_like(v)
     if tokens is None:
-        tokens = torch.stack([_cell_mean(q[text:], height, width, rows, columns, n) for n in range(number)])
+        tokens = torch.stack(
+            [_cell_mean(q[text:], height, width, rows, columns, n) for n in range(number)]
+        )
     for h in range(heads):
         read = []
         for n in range(number):
-            scores = torch.stack([torch.dot(tokens[n, h], k[j, h]) * dim**-0.5 for j in range(everything)])
+            scores = torch.stack(
+                [torch.dot(tokens[n, h], k[j, h]) * dim**-0.5 for j in range(everything)]
+            )
             if reading is not None:
                 scores[text:] += reading[h, n]
             read.append(sum(w * v[j, h] for j, w in enumerate(F.softmax(scores, 0))))
         for i in range(everything):
-            scores = torch.stack([torch.dot(q[i, h], tokens[n, h]) * dim**-0.5 for n in range(number)])
+            scores = torch.stack(
+                [torch.dot(q[i, h], tokens[n, h]) * dim**-0.5 for n in range(number)]
+            )
             if query is not None and i >= text:
                 scores += query[h, i - text]
             out[i, h] = sum(w * read[n] for n, w in enumerate(F.softmax(scores, 0)))

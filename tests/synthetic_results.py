@@ -45,21 +45,44 @@ ERRORS = {  # undistilled, distilled
 CORE_MACS = dict(
     zip(
         ALL,
-        (100.7e6, 101.2e6, 17.9e6, 22.1e6, 37.2e6, 13.4e6, 40.1e6, 20.9e6, 60e6, 20e6, 14e6, 11e6, 31e6, 35e6, 44e6),
+        (
+            100.7e6,
+            101.2e6,
+            17.9e6,
+            22.1e6,
+            37.2e6,
+            13.4e6,
+            40.1e6,
+            20.9e6,
+            60e6,
+            20e6,
+            14e6,
+            11e6,
+            31e6,
+            35e6,
+            44e6,
+        ),
         strict=True,
     )
 )
 NOISE = [0.1, 0.3, 0.5, 0.7, 0.9]
 FACTS = {
     "commit": "0123456789ab",
-    "hardware": {"cpu": "A processor of 2020", "cores": 2, "memory_gb": 15.6, "gpu": None, "threads": 2},
+    "hardware": {
+        "cpu": "A processor of 2020",
+        "cores": 2,
+        "memory_gb": 15.6,
+        "gpu": None,
+        "threads": 2,
+    },
     "system": "Linux x86_64",
     "python": "3.11.9",
     "versions": {"torch": "2.13.0", "diffusers": "0.42.1", "triton": None},
 }
 
 
-OWN = ("operator", "layers", "initialise", "teacher", "recipe")  # keys of an entry that are no options
+# keys of an entry that are no options
+OWN = ("operator", "layers", "initialise", "teacher", "recipe")
 
 
 def role_of(entry: dict) -> str:
@@ -79,18 +102,26 @@ def quality(error: float, n: int, role: str = "class") -> dict:
         "kid_world": measure(0.01 + 0.08 * error, 0.002, n), "cross_shape": measure(shape * 0.7, 0.06, n),
     }  # fmt: skip
     two = {"two_shapes": shape * 0.8, "two_colours": shape * 0.9, "relation": shape * 0.85}
-    return found | ({name: measure(value, 0.06, n // 2) for name, value in two.items()} if role != "class" else {})
+    return found | (
+        {name: measure(value, 0.06, n // 2) for name, value in two.items()}
+        if role != "class"
+        else {}
+    )
 
 
 def scenes(role: str) -> list[world.Scene]:
     """With text even numbers show one thing, odd ones two."""
-    return [world.scene(5, number, 1 + number % 2 if role != "class" else 1) for number in range(12)]
+    return [
+        world.scene(5, number, 1 + number % 2 if role != "class" else 1) for number in range(12)
+    ]
 
 
 def shown_of(role: str) -> dict:
     """Which teacher a row is of, and what it was asked to draw."""
     said = {"teacher": role, "folder": TEACHERS[role].source.rpartition("/")[2]}
-    return said | ({"captions": [scene.caption for scene in scenes(role)]} if role != "class" else {})
+    return said | (
+        {"captions": [scene.caption for scene in scenes(role)]} if role != "class" else {}
+    )
 
 
 def result(name: str, entry: dict) -> dict:
@@ -129,7 +160,9 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
             project.write_json(project.run_result(name, write=True), problem)
             continue
         project.write_json(project.result(name, write=True), result(name, entry))
-        project.write_json(project.run_result(name, write=True), {"facts": FACTS, "seconds": {"distill": 44.0}})
+        project.write_json(
+            project.run_result(name, write=True), {"facts": FACTS, "seconds": {"distill": 44.0}}
+        )
     for role in dict.fromkeys(role_of(entry) for entry in students.values()):
         own = {name: entry for name, entry in students.items() if role_of(entry) == role}
         _teacher(role)
@@ -140,7 +173,9 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
 
 def _teacher(role: str) -> None:
     teacher = {"student": f"teacher-{role}", **shown_of(role)}
-    teacher["quality"] = quality(0.0, 128, role) | dict.fromkeys(("error", "psnr", "ssim", "kid_teacher"))
+    teacher["quality"] = quality(0.0, 128, role) | dict.fromkeys(
+        ("error", "psnr", "ssim", "kid_teacher")
+    )
     teacher["cost"] = {"core_macs": 100.7e6, "added": 0}
     teacher["pictures"] = {
         "pictures": 128, "steps": 20, "quick_pictures": 64, "quick_steps": 8, "cross": 2, "cross_pictures": 24,
@@ -150,7 +185,11 @@ def _teacher(role: str) -> None:
     project.write_json(project.result(f"teacher-{role}", write=True), teacher)
     guess = {"shape": 0.1, "colour": 1 / 6}
     guess |= {"two_shapes": 0.02, "two_colours": 0.05, "relation": 0.25} if role != "class" else {}
-    chance = {"student": f"chance-{role}", "teacher": role, "quality": {k: {"value": v} for k, v in guess.items()}}
+    chance = {
+        "student": f"chance-{role}",
+        "teacher": role,
+        "quality": {k: {"value": v} for k, v in guess.items()},
+    }
     project.write_json(project.result(f"chance-{role}", write=True), chance)
 
 
@@ -164,27 +203,56 @@ def _benchmark() -> None:
         {"operator": name, "tokens": n, "seconds": 2e-3 * factor * (n / 256) ** power, "baseline": dense}
         for name, (power, factor) in scale.items() for n in (256, 1024, 4096, 16384)
     ]  # fmt: skip
-    rows.append({"operator": "softmax", "tokens": 65536, "seconds": None, "baseline": dense, "skipped": "too slow"})
+    rows.append(
+        {
+            "operator": "softmax",
+            "tokens": 65536,
+            "seconds": None,
+            "baseline": dense,
+            "skipped": "too slow",
+        }
+    )
     steps = [
         {"operator": name, "tokens": n, "seconds": s, "ratio": 4e-3 / s, "share": share, "most": 1 / (1 - share)}
         for n, share in ((256, 0.25), (1024, 0.5)) for name, s in (("dense", 4e-3), ("clear", 3.2e-3), ("lit", 5e-3))
     ]  # fmt: skip
-    project.write_json(project.run_result("benchmark", write=True), {"facts": FACTS, "rows": rows, "steps": steps})
+    project.write_json(
+        project.run_result("benchmark", write=True), {"facts": FACTS, "rows": rows, "steps": steps}
+    )
 
 
 def _anatomy(students: dict) -> None:
-    waves = {"distance": 3, "share": 0.5, "entropy": 0.6, "rank": 20, "similarity": None, "redundancy": 0.2}
+    waves = {
+        "distance": 3,
+        "share": 0.5,
+        "entropy": 0.6,
+        "rank": 20,
+        "similarity": None,
+        "redundancy": 0.2,
+    }
     tables = {
-        name: [[size and size * (1 + 0.3 * math.sin(layer + 3 * level)) for level in NOISE] for layer in range(6)]
+        name: [
+            [size and size * (1 + 0.3 * math.sin(layer + 3 * level)) for level in NOISE]
+            for layer in range(6)
+        ]
         for name, size in waves.items()
     }
     units = {name: f"What {name} means" for name in waves}
-    content = {"noise": NOISE, "layers": list(range(6)), "teacher": tables, "units": units, "query": 136}
+    content = {
+        "noise": NOISE,
+        "layers": list(range(6)),
+        "teacher": tables,
+        "units": units,
+        "query": 136,
+    }
     project.write_json(project.result("anatomy", write=True), content)
     y, x = np.mgrid[:16, :16]
     ball = np.exp(-((y - 8) ** 2 + (x - 8) ** 2) / 12)
     named = ("teacher", *(name for name, entry in students.items() if role_of(entry) == "class"))
-    maps = {f"map.{name}": (ball ** (1 + i / 3) / (ball ** (1 + i / 3)).sum()) for i, name in enumerate(named)}
+    maps = {
+        f"map.{name}": (ball ** (1 + i / 3) / (ball ** (1 + i / 3)).sum())
+        for i, name in enumerate(named)
+    }
     save_file({"picture": _frames("class")[0], **maps}, project.pictures("anatomy", write=True))
 
 
@@ -201,11 +269,17 @@ def _pictures(role: str, students: dict, failed: str | None) -> None:
         noise = draw.normal(0, 255 * amount, frames.shape)
         return np.clip(frames + noise, 0, 255).round().astype(np.uint8)
 
-    save_file({"pictures": frames, "labels": labels}, project.pictures(f"teacher-{role}", write=True))
+    save_file(
+        {"pictures": frames, "labels": labels}, project.pictures(f"teacher-{role}", write=True)
+    )
     for name in students:
         if name != failed:
             before, after = ERRORS[name]
-            arrays = {"pictures": spoilt(after), "undistilled": spoilt(min(before, 0.5)), "labels": labels}
+            arrays = {
+                "pictures": spoilt(after),
+                "undistilled": spoilt(min(before, 0.5)),
+                "labels": labels,
+            }
             save_file(arrays, project.pictures(name, write=True))
 
 

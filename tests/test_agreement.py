@@ -49,7 +49,13 @@ def of(data, name):
 def test_the_same_numbers_agree_in_every_row(root):
     data = read().only
     rows = agreement.of_teacher(data).rows
-    assert {row.name for row in rows} >= {"teacher", "chance", "teacher, fewer steps", *FEW, "clear, not distilled"}
+    assert {row.name for row in rows} >= {
+        "teacher",
+        "chance",
+        "teacher, fewer steps",
+        *FEW,
+        "clear, not distilled",
+    }
     assert all(row.same and row.agrees for row in rows)
     assert "apart" not in agreement.summary(data, agreement.of_teacher(data))
 
@@ -64,7 +70,9 @@ def test_a_figure_inside_both_intervals_agrees_and_is_not_the_same(root):
 
 @pytest.mark.parametrize("side", ["here", "committed"])
 def test_an_interval_that_misses_the_other_value_disagrees_from_either_side(root, side):
-    """A narrow interval beside a wide one: the value lies in the wide one, and the other way round it does not."""
+    """A narrow interval beside a wide one: the value lies in the wide one, and the other way round
+    it does not.
+    """
     quality = project.read_json(project.result("clear"))["quality"]["error"]
     value = quality["value"] + 0.5 * (quality["high"] - quality["value"])
     narrow = {"value": value, "low": value - 1e-6, "high": value + 1e-6}
@@ -74,7 +82,10 @@ def test_an_interval_that_misses_the_other_value_disagrees_from_either_side(root
         change("clear", "error", value=value)
         path = project.published("results/clear.json")
         result = project.read_json(path)
-        result["quality"]["error"] |= {"low": quality["value"] - 1e-6, "high": quality["value"] + 1e-6}
+        result["quality"]["error"] |= {
+            "low": quality["value"] - 1e-6,
+            "high": quality["value"] + 1e-6,
+        }
         project.write_json(path, result)
     data = read().only
     assert not of(data, "clear").agrees
@@ -82,7 +93,9 @@ def test_an_interval_that_misses_the_other_value_disagrees_from_either_side(root
 
 
 def test_rounding_of_a_perfect_copy_is_no_disagreement(root):
-    """Softmax that nobody trained differs from its teacher by rounding alone, which is another on another processor."""
+    """Softmax that nobody trained differs from its teacher by rounding alone, which is another on
+    another processor.
+    """
     for folder, value in ((project.local, 1e-13), (project.published, 4e-13)):
         result = project.read_json(folder("results/softmax.json"))
         result["undistilled"]["error"] |= {"value": value, "low": 0.9 * value, "high": 1.1 * value}
@@ -105,7 +118,9 @@ def test_a_teacher_that_was_not_run_here_is_the_committed_runs(root):
     assert not text.failures
     assert text.results["sd-lit"]["quality"]
     assert text.chance
-    assert "sd-nano was not run here: its rows are the committed run's." in agreement.summaries(whole)
+    assert "sd-nano was not run here: its rows are the committed run's." in agreement.summaries(
+        whole
+    )
     assert "the committed run, not run here" in check(report.index_html(whole)).text
 
 
@@ -115,15 +130,22 @@ def test_one_student_that_was_not_run_here_is_marked_and_not_compared(root):
     assert data.published == {"lit"}
     assert "lit" not in {row.name for row in agreement.of_teacher(data).rows}
     assert agreement.summary(data, agreement.of_teacher(data)).endswith("not run here is lit.")
-    assert [row.note for row in report.table(read()).rows if row.name == "lit"] == ["committed run", ""]
+    assert [row.note for row in report.table(read()).rows if row.name == "lit"] == [
+        "committed run",
+        "",
+    ]
 
 
 def test_a_student_that_failed_here_is_no_committed_one_and_is_named(root):
     remove("lit")
-    project.write_json(project.run_result("lit", write=True), {"error": "the loss became NaN at step 12"})
+    project.write_json(
+        project.run_result("lit", write=True), {"error": "the loss became NaN at step 12"}
+    )
     data = read().only
     assert "NaN" in data.failures["lit"]
-    assert agreement.summary(data, agreement.of_teacher(data)).endswith("committed and without a result here is lit.")
+    assert agreement.summary(data, agreement.of_teacher(data)).endswith(
+        "committed and without a result here is lit."
+    )
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', "{", "{}"])

@@ -1,4 +1,6 @@
-"""Whole steps: every model at every size, the dense one's share, and the bound that follows from it."""
+"""Whole steps: every model at every size, the dense one's share, and the bound that follows from
+it.
+"""
 
 import pytest
 import tiny
@@ -17,7 +19,9 @@ def rows():
 def test_a_row_for_each_model_and_size_the_dense_first(rows):
     wanted = [(name, tokens) for name in (amdahl.DENSE, *LABELS) for tokens in (16, 64)]
     assert [(row["operator"], row["tokens"]) for row in rows] == wanted
-    assert all(row["fastest"] <= row["seconds"] <= row["slowest"] and row["repeats"] == 2 for row in rows)
+    assert all(
+        row["fastest"] <= row["seconds"] <= row["slowest"] and row["repeats"] == 2 for row in rows
+    )
     assert all(row["backend"] == ["torch"] for row in rows)
 
 

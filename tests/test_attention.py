@@ -41,7 +41,9 @@ def test_gradients_are_those_of_the_definition(name, grid):
     wanted = [*inputs, *(p for p in operator.parameters())]
     weight = torch.randn_like(inputs[0])
     fast, slow = (
-        torch.autograd.grad((f(*inputs, grid, position=rotation(grid)) * weight).sum(), wanted, allow_unused=True)
+        torch.autograd.grad(
+            (f(*inputs, grid, position=rotation(grid)) * weight).sum(), wanted, allow_unused=True
+        )
         for f in (operator.mix, operator.definition)
     )
     for ours, judge in zip(fast, slow, strict=True):
@@ -53,12 +55,17 @@ def test_gradients_are_those_of_the_definition(name, grid):
 def test_gradcheck(name):
     grid, shape = Grid(3, 2, 1), LayerShape(4, 2, 2)
     name_, options = FORMS[name]
-    operator = shaken(create(name_, shape, **{**options, **({"heads": 1} if name_ == "lit" else {})}))
-    names = [n for n, _ in operator.named_parameters() if not n.startswith(("query.", "key."))]  # those act in inputs
+    operator = shaken(
+        create(name_, shape, **{**options, **({"heads": 1} if name_ == "lit" else {})})
+    )
+    # those act in inputs
+    names = [n for n, _ in operator.named_parameters() if not n.startswith(("query.", "key."))]
 
     def run(q, k, v, *parameters):
         given = {f"operator.{n}": p for n, p in zip(names, parameters, strict=True)}
-        return torch.func.functional_call(_Mix(operator, rotation(grid, shape)), given, (q, k, v, grid))
+        return torch.func.functional_call(
+            _Mix(operator, rotation(grid, shape)), given, (q, k, v, grid)
+        )
 
     q, k, v = tensors(grid, shape, batch=1, grad=True)
     parameters = [p.detach().requires_grad_() for n, p in operator.named_parameters() if n in names]
@@ -109,7 +116,9 @@ def test_autocast_does_not_reach_the_core(name):
 @forms
 def test_what_is_added_starts_at_zero(name):
     kind, options = FORMS[name]
-    bare = {"conv": 0} if "conv" in OPERATORS[kind].table else {"kernel": 0} if kind == "lit" else {}
+    bare = (
+        {"conv": 0} if "conv" in OPERATORS[kind].table else {"kernel": 0} if kind == "lit" else {}
+    )
     bare |= {"bias": "none"} if kind == "mediator" else {}
     torch.manual_seed(1)
     full = create(kind, SHAPE, **options).double()
@@ -117,7 +126,8 @@ def test_what_is_added_starts_at_zero(name):
     plain = create(kind, SHAPE, **{**options, **bare}).double()
     grid = Grid(9, 6, 2)
     inputs, x = tensors(grid), torch.randn(2, grid.tokens, SHAPE.width, dtype=torch.float64)
-    # To the last bit but for biases, with which PyTorch takes another path through the same softmax.
+    # To the last bit but for biases, with which PyTorch takes another path through the same
+    # softmax.
     bound = 1e-12 if options.get("bias", "none") != "none" else 0
     assert (full.mix(*inputs, grid) - plain.mix(*inputs, grid)).abs().max() <= bound
     assert all(torch.equal(given, x) for given in full.inputs(x, grid))
@@ -128,7 +138,9 @@ def test_what_is_added_starts_at_zero(name):
 def test_rows_are_weights(name):
     grid = Grid(7, 5, 2)
     q, k, _ = tensors(grid)
-    rows = form(name, **({"eps": 0} if "eps" in OPERATORS[FORMS[name][0]].table else {})).attention_map(q, k, grid)
+    rows = form(
+        name, **({"eps": 0} if "eps" in OPERATORS[FORMS[name][0]].table else {})
+    ).attention_map(q, k, grid)
     if name.startswith("clear-pool"):  # the pooling kernel is not normalised
         return
     assert rows.min() >= 0
@@ -143,7 +155,9 @@ class Largest(TorchDispatchMode):
         for tensor in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(tensor, torch.Tensor):
                 # Views (expand, as_strided) are as large as what they look at.
-                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.numel = max(
+                    self.numel, tensor.untyped_storage().nbytes() // tensor.element_size()
+                )
         return out
 
 
@@ -181,7 +195,9 @@ def test_two_sizes_in_turn_before_one_backward(name):
 
 @forms
 @pytest.mark.parametrize(
-    "twin", [copy.deepcopy, lambda operator: pickle.loads(pickle.dumps(operator))], ids=["deepcopy", "pickle"]
+    "twin",
+    [copy.deepcopy, lambda operator: pickle.loads(pickle.dumps(operator))],
+    ids=["deepcopy", "pickle"],
 )
 def test_copies_are_independent(name, twin):
     operator, grid = form(name), Grid(5, 4)
@@ -205,7 +221,9 @@ def test_compiles_whole_with_sizes_left_open(name):
         assert (out - judge).abs().max() < 1e-12
         out.square().sum().backward()
         judge.square().sum().backward()
-        assert all((a.grad - b.grad).abs().max() < 1e-10 for a, b in zip(inputs, twins, strict=True))
+        assert all(
+            (a.grad - b.grad).abs().max() < 1e-10 for a, b in zip(inputs, twins, strict=True)
+        )
 
 
 # Options
@@ -231,7 +249,13 @@ def test_defaults_are_the_published_ones():
         "clear": {"radius": 8, "pool": 1, "proportional": False, "trained": None},
         "linfusion": {"feature_map": "elu1", "hidden": None, "eps": 1e-4},
         "mediator": {"count": 64, "bias": "none", "conv": 3, "source": "query"},
-        "lit": {"heads": None, "kernel": 5, "feature_map": "relu", "eps": 1e-6, "shared_conv": True},
+        "lit": {
+            "heads": None,
+            "kernel": 5,
+            "feature_map": "relu",
+            "eps": 1e-6,
+            "shared_conv": True,
+        },
     }
     for name in ("linfusion", "lit"):
         assert create(name, SHAPE).options == {**made[name], "text": "joint", "rope": "map"}
@@ -241,7 +265,11 @@ def test_defaults_are_the_published_ones():
     ("name", "options", "says"),
     [
         ("claer", {}, "did you mean 'clear'.*softmax, clear, linfusion, mediator, lit"),
-        ("clear", {"raduis": 3}, "option of clear 'raduis': did you mean 'radius'.*pool, proportional"),
+        (
+            "clear",
+            {"raduis": 3},
+            "option of clear 'raduis': did you mean 'radius'.*pool, proportional",
+        ),
         ("clear", {"radius": 0}, "radius is a number above 0, not 0"),
         ("clear", {"radius": float("nan")}, "radius"),
         ("clear", {"radius": float("inf")}, "radius"),
@@ -278,7 +306,9 @@ def test_wrong_names_and_values_are_refused(name, options, says):
 def test_tensors_that_do_not_fit_the_grid_are_refused():
     operator, grid = create("linfusion", SHAPE), Grid(3, 4)
     q, k, v = tensors(grid)
-    with pytest.raises(ValueError, match=r"\(2, 12, 4, 4\) does not fit Grid\(height=4, width=4, text=0\)"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 12, 4, 4\) does not fit Grid\(height=4, width=4, text=0\)"
+    ):
         operator.mix(q, k, v, Grid(4, 4))
     with pytest.raises(ValueError, match="4 heads of 4"):
         operator.mix(q, k, v[..., :3], grid)
@@ -287,12 +317,32 @@ def test_tensors_that_do_not_fit_the_grid_are_refused():
 # Schedule
 
 SCHEDULED = {
-    "clear-radius": ("clear", {}, [{"until": 0.8, "radius": 2, "pool": 4}, {"until": 0.3, "radius": 4}]),
+    "clear-radius": (
+        "clear",
+        {},
+        [{"until": 0.8, "radius": 2, "pool": 4}, {"until": 0.3, "radius": 4}],
+    ),
     "linfusion-eps": ("linfusion", {}, [{"until": 0.8, "eps": 0.5}, {"until": 0.3, "eps": 0.1}]),
-    "mediator-count": ("mediator", {"bias": "full"}, [{"until": 0.8, "count": 4}, {"until": 0.3, "count": [2, 3]}]),
-    "mediator-conv": ("mediator", {"count": 4}, [{"until": 0.8, "conv": 0}, {"until": 0.3, "conv": 5}]),
-    "lit-kernel": ("lit", {}, [{"until": 0.8, "kernel": 1}, {"until": 0.3, "kernel": 3, "eps": 0.1}]),
-    "softmax-conv": ("softmax", {"conv": 5}, [{"until": 0.8, "conv": 0}, {"until": 0.3, "conv": 3}]),
+    "mediator-count": (
+        "mediator",
+        {"bias": "full"},
+        [{"until": 0.8, "count": 4}, {"until": 0.3, "count": [2, 3]}],
+    ),
+    "mediator-conv": (
+        "mediator",
+        {"count": 4},
+        [{"until": 0.8, "conv": 0}, {"until": 0.3, "conv": 5}],
+    ),
+    "lit-kernel": (
+        "lit",
+        {},
+        [{"until": 0.8, "kernel": 1}, {"until": 0.3, "kernel": 3, "eps": 0.1}],
+    ),
+    "softmax-conv": (
+        "softmax",
+        {"conv": 5},
+        [{"until": 0.8, "conv": 0}, {"until": 0.3, "conv": 3}],
+    ),
 }
 scheduled = pytest.mark.parametrize("name", SCHEDULED)
 
@@ -343,7 +393,11 @@ def test_the_schedule_matters_and_round_trips(name):
 
 def test_an_until_is_reached_in_the_noise_s_own_precision():
     operator = create("clear", SHAPE, schedule=[{"until": 0.7, "radius": 2}])
-    for level in (torch.tensor([0.7]), torch.tensor([700]) / 1000, torch.tensor([0.7], dtype=torch.float64)):
+    for level in (
+        torch.tensor([0.7]),
+        torch.tensor([700]) / 1000,
+        torch.tensor([0.7], dtype=torch.float64),
+    ):
         assert operator._positions(level) == [0]
     assert operator._positions(torch.tensor([0.699])) == [1]
 
@@ -373,15 +427,27 @@ def test_pinned_values_hold_whatever_the_noise():
 @pytest.mark.parametrize(
     ("name", "schedule", "says"),
     [
-        ("clear", [{"until": 0.2, "radius": 3}, {"until": 0.8, "radius": 4}], "until 0.8 follows 0.2"),
-        ("clear", [{"until": 0.2, "radius": 3}, {"until": 0.2, "radius": 4}], "until 0.2 follows 0.2"),
+        (
+            "clear",
+            [{"until": 0.2, "radius": 3}, {"until": 0.8, "radius": 4}],
+            "until 0.8 follows 0.2",
+        ),
+        (
+            "clear",
+            [{"until": 0.2, "radius": 3}, {"until": 0.2, "radius": 4}],
+            "until 0.2 follows 0.2",
+        ),
         ("clear", [{"radius": 3}], r"noise level in \[0, 1\], not None"),
         ("clear", [{"until": 800, "radius": 3}], "not 800"),
         ("clear", [{"until": 0.5, "radius": -3}], "radius is a number above 0, not -3"),
         ("clear", [{"until": 0.5, "radus": 3}], "did you mean 'radius'"),
         ("clear", {"until": 0.5, "radius": 3}, "schedule is a list"),
         ("clear", ["radius"], "schedule is a list"),
-        ("lit", [{"until": 0.5, "heads": 2}], "heads cannot follow the noise; what can: kernel, eps"),
+        (
+            "lit",
+            [{"until": 0.5, "heads": 2}],
+            "heads cannot follow the noise; what can: kernel, eps",
+        ),
         ("linfusion", [{"until": 0.5, "hidden": 2}], "hidden cannot follow the noise"),
         ("mediator", [{"until": 0.5, "bias": "none"}], "bias cannot follow the noise"),
     ],
@@ -398,7 +464,8 @@ def test_wrong_schedules_are_refused(name, schedule, says):
 def counted(operator, grid):
     q, k, v = tensors(grid, batch=1, dtype=torch.float32)
     x = torch.randn(1, grid.tokens, operator.shape.width)
-    # The CPU's fused attention has no formula in the counter; its plain twin is two matrix products.
+    # The CPU's fused attention has no formula in the counter; its plain twin is two matrix
+    # products.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         operator.inputs(x, grid)
         operator.mix(q, k, v, grid)
@@ -434,7 +501,11 @@ def test_macs_of_clear_are_the_pairs_of_its_mask(name, grid):
     operator = form(name)
     pool, channels = operator.values.pool, SHAPE.channels
     pairs = int(operator.allowed(grid, operator.values.radius, torch.device("cpu")).sum())
-    cells = len({(y // pool, x // pool) for y in range(grid.height) for x in range(grid.width)}) if pool > 1 else 0
+    cells = (
+        len({(y // pool, x // pool) for y in range(grid.height) for x in range(grid.width)})
+        if pool > 1
+        else 0
+    )
     pooling = 2 * grid.picture * channels if pool > 1 else 0
     assert operator.macs(grid) == 2 * channels * (pairs + cells * grid.picture) + pooling
 
@@ -458,7 +529,9 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(16, 16), nn.Dropout(0.0)])
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("mlp_only", ""), ("out", "o"), ("v", "vo"), ("all", "qkvo")])
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("mlp_only", ""), ("out", "o"), ("v", "vo"), ("all", "qkvo")]
+)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 def test_initialise_keeps_what_the_policy_names(policy, kept, bias):
     attn = Attention(bias)

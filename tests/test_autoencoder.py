@@ -36,7 +36,9 @@ def test_folding_standardises_the_latents_and_changes_no_picture(vae):
     torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
     std = before.mean.std((0, 2, 3))[:, None, None]
     torch.testing.assert_close(after.std * std, before.std, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(folded.decode(after.mean).sample, vae.decode(before.mean).sample, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        folded.decode(after.mean).sample, vae.decode(before.mean).sample, atol=1e-4, rtol=0
+    )
 
 
 def test_training_lowers_the_error_and_goes_on_after_a_kill(tmp_path, monkeypatch):
@@ -44,6 +46,10 @@ def test_training_lowers_the_error_and_goes_on_after_a_kill(tmp_path, monkeypatc
     settings = {"steps": 12, "batch": 2, "seed": 1}
     whole = autoencoder.train(tmp_path, **settings)
     again = autoencoder.train(tmp_path, **settings)  # nothing is left to do
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert all(
+        torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
     torch.manual_seed(1)
-    assert autoencoder.psnr(whole, side=32, count=8) > autoencoder.psnr(autoencoder.build(), side=32, count=8)
+    assert autoencoder.psnr(whole, side=32, count=8) > autoencoder.psnr(
+        autoencoder.build(), side=32, count=8
+    )

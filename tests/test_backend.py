@@ -1,4 +1,6 @@
-"""Operators call the kernels' package: each by every path, asked for by name, told of in every description."""
+"""Operators call the kernels' package: each by every path, asked for by name, told of in every
+description.
+"""
 
 import copy
 import importlib
@@ -35,7 +37,8 @@ RUNS = {
     },
 }
 TRITON = pytest.param(
-    "triton", marks=pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="interpreter")
+    "triton",
+    marks=pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="interpreter"),
 )
 each_form = pytest.mark.parametrize("form", FORMS)
 
@@ -49,7 +52,11 @@ def student(form, **more):
 def slopes(model):
     model.requires_grad_(True)
     tiny.run(model, **tiny.inputs(side=4)).square().sum().backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @each_form
@@ -57,14 +64,18 @@ def slopes(model):
 def test_every_path_gives_the_same_and_the_same_gradients(form, path):
     asked, own = student(form, backend=path), student(form)
     inputs = tiny.inputs(side=4)
-    torch.testing.assert_close(tiny.run(asked, **inputs), tiny.run(own, **inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        tiny.run(asked, **inputs), tiny.run(own, **inputs), rtol=1e-4, atol=1e-5
+    )
     wanted, found = slopes(own), slopes(asked)
     assert wanted.keys() == found.keys()
     largest = max(
         gradient.abs().max().item() for gradient in wanted.values()
     )  # that of a key's bias is 0 but for noise
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-6 * largest, msg=name)
+        torch.testing.assert_close(
+            found[name], wanted[name], rtol=1e-3, atol=1e-6 * largest, msg=name
+        )
 
 
 @each_form
@@ -75,7 +86,8 @@ def test_the_path_that_is_asked_for_is_the_one_that_runs(form, path, monkeypatch
         module, name = place.split(".")
         whole = getattr(importlib.import_module(f"linattn_kernels.{module}"), name)
         monkeypatch.setattr(
-            f"linattn_kernels.{place}", lambda *given, whole=whole, place=place: (ran.add(place), whole(*given))[1]
+            f"linattn_kernels.{place}",
+            lambda *given, whole=whole, place=place: (ran.add(place), whole(*given))[1],
         )
     with torch.no_grad():
         tiny.run(model, **tiny.inputs(side=4))
@@ -122,23 +134,33 @@ def test_a_description_says_which_path_and_why():
         "transformer_blocks.1.attn1": "torch: not linearised",
     }
     linattn.linearize(model, "softmax", layers=[1])
-    assert surgery.backends(model)["transformer_blocks.1.attn1"] == "torch: PyTorch's own operations"
+    assert (
+        surgery.backends(model)["transformer_blocks.1.attn1"] == "torch: PyTorch's own operations"
+    )
 
 
 def test_a_folder_holds_no_path_and_load_takes_one(tmp_path):
     linattn.save(linattn.linearize(tiny.model(), "lit", backend="reference"), tmp_path)
     assert "reference" not in (tmp_path / "linattn.json").read_text()
     assert linattn.describe(linattn.load(tiny.model(), tmp_path))[0]["backend"] == "torch"
-    assert linattn.describe(linattn.load(tiny.model(), tmp_path, backend="reference"))[0]["backend"] == "reference"
+    assert (
+        linattn.describe(linattn.load(tiny.model(), tmp_path, backend="reference"))[0]["backend"]
+        == "reference"
+    )
     with pytest.raises(ValueError, match="unknown backend"):
         linattn.load(tiny.model(), tmp_path, backend="cuda")
 
 
 def test_a_copy_keeps_what_was_asked_for():
-    assert linattn.describe(copy.deepcopy(student("lit", backend="reference")))[0]["backend"] == "reference"
+    assert (
+        linattn.describe(copy.deepcopy(student("lit", backend="reference")))[0]["backend"]
+        == "reference"
+    )
 
 
-@pytest.mark.parametrize(("name", "dim"), [("linfusion", 289), ("lit", 73), ("clear", 161), ("mediator", 161)])
+@pytest.mark.parametrize(
+    ("name", "dim"), [("linfusion", 289), ("lit", 73), ("clear", 161), ("mediator", 161)]
+)
 def test_heads_too_wide_for_the_kernels_are_named(name, dim, monkeypatch):
     """LiT is asked for one head of 292 channels here."""
     operator = create(name, LayerShape(4 * dim, 4, dim), **({"heads": 1} if name == "lit" else {}))

@@ -21,7 +21,11 @@ class Counter:
 
 
 def test_a_nested_tree_comes_back_as_it_was(tmp_path):
-    tree = {"a": torch.arange(3), "b": {"c": [1, 2.5, None, True, "x"], 4: (torch.zeros(0), "y")}, "empty": {}}
+    tree = {
+        "a": torch.arange(3),
+        "b": {"c": [1, 2.5, None, True, "x"], 4: (torch.zeros(0), "y")},
+        "empty": {},
+    }
     checkpoint.save(tmp_path / "deep" / "state.safetensors", tree)
     back = checkpoint.load(tmp_path / "deep" / "state.safetensors")
     assert torch.equal(back["a"], tree["a"])
@@ -43,7 +47,11 @@ def test_tensors_that_share_memory_and_views_are_kept_apart(tmp_path):
 def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
     def run(steps, state=None):
         weight = torch.nn.Parameter(torch.ones(4, 4) if state is None else state["weight"])
-        stepper = getattr(torch.optim, optimizer)([weight], lr=0.1, momentum=0.9) if optimizer != "AdamW" else None
+        stepper = (
+            getattr(torch.optim, optimizer)([weight], lr=0.1, momentum=0.9)
+            if optimizer != "AdamW"
+            else None
+        )
         stepper = stepper or torch.optim.AdamW([weight], lr=0.1)
         if state is not None:
             stepper.load_state_dict(state["stepper"])
@@ -67,8 +75,12 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path, damage):
 
         save_file({"a": torch.zeros(1)}, path)
     else:
-        path.write_bytes({"truncated": content[:-7], "garbage": b"\x80pickle" * 9, "empty": b""}[damage])
-    with pytest.raises(checkpoint.CorruptCheckpoint, match=r"state\.safetensors is damaged .* delete it"):
+        path.write_bytes(
+            {"truncated": content[:-7], "garbage": b"\x80pickle" * 9, "empty": b""}[damage]
+        )
+    with pytest.raises(
+        checkpoint.CorruptCheckpoint, match=r"state\.safetensors is damaged .* delete it"
+    ):
         checkpoint.load(path)
 
 
@@ -114,7 +126,11 @@ def test_another_recipe_is_refused(tmp_path):
 
 
 def test_seed_and_step_both_change_the_draw():
-    draws = {checkpoint.generator(seed, step).initial_seed() for seed in range(20) for step in range(20)}
+    draws = {
+        checkpoint.generator(seed, step).initial_seed() for seed in range(20) for step in range(20)
+    }
     assert len(draws) == 400
-    values = [torch.rand(1, generator=checkpoint.generator(seed, 0)).item() for seed in (0, 1, 1 << 40)]
+    values = [
+        torch.rand(1, generator=checkpoint.generator(seed, 0)).item() for seed in (0, 1, 1 << 40)
+    ]
     assert len(set(values)) == 3

@@ -8,7 +8,9 @@ from layers import SHAPE, shaken, tensors
 from linattn.attention import LayerShape, create
 from linattn.attention.grid import Grid
 
-sizes = pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2), Grid(9, 5, 1)], ids=str)
+sizes = pytest.mark.parametrize(
+    "grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2), Grid(9, 5, 1)], ids=str
+)
 
 
 @sizes
@@ -48,13 +50,23 @@ def test_interior_queries_read_the_published_number_of_keys(radius, keys):
     operator = create("clear", LayerShape(1, 1, 1), radius=radius)
     q = torch.zeros(1, grid.picture, 1, 1, dtype=torch.float64)
     v = torch.eye(grid.picture, dtype=torch.float64)[:, grid.picture // 2].reshape(1, -1, 1, 1)
-    # With all scores equal, each of the keys within reach of the centre reads it with weight 1 / keys.
-    assert operator.mix(q, q, v, grid)[0, grid.picture // 2].item() == pytest.approx(1 / keys, rel=1e-12)
+    # With all scores equal, each of the keys within reach of the centre reads it with weight 1 /
+    # keys.
+    assert operator.mix(q, q, v, grid)[0, grid.picture // 2].item() == pytest.approx(
+        1 / keys, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("side", "radius", "giga"),
-    [(64, 8, 63.5), (64, 32, 154.1), (128, 8, 246.2), (128, 16, 352.6), (128, 32, 724.3), (256, 8, 979.3)],
+    [
+        (64, 8, 63.5),
+        (64, 32, 154.1),
+        (128, 8, 246.2),
+        (128, 16, 352.6),
+        (128, 32, 724.3),
+        (256, 8, 979.3),
+    ],
 )
 def test_macs_reproduce_the_published_gflops(side, radius, giga):
     flux = create("clear", LayerShape(3072, 24, 128, has_text=True), radius=radius)
@@ -98,7 +110,9 @@ def test_text_reads_everything_but_pooled_keys():
     ids=str,
 )
 def test_the_proportional_scale_is_the_published_one(grid, options, multiplier):
-    operator = create("clear", LayerShape(8, 2, 4), proportional=True, **{"trained": 4608, **options})
+    operator = create(
+        "clear", LayerShape(8, 2, 4), proportional=True, **{"trained": 4608, **options}
+    )
     assert operator.scale(grid, operator.values) * 4**0.5 == pytest.approx(multiplier, abs=6e-4)
 
 

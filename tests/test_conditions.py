@@ -1,4 +1,6 @@
-"""Models that read captions: what they draw, against their stock pipelines, and what is stored and learned of it."""
+"""Models that read captions: what they draw, against their stock pipelines, and what is stored and
+learned of it.
+"""
 
 import kinds
 import pytest
@@ -35,16 +37,24 @@ def stock(pipe, kind: str, size: tuple[int, int], guidance: float, steps: int) -
     if kind != "flux":
         return pipe(CAPTIONS, latents=noise, guidance_scale=guidance, **how).images
     packed = FluxPipeline._pack_latents(noise, len(CAPTIONS), 4, height // 4, width // 4)
-    negative = {"negative_prompt": [""] * len(CAPTIONS), "true_cfg_scale": guidance, "max_sequence_length": 16}
+    negative = {
+        "negative_prompt": [""] * len(CAPTIONS),
+        "true_cfg_scale": guidance,
+        "max_sequence_length": 16,
+    }
     return pipe(CAPTIONS, latents=packed, **negative, **how).images
 
 
 @pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize(("size", "guidance", "steps"), [((32, 32), 3.0, 4), ((32, 48), 1.0, 3), ((64, 32), 2.0, 1)])
+@pytest.mark.parametrize(
+    ("size", "guidance", "steps"), [((32, 32), 3.0, 4), ((32, 48), 1.0, 3), ((64, 32), 2.0, 1)]
+)
 def test_draws_what_the_stock_pipeline_draws(kind, size, guidance, steps):
     made = teacher(kind)
     ours = sampling.draw(made, CAPTIONS, size=size, guidance=guidance, steps=steps)
-    torch.testing.assert_close(ours, stock(made.pipe, kind, size, guidance, steps), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        ours, stock(made.pipe, kind, size, guidance, steps), rtol=0, atol=2e-5
+    )
     assert ours.shape == (3, 3, *size)
     assert ours.std() > 0.01
 
@@ -82,8 +92,12 @@ def test_dynamic_shifting_is_the_pipelines_own():
     pipe.scheduler = type(pipe.scheduler)(shift=3.0, use_dynamic_shifting=True)
     ours = sampling.draw(pipe, CAPTIONS, size=(32, 48), guidance=1.0, steps=3)
     # The card is missing: the pipeline's own text length holds.
-    noise = FluxPipeline._pack_latents(sampling.starting_noise(0, range(3), (4, 8, 12)), 3, 4, 8, 12)
-    theirs = pipe(CAPTIONS, latents=noise, height=32, width=48, num_inference_steps=3, output_type="pt").images
+    noise = FluxPipeline._pack_latents(
+        sampling.starting_noise(0, range(3), (4, 8, 12)), 3, 4, 8, 12
+    )
+    theirs = pipe(
+        CAPTIONS, latents=noise, height=32, width=48, num_inference_steps=3, output_type="pt"
+    ).images
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
@@ -126,13 +140,17 @@ def test_a_dropped_caption_is_the_empty_one_whole(kind):
         assert not torch.equal(rows[name][1], empty[name][0])
 
 
-@pytest.mark.parametrize(("kind", "operator"), [("unet", "linfusion"), ("unet", "lit"), ("flux", "clear")])
+@pytest.mark.parametrize(
+    ("kind", "operator"), [("unet", "linfusion"), ("unet", "lit"), ("flux", "clear")]
+)
 def test_a_student_of_a_model_that_reads_comes_closer_to_its_teacher(kind, operator, tmp_path):
     made = teacher(kind)
     data = samples.write(made, tmp_path, 8, seed=1, shard=8, steps=2)
     options = {"clear": {"radius": 2}, "lit": {"kernel": 3}}.get(operator, {})
     told = {"preset": "protocol", "task": 0.0}  # its data are noise
-    config = DistillConfig(operator, options, layerwise_steps=0, steps=40, batch=4, objective=told, learning_rate=3e-3)
+    config = DistillConfig(
+        operator, options, layerwise_steps=0, steps=40, batch=4, objective=told, learning_rate=3e-3
+    )
     start = distill.convert(distill.frozen(made.model, torch.device("cpu")), config)
     before = prediction_error(made, start, data, (0.3, 0.7), count=4)["mean"]["value"]
     student = distill.distill(config, made, data).model
@@ -186,7 +204,9 @@ def test_sizes_and_samplers_that_cannot_be_are_refused():
 
 
 def test_a_pipeline_by_itself_has_the_card_of_its_folder():
-    """A FluxPipeline reads captions as 512 tokens unless it is told otherwise, and flux-nano learned from 16."""
+    """A FluxPipeline reads captions as 512 tokens unless it is told otherwise, and flux-nano
+    learned from 16.
+    """
     pipe = FluxPipeline.from_pretrained(project.ROOT / "data" / "teachers" / "flux-nano")
     source = sampling.Source.of(pipe)
     assert source.card["text_length"] == 16

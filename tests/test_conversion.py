@@ -17,7 +17,9 @@ ENTRY = Student(operator="lit", layers=("first:1",), initialise="mlp_only", opti
 
 def same(first, second):
     first, second = first.state_dict(), second.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def test_fresh_weights_are_the_seeds_and_no_other_draw_is_disturbed():
@@ -33,7 +35,9 @@ def test_fresh_weights_are_the_seeds_and_no_other_draw_is_disturbed():
 
 def test_it_is_what_linearize_makes_under_that_seed():
     torch.manual_seed(1)
-    wanted = surgery.linearize(tiny.model(), "lit", layers="first:1", initialise="mlp_only", kernel=3)
+    wanted = surgery.linearize(
+        tiny.model(), "lit", layers="first:1", initialise="mlp_only", kernel=3
+    )
     assert same(converted(tiny.model(), ENTRY, 1), wanted)
 
 

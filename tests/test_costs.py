@@ -1,4 +1,6 @@
-"""Costs: the formula against the counter, memory and exponents of known calls, and when a timing stops."""
+"""Costs: the formula against the counter, memory and exponents of known calls, and when a timing
+stops.
+"""
 
 import json
 import math
@@ -39,7 +41,11 @@ def test_macs_of_a_dense_model_by_hand():
     assert found["tokens"] == tokens
     assert found["core"] == layers * 2 * tokens**2 * width
     assert found["projections"] == layers * 4 * tokens * width**2
-    embed, mlp, out = 4 * patch**2 * width * tokens, 8 * width**2 * tokens, width * patch**2 * 8 * tokens
+    embed, mlp, out = (
+        4 * patch**2 * width * tokens,
+        8 * width**2 * tokens,
+        width * patch**2 * 8 * tokens,
+    )
     modulation = (layers + 1) * (256 * width + width**2) + layers * 6 * width**2 + 2 * width**2
     assert found["rest"] == embed + layers * mlp + out + modulation
     assert found["total"] == found["core"] + found["projections"] + found["rest"]
@@ -69,12 +75,16 @@ def test_a_window_counts_its_tiles_and_its_formula_only_the_disc():
 def test_only_the_core_changes_when_a_model_is_converted():
     dense, ours = costs.macs(tiny.model(), 16), costs.macs(converted("mediator"), 16)
     assert ours["core"] < dense["core"]
-    assert [ours[part] for part in ("projections", "rest")] == [dense[part] for part in ("projections", "rest")]
+    assert [ours[part] for part in ("projections", "rest")] == [
+        dense[part] for part in ("projections", "rest")
+    ]
 
 
 def test_macs_follow_a_schedule():
     model = tiny.model()
-    surgery.linearize(model, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 16}])
+    surgery.linearize(
+        model, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 16}]
+    )
     noisy, clean = (costs.macs(model, 16, noise)["core"] for noise in (0.9, 0.1))
     assert noisy < clean
 
@@ -110,7 +120,11 @@ def test_parameters_added_and_trained():
     assert costs.parameters(model) == {"total": total, "added": 0, "trained": total}
     surgery.linearize(model, "softmax", conv=3)
     added = 2 * 32 * (9 + 1)  # a kernel and a bias a channel
-    assert costs.parameters(model, trained=[]) == {"total": total + added, "added": added, "trained": 0}
+    assert costs.parameters(model, trained=[]) == {
+        "total": total + added,
+        "added": added,
+        "trained": 0,
+    }
     names = [name for name, _ in surgery.new_parameters(model)]
     assert costs.parameters(model, trained=names)["trained"] == added
     with pytest.raises(ValueError, match="no parameter of DiT"):
@@ -175,24 +189,35 @@ class Clock:
 
 def test_interleaved_calls_take_turns_after_one_warm_up():
     seen = []
-    found = costs.interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, repeats=3)
+    found = costs.interleaved(
+        {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, repeats=3
+    )
     assert seen == ["a", "b"] * 4
     assert [len(each) for each in found.values()] == [3, 3]
 
 
 def test_a_slow_call_is_not_repeated(monkeypatch):
     clock = Clock(monkeypatch)
-    found = costs.interleaved({"slow": clock.call(9.0), "fast": clock.call(3.0, 1.0, 2.0)}, repeats=2, limit=5)
+    found = costs.interleaved(
+        {"slow": clock.call(9.0), "fast": clock.call(3.0, 1.0, 2.0)}, repeats=2, limit=5
+    )
     assert found == {"slow": [9.0], "fast": [1.0, 2.0]}
 
 
 def timings(**operators: dict[int, float]) -> list[dict]:
-    return [{"operator": name, "tokens": n, "seconds": s} for name, each in operators.items() for n, s in each.items()]
+    return [
+        {"operator": name, "tokens": n, "seconds": s}
+        for name, each in operators.items()
+        for n, s in each.items()
+    ]
 
 
 def test_the_exponent_of_a_power_law_over_the_larger_half():
     sizes = [64, 256, 1024, 4096]
-    rows = timings(dense={n: 1.0 if n < 1024 else 1e-9 * n**2 for n in sizes}, linear={n: 1e-6 * n for n in sizes})
+    rows = timings(
+        dense={n: 1.0 if n < 1024 else 1e-9 * n**2 for n in sizes},
+        linear={n: 1e-6 * n for n in sizes},
+    )
     assert exponents(rows) == pytest.approx({"dense": 2.0, "linear": 1.0})
 
 
@@ -201,7 +226,9 @@ def test_the_exponent_of_an_odd_number_of_sizes_by_hand():
     assert exponent(timings(one={1: 5.0, 2: 4.0, 4: 12.0})) == pytest.approx(math.log2(3))
 
 
-@pytest.mark.parametrize("each", [{}, {64: 1.0}, {64: 1.0, 128: None}], ids=["none", "one", "one-measured"])
+@pytest.mark.parametrize(
+    "each", [{}, {64: 1.0}, {64: 1.0, 128: None}], ids=["none", "one", "one-measured"]
+)
 def test_no_exponent_from_fewer_than_two_sizes(each):
     assert exponent(timings(one=each)) is None
 
@@ -236,8 +263,12 @@ def test_an_operator_stops_growing_where_the_last_size_predicts_too_long(monkeyp
 
     monkeypatch.setattr(costs, "interleaved", interleaved)
     operators = {"linfusion": ("linfusion", {})}
-    rows = costs.time_operators(operators, (16, 64, 256), heads=2, head_dim=8, limit=10, memory=False)
-    dense, ours = ([row for row in rows if row["operator"] == name] for name in (costs.BASELINE, "linfusion"))
+    rows = costs.time_operators(
+        operators, (16, 64, 256), heads=2, head_dim=8, limit=10, memory=False
+    )
+    dense, ours = (
+        [row for row in rows if row["operator"] == name] for name in (costs.BASELINE, "linfusion")
+    )
     assert [row["seconds"] for row in dense] == [1.0, None, None]
     assert "predicts 16 s, more than the limit of 10 s" in dense[1]["skipped"]
     assert "smaller size" in dense[2]["skipped"]
@@ -246,7 +277,8 @@ def test_an_operator_stops_growing_where_the_last_size_predicts_too_long(monkeyp
 
 
 @pytest.mark.parametrize(
-    ("tokens", "expected"), [(1, (1, 1)), (12, (3, 4)), (17, (1, 17)), (256, (16, 16)), (512, (16, 32))]
+    ("tokens", "expected"),
+    [(1, (1, 1)), (12, (3, 4)), (17, (1, 17)), (256, (16, 16)), (512, (16, 32))],
 )
 def test_tokens_lie_as_near_a_square_as_they_can(tokens, expected):
     assert costs.sides(tokens) == expected
@@ -268,15 +300,27 @@ def test_the_call_that_is_timed_is_mix():
 
 
 def test_what_comes_before_the_projections_is_timed_on_a_line_of_its_own():
-    operators = {"plain": ("linfusion", {"hidden": 0}), "mlps": ("linfusion", {}), "lit": ("lit", {})}
+    operators = {
+        "plain": ("linfusion", {"hidden": 0}),
+        "mlps": ("linfusion", {}),
+        "lit": ("lit", {}),
+    }
     assert list(costs.with_inputs(operators)) == ["plain", "mlps", "mlps + inputs", "lit"]
     rows = costs.time_operators(operators, [64], 2, 8, 1, memory=False)
-    assert [row["operator"] for row in rows] == [costs.BASELINE, "plain", "mlps", "mlps + inputs", "lit"]
+    assert [row["operator"] for row in rows] == [
+        costs.BASELINE,
+        "plain",
+        "mlps",
+        "mlps + inputs",
+        "lit",
+    ]
     assert all(row["seconds"] > 0 for row in rows)
     assert [row.get("backend") for row in rows] == [None, "torch", "torch", "torch", "torch"]
 
 
 def test_forward_memory_follows_a_schedule():
     model = tiny.model()
-    surgery.linearize(model, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 1024}])
+    surgery.linearize(
+        model, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 1024}]
+    )
     assert costs.forward_memory(model, 32, noise=0.1) > costs.forward_memory(model, 32, noise=0.9)

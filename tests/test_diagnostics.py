@@ -1,4 +1,6 @@
-"""Diagnostics against maps whose measures are known by hand, and against the papers' formulas term by term."""
+"""Diagnostics against maps whose measures are known by hand, and against the papers' formulas term
+by term.
+"""
 
 import copy
 import functools
@@ -47,12 +49,18 @@ def test_locality_of_a_row_of_three_by_hand():
 
 def test_the_disc_is_open_as_in_clear():
     # (1, 1) is sqrt 2 away: outside radius 1.4, inside 1.5; (0, 1) is not inside radius 1.
-    shares = [diagnostics.locality(uniform(4), Grid(2, 2), radius)["share"].item() for radius in (1, 1.4, 1.5)]
+    shares = [
+        diagnostics.locality(uniform(4), Grid(2, 2), radius)["share"].item()
+        for radius in (1, 1.4, 1.5)
+    ]
     assert shares == pytest.approx([1 / 4, 3 / 4, 1])
 
 
 def test_locality_knows_rows_from_columns():
-    tall, wide = (diagnostics.locality(uniform(12), Grid(*sides), 2)["share"].item() for sides in ((1, 12), (3, 4)))
+    tall, wide = (
+        diagnostics.locality(uniform(12), Grid(*sides), 2)["share"].item()
+        for sides in ((1, 12), (3, 4))
+    )
     assert tall == pytest.approx((2 * 2 + 10 * 3) / 144)
     assert wide > tall
 
@@ -94,12 +102,17 @@ def test_effective_rank_of_known_maps():
 def test_similarity_of_heads_is_the_mean_over_pairs():
     each = maps(2, 3, 5)
     flat = each.flatten(2)
-    pairs = [torch.cosine_similarity(flat[:, a], flat[:, b], dim=-1) for a, b in itertools.combinations(range(3), 2)]
+    pairs = [
+        torch.cosine_similarity(flat[:, a], flat[:, b], dim=-1)
+        for a, b in itertools.combinations(range(3), 2)
+    ]
     torch.testing.assert_close(diagnostics.head_similarity(each), torch.stack(pairs).mean(0))
 
 
 def test_similarity_of_extreme_heads():
-    assert diagnostics.head_similarity(identity(5).expand(2, 4, 5, 5)).tolist() == pytest.approx([1, 1])
+    assert diagnostics.head_similarity(identity(5).expand(2, 4, 5, 5)).tolist() == pytest.approx(
+        [1, 1]
+    )
     apart = torch.stack([torch.eye(4), torch.eye(4).roll(1, 1)])[None]
     assert diagnostics.head_similarity(apart).item() == 0
     assert diagnostics.head_similarity(identity(5)).isnan().all()
@@ -114,7 +127,9 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 def test_redundancy_is_the_mediators_formula():
     each = maps(1, 2, 6)
     pairs = itertools.combinations(range(6), 2)
-    total = sum(divergence(each[0, head, i], each[0, head, j]) for i, j in pairs for head in range(2))
+    total = sum(
+        divergence(each[0, head, i], each[0, head, j]) for i, j in pairs for head in range(2)
+    )
     score = 2 * total / (2 * 6 * 5)
     torch.testing.assert_close(diagnostics.row_redundancy(each).mean(), score)
 
@@ -148,18 +163,32 @@ def test_measures_of_rows_do_not_see_a_common_factor(scale):
 def test_a_lone_token():
     found = diagnostics.table(torch.ones(1, 1, 1, 1), Grid(1, 1), layer=0)
     values = {row["measure"]: row["value"] for row in found if row["head"] is None}
-    assert values == {"share": 1, "distance": 0, "entropy": 0, "rank": 1, "redundancy": 0, "similarity": None}
+    assert values == {
+        "share": 1,
+        "distance": 0,
+        "entropy": 0,
+        "rank": 1,
+        "redundancy": 0,
+        "similarity": None,
+    }
 
 
 def test_half_precision_maps_are_measured_in_single():
     each = maps(1, 2, 9)
     for measure in diagnostics.measures(Grid(3, 3)).values():
-        torch.testing.assert_close(measure(each.half()).double(), measure(each), rtol=5e-3, atol=1e-3)
+        torch.testing.assert_close(
+            measure(each.half()).double(), measure(each), rtol=5e-3, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [torch.ones(3, 3), torch.ones(1, 1, 3, 4), torch.ones(1, 1, 0, 0), torch.ones(1, 1, 3, 3, dtype=torch.long)],
+    [
+        torch.ones(3, 3),
+        torch.ones(1, 1, 3, 4),
+        torch.ones(1, 1, 0, 0),
+        torch.ones(1, 1, 3, 3, dtype=torch.long),
+    ],
     ids=["two-dimensional", "not-square", "empty", "whole-numbers"],
 )
 def test_what_is_no_map_is_refused(wrong):
@@ -171,7 +200,9 @@ def test_what_is_no_map_is_refused(wrong):
 
 
 def asked(pictures: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(pictures, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(pictures)
+    return torch.randn(pictures, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(
+        pictures
+    )
 
 
 def test_anatomy_has_a_row_for_every_layer_head_noise_and_measure():
@@ -186,8 +217,12 @@ def test_anatomy_has_a_row_for_every_layer_head_noise_and_measure():
 
 def test_anatomy_does_not_depend_on_its_batch():
     pipe = tiny.pipeline()
-    whole, single = (diagnostics.anatomy(pipe, *asked(), levels=(0.5,), batch=batch) for batch in (8, 1))
-    assert [row["value"] for row in whole] == pytest.approx([row["value"] for row in single], rel=1e-4)
+    whole, single = (
+        diagnostics.anatomy(pipe, *asked(), levels=(0.5,), batch=batch) for batch in (8, 1)
+    )
+    assert [row["value"] for row in whole] == pytest.approx(
+        [row["value"] for row in single], rel=1e-4
+    )
 
 
 def test_anatomy_of_chosen_layers_only():
@@ -220,7 +255,9 @@ def test_a_layers_map_is_softmax_of_its_projections_on_its_own_grid(kind):
         assert each.shape[-2:] == (grid.tokens, grid.tokens)
         torch.testing.assert_close(each.sum(-1), torch.ones(each.shape[:-1]))
         torch.testing.assert_close(each, surgery.attention_map(model, layer, **given))
-    assert len({grid.picture for grid in grids}) == (2 if kind == "unet" else 1)  # its levels differ
+    assert len({grid.picture for grid in grids}) == (
+        2 if kind == "unet" else 1
+    )  # its levels differ
     assert all(bool(grid.text) == (kind == "flux") for grid in grids)
 
 
@@ -232,8 +269,14 @@ def test_anatomy_of_every_family(kind):
     t = level_time(0.7)
     found = diagnostics.anatomy(pipe, latents, told, levels=(0.7,), radius=2, batch=1)
     maps = diagnostics.layer_maps(pipe, noised(pipe, latents, t), t, told)
-    wanted = [row for n, (each, grid) in maps.items() for row in diagnostics.table(each, grid, 2, layer=n, noise=0.7)]
-    assert [row["value"] for row in found] == pytest.approx([row["value"] for row in wanted], rel=1e-3)
+    wanted = [
+        row
+        for n, (each, grid) in maps.items()
+        for row in diagnostics.table(each, grid, 2, layer=n, noise=0.7)
+    ]
+    assert [row["value"] for row in found] == pytest.approx(
+        [row["value"] for row in wanted], rel=1e-3
+    )
     assert [row["layer"] for row in found] == [row["layer"] for row in wanted]
     deepest = max(grid.picture for _, grid in maps.values()) ** 0.5 * 2**0.5
     assert all(0 < row["value"] < deepest for row in found if row["measure"] == "distance")
@@ -257,11 +300,15 @@ def test_the_maps_of_operators_are_of_the_pictures_tokens(kind):
     teacher = Teacher(make(), {"side": 32, "labels": list(tiny.LABELS)}, kind)
     drawn = SimpleNamespace(first=lambda count: (asked(count)[0], told[:count]))
     part = SimpleNamespace(noise=(0.2, 0.5, 0.8), seed=3)
-    operators = {"near": Student(operator="clear", options={"radius": 2}), "fresh": Student(operator="linfusion")}
+    operators = {
+        "near": Student(operator="clear", options={"radius": 2}),
+        "fresh": Student(operator="linfusion"),
+    }
     found = anatomy.maps(teacher, drawn, operators, part, query=0)
     side = found["map.teacher"].shape[0]
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     assert found["map.near"][y**2 + x**2 >= 4].abs().max() == 0
-    again = anatomy.maps(teacher, drawn, operators, part, query=0)  # after other draws: fresh weights are seeded
+    # after other draws: fresh weights are seeded
+    again = anatomy.maps(teacher, drawn, operators, part, query=0)
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert not any(layer.operator for layer in families.layers(teacher.model))

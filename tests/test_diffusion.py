@@ -46,7 +46,9 @@ def test_the_posterior_is_bayes_rule():
         ratio = now / before
         # x_{t-1} | x_0 is a Gaussian, x_t | x_{t-1} another: precisions add.
         precision = 1 / (1 - before) + ratio / (1 - ratio)
-        expected = (before.sqrt() * clean[row] / (1 - before) + ratio.sqrt() * noisy[row] / (1 - ratio)) / precision
+        expected = (
+            before.sqrt() * clean[row] / (1 - before) + ratio.sqrt() * noisy[row] / (1 - ratio)
+        ) / precision
         torch.testing.assert_close(mean[row], expected)
         torch.testing.assert_close(log_variance[row].exp().squeeze(), 1 / precision)
 

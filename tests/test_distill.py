@@ -1,4 +1,6 @@
-"""Distillation: what learns, what the two models are shown, and that a killed run ends like an undisturbed one."""
+"""Distillation: what learns, what the two models are shown, and that a killed run ends like an
+undisturbed one.
+"""
 
 import dataclasses
 import os
@@ -68,7 +70,9 @@ def tiny_teacher(seed: int = 0) -> TinyTeacher:
             num_embeds_ada_norm=NULL_CLASS,
             norm_elementwise_affine=False,
         )
-    return TinyTeacher(model, Diffusion((1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0)))
+    return TinyTeacher(
+        model, Diffusion((1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0))
+    )
 
 
 TINY = DistillConfig(
@@ -113,10 +117,19 @@ class Alone:
 def lesson_of(teacher: TinyTeacher, config: DistillConfig, accelerator=None) -> Lesson:
     original = module.frozen(teacher.model, torch.device("cpu"))
     student = convert(original, config)
-    return Lesson(config, original, student, teacher.diffusion, teacher.conditions, TinyData(), accelerator or Alone())
+    return Lesson(
+        config,
+        original,
+        student,
+        teacher.diffusion,
+        teacher.conditions,
+        TinyData(),
+        accelerator or Alone(),
+    )
 
 
-# What learns ---------------------------------------------------------------------------------------------------------
+# What learns
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trains", ["attention", "new", "all"])
@@ -135,7 +148,9 @@ def test_what_does_not_train_stays_bit_for_bit(teacher, trains, optimizer):
     else:
         added = {name for name, _ in surgery.new_parameters(result.model)}
         assert chosen == {"attention": inside, "new": added}[trains]
-    assert result.trained == sum(p.numel() for name, p in result.model.named_parameters() if name in chosen)
+    assert result.trained == sum(
+        p.numel() for name, p in result.model.named_parameters() if name in chosen
+    )
 
 
 def test_the_teacher_is_left_alone(teacher):
@@ -161,7 +176,8 @@ def test_a_stage_may_have_no_steps(teacher):
     assert differing(start, weights(only.model))
 
 
-# What the models are shown -------------------------------------------------------------------------------------------
+# What the models are shown
+# ---------------------------------------------------------------------------------------------
 
 
 def test_both_models_see_one_label_drop(teacher):
@@ -170,7 +186,8 @@ def test_both_models_see_one_label_drop(teacher):
     shown = {"teacher": [], "student": []}
     for name, model in (("teacher", one.teacher), ("student", one.student)):
         model.register_forward_pre_hook(
-            lambda _, args, kwargs, name=name: shown[name].append(kwargs["class_labels"].clone()), with_kwargs=True
+            lambda _, args, kwargs, name=name: shown[name].append(kwargs["class_labels"].clone()),
+            with_kwargs=True,
         )
     for step in range(4):
         one.end_to_end(step)
@@ -180,12 +197,17 @@ def test_both_models_see_one_label_drop(teacher):
     assert 0.2 < dropped.float().mean() < 0.8
     assert not torch.equal(dropped[0], dropped[1])
     # In training mode DiT's blocks would each drop 10 % more.
-    assert not any(part.training for model in (one.teacher, one.student) for part in model.modules())
+    assert not any(
+        part.training for model in (one.teacher, one.student) for part in model.modules()
+    )
 
 
 def test_a_step_depends_on_seed_and_number_alone(teacher):
     first, again = (draw(TINY, teacher.diffusion, TinyData(), 7) for _ in range(2))
-    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("clean", "prompts", "eps", "t"))
+    assert all(
+        torch.equal(getattr(first, name), getattr(again, name))
+        for name in ("clean", "prompts", "eps", "t")
+    )
     assert first.choice == again.choice
     for config, step in ((TINY, 8), (dataclasses.replace(TINY, seed=1), 7)):
         other = draw(config, teacher.diffusion, TinyData(), step)
@@ -207,12 +229,16 @@ def test_processes_take_slices_of_one_batch(teacher):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
 
 
-@pytest.mark.parametrize("objective", ["protocol", "clear", "lit", {"features": 1, "feature_norm": "l1"}], ids=str)
+@pytest.mark.parametrize(
+    "objective", ["protocol", "clear", "lit", {"features": 1, "feature_norm": "l1"}], ids=str
+)
 def test_losses_of_slices_average_to_the_loss_of_the_batch(teacher, objective):
     config = dataclasses.replace(TINY, objective=objective)
     for stage in ("layerwise", "end_to_end"):
         whole = getattr(lesson_of(teacher, config), stage)(2)
-        parts = [getattr(lesson_of(teacher, config, Alone(index, 2)), stage)(2) for index in range(2)]
+        parts = [
+            getattr(lesson_of(teacher, config, Alone(index, 2)), stage)(2) for index in range(2)
+        ]
         for name, value in whole.items():
             mean = sum(part[name].item() for part in parts) / 2
             assert mean == pytest.approx(value.item(), rel=1e-5)
@@ -223,7 +249,8 @@ def test_an_indivisible_batch_is_refused(teacher):
         distill(TINY, teacher, TinyData(), accelerator=Alone(0, 3))
 
 
-# The stages ----------------------------------------------------------------------------------------------------------
+# The stages
+# ---------------------------------------------------------------------------------------------
 
 
 def test_layerwise_feeds_every_layer_the_teachers_input(teacher):
@@ -259,12 +286,16 @@ def test_layerwise_stage_brings_the_layers_closer(teacher, operator, options):
     for layer in families.layers(teacher.model):
         layer.attn.to_q.weight.data.mul_(4)  # a teacher that attends to something
         layer.attn.to_v.weight.data.mul_(4)
-    config = dataclasses.replace(TINY, operator=operator, options=options, layerwise_steps=60, steps=0, batch=8)
+    config = dataclasses.replace(
+        TINY, operator=operator, options=options, layerwise_steps=60, steps=0, batch=8
+    )
     config = dataclasses.replace(config, layerwise_learning_rate=1e-2)
     unseen = 1000
     before = lesson_of(teacher, config).layerwise(unseen)["loss"].item()
     student = distill(config, teacher, TinyData()).model
-    asked = Lesson(config, teacher.model, student, teacher.diffusion, teacher.conditions, TinyData(), Alone())
+    asked = Lesson(
+        config, teacher.model, student, teacher.diffusion, teacher.conditions, TinyData(), Alone()
+    )
     after = asked.layerwise(unseen)["loss"].item()
     assert after < 0.8 * before
 
@@ -272,7 +303,9 @@ def test_layerwise_stage_brings_the_layers_closer(teacher, operator, options):
 def test_end_to_end_brings_the_prediction_closer(teacher):
     # Without the task: its data here are noise, and say nothing of the teacher.
     told = {"preset": "protocol", "task": 0.0}
-    config = dataclasses.replace(TINY, layerwise_steps=0, steps=60, log_every=10, batch=8, learning_rate=3e-3)
+    config = dataclasses.replace(
+        TINY, layerwise_steps=0, steps=60, log_every=10, batch=8, learning_rate=3e-3
+    )
     config = dataclasses.replace(config, objective=told)
     nn.init.normal_(teacher.model.proj_out_2.weight, std=0.3)
     rows = distill(config, teacher, TinyData()).history
@@ -298,7 +331,9 @@ def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operato
     config = DistillConfig(operator, options, layerwise_steps=8, steps=8, batch=4, warmup=2)
 
     def error(student):
-        found = prediction_error(nano[0], student, nano[1].batch(slice(None)), (0.3, 0.7), count=8, seed=9)
+        found = prediction_error(
+            nano[0], student, nano[1].batch(slice(None)), (0.3, 0.7), count=8, seed=9
+        )
         return found["mean"]["value"]
 
     result = distill(config, *nano, evaluate=error)
@@ -314,26 +349,37 @@ def test_only_replaced_layers_are_regressed(teacher):
     assert second.attn.to_q.weight.grad.abs().max() > 0
 
 
-# A schedule ----------------------------------------------------------------------------------------------------------
+# A schedule
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("schedule", "counts"),
     [
-        ([{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}, {"until": 0.0, "count": 9}], {1, 4, 9}),
-        ([{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}], {1, 4, 16}),  # below the last, the operator's own
+        (
+            [{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}, {"until": 0.0, "count": 9}],
+            {1, 4, 9},
+        ),
+        # below the last, the operator's own
+        ([{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}], {1, 4, 16}),
     ],
     ids=["to the end", "own count at the end"],
 )
 def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, counts):
-    config = dataclasses.replace(TINY, operator="mediator", options={"count": 16, "schedule": schedule})
+    config = dataclasses.replace(
+        TINY, operator="mediator", options={"count": 16, "schedule": schedule}
+    )
     one = lesson_of(teacher, config)
     used: list[set] = []
     kind = type(families.layers(one.student)[0].operator)
     core = kind.core
 
     def watched(self, *args):
-        used[-1].add(args[-1].count if isinstance(args[-1].count, int) else args[-1].count[0] * args[-1].count[1])
+        used[-1].add(
+            args[-1].count
+            if isinstance(args[-1].count, int)
+            else args[-1].count[0] * args[-1].count[1]
+        )
         return core(self, *args)
 
     monkeypatch.setattr(kind, "core", watched)
@@ -345,7 +391,8 @@ def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, co
     assert all(layer.operator.pinned is None for layer in families.layers(one.student))
 
 
-# The loop ------------------------------------------------------------------------------------------------------------
+# The loop
+# ---------------------------------------------------------------------------------------------
 
 
 def test_rate_warms_up_and_falls():
@@ -407,7 +454,9 @@ def test_history_has_a_row_every_few_steps(teacher, capsys):
         ("end-to-end", 4),
         ("end-to-end", 5),
     ]
-    assert {"loss", "noise", "variance", "gradient", "learning_rate", "seconds"} <= result.history[-1].keys()
+    assert {"loss", "noise", "variance", "gradient", "learning_rate", "seconds"} <= result.history[
+        -1
+    ].keys()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert lines[-1].startswith("end-to-end 5/5 task")
@@ -456,18 +505,35 @@ def test_compiled_blocks_do_the_same_and_are_taken_back(teacher, monkeypatch):
 
 
 def test_settings_come_from_params_by_name():
-    student = SimpleNamespace(operator="clear", options={"radius": 3}, layers=(0, 1), initialise="all", name="small")
-    recipe = SimpleNamespace(steps=7, layerwise_steps=3, objective="lit", trains="new", seeds=(0, 1))
+    student = SimpleNamespace(
+        operator="clear", options={"radius": 3}, layers=(0, 1), initialise="all", name="small"
+    )
+    recipe = SimpleNamespace(
+        steps=7, layerwise_steps=3, objective="lit", trains="new", seeds=(0, 1)
+    )
     config = of_params(student, recipe, seed=1)
-    assert (config.operator, config.options, config.layers, config.seed) == ("clear", {"radius": 3}, (0, 1), 1)
-    assert (config.steps, config.layerwise_steps, config.objective, config.trains) == (7, 3, "lit", "new")
+    assert (config.operator, config.options, config.layers, config.seed) == (
+        "clear",
+        {"radius": 3},
+        (0, 1),
+        1,
+    )
+    assert (config.steps, config.layerwise_steps, config.objective, config.trains) == (
+        7,
+        3,
+        "lit",
+        "new",
+    )
     assert config.batch == DistillConfig("clear").batch
 
 
-# Trouble -------------------------------------------------------------------------------------------------------------
+# Trouble
+# ---------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(teacher, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    teacher, tmp_path, monkeypatch
+):
     config = dataclasses.replace(TINY, scratch=str(tmp_path))
     path = tmp_path / "end-to-end.safetensors"
     original = Lesson.end_to_end
@@ -477,7 +543,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(teache
         return {name: value * float("nan") if step == 3 else value for name, value in terms.items()}
 
     monkeypatch.setattr(Lesson, "end_to_end", broken)
-    with pytest.raises(training.NotFinite, match=r"step 4 of 5 of stage end-to-end: .*loss is nan.*holds step 2"):
+    with pytest.raises(
+        training.NotFinite, match=r"step 4 of 5 of stage end-to-end: .*loss is nan.*holds step 2"
+    ):
         distill(config, teacher, TinyData())
     assert checkpoint.load(path)["step"] == 2
     monkeypatch.setattr(Lesson, "end_to_end", original)
@@ -508,7 +576,10 @@ def test_a_full_disk_loses_nothing(teacher, tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_recipe_is_refused(teacher, tmp_path):
     config = dataclasses.replace(TINY, scratch=str(tmp_path))
     distill(config, teacher, TinyData())
-    for other in (dataclasses.replace(config, learning_rate=2e-3), dataclasses.replace(config, options={"kernel": 5})):
+    for other in (
+        dataclasses.replace(config, learning_rate=2e-3),
+        dataclasses.replace(config, options={"kernel": 5}),
+    ):
         with pytest.raises(ValueError, match="made by another recipe"):
             distill(other, teacher, TinyData())
     with pytest.raises(ValueError, match="made by another recipe"):
@@ -534,7 +605,8 @@ def test_wrong_settings_are_refused(changes, message):
         dataclasses.replace(TINY, **changes)
 
 
-# Processes -----------------------------------------------------------------------------------------------------------
+# Processes
+# ---------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
@@ -559,13 +631,19 @@ tests.distill(tests.dataclasses.replace(tests.TINY, scratch={scratch!r}), tests.
 def python(*words: str) -> subprocess.CompletedProcess:
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=180)
+    return subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=180
+    )
 
 
 def test_killed_twice_it_ends_like_an_undisturbed_run(teacher, tmp_path):
     for stage, step in (("layerwise", 3), ("end_to_end", 3)):
         code = KILLED.format(
-            tests=str(HERE), threads=torch.get_num_threads(), stage=stage, step=step, scratch=str(tmp_path)
+            tests=str(HERE),
+            threads=torch.get_num_threads(),
+            stage=stage,
+            step=step,
+            scratch=str(tmp_path),
         )
         done = python("-c", code)
         assert done.returncode == -signal.SIGKILL, done.stderr
@@ -580,7 +658,11 @@ def test_killed_twice_it_ends_like_an_undisturbed_run(teacher, tmp_path):
 def test_killed_while_writing_a_checkpoint(teacher, tmp_path):
     distill(dataclasses.replace(TINY, scratch=str(tmp_path / "a"), steps=0), teacher, TinyData())
     code = KILLED.format(
-        tests=str(HERE), threads=torch.get_num_threads(), stage="layerwise", step=-1, scratch=str(tmp_path / "b")
+        tests=str(HERE),
+        threads=torch.get_num_threads(),
+        stage="layerwise",
+        step=-1,
+        scratch=str(tmp_path / "b"),
     )
     done = python("-c", code)
     assert done.returncode == -signal.SIGKILL, done.stderr

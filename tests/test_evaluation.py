@@ -26,7 +26,9 @@ def test_a_value_that_cannot_be_taken_stays_so():
 def test_seeds_that_differ_widen_the_interval_by_students_t():
     found = combine([measure(value, 0.1) for value in (0.4, 0.5, 0.6)])
     half = math.hypot(0.1, 4.303 * 0.1 / math.sqrt(3))
-    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(
+        (0.5, 0.5 - half, 0.5 + half)
+    )
     assert found["seeds"] == [0.4, 0.5, 0.6]
 
 
@@ -56,7 +58,9 @@ def bench(pipe, steps):
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_a_schedule_costs_the_mean_over_a_draw(steps):
     pipe = tiny.pipeline()
-    surgery.linearize(pipe, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 16}])
+    surgery.linearize(
+        pipe, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 16}]
+    )
     levels = sampling.noise_levels(pipe, steps)
     assert len(levels) == steps
     assert levels == sorted(levels, reverse=True)

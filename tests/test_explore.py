@@ -28,7 +28,8 @@ def student(teacher):
 def test_a_trace_has_one_belief_and_one_input_a_step(teacher):
     trace = explore.trace(teacher, 3, seed=5, steps=3)
     assert trace.steps == len(trace.beliefs) == 3
-    assert trace.inputs[0]["hidden_states"].shape[0] == 1  # guidance's unconditional half is left out
+    # guidance's unconditional half is left out
+    assert trace.inputs[0]["hidden_states"].shape[0] == 1
     assert trace.inputs[0]["class_labels"].tolist() == [3]
     noise = [trace.noise(step) for step in range(3)]
     assert noise == sorted(noise, reverse=True)
@@ -37,7 +38,10 @@ def test_a_trace_has_one_belief_and_one_input_a_step(teacher):
 
 
 def test_teacher_and_student_start_from_the_same_noise(teacher, student):
-    first, second = explore.trace(teacher, 1, steps=2), explore.trace(teacher, 1, steps=2, model=student)
+    first, second = (
+        explore.trace(teacher, 1, steps=2),
+        explore.trace(teacher, 1, steps=2, model=student),
+    )
     assert torch.equal(first.inputs[0]["hidden_states"], second.inputs[0]["hidden_states"])
     assert not torch.equal(first.inputs[1]["hidden_states"], second.inputs[1]["hidden_states"])
     assert explore.distance(first, first) == [0.0, 0.0]
@@ -74,12 +78,20 @@ def test_the_student_is_a_copy(teacher, student):
 
 
 def test_not_distilled_is_what_the_report_shows_as_such(teacher):
-    """The same weights whatever was drawn before, and those that the first seed of the recipe begins with."""
+    """The same weights whatever was drawn before, and those that the first seed of the recipe
+    begins with.
+    """
     entry = Student(operator="linfusion", name="lin", initialise="mlp_only")
-    first, second = (explore.student("lin, not distilled", teacher, {"lin": entry}).state_dict() for _ in range(2))
+    first, second = (
+        explore.student("lin, not distilled", teacher, {"lin": entry}).state_dict()
+        for _ in range(2)
+    )
     wanted = converted(teacher.model, entry, params.load().distill.seeds[0]).state_dict()
     other = converted(teacher.model, entry, 99).state_dict()
-    assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], wanted[name]) for name in wanted)
+    assert all(
+        torch.equal(first[name], second[name]) and torch.equal(first[name], wanted[name])
+        for name in wanted
+    )
     assert not all(torch.equal(first[name], other[name]) for name in wanted)
 
 
@@ -87,11 +99,13 @@ def test_heads():
     weights = torch.arange(8.0).reshape(2, 2, 2)
     assert torch.equal(explore.head(weights, None), weights.mean(0))
     assert torch.equal(explore.head(weights, 1), weights[1])
-    assert torch.equal(explore.head(weights, 3), weights[1])  # a student with fewer heads than the teacher
+    # a student with fewer heads than the teacher
+    assert torch.equal(explore.head(weights, 3), weights[1])
 
 
 @pytest.mark.parametrize(
-    ("step", "layer", "token", "what"), [(9, 0, 0, "step 9"), (0, 99, 0, "layer 99"), (0, 0, -1, "token -1")]
+    ("step", "layer", "token", "what"),
+    [(9, 0, 0, "step 9"), (0, 99, 0, "layer 99"), (0, 0, -1, "token -1")],
 )
 def test_what_does_not_exist_is_named(teacher, step, layer, token, what):
     with pytest.raises(ValueError, match=what):
@@ -139,14 +153,20 @@ def test_a_caption_is_traced_like_a_class(kind):
     noise = [trace.noise(step) for step in range(2)]
     assert 1 >= noise[0] > noise[1] >= 0
     other = explore.trace(made, "a yellow moon on black", steps=2)
-    assert not torch.equal(trace.inputs[0]["encoder_hidden_states"], other.inputs[0]["encoder_hidden_states"])
+    assert not torch.equal(
+        trace.inputs[0]["encoder_hidden_states"], other.inputs[0]["encoder_hidden_states"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["unet", "sdxl", "pixart", "flux"])
 def test_what_was_recorded_is_what_the_asked_half_of_the_model_saw(kind):
-    """The recorded call gives the prediction that the guided draw had for the caption, before guidance."""
+    """The recorded call gives the prediction that the guided draw had for the caption, before
+    guidance.
+    """
     made, answers = reader(kind), []
-    handle = made.model.register_forward_hook(lambda module, args, output: answers.append(output[0][:1].clone()))
+    handle = made.model.register_forward_hook(
+        lambda module, args, output: answers.append(output[0][:1].clone())
+    )
     trace = explore.trace(made, CAPTION, steps=1)
     handle.remove()
     with torch.no_grad():
@@ -165,13 +185,17 @@ def test_every_layer_of_a_captioned_model_is_asked_over_the_same_place(kind):
         whole = surgery.attention_map(made.model, layer, **trace.inputs[0])[0, :, -1, grid.text :]
         assert torch.allclose(weights.flatten(1), whole.float(), atol=1e-6)
     assert kind != "unet" or len({grid.picture for grid in grids}) > 1
-    picture = explore.looking({"teacher": made.model}, {"teacher": trace}, 0, len(grids) // 2, trace.grid.picture - 1)
+    picture = explore.looking(
+        {"teacher": made.model}, {"teacher": trace}, 0, len(grids) // 2, trace.grid.picture - 1
+    )
     deep = grids[len(grids) // 2]
     assert f"row {deep.height} of {deep.height}, column {deep.width} of {deep.width}" in picture.alt
 
 
 @pytest.mark.parametrize(
-    ("token", "found"), [(0, 0), (7, 3), (63, 15), (27, 5)], ids=["corner", "end of a row", "last", "inside"]
+    ("token", "found"),
+    [(0, 0), (7, 3), (63, 15), (27, 5)],
+    ids=["corner", "end of a row", "last", "inside"],
 )
 def test_a_place_on_another_grid_lies_over_the_same_spot(token, found):
     assert explore.place(token, explore.Grid(8, 8), explore.Grid(4, 4)) == found
@@ -204,7 +228,9 @@ def wider():
 
 def explore_student(student):
     """The student for the first teacher, any conversion for another."""
-    return lambda name, teacher: student if len(teacher.model.transformer_blocks) == 2 else linearized(teacher)
+    return lambda name, teacher: (
+        student if len(teacher.model.transformer_blocks) == 2 else linearized(teacher)
+    )
 
 
 def linearized(teacher):
@@ -212,13 +238,18 @@ def linearized(teacher):
 
 
 def test_the_widget_holds_the_functions_together(teacher, student):
-    explorer = explore.Explorer({"tiny": teacher, "wider": wider()}, ["clear"], explore_student(student), steps=2)
+    explorer = explore.Explorer(
+        {"tiny": teacher, "wider": wider()}, ["clear"], explore_student(student), steps=2
+    )
     before = explorer.maps.value
     assert "alt=" in explorer.pictures.value
     explorer.choose(3)
     assert explorer.maps.value != before
-    assert [token for token, button in enumerate(explorer.field.children) if button.description.strip()] == [3]
-    assert all(button.description for button in explorer.field.children)  # a browser keeps the text of an empty one
+    assert [
+        token for token, button in enumerate(explorer.field.children) if button.description.strip()
+    ] == [3]
+    # a browser keeps the text of an empty one
+    assert all(button.description for button in explorer.field.children)
     shown = explorer.pictures.value
     explorer.step.value = 0
     assert explorer.pictures.value != shown
@@ -233,9 +264,14 @@ def test_the_widget_holds_the_functions_together(teacher, student):
 
 def test_another_teacher_in_the_menu_brings_its_students_and_captions(teacher):
     offered = {"tiny": ["clear, not distilled"], "unet": ["sd-clear, not distilled"]}
-    entries = {**ENTRIES, "sd-clear": Student(operator="clear", name="sd-clear", options={"radius": 2})}
+    entries = {
+        **ENTRIES,
+        "sd-clear": Student(operator="clear", name="sd-clear", options={"radius": 2}),
+    }
     made = {"tiny": teacher, "unet": reader("unet")}
-    explorer = explore.Explorer(made, offered.get, lambda name, of: explore.student(name, of, entries), steps=1)
+    explorer = explore.Explorer(
+        made, offered.get, lambda name, of: explore.student(name, of, entries), steps=1
+    )
     explorer.teacher.value = "unet"
     assert list(explorer.student.options) == offered["unet"]
     assert explorer.traces["teacher"].label == explore.choices(made["unet"])[0][1]
@@ -244,7 +280,10 @@ def test_another_teacher_in_the_menu_brings_its_students_and_captions(teacher):
 
 
 def test_pictures_say_what_they_show(teacher, student):
-    traces = {"teacher": explore.trace(teacher, 0, steps=1), "clear": explore.trace(teacher, 0, steps=1, model=student)}
+    traces = {
+        "teacher": explore.trace(teacher, 0, steps=1),
+        "clear": explore.trace(teacher, 0, steps=1, model=student),
+    }
     models = {"teacher": teacher.model, "clear": student}
     for picture in (explore.beside(*traces.values(), 0), explore.looking(models, traces, 0, 0, 2)):
         assert isinstance(picture, Picture)

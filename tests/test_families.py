@@ -1,4 +1,6 @@
-"""How grid and noise reach a layer: every way of calling a model that could deliver another forward's."""
+"""How grid and noise reach a layer: every way of calling a model that could deliver another
+forward's.
+"""
 
 import copy
 import logging
@@ -16,11 +18,14 @@ from linattn.attention import OPERATORS, LayerShape, Operator
 from linattn.attention.grid import Grid
 
 WINDOW = {"radius": 3}  # depends on the grid's shape, so a wrong grid shows
-SCHEDULE = {"conv": 0, "schedule": [{"until": 0.5, "count": 4}, {"until": 0.0, "count": 9}]}  # depends on the noise
+# depends on the noise
+SCHEDULE = {"conv": 0, "schedule": [{"until": 0.5, "count": 4}, {"until": 0.0, "count": 9}]}
 
 
 class Probe(Operator):
-    """Adds a picture of its grid and noise to the values: any other forward's context changes the output."""
+    """Adds a picture of its grid and noise to the values: any other forward's context changes the
+    output.
+    """
 
     name = "probe"
 
@@ -53,7 +58,9 @@ def seen(model: nn.Module) -> list:
 
 
 def gradients(model: nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
-    return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    return torch.autograd.grad(
+        loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+    )
 
 
 def same(first, second, tolerance: float = 0.0) -> bool:
@@ -62,7 +69,8 @@ def same(first, second, tolerance: float = 0.0) -> bool:
     return all((a is None and b is None) or (a - b).abs().max() <= tolerance for a, b in pairs)
 
 
-# Layers --------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------
 
 
 def test_layers_in_forward_order_with_their_shape():
@@ -78,21 +86,28 @@ def test_a_subclass_is_of_its_parents_family():
     assert len(families.layers(model)) == 2
 
 
-@pytest.mark.parametrize("thing", [nn.Linear(2, 2), tiny.vae(), "dit-nano", None], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(
+    "thing", [nn.Linear(2, 2), tiny.vae(), "dit-nano", None], ids=lambda each: type(each).__name__
+)
 def test_an_unsupported_thing_is_named(thing):
     with pytest.raises(ValueError, match=type(thing).__name__):
         families.layers(thing)
 
 
 def test_an_unsupported_model_is_told_what_is_supported():
-    with pytest.raises(ValueError, match="supported are models of the classes DiTTransformer2DModel"):
+    with pytest.raises(
+        ValueError, match="supported are models of the classes DiTTransformer2DModel"
+    ):
         families.layers(tiny.vae())
 
 
-# Grid and noise ------------------------------------------------------------------------------------------------------
+# Grid and noise
+# ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("side", "patch", "grid"), [(8, 1, 8), (5, 1, 5), (12, 2, 6), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("side", "patch", "grid"), [(8, 1, 8), (5, 1, 5), (12, 2, 6), (1, 1, 1)], ids=str
+)
 def test_the_grid_is_the_latents_over_the_patch(side, patch, grid):
     model = probed(patch=patch)
     tiny.run(model, **tiny.inputs(side=side))
@@ -128,7 +143,10 @@ def test_dit_refuses_latents_that_it_would_scramble(height, width):
 
 def test_two_models_two_sizes_take_turns():
     models, sizes = [probed(seed=0), probed(seed=1, width=48, heads=6)], [8, 5, 16, 8]
-    alone = [[tiny.run(copy.deepcopy(model), **tiny.inputs(side=side)) for side in sizes] for model in models]
+    alone = [
+        [tiny.run(copy.deepcopy(model), **tiny.inputs(side=side)) for side in sizes]
+        for model in models
+    ]
     for step, side in enumerate(sizes):
         for model, wanted in zip(models, alone, strict=True):
             assert torch.equal(tiny.run(model, **tiny.inputs(side=side)), wanted[step])
@@ -144,7 +162,9 @@ def test_a_doubled_batch_is_the_two_halves():
 
 def test_a_scheduled_operator_follows_each_samples_noise():
     model = linattn.linearize(tiny.model(), "mediator", **SCHEDULE)
-    few, many = (linattn.linearize(tiny.model(), "mediator", conv=0, count=count) for count in (4, 9))
+    few, many = (
+        linattn.linearize(tiny.model(), "mediator", conv=0, count=count) for count in (4, 9)
+    )
     inputs = {**tiny.inputs(batch=2), "timestep": torch.tensor([900, 100])}
     out = tiny.run(model, **inputs)
     torch.testing.assert_close(out[0], tiny.run(few, **inputs)[0])
@@ -152,12 +172,16 @@ def test_a_scheduled_operator_follows_each_samples_noise():
     assert not torch.allclose(out[1], tiny.run(few, **inputs)[1], atol=1e-4)
 
 
-# Backward ------------------------------------------------------------------------------------------------------------
+# Backward
+# ---------------------------------------------------------------------------------------------
 
 
 def forwards(model: nn.Module, sizes: list[int]) -> torch.Tensor:
     """A loss over several forwards with different sizes and times, before any backward."""
-    return sum(tiny.run(model, **tiny.inputs(side=side, seed=i)).square().mean() for i, side in enumerate(sizes))
+    return sum(
+        tiny.run(model, **tiny.inputs(side=side, seed=i)).square().mean()
+        for i, side in enumerate(sizes)
+    )
 
 
 @pytest.mark.parametrize("sizes", [[8], [8, 8], [8, 5, 16]], ids=str)
@@ -177,11 +201,15 @@ def plain(model):
 
 
 def own_function(model):
-    model.enable_gradient_checkpointing(lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=False))
+    model.enable_gradient_checkpointing(
+        lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=False)
+    )
 
 
 def reentrant(model):
-    model.enable_gradient_checkpointing(lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=True))
+    model.enable_gradient_checkpointing(
+        lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=True)
+    )
 
 
 @pytest.mark.parametrize("sizes", [[8], [8, 8], [8, 5, 16]], ids=str)
@@ -201,7 +229,9 @@ def test_gradient_checkpointing_recomputes_with_its_own_grid_and_noise(how, size
             module.dropout_prob = 0.0
     if how is reentrant:  # it needs an input with a gradient, and cannot use autograd.grad
         loss = sum(
-            tiny.run(model, **{**inputs, "hidden_states": inputs["hidden_states"].requires_grad_()}).square().mean()
+            tiny.run(model, **{**inputs, "hidden_states": inputs["hidden_states"].requires_grad_()})
+            .square()
+            .mean()
             for inputs in (tiny.inputs(side=side, seed=i) for i, side in enumerate(sizes))
         )
         loss.backward()
@@ -209,10 +239,13 @@ def test_gradient_checkpointing_recomputes_with_its_own_grid_and_noise(how, size
     else:
         found = gradients(model, forwards(model, sizes))
     reference = gradients(wanted, forwards(wanted, sizes))
-    assert same(found, reference, tolerance=1e-6 * max(g.abs().max() for g in reference if g is not None))
+    assert same(
+        found, reference, tolerance=1e-6 * max(g.abs().max() for g in reference if g is not None)
+    )
 
 
-# Copies, threads, compilation ----------------------------------------------------------------------------------------
+# Copies, threads, compilation
+# ----------------------------------------------------------------------------------------
 
 
 def test_a_deepcopy_lives_apart():
@@ -223,7 +256,9 @@ def test_a_deepcopy_lives_apart():
     with torch.no_grad():
         for layer in families.layers(twin):
             layer.operator.scale.zero_()
-    assert not torch.allclose(tiny.run(twin, **tiny.inputs(side=5)), tiny.run(model, **tiny.inputs(side=5)))
+    assert not torch.allclose(
+        tiny.run(twin, **tiny.inputs(side=5)), tiny.run(model, **tiny.inputs(side=5))
+    )
     assert torch.equal(tiny.run(model, **inputs), wanted)
     del model
     assert tiny.run(twin, **inputs).isfinite().all()
@@ -233,7 +268,9 @@ def test_a_deepcopy_lives_apart():
 def test_threads(shared):
     models = [probed()] * 2 if shared else [probed(), probed(seed=1)]
     sizes = [8, 13]
-    alone = [tiny.run(model, **tiny.inputs(side=side)) for model, side in zip(models, sizes, strict=True)]
+    alone = [
+        tiny.run(model, **tiny.inputs(side=side)) for model, side in zip(models, sizes, strict=True)
+    ]
     wrong = []
 
     def work(model, side, wanted):
@@ -244,7 +281,9 @@ def test_threads(shared):
             except Exception as error:
                 wrong.append(error)
 
-    threads = [threading.Thread(target=work, args=each) for each in zip(models, sizes, alone, strict=True)]
+    threads = [
+        threading.Thread(target=work, args=each) for each in zip(models, sizes, alone, strict=True)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -267,7 +306,9 @@ def test_a_compiled_block_equals_the_eager_one_at_every_size():
         for block in model.transformer_blocks:
             block.compile(backend=backend)
         for side, eager in zip(sizes, wanted, strict=True):
-            torch.testing.assert_close(tiny.run(model, **tiny.inputs(side=side)), eager, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                tiny.run(model, **tiny.inputs(side=side)), eager, atol=1e-5, rtol=1e-5
+            )
     assert graphs
 
 
@@ -339,7 +380,8 @@ class Silent(list):
         pass
 
 
-# Layers left dense, layers lost --------------------------------------------------------------------------------------
+# Layers left dense, layers lost
+# --------------------------------------------------------------------------------------
 
 
 def test_dense_layers_neither_warn_nor_change(caplog):
@@ -435,7 +477,8 @@ def test_a_lora_on_a_projection_is_honoured(order):
     assert torch.equal(tiny.run(model), tiny.run(plain_model))
 
 
-# One layer, and all of them ------------------------------------------------------------------------------------------
+# One layer, and all of them
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("student", [False, True], ids=["teacher", "student"])

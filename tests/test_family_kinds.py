@@ -1,4 +1,6 @@
-"""Every operator on every family: the same model where it is softmax, the definition where it is not."""
+"""Every operator on every family: the same model where it is softmax, the definition where it is
+not.
+"""
 
 import copy
 import importlib
@@ -34,7 +36,13 @@ def converted(kind, operator, model=None):
     model = kinds.model(kind) if model is None else model
     torch.manual_seed(0)
     options = dict(OPERATORS.get(operator, {}))
-    idle = ("text", "rope") if kind not in kinds.JOINT else () if families.family(model).rotates else ("rope",)
+    idle = (
+        ("text", "rope")
+        if kind not in kinds.JOINT
+        else ()
+        if families.family(model).rotates
+        else ("rope",)
+    )
     options = {name: value for name, value in options.items() if name not in idle}
     linattn.linearize(model, operator.partition("-")[0], **options)
     for name, parameter in model.named_parameters():
@@ -44,12 +52,28 @@ def converted(kind, operator, model=None):
 
 
 def test_layers_have_their_names():
-    found = {kind: [layer.name for layer in families.layers(kinds.model(kind))] for kind in kinds.KINDS}
+    found = {
+        kind: [layer.name for layer in families.layers(kinds.model(kind))] for kind in kinds.KINDS
+    }
     assert found["pixart"] == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
-    assert found["sd35"] == ["transformer_blocks.0.attn", "transformer_blocks.0.attn2", "transformer_blocks.1.attn"]
-    assert found["flux"] == ["transformer_blocks.0.attn"] + [f"single_transformer_blocks.{n}.attn" for n in (0, 1)]
+    assert found["sd35"] == [
+        "transformer_blocks.0.attn",
+        "transformer_blocks.0.attn2",
+        "transformer_blocks.1.attn",
+    ]
+    assert found["flux"] == ["transformer_blocks.0.attn"] + [
+        f"single_transformer_blocks.{n}.attn" for n in (0, 1)
+    ]
     assert found["qwen"] == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
-    places = ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.0", "up_blocks.1", "up_blocks.1")
+    places = (
+        "down_blocks.0",
+        "down_blocks.1",
+        "mid_block",
+        "up_blocks.0",
+        "up_blocks.0",
+        "up_blocks.1",
+        "up_blocks.1",
+    )
     assert [name.partition(".attentions")[0] for name in found["unet"]] == list(places)
 
 
@@ -76,7 +100,9 @@ def test_softmax_is_the_model_itself(kind):
 def wide(given):
     if isinstance(given, dict):
         return {name: wide(each) for name, each in given.items()}
-    return given.double() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
+    return (
+        given.double() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
+    )
 
 
 @each_kind
@@ -85,14 +111,20 @@ def wide(given):
 def test_every_layer_is_the_operators_definition_on_its_own_grid(kind, operator):
     for height, width in kinds.sizes(kind):
         model, given = converted(kind, operator).double(), wide(kinds.inputs(kind, height, width))
-        assert not torch.allclose(kinds.run(model, **given), kinds.run(kinds.model(kind).double(), **given), atol=1e-3)
+        assert not torch.allclose(
+            kinds.run(model, **given), kinds.run(kinds.model(kind).double(), **given), atol=1e-3
+        )
         with families.capture(model) as seen:
             kinds.run(model, **given)
         assert len(seen) == len(families.layers(model))
         for layer, entry in zip(families.layers(model), seen, strict=True):
             assert (entry["grid"].text > 0) == layer.shape.has_text
-            torch.testing.assert_close(entry["output"], by_definition(layer, entry), rtol=1e-8, atol=1e-9)
-            again = families.apply(layer, entry["input"], entry["grid"], entry["noise"], **entry["more"])
+            torch.testing.assert_close(
+                entry["output"], by_definition(layer, entry), rtol=1e-8, atol=1e-9
+            )
+            again = families.apply(
+                layer, entry["input"], entry["grid"], entry["noise"], **entry["more"]
+            )
             assert torch.equal(again, entry["output"])
 
 
@@ -101,7 +133,9 @@ def by_definition(layer, entry):
     attn, more, grid = layer.attn, entry["more"], entry["grid"]
     text, rope = more.get("encoder_hidden_states"), more.get("image_rotary_emb")
     q, k, v = families.projections(attn, entry["input"], grid, text, rope)
-    out = layer.operator.definition(q, k, v, grid, entry["noise"], families.position(rope)).flatten(2)
+    out = layer.operator.definition(q, k, v, grid, entry["noise"], families.position(rope)).flatten(
+        2
+    )
     if not hasattr(attn, "to_out") or attn.to_out is None:
         return out
     if text is None:
@@ -125,7 +159,10 @@ def test_each_level_of_a_unet_has_its_own_grid(kind, height, width):
 @torch.no_grad()
 def test_the_blocks_of_the_latent_upscaler_have_their_own_grid():
     """sd-x2-latent-upscaler keeps attn1 in K blocks, at its lowest level."""
-    down, up = ("KDownBlock2D", *["KCrossAttnDownBlock2D"] * 3), (*["KCrossAttnUpBlock2D"] * 3, "KUpBlock2D")
+    down, up = (
+        ("KDownBlock2D", *["KCrossAttnDownBlock2D"] * 3),
+        (*["KCrossAttnUpBlock2D"] * 3, "KUpBlock2D"),
+    )
     more = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 2, "mid_block_type": None}
     more |= {"time_embedding_type": "fourier", "resnet_time_scale_shift": "scale_shift"}
     model = kinds._unet(down_block_types=down, up_block_types=up, **more).double().eval()
@@ -140,7 +177,9 @@ def grid_of(kind, layer, height, width, text):
     """A layer's grid from the picture's sides and the layer's name alone."""
     if kind in kinds.JOINT and not layer.name.endswith("attn2"):
         return Grid(height, width, text)
-    halved = kind in ("unet", "sdxl") and not layer.name.startswith(("down_blocks.0.", "up_blocks.1."))
+    halved = kind in ("unet", "sdxl") and not layer.name.startswith(
+        ("down_blocks.0.", "up_blocks.1.")
+    )
     return Grid(-(-height // 2), -(-width // 2)) if halved else Grid(height, width)
 
 
@@ -168,9 +207,19 @@ def test_a_stock_pipelines_layers_are_told_its_pixels_and_its_schedulers_times(k
     how = {"use_resolution_binning": False, "clean_caption": False} if kind == "pixart" else {}
     how |= {"max_sequence_length": 6} if kind in ("pixart", *kinds.JOINT) else {}
     with families.capture(model) as seen:
-        pipe("a red ring", height=48, width=80, num_inference_steps=3, guidance_scale=1.0, output_type="latent", **how)
+        pipe(
+            "a red ring",
+            height=48,
+            width=80,
+            num_inference_steps=3,
+            guidance_scale=1.0,
+            output_type="latent",
+            **how,
+        )
     text = {"flux": 6, "sd3": 16 + 6, "sd35": 16 + 6}.get(kind, 0)  # T5's, after CLIP's 16 in SD3
-    scale = 8 if kind in kinds.JOINT else 4  # pixels of a token: the VAE's factor, and patches of 2 x 2
+    scale = (
+        8 if kind in kinds.JOINT else 4
+    )  # pixels of a token: the VAE's factor, and patches of 2 x 2
     assert len(found) == 3
     for step, time in zip(found, pipe.scheduler.timesteps, strict=True):
         for layer, entry in zip(families.layers(model), step, strict=True):
@@ -197,7 +246,9 @@ def test_restored_bit_for_bit_and_saved_and_loaded(kind, tmp_path):
 def test_two_sizes_before_one_backward_under_checkpointing(kind):
     """Gradients are those of one forward at a time."""
     model = converted(kind, "clear").requires_grad_(True)
-    calls = [kinds.inputs(kind, *kinds.sizes(kind)[-1], seed=seed, text=4 + seed) for seed in (0, 1)]
+    calls = [
+        kinds.inputs(kind, *kinds.sizes(kind)[-1], seed=seed, text=4 + seed) for seed in (0, 1)
+    ]
     calls[1] = kinds.inputs(kind, 4, 4, text=7, seed=1)
     slopes = {}
     for checkpointing in (False, True):
@@ -210,7 +261,9 @@ def test_two_sizes_before_one_backward_under_checkpointing(kind):
                 module.dropout_prob = 0.0
         sum(kinds.run(model, **given).square().mean() for given in calls).backward()
         slopes[checkpointing] = {
-            name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None
+            name: each.grad.clone()
+            for name, each in model.named_parameters()
+            if each.grad is not None
         }
     assert slopes[False].keys() == slopes[True].keys()
     for name, slope in slopes[False].items():
@@ -246,14 +299,19 @@ def test_the_costs_of_pixart_alpha_know_its_sizes():
 
     more = {"num_attention_heads": 6, "cross_attention_dim": 48, "use_additional_conditions": True}
     model = kinds._pixart(**more).eval()
-    assert families.grids(model, **families.family(model).example(model, 6, 2, 0.5)) == [Grid(6, 6)] * 2
+    assert (
+        families.grids(model, **families.family(model).example(model, 6, 2, 0.5))
+        == [Grid(6, 6)] * 2
+    )
     assert costs.counted_macs(model, 6) == costs.macs(model, 6)["total"]
 
 
 @pytest.mark.parametrize("kind", ["sd3", "sd35"])
 def test_another_denominator_is_refused_where_nothing_is_rotated(kind):
     model = kinds.model(kind)
-    with pytest.raises(ValueError, match="lit: rope='numerator'.*SD3Transformer2DModel are not rotated"):
+    with pytest.raises(
+        ValueError, match="lit: rope='numerator'.*SD3Transformer2DModel are not rotated"
+    ):
         linattn.linearize(model, "lit", heads=2, kernel=0, rope="numerator")
     assert all(layer.operator is None for layer in families.layers(model))
     linattn.linearize(model, "lit", heads=2, kernel=0, rope="map")
@@ -282,20 +340,26 @@ def test_a_denominator_of_unrotated_queries_and_keys_is_another(kind):
 def test_unrotated_is_before_the_rotation():
     angles = torch.randn(7, 4, dtype=torch.float64).repeat_interleave(2, 1)
     x, rope = torch.randn(2, 7, 3, 8, dtype=torch.float64), (angles.cos(), angles.sin())
-    torch.testing.assert_close(features.unrotated(apply_rotary_emb(x, rope, sequence_dim=1), rope), x)
+    torch.testing.assert_close(
+        features.unrotated(apply_rotary_emb(x, rope, sequence_dim=1), rope), x
+    )
 
 
 @pytest.mark.parametrize("name", ["linfusion", "lit"])
 @torch.no_grad()
 def test_exact_text_is_softmax_and_the_picture_mixes_by_its_share(name):
-    """Token by token: what a text token reads, and how much of a picture token's weight the text has."""
+    """Token by token: what a text token reads, and how much of a picture token's weight the text
+    has.
+    """
     model, given = kinds.model("flux").double(), wide(kinds.inputs("flux", 3, 5, text=4))
     more = {"heads": 2, "kernel": 0} if name == "lit" else {"hidden": 0}
     before = linattn.attention_map(model, 0, **given)
     linattn.linearize(model, name, text="exact", eps=0, **more)
     found = linattn.attention_map(model, 0, **given)  # 4 of text, 15 of picture
     torch.testing.assert_close(found[:, :, :4], before[:, :, :4])
-    torch.testing.assert_close(found[:, :, 4:, :4].sum(-1), torch.full_like(found[:, :, 4:, 0], 4 / 19))
+    torch.testing.assert_close(
+        found[:, :, 4:, :4].sum(-1), torch.full_like(found[:, :, 4:, 0], 4 / 19)
+    )
     torch.testing.assert_close(
         found[:, :, 4:, 4:].sum(-1), torch.full_like(found[:, :, 4:, 0], 15 / 19), rtol=1e-4, atol=0
     )
@@ -307,7 +371,9 @@ def test_exact_text_is_softmax_and_the_picture_mixes_by_its_share(name):
 @pytest.mark.parametrize("text", [3, 11])
 @pytest.mark.parametrize(("height", "width"), [(5, 9), (8, 6)])
 @torch.no_grad()
-def test_clear_is_dense_attention_with_a_disc_and_a_text_prefix(kind, height, width, text, monkeypatch):
+def test_clear_is_dense_attention_with_a_disc_and_a_text_prefix(
+    kind, height, width, text, monkeypatch
+):
     """Against a processor that knows nothing of linattn."""
     given = wide(kinds.inputs(kind, height, width, text))
     model, dense = (kinds.model(kind).double() for _ in range(2))
@@ -316,14 +382,22 @@ def test_clear_is_dense_attention_with_a_disc_and_a_text_prefix(kind, height, wi
     seen[text:, text:] = disc(height, width)
     source = importlib.import_module(type(dense).__module__)
     attend = source.dispatch_attention_fn
-    monkeypatch.setattr(source, "dispatch_attention_fn", lambda *qkv, **how: attend(*qkv, **{**how, "attn_mask": seen}))
-    torch.testing.assert_close(kinds.run(model, **given), kinds.run(dense, **given), rtol=1e-7, atol=1e-7)
+    monkeypatch.setattr(
+        source,
+        "dispatch_attention_fn",
+        lambda *qkv, **how: attend(*qkv, **{**how, "attn_mask": seen}),
+    )
+    torch.testing.assert_close(
+        kinds.run(model, **given), kinds.run(dense, **given), rtol=1e-7, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in kinds.ROTARY])
 @torch.no_grad()
 def test_clear_is_dense_attention_with_a_disc_at_every_level(kind, monkeypatch):
-    """Against diffusers' own processors, whose self-attention is told by its as many keys as queries; text is last."""
+    """Against diffusers' own processors, whose self-attention is told by its as many keys as
+    queries; text is last.
+    """
     (height, width), text = kinds.sizes(kind)[-1], 4
     given = wide(kinds.inputs(kind, height, width, text))
     model, dense = (kinds.model(kind).double() for _ in range(2))
@@ -334,10 +408,15 @@ def test_clear_is_dense_attention_with_a_disc_at_every_level(kind, monkeypatch):
     if kind in kinds.JOINT:
         discs.append(torch.ones(text + height * width, text + height * width, dtype=torch.bool))
         discs[-1][:-text, :-text] = discs[0]
-    masks, attend = {len(mask): mask for mask in discs}, torch.nn.functional.scaled_dot_product_attention
+    masks, attend = (
+        {len(mask): mask for mask in discs},
+        torch.nn.functional.scaled_dot_product_attention,
+    )
 
     def masked(q, k, v, attn_mask=None, **how):  # (batch, heads, tokens, head_dim)
-        return attend(q, k, v, attn_mask=masks[len(q[0, 0])] if q.shape == k.shape else attn_mask, **how)
+        return attend(
+            q, k, v, attn_mask=masks[len(q[0, 0])] if q.shape == k.shape else attn_mask, **how
+        )
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
     found = kinds.run(dense, **given)
@@ -347,7 +426,10 @@ def test_clear_is_dense_attention_with_a_disc_at_every_level(kind, monkeypatch):
 
 def disc(height, width, radius=3):
     """(tokens, tokens): who lies less than the radius away."""
-    y, x = (each.flatten() for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    y, x = (
+        each.flatten()
+        for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    )
     return (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < radius**2
 
 
@@ -358,8 +440,13 @@ def test_a_flux_grid_is_read_in_half_precision_and_refuses_reference_pictures():
     assert families.family(model).read(model, {**given, "img_ids": ids})[0] == Grid(3, 300, 5)
     assert families.family(model).read(model, {**given, "img_ids": ids[None]})[0] == Grid(3, 300, 5)
     more = torch.cat([ids, ids + torch.tensor([1.0, 0, 0])])
-    with pytest.raises(ValueError, match="1800 picture tokens, but img_ids tell of a picture of 3 x 300"):
-        kinds.run(model, **{**given, "img_ids": more, "hidden_states": given["hidden_states"].repeat(1, 2, 1)})
+    with pytest.raises(
+        ValueError, match="1800 picture tokens, but img_ids tell of a picture of 3 x 300"
+    ):
+        kinds.run(
+            model,
+            **{**given, "img_ids": more, "hidden_states": given["hidden_states"].repeat(1, 2, 1)},
+        )
 
 
 @pytest.mark.parametrize("kind", kinds.ROTARY)
@@ -371,7 +458,8 @@ def test_who_knows_the_grid_hands_it_down(kind):
     assert torch.equal(kinds.run(model, **given, **extras), wanted)
 
 
-# What is refused -----------------------------------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------------------------
 
 HANDS_NOTHING = ", and its forward takes no dictionary that it would hand down"
 OTHERS = [
@@ -381,8 +469,16 @@ OTHERS = [
     ("UNetMotionModel", {}, "attend over time"),
     ("Flux2Transformer2DModel", {"num_layers": 1}, "as img_ids says.*CONTRIBUTING"),
     ("QwenImage21Transformer2DModel", {"num_layers": 1}, "as img_shapes says.*CONTRIBUTING"),
-    ("AuraFlowTransformer2DModel", {"num_mmdit_layers": 1}, "not known here: a family of its own tells that"),
-    ("HunyuanDiT2DModel", {"num_layers": 2, "in_channels": 4, "patch_size": 2}, f"not known here{HANDS_NOTHING}"),
+    (
+        "AuraFlowTransformer2DModel",
+        {"num_mmdit_layers": 1},
+        "not known here: a family of its own tells that",
+    ),
+    (
+        "HunyuanDiT2DModel",
+        {"num_layers": 2, "in_channels": 4, "patch_size": 2},
+        f"not known here{HANDS_NOTHING}",
+    ),
     ("VQModel", {}, "how its tokens lie on the picture is not known"),
     ("AutoencoderTiny", {}, "none of diffusers' attention layers"),
 ]
@@ -392,7 +488,9 @@ OTHERS = [
 def test_other_models_are_refused_with_a_reason(name, less, says):
     with torch.device("meta"):
         model = getattr(diffusers, name)(**less)
-    with pytest.raises(ValueError, match=f"{name} is not supported: .*{says}.*FluxTransformer2DModel"):
+    with pytest.raises(
+        ValueError, match=f"{name} is not supported: .*{says}.*FluxTransformer2DModel"
+    ):
         linattn.linearize(model, "clear")
 
 
@@ -411,14 +509,21 @@ LIKE_FLUX = {
     [
         ("Flux2Transformer2DModel", {"axes_dims_rope": (2, 2, 2, 2), "guidance_embeds": False}),
         ("OvisImageTransformer2DModel", {"axes_dims_rope": (2, 2, 4), "out_channels": 16}),
-        ("LongCatImageTransformer2DModel", {"axes_dims_rope": [2, 2, 4], "pooled_projection_dim": kinds.TEXT}),
+        (
+            "LongCatImageTransformer2DModel",
+            {"axes_dims_rope": [2, 2, 4], "pooled_projection_dim": kinds.TEXT},
+        ),
     ],
 )
 @torch.no_grad()
 def test_the_reason_is_true_of_models_like_flux(name, more):
-    """Their tokens do lie as img_ids says, and nothing reaches the attentions of those of which the reason says so."""
+    """Their tokens do lie as img_ids says, and nothing reaches the attentions of those of which the
+    reason says so.
+    """
     model, told = getattr(diffusers, name)(**LIKE_FLUX, **more).eval(), []
-    with pytest.raises(ValueError, match=f"{name} is not supported: its tokens lie on the picture as img_ids") as error:
+    with pytest.raises(
+        ValueError, match=f"{name} is not supported: its tokens lie on the picture as img_ids"
+    ) as error:
         linattn.linearize(model, "clear")
     for module in model.modules():
         if hasattr(module, "set_processor"):
@@ -428,7 +533,9 @@ def test_the_reason_is_true_of_models_like_flux(name, more):
     given = kinds.inputs("flux", 3, 5)
     del given["pooled_projections"]
     if len(more["axes_dims_rope"]) == 4:  # FLUX.2's ids end with a fourth, of the text
-        given |= {ids: torch.nn.functional.pad(given[ids], (0, 1)) for ids in ("img_ids", "txt_ids")}
+        given |= {
+            ids: torch.nn.functional.pad(given[ids], (0, 1)) for ids in ("img_ids", "txt_ids")
+        }
     if handed := "joint_attention_kwargs" in passing.arguments_of(model):
         given["joint_attention_kwargs"] = {"anything": 1}
     plain = kinds.run(model, **given)
@@ -436,7 +543,8 @@ def test_the_reason_is_true_of_models_like_flux(name, more):
     assert handed == all(told) == (HANDS_NOTHING not in str(error.value))
     if handed:
         del given["joint_attention_kwargs"]
-    given["img_ids"] = given["img_ids"].view(3, 5, -1).transpose(0, 1).flatten(0, 1)  # the same tokens in rows of 3
+    # the same tokens in rows of 3
+    given["img_ids"] = given["img_ids"].view(3, 5, -1).transpose(0, 1).flatten(0, 1)
     assert not torch.allclose(kinds.run(model, **given), plain, atol=1e-4)
 
 
@@ -444,8 +552,13 @@ def test_the_reason_is_true_of_models_like_flux(name, more):
 def test_a_unet_without_attn1_is_refused_with_a_reason(only):
     """DeepFloyd IF and Kandinsky 2.x."""
     down, up = ("SimpleCrossAttnDownBlock2D",) * 2, ("SimpleCrossAttnUpBlock2D",) * 2
-    middle = {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "mid_block_only_cross_attention": only}
-    model = kinds.MADE["unet"](down_block_types=down, up_block_types=up, only_cross_attention=only, **middle)
+    middle = {
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "mid_block_only_cross_attention": only,
+    }
+    model = kinds.MADE["unet"](
+        down_block_types=down, up_block_types=up, only_cross_attention=only, **middle
+    )
     says = "UNet2DConditionModel is not supported: .*attn1.* SimpleCrossAttnDownBlock2D, SimpleCrossAttnUpBlock2D, have"
     for call in (linattn.describe, lambda each: linattn.linearize(each, "clear")):
         with pytest.raises(ValueError, match=says):

@@ -9,7 +9,11 @@ from linattn.report.numbers import short
 from linattn.report.picture import HUES, Picture, looks
 
 LOOKS = looks({"softmax": "softmax", "clear": "clear", "clear-pool": "clear", "lit": "lit"})
-CURVE = {"step": [0, 10, 20], "loss": [1.0, 0.5, 0.1], "stage": ["layerwise", "layerwise", "end-to-end"]}
+CURVE = {
+    "step": [0, 10, 20],
+    "loss": [1.0, 0.5, 0.1],
+    "stage": ["layerwise", "layerwise", "end-to-end"],
+}
 ROWS = [
     {"operator": name, "tokens": n, "seconds": 1e-3 * n**power}
     for name, power in (("softmax", 2.0), ("clear", 1.0))
@@ -96,7 +100,9 @@ def test_a_strip_holds_the_pictures_pixel_by_pixel():
     from PIL import Image
 
     pictures = torch.rand(3, 3, 5, 7)
-    sheet = np.asarray(Image.open(BytesIO(figures.strip(pictures, "x", columns=2, scale=1, gap=2).png)))
+    sheet = np.asarray(
+        Image.open(BytesIO(figures.strip(pictures, "x", columns=2, scale=1, gap=2).png))
+    )
     assert sheet.shape == (12, 16, 4)
     expected = (pictures[1] * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(sheet[:5, 9:16, :3], expected)
@@ -171,7 +177,9 @@ def test_numbers_read_as_a_person_writes_them(value, text):
 
 def test_a_measure_without_a_number_is_refused():
     with pytest.raises(ValueError, match="similarity"):
-        figures.heatmap([[None, None]], rows=["0"], columns=["a", "b"], title="similarity", x="noise", y="layer")
+        figures.heatmap(
+            [[None, None]], rows=["0"], columns=["a", "b"], title="similarity", x="noise", y="layer"
+        )
 
 
 def test_lines_at_zero_are_drawn_without_a_warning(recwarn):

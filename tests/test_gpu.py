@@ -35,7 +35,9 @@ def written(path, rows):
 
 def cells(text):
     return {
-        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines() if "|" in line
+        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")
+        for line in text.splitlines()
+        if "|" in line
     }
 
 
@@ -48,7 +50,9 @@ def rows(tmp_path):
             timed("linear flux 65536 forward", "sdpa-cudnn", ms=80, of_floor=0.005),
             timed("linear flux 65536 forward", "fla") | {"skipped": "not installed", "repeats": ""},
             timed("linear sdxl 65536 forward", ms=0.1, of_floor=0.78),
-            timed("window r=16 text=512 flux 65536 forward", ms=4, of_floor=0.4, executed_tflops=520),
+            timed(
+                "window r=16 text=512 flux 65536 forward", ms=4, of_floor=0.4, executed_tflops=520
+            ),
             timed("window r=16 text=512 flux 65536 backward", ms=20, of_floor=0.2),
         ],
     )
@@ -62,7 +66,12 @@ def test_every_target_has_a_row_and_what_nobody_measured_says_so(rows):
 
 def test_a_target_is_met_by_reaching_it_and_not_by_rounding(rows):
     found = cells(gpu.table(rows))
-    assert found["linear flux 65536 forward"][1:5] == ["0.5", "79% of floor", "80% of floor", "160x"]
+    assert found["linear flux 65536 forward"][1:5] == [
+        "0.5",
+        "79% of floor",
+        "80% of floor",
+        "160x",
+    ]
     assert found["linear sdxl 65536 forward"][2] == "**78% of floor**"
     assert found["window r=16 text=512 flux 65536 forward"][2] == "**520 TFLOP/s**"
     assert found["window r=16 text=512 flux 65536 backward"][2] == "**20 ms**"
@@ -84,6 +93,7 @@ def test_a_target_is_a_case_that_the_check_times():
 
 def test_a_run_that_timed_nothing_says_so(tmp_path):
     found = written(
-        tmp_path / "bench.csv", [timed("linear flux 65536 forward") | {"skipped": "no memory", "repeats": ""}]
+        tmp_path / "bench.csv",
+        [timed("linear flux 65536 forward") | {"skipped": "no memory", "repeats": ""}],
     )
     assert gpu.table(found).endswith("Nothing could be timed on a GPU.")

@@ -5,14 +5,17 @@ from linattn.attention.grid import Grid
 
 
 @pytest.mark.parametrize(
-    ("grid", "picture", "tokens"), [(Grid(1, 1), 1, 1), (Grid(3, 5), 15, 15), (Grid(2, 8, 7), 16, 23)]
+    ("grid", "picture", "tokens"),
+    [(Grid(1, 1), 1, 1), (Grid(3, 5), 15, 15), (Grid(2, 8, 7), 16, 23)],
 )
 def test_counts(grid, picture, tokens):
     assert (grid.picture, grid.tokens) == (picture, tokens)
 
 
 @pytest.mark.parametrize(
-    "sides", [(0, 4), (4, 0), (-1, 4), (4, 4, -1), (4.0, 4), (True, 4), ("4", 4), (4, None)], ids=str
+    "sides",
+    [(0, 4), (4, 0), (-1, 4), (4, 4, -1), (4.0, 4), (True, 4), ("4", 4), (4, None)],
+    ids=str,
 )
 def test_impossible_grids_are_refused_by_name_and_value(sides):
     with pytest.raises(ValueError, match="a grid's (height|width|text) is a whole number") as error:

@@ -49,7 +49,9 @@ TRAINING = {"steps": 8, "batch": 4}
 
 
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    """SIGKILL in the sixth of eight steps, in a process of its own; the last checkpoint was after the third."""
+    """SIGKILL in the sixth of eight steps, in a process of its own; the last checkpoint was after
+    the third.
+    """
     script = textwrap.dedent("""
         import functools, os, signal, sys
         from pathlib import Path
@@ -73,7 +75,9 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     assert done.returncode == -signal.SIGKILL, done.stderr
     whole = judge.train(tmp_path / "whole", **TRAINING).state_dict()
     taken = []
-    monkeypatch.setattr(judge, "spoil", lambda pictures, draw: taken.append(draw) or spoil(pictures, draw))
+    monkeypatch.setattr(
+        judge, "spoil", lambda pictures, draw: taken.append(draw) or spoil(pictures, draw)
+    )
     resumed = judge.train(tmp_path / "killed", **TRAINING).state_dict()
     assert len(taken) == 5  # what the checkpoint holds is not trained again
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -81,7 +85,9 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("side", [64, 128])
 def test_the_committed_judge_is_right_on_pictures_it_never_saw(side):
-    marks = judge.accuracy(judge.load(project.ROOT / "data" / "judge"), seed=11, count=500, side=side)
+    marks = judge.accuracy(
+        judge.load(project.ROOT / "data" / "judge"), seed=11, count=500, side=side
+    )
     assert marks["shape"] >= 0.99
     assert marks["colour"] >= 0.99
     card = project.read_json(project.ROOT / "data" / "judge" / "card.json")
@@ -90,13 +96,17 @@ def test_the_committed_judge_is_right_on_pictures_it_never_saw(side):
 
 @pytest.mark.parametrize("side", [64, 128])
 def test_the_committed_judge_marks_the_thing_and_not_what_is_around_it(side):
-    """It has no answer for an empty picture and guesses; what it marks right on a full one, it saw in the thing."""
+    """It has no answer for an empty picture and guesses; what it marks right on a full one, it saw
+    in the thing.
+    """
     trained = judge.load(project.ROOT / "data" / "judge")
     full = world.scenes(250, seed=11, start=world.HELD_OUT)
     empty = [dataclasses.replace(scene, things=()) for scene in full]
     labels = torch.tensor([scene.label for scene in full])
     seen, guessed = (trained(world.render(scenes, side)).right(labels) for scenes in (full, empty))
-    for right, guesses, chance in zip(seen, guessed, (1 / len(world.SHAPES), 1 / len(world.COLOURS)), strict=True):
+    for right, guesses, chance in zip(
+        seen, guessed, (1 / len(world.SHAPES), 1 / len(world.COLOURS)), strict=True
+    ):
         assert right.float().mean() >= 0.99
         # Four deviations above chance.
         assert guesses.float().mean() <= chance + 4 * (chance * (1 - chance) / len(full)) ** 0.5

@@ -25,7 +25,10 @@ import tune
 def test_pairs_are_counted_as_the_mask_has_them(height, width, radius, text):
     near = int(reference.window_mask(height, width, radius).sum())
     picture = height * width
-    assert bench.flops.useful_pairs(height, width, radius, text) == near + text * (text + picture) + picture * text
+    assert (
+        bench.flops.useful_pairs(height, width, radius, text)
+        == near + text * (text + picture) + picture * text
+    )
 
 
 def test_a_floor_counts_every_tensor_once():
@@ -37,7 +40,19 @@ def test_a_floor_counts_every_tensor_once():
 
 
 def test_a_run_leaves_its_rows(tmp_path, capsys):
-    asked = ["mediator", "--shapes", "sdxl", "--tokens", "64", "--modes", "both", "--counts", "4", "--repeats", "1"]
+    asked = [
+        "mediator",
+        "--shapes",
+        "sdxl",
+        "--tokens",
+        "64",
+        "--modes",
+        "both",
+        "--counts",
+        "4",
+        "--repeats",
+        "1",
+    ]
     assert bench.main([*asked, "--providers", "ours", "sdpa", "flex", "--out", str(tmp_path)]) == 0
     with (tmp_path / "bench.csv").open() as file:
         rows = {row["provider"]: row for row in csv.DictReader(file)}
@@ -49,7 +64,9 @@ def test_a_run_leaves_its_rows(tmp_path, capsys):
 
 def test_what_disagrees_with_the_definition_is_not_timed(monkeypatch):
     case = bench.Case("linear", "sdxl", 64, dtype=torch.float32)
-    monkeypatch.setitem(bench.PROVIDERS, "ours", lambda case: lambda q, k, v: 1.01 * bench.linear_attention(q, k, v))
+    monkeypatch.setitem(
+        bench.PROVIDERS, "ours", lambda case: lambda q, k, v: 1.01 * bench.linear_attention(q, k, v)
+    )
     (row,) = bench.measure(case, ["ours"], torch.device("cpu"), 1, 1.0)
     assert "differs from the definition in its result" in row["skipped"]
 
@@ -76,7 +93,9 @@ def test_nor_what_has_other_gradients(monkeypatch):
     ids=lambda case: case.kernel,
 )
 def test_on_a_cpu_the_forms_that_papers_publish_are_no_faster(case):
-    """Forward and backward in float32, in turns, until the best is no slower: a busy machine needs more of them."""
+    """Forward and backward in float32, in turns, until the best is no slower: a busy machine needs
+    more of them.
+    """
     case = bench.replace(case, mode="both", dtype=torch.float32)
     cpu = torch.device("cpu")
     runs = {
@@ -111,7 +130,10 @@ def test_the_gpu_check_runs_its_cases_in_processes_and_says_which_were_late(monk
     few = [(torch.float32, "mediator", number) for number in range(2)]
     monkeypatch.setattr(gpu_check, "jobs", lambda: few)
     rows = gpu_check.matrix(SimpleNamespace(workers=2, matrix=120))
-    assert [(row["case"], row["ok"]) for row in rows] == [("mediator d=8", True), ("mediator d=16", True)]
+    assert [(row["case"], row["ok"]) for row in rows] == [
+        ("mediator d=8", True),
+        ("mediator d=16", True),
+    ]
     late = gpu_check.matrix(SimpleNamespace(workers=1, matrix=0))
     assert [row["ok"] for row in late] == [False, False]
     assert late[0]["error"] == "no time was left"
@@ -125,7 +147,11 @@ class Deadly:
 
 
 def test_a_case_that_takes_its_process_with_it_costs_no_other_its_row(monkeypatch):
-    some = [(torch.float32, "mediator", 0), (torch.float32, Deadly(), 1), (torch.float32, "mediator", 1)]
+    some = [
+        (torch.float32, "mediator", 0),
+        (torch.float32, Deadly(), 1),
+        (torch.float32, "mediator", 1),
+    ]
     monkeypatch.setattr(gpu_check, "jobs", lambda: some)
     rows = gpu_check.matrix(SimpleNamespace(workers=1, matrix=120))
     assert [row["ok"] for row in rows] == [True, False, True]
@@ -135,10 +161,16 @@ def test_a_case_that_takes_its_process_with_it_costs_no_other_its_row(monkeypatc
 def test_every_candidate_is_said_as_the_shipped_ones_are():
     """Hopper's entries are what a search replaces."""
     for search in tune.searches():
-        shipped = [row["with"] for row in launch.table()[search.kernel] if row["capability"] == [9, 0]]
+        shipped = [
+            row["with"] for row in launch.table()[search.kernel] if row["capability"] == [9, 0]
+        ]
         assert shipped, search.kernel
-        assert all(any(set(how) == set(row) for row in shipped) for how in search.candidates), search.name
-        assert len(search.candidates) == len({tuple(sorted(how.items())) for how in search.candidates})
+        assert all(any(set(how) == set(row) for row in shipped) for how in search.candidates), (
+            search.name
+        )
+        assert len(search.candidates) == len(
+            {tuple(sorted(how.items())) for how in search.candidates}
+        )
 
 
 def test_inside_a_trial_one_kernel_takes_the_candidate():
@@ -153,10 +185,17 @@ def test_of_what_was_counted_the_packages_launches_are_kept():
     names = ["ID", "Kernel Name", "Grid Size", *counters.COUNTERS.values()]
     launches = [["_read_kernel", "(11, 24, 1)", "260,256"], ["void at::copy", "(1, 1, 1)", "9"]]
     lines = [names, ["", "", ""] + ["unit"] * len(counters.COUNTERS)]
-    lines += [["0", *launch, *["1,000,000.5"] * (len(counters.COUNTERS) - 1)] for launch in launches]
+    lines += [
+        ["0", *launch, *["1,000,000.5"] * (len(counters.COUNTERS) - 1)] for launch in launches
+    ]
     text = ["==PROF== connected", *(",".join(f'"{cell}"' for cell in line) for line in lines)]
     (row,) = counters.rows(text)
-    assert (row["kernel"], row["us"], row["memory_mb"], row["waits_gmma"]) == ("_read_kernel", 260.26, 1.0, 1000000.5)
+    assert (row["kernel"], row["us"], row["memory_mb"], row["waits_gmma"]) == (
+        "_read_kernel",
+        260.26,
+        1.0,
+        1000000.5,
+    )
 
 
 DIMS = (1, 40, 64, 65, 72, 80, 81, 96, 97, 128, 129, 160, 161, 288)
@@ -165,9 +204,13 @@ KINDS = [("float16", "half", "any"), ("bfloat16", "half", "any"), ("float32", "s
 
 @pytest.mark.parametrize("kernel", launch.table())
 def test_consumer_blackwell_takes_adas_configurations(kernel):
-    """Hopper's ask for more shared memory than there is, and entries of (10, 0) are for other instructions."""
+    """Hopper's ask for more shared memory than there is, and entries of (10, 0) are for other
+    instructions.
+    """
     for capability, kinds, dim in itertools.product([(12, 0), (12, 1)], KINDS, DIMS):
-        assert launch._config(kernel, capability, kinds, dim, 12) == launch._config(kernel, (8, 9), kinds, dim, 12)
+        assert launch._config(kernel, capability, kinds, dim, 12) == launch._config(
+            kernel, (8, 9), kinds, dim, 12
+        )
 
 
 @pytest.mark.parametrize("kernel", launch.table())
@@ -176,7 +219,9 @@ def test_no_configuration_says_what_another_says_too(kernel, monkeypatch):
 
     def resolved(table):
         monkeypatch.setattr(launch, "table", lambda: {kernel: table})
-        for capability, kinds, dim in itertools.product([(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)], KINDS, DIMS):
+        for capability, kinds, dim in itertools.product(
+            [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)], KINDS, DIMS
+        ):
             try:
                 yield launch._config.__wrapped__(kernel, capability, kinds, dim, 12)
             except ValueError:

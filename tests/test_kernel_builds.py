@@ -1,4 +1,5 @@
-"""What ptxas makes of the kernels for GPUs that are not here: no spills, tensor cores, room in shared memory.
+"""What ptxas makes of the kernels for GPUs that are not here: no spills, tensor cores, room in
+shared memory.
 
 Each list is a process of its own, since this one interprets; what two lists share is compiled once.
 """
@@ -18,7 +19,9 @@ PRODUCTS = ("_sum_kernel", "_merge_kernel", "_delta_kernel")  # all others multi
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """Triton's folder for all lists: what it holds is keyed by all that was compiled of, and lists share 28 kernels."""
+    """Triton's folder for all lists: what it holds is keyed by all that was compiled of, and lists
+    share 28 kernels.
+    """
     return tmp_path_factory.mktemp("cache")
 
 
@@ -39,7 +42,17 @@ def builds(
 
 HOPPER = {
     "bfloat16 and branches": ("--dims", "40", "64", "--dtypes", "bfloat16"),
-    "bfloat16 wide": ("--dims", "72", "104", "128", "160", "288", "--dtypes", "bfloat16", "--plain"),
+    "bfloat16 wide": (
+        "--dims",
+        "72",
+        "104",
+        "128",
+        "160",
+        "288",
+        "--dtypes",
+        "bfloat16",
+        "--plain",
+    ),
     "float16": ("--dims", "64", "72", "96", "128", "288", "--dtypes", "float16", "--plain"),
     "float32": ("--dims", "64", "128", "160", "288", "--dtypes", "float32", "--plain"),
 }
@@ -56,7 +69,8 @@ def test_every_configuration_for_hopper(cache, tmp_path, which):
     assert done.returncode == 0, [row for row in rows if row["spilled"]]
     half = [row for row in rows if which != "float32" and row["kernel"] not in PRODUCTS]
     assert all(row["wgmma"] + row["mma"] for row in half), "a product that no tensor core takes"
-    # A head of one part, as models mostly have, is fed asynchronously and multiplied by the whole warp group.
+    # A head of one part, as models mostly have, is fed asynchronously and multiplied by the whole
+    # warp group.
     narrow = [row for row in half if row["case"].split()[1] in ("64", "128")]
     assert all(row["wgmma"] and row["copies"] for row in narrow), [
         (row["case"], row["kernel"]) for row in narrow if not (row["wgmma"] and row["copies"])
@@ -70,7 +84,9 @@ def test_every_kernel_fits_other_architectures(cache, tmp_path, capability):
     rows, done = builds(cache, tmp_path, *OTHERS[capability])
     assert done.returncode == any(row["faults"] for row in rows)
     assert not [row for row in rows if any("shared memory" in fault for fault in row["faults"])]
-    assert not [row for row in rows if row["spilled"] > (0 if row["case"].split()[1] == "64" else 512)]
+    assert not [
+        row for row in rows if row["spilled"] > (0 if row["case"].split()[1] == "64" else 512)
+    ]
 
 
 SPILLING = """
@@ -87,7 +103,17 @@ sys.exit(builds.main())
 
 
 def test_a_configuration_that_spills_is_refused(cache, tmp_path):
-    rows, done = builds(cache, tmp_path, "--dims", "128", "--dtypes", "bfloat16", "--only", "mediator", code=SPILLING)
+    rows, done = builds(
+        cache,
+        tmp_path,
+        "--dims",
+        "128",
+        "--dtypes",
+        "bfloat16",
+        "--only",
+        "mediator",
+        code=SPILLING,
+    )
     assert done.returncode == 1
     assert any(row["spilled"] for row in rows if row["kernel"] == "_attend_kernel")
     assert "bytes spilled" in done.stdout
@@ -110,8 +136,15 @@ def test_the_gpu_checks_kernels_can_be_built_where_there_is_no_gpu(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     command = [sys.executable, "-c", BEFOREHAND]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     cubins = list(tmp_path.rglob("*.cubin"))
     assert f"{len(cubins)} kernels" in done.stdout
-    assert {path.stem for path in cubins} >= {"_state_kernel", "_read_kernel", "_spread_kernel", "_forward_kernel"}
+    assert {path.stem for path in cubins} >= {
+        "_state_kernel",
+        "_read_kernel",
+        "_spread_kernel",
+        "_forward_kernel",
+    }

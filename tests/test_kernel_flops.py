@@ -35,7 +35,9 @@ def test_a_window_counts_the_tiles_it_makes(height, width, radius, text, extra):
     more = tuple(tensors(extra, 2)) if extra else (None, None)
     place = {"height": height, "width": width, "radius": radius, "text": text}
     seen = counted(lambda: window_attention(q, k, v, **place, extra=more if extra else None))
-    done = counted(lambda: window_torch.window(q, k, v, *more, height, width, radius, text, "disc", 0.5, False))
+    done = counted(
+        lambda: window_torch.window(q, k, v, *more, height, width, radius, text, "disc", 0.5, False)
+    )
     assert seen == done
     assert flops.useful_pairs(height, width, radius, text) <= done // (4 * 2 * 3 * 4)
 
@@ -51,16 +53,25 @@ def test_linear_attention_counts_its_two_products_and_the_normalisers(tokens):
 @pytest.mark.parametrize("count", [1, 5])
 def test_mediators_count_four_products(count):
     (q, k, v), (mediators,) = tensors(9), tensors(count, 1)
-    assert counted(lambda: mediator_attention(q, k, v, mediators)) == 4 * (2 * 2 * 9 * count * 3 * 4)
+    assert counted(lambda: mediator_attention(q, k, v, mediators)) == 4 * (
+        2 * 2 * 9 * count * 3 * 4
+    )
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="counts calls of a device function, as the interpreter makes them")
-@pytest.mark.parametrize(("height", "width", "radius"), [(1, 1, 1), (9, 5, 2.5), (9, 5, 40), (17, 20, 5)])
+@pytest.mark.skipif(
+    not INTERPRETED, reason="counts calls of a device function, as the interpreter makes them"
+)
+@pytest.mark.parametrize(
+    ("height", "width", "radius"), [(1, 1, 1), (9, 5, 2.5), (9, 5, 40), (17, 20, 5)]
+)
 @pytest.mark.parametrize(("text", "extra"), [(0, 0), (20, 0), (3, 18)])
-def test_a_window_counts_the_tiles_that_triton_makes(height, width, radius, text, extra, monkeypatch):
+def test_a_window_counts_the_tiles_that_triton_makes(
+    height, width, radius, text, extra, monkeypatch
+):
     from linattn_kernels import window_triton
 
-    made, step = [], window_triton.attend_step  # the text's own rows take theirs from another module
+    # the text's own rows take theirs from another module
+    made, step = [], window_triton.attend_step
     monkeypatch.setattr(window_triton, "attend_step", lambda *given: made.append(1) or step(*given))
     q, k, v = tensors(text + height * width, batch=1, heads=1, dim=8)
     more = tuple(tensors(extra, 2, batch=1, heads=1, dim=8)) if extra else None
@@ -68,7 +79,10 @@ def test_a_window_counts_the_tiles_that_triton_makes(height, width, radius, text
     window_attention(q, k, v, **place, extra=more, backend="triton")
     how = launch.config("window_forward", q, 8, q.shape[1])
     near = len(made) * how["QY"] * how["QX"] * how["KY"] * how["KX"]
-    assert flops.tiled_pairs("triton", height, width, radius, text, extra, how) == near + text * q.shape[1]
+    assert (
+        flops.tiled_pairs("triton", height, width, radius, text, extra, how)
+        == near + text * q.shape[1]
+    )
 
 
 def backward_of(call, *given):
@@ -97,7 +111,9 @@ def test_linear_attentions_backward_counts_as_autograds_products(tokens):
 def test_mediators_backward_counts_as_two_fused_attentions(count):
     (q, k, v), (mediators,) = tensors(9), tensors(count, 1)
     rows, few = (2, 3, 9, 4), (2, 3, count, 4)
-    fused = sdpa_backward_flop_count(few, few, rows, rows) + sdpa_backward_flop_count(rows, rows, few, few)
+    fused = sdpa_backward_flop_count(few, few, rows, rows) + sdpa_backward_flop_count(
+        rows, rows, few, few
+    )
     assert backward_of(mediator_attention, q, k, v, mediators) == fused
 
 
@@ -105,5 +121,7 @@ def test_mediators_backward_counts_as_two_fused_attentions(count):
 def test_a_windows_backward_over_everything_counts_as_fused_attentions(side):
     q, k, v = tensors(side * side)
     rows = (2, 3, side * side, 4)
-    found = backward_of(lambda *given: window_attention(*given, height=side, width=side, radius=99), q, k, v)
+    found = backward_of(
+        lambda *given: window_attention(*given, height=side, width=side, radius=99), q, k, v
+    )
     assert found == sdpa_backward_flop_count(rows, rows, rows, rows)

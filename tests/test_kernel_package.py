@@ -1,5 +1,5 @@
-"""Both packages as others install them: what a wheel holds and asks for; the kernels without Triton, without linattn,
-and beside another package that is called kernels."""
+"""Both packages as others install them: what a wheel holds and asks for; the kernels without
+Triton, without linattn, and beside another package that is called kernels."""
 
 import ast
 import os
@@ -25,7 +25,12 @@ EXTRAS = PROJECT["optional-dependencies"]
 def python(code, *paths):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project.ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=project.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -53,7 +58,9 @@ except RuntimeError as error:
 
 
 def test_another_package_called_kernels_is_still_found_from_the_root(tmp_path):
-    """Hugging Face's is; this folder is no package, so that one that is wins wherever it stands in the path."""
+    """Hugging Face's is; this folder is no package, so that one that is wins wherever it stands in
+    the path.
+    """
     theirs = tmp_path / "kernels"
     theirs.mkdir()
     (theirs / "__init__.py").write_text("def get_kernel(name):\n    return name\n")
@@ -65,14 +72,18 @@ def test_another_package_called_kernels_is_still_found_from_the_root(tmp_path):
 
 
 def test_a_wheel_holds_every_file_of_both_packages(tmp_path):
-    """Built as pip would build it, from a copy and with the setuptools that is here: nothing is fetched."""
+    """Built as pip would build it, from a copy and with the setuptools that is here: nothing is
+    fetched.
+    """
     for name, root in SOURCES.items():
         place = tmp_path / root.relative_to(project.ROOT) / name
         shutil.copytree(root / name, place, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(project.ROOT / name, tmp_path)
     code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -83,12 +94,16 @@ def test_a_wheel_holds_every_file_of_both_packages(tmp_path):
         for path in (root / name).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
-    assert {f"linattn_kernels/configs/{kind}.json" for kind in ("linear", "softmax", "window")} <= held
+    assert {
+        f"linattn_kernels/configs/{kind}.json" for kind in ("linear", "softmax", "window")
+    } <= held
 
 
 def test_an_installation_without_configurations_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "__file__", str(tmp_path / "launch.py"))
-    with pytest.raises(FileNotFoundError, match=r"configs has no \*\.json.*install it again.*use_backend"):
+    with pytest.raises(
+        FileNotFoundError, match=r"configs has no \*\.json.*install it again.*use_backend"
+    ):
         launch.table.__wrapped__()
 
 
@@ -102,11 +117,17 @@ def test_a_wheel_asks_for_what_is_imported():
         served = path.name in ("notebooks.py", "explore.py") or path.parent.name == "plugins"
         for nodes, asked in ((tree.body, every if served else core), (ast.walk(tree), every)):
             for name in _imported(nodes) - set(sys.stdlib_module_names) - set(SOURCES) - {"triton"}:
-                assert _names(provided[name]) & asked, f"{path.name} imports {name}, which pyproject.toml does not name"
+                assert _names(provided[name]) & asked, (
+                    f"{path.name} imports {name}, which pyproject.toml does not name"
+                )
 
 
 def test_the_lock_is_among_what_a_wheel_accepts():
-    pins = [line for line in (project.ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    pins = [
+        line
+        for line in (project.ROOT / "requirements.lock").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     locked = {canonicalize_name(pin.name): pin for pin in map(Requirement, pins)}
     for line in [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]:
         wanted = Requirement(line)

@@ -1,4 +1,6 @@
-"""The kernels' definitions: properties that hold whatever the numbers, and the library's operators beside them."""
+"""The kernels' definitions: properties that hold whatever the numbers, and the library's operators
+beside them.
+"""
 
 import math
 
@@ -10,14 +12,21 @@ from linattn.attention import LayerShape, create
 from linattn.attention.features import linear_map
 from linattn.attention.grid import Grid
 from linattn_kernels import reference
-from linattn_kernels.reference import FEATURE_MAPS, linear_attention, mediator_attention, window_attention
+from linattn_kernels.reference import (
+    FEATURE_MAPS,
+    linear_attention,
+    mediator_attention,
+    window_attention,
+)
 
 PICTURES = [(1, 1), (1, 7), (5, 3), (4, 4)]
 
 
 def tensors(batch=2, tokens=6, heads=3, dim=4, count=3, value_dim=None, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    shapes = [(batch, tokens, heads, dim)] * (count - 1) + [(batch, tokens, heads, value_dim or dim)]
+    shapes = [(batch, tokens, heads, dim)] * (count - 1) + [
+        (batch, tokens, heads, value_dim or dim)
+    ]
     return [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
 
 
@@ -87,7 +96,9 @@ def test_a_sequence_in_two_parts_is_the_whole(where, masked):
     q, k, v = tensors(tokens=9, value_dim=5)
     mask = torch.rand(2, 9, generator=torch.Generator().manual_seed(3)) > 0.4 if masked else None
     whole, kept = linear_attention(q, k, v, key_mask=mask, return_state=True)
-    first, second = (None if mask is None else mask[:, part] for part in (slice(where), slice(where, None)))
+    first, second = (
+        None if mask is None else mask[:, part] for part in (slice(where), slice(where, None))
+    )
     _, state = linear_attention(q, k[:, :where], v[:, :where], key_mask=first, return_state=True)
     rest = {"key_mask": second, "state": state, "return_state": True}
     out, merged = linear_attention(q, k[:, where:], v[:, where:], **rest)
@@ -132,8 +143,13 @@ def test_text_sees_all_and_extra_is_for_the_picture():
     out = window_attention(q, k, v, extra=extra, **size)
     dense = window_attention(q, k, v, **{**size, "radius": 99})
     close(out[:, :2], dense[:, :2])
-    keys = [torch.cat([k[:, :2], k[:, 6:7], extra[0]], 1), torch.cat([v[:, :2], v[:, 6:7], extra[1]], 1)]
-    alone = F.scaled_dot_product_attention(q[:, 6:7].transpose(1, 2), *(t.transpose(1, 2) for t in keys))
+    keys = [
+        torch.cat([k[:, :2], k[:, 6:7], extra[0]], 1),
+        torch.cat([v[:, :2], v[:, 6:7], extra[1]], 1),
+    ]
+    alone = F.scaled_dot_product_attention(
+        q[:, 6:7].transpose(1, 2), *(t.transpose(1, 2) for t in keys)
+    )
     close(out[:, 6:7], alone.transpose(1, 2))
 
 
@@ -158,7 +174,10 @@ def test_window_gradients():
 
 def test_a_picture_that_does_not_fit_is_named():
     q, k, v = tensors(tokens=12)
-    with pytest.raises(ValueError, match=r"15 tokens make 3 of text and a picture of 3 x 4; q, k, v have 12, 12, 12"):
+    with pytest.raises(
+        ValueError,
+        match=r"15 tokens make 3 of text and a picture of 3 x 4; q, k, v have 12, 12, 12",
+    ):
         window_attention(q, k, v, height=3, width=4, radius=2, text=3)
     with pytest.raises(ValueError, match="'ring'.*disc, square"):
         window_attention(q, k, v, height=3, width=4, radius=2, shape="ring")
@@ -174,7 +193,9 @@ def test_mediators_pass_on_a_constant(count):
 def test_one_mediator_says_the_same_to_all():
     q, k, v = tensors()
     out = mediator_attention(q, k, v, q[:, :1])
-    read = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q[:, :1], k, v))).transpose(1, 2)
+    read = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q[:, :1], k, v))).transpose(
+        1, 2
+    )
     close(out, read.expand_as(out))
 
 

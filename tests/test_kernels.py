@@ -1,7 +1,8 @@
 """The three kernels, by every path this machine has, against their definitions in float64.
 
-Triton runs in its interpreter where there is no GPU: tiles of 16, sizes that nobody tuned for. What only hardware can
-show (speed, bf16 products, registers) is in tests/test_kernel_builds.py and `make gpu-check`.
+Triton runs in its interpreter where there is no GPU: tiles of 16, sizes that nobody tuned for. What
+only hardware can show (speed, bf16 products, registers) is in tests/test_kernel_builds.py and `make
+gpu-check`.
 """
 
 import os
@@ -35,7 +36,11 @@ NEEDS_TRITON = pytest.mark.skipif(not RUNS, reason="Triton cannot run here")
 # "small" is the PyTorch path as it takes small tensors, "torch" as it takes large ones.
 PATHS = ["small", "torch", pytest.param("triton", marks=NEEDS_TRITON)]
 BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2 if INTERPRETED else 8e-3}
-LINEAR, WINDOW, MEDIATOR = reference.linear_attention, reference.window_attention, reference.mediator_attention
+LINEAR, WINDOW, MEDIATOR = (
+    reference.linear_attention,
+    reference.window_attention,
+    reference.mediator_attention,
+)
 
 
 @contextmanager
@@ -48,11 +53,19 @@ def taking(path):
 
 def tensors(*shapes, dtype=torch.float32, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=draw, dtype=torch.float64).to(DEVICE, dtype) for shape in shapes]
+    return [
+        torch.randn(shape, generator=draw, dtype=torch.float64).to(DEVICE, dtype)
+        for shape in shapes
+    ]
 
 
 def qkv(batch, queries, keys, heads, dim, exit_dim, **more):
-    return tensors((batch, queries, heads, dim), (batch, keys, heads, dim), (batch, keys, heads, exit_dim), **more)
+    return tensors(
+        (batch, queries, heads, dim),
+        (batch, keys, heads, dim),
+        (batch, keys, heads, exit_dim),
+        **more,
+    )
 
 
 def results(function, given, seed=7):
@@ -67,7 +80,8 @@ def results(function, given, seed=7):
 
 
 def judge(function, definition, given, path):
-    """Results and gradients equal the definition's, relative to the tensor, or are as near as it is in this precision.
+    """Results and gradients equal the definition's, relative to the tensor, or are as near as it is
+    in this precision.
 
     (One key's gradient is what is left of two numbers that cancel.)
     """
@@ -76,15 +90,22 @@ def judge(function, definition, given, path):
     exact, exact_slopes = results(definition, [each.double() for each in given])
     plain, plain_slopes = results(definition, given)
     bound = BOUND[given[0].dtype]
-    for one, two, three in zip(found + slopes, exact + exact_slopes, plain + plain_slopes, strict=True):
+    for one, two, three in zip(
+        found + slopes, exact + exact_slopes, plain + plain_slopes, strict=True
+    ):
         assert one.shape == two.shape
-        size = two.norm() if two.square().mean() > 1e-6 else two.numel() ** 0.5  # all cancels: beside inputs of size 1
+        size = (
+            two.norm() if two.square().mean() > 1e-6 else two.numel() ** 0.5
+        )  # all cancels: beside inputs of size 1
         error, usual = ((each.double() - two).norm() / size for each in (one, three))
-        assert error < max(bound, 1.5 * usual), f"{error:.1e}, where {bound:g} is allowed and {usual:.1e} usual"
+        assert error < max(bound, 1.5 * usual), (
+            f"{error:.1e}, where {bound:g} is allowed and {usual:.1e} usual"
+        )
     assert all(each.dtype == given[0].dtype for each in (found[0], *slopes))
 
 
-# Linear attention ----------------------------------------------------------------------------------------------------
+# Linear attention
+# ---------------------------------------------------------------------------------------------
 
 SIZES = [
     (1, 1, 1, 1, 8, 8),
@@ -101,7 +122,12 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_linear(size, path):
     options = {"eps": 0.1}
-    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), qkv(*size), path)
+    judge(
+        lambda *t: linear_attention(*t, **options),
+        lambda *t: LINEAR(*t, **options),
+        qkv(*size),
+        path,
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -132,9 +158,13 @@ def test_queries_are_read_once_backward_where_a_head_is_narrow(dim, passes, monk
     from linattn_kernels import linear_triton
 
     if DEVICE.type == "cuda":
-        pytest.skip("float32, which a GPU takes in two passes: the table of what ships is held below")
+        pytest.skip(
+            "float32, which a GPU takes in two passes: the table of what ships is held below"
+        )
     accumulate, again = linear_triton._accumulate, []
-    monkeypatch.setattr(linear_triton, "_accumulate", lambda *given: again.append(given) or accumulate(*given))
+    monkeypatch.setattr(
+        linear_triton, "_accumulate", lambda *given: again.append(given) or accumulate(*given)
+    )
     q, _, v = qkv(1, 20, 20, 1, dim, dim)
     state = torch.zeros(1, 1, dim, dim), torch.ones(1, 1, dim)
     linear_triton.read_backward(v, q, None, *state, "elu1", 0.0, 1e-4, True)
@@ -150,7 +180,12 @@ def test_linear_key_mask(path):
     mask[2, 20:] = False
     mask = mask.T.contiguous().T  # of any strides
     options = {"key_mask": mask, "eps": 0.1}
-    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), qkv(3, 5, 37, 2, 16, 16), path)
+    judge(
+        lambda *t: linear_attention(*t, **options),
+        lambda *t: LINEAR(*t, **options),
+        qkv(3, 5, 37, 2, 16, 16),
+        path,
+    )
 
 
 @pytest.mark.parametrize("path", [*PATHS, "reference"])
@@ -163,7 +198,9 @@ def test_keys_that_do_not_count_may_be_anything(path):
         each[~mask] = torch.nan
 
     def call(q, k, v, a, b):
-        out, state = linear_attention(q, k, v, normaliser=(a, b), key_mask=mask, eps=20.0, return_state=True)
+        out, state = linear_attention(
+            q, k, v, normaliser=(a, b), key_mask=mask, eps=20.0, return_state=True
+        )
         return out, state.values, state.keys
 
     with taking(path):
@@ -182,13 +219,23 @@ def test_values_wider_than_a_tile_with_a_mask_and_a_normaliser(path):
         return lambda q, k, v, a, b: function(q, k, v, normaliser=(a, b), **options)
 
     judge(with_both(linear_attention), with_both(LINEAR), given, path)
-    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), given[:3], path)
+    judge(
+        lambda *t: linear_attention(*t, **options),
+        lambda *t: LINEAR(*t, **options),
+        given[:3],
+        path,
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_sequence_of_several_splits(path):
     """Four tiles of 16 are a split's least."""
-    judge(lambda *t: linear_attention(*t, eps=0.1), lambda *t: LINEAR(*t, eps=0.1), qkv(1, 150, 150, 1, 16, 16), path)
+    judge(
+        lambda *t: linear_attention(*t, eps=0.1),
+        lambda *t: LINEAR(*t, eps=0.1),
+        qkv(1, 150, 150, 1, 16, 16),
+        path,
+    )
     given = qkv(1, 150, 150, 1, 16, 16) + tensors((1, 9, 1, 16), seed=1)
     judge(mediator_attention, MEDIATOR, given, path)
 
@@ -208,12 +255,16 @@ def test_programs_are_no_more_than_a_gpu_holds_at_once(programs, tokens, monkeyp
 
 @pytest.mark.parametrize("path", PATHS)
 def test_linear_parts_of_a_sequence_join(path):
-    """The state of one part, given to another with its own keys, is the whole; gradients pass through it."""
+    """The state of one part, given to another with its own keys, is the whole; gradients pass
+    through it.
+    """
 
     def joined(function):
         def call(q, k, v, more_k, more_v, mask):
             _, first = function(q[:, :1], k, v, eps=0.1, return_state=True)
-            out, whole = function(q, more_k, more_v, eps=0.1, state=first, key_mask=mask, return_state=True)
+            out, whole = function(
+                q, more_k, more_v, eps=0.1, state=first, key_mask=mask, return_state=True
+            )
             return out, whole.values, whole.keys
 
         return call
@@ -222,7 +273,12 @@ def test_linear_parts_of_a_sequence_join(path):
     more_k, more_v = tensors((2, 9, 2, 16), (2, 9, 2, 24), seed=3)
     mask = torch.arange(9, device=DEVICE) < torch.tensor([[9], [4]], device=DEVICE)
     given = [q, k, v, more_k, more_v]
-    judge(lambda *t: joined(linear_attention)(*t, mask), lambda *t: joined(LINEAR)(*t, mask), given, path)
+    judge(
+        lambda *t: joined(linear_attention)(*t, mask),
+        lambda *t: joined(LINEAR)(*t, mask),
+        given,
+        path,
+    )
     with taking(path):
         whole = joined(linear_attention)(*given, torch.ones_like(mask))[0]
         once = linear_attention(q, torch.cat([k, more_k], 1), torch.cat([v, more_v], 1), eps=0.1)
@@ -245,7 +301,9 @@ def test_a_query_that_nothing_answers_reads_nothing(path):
     q, k, v = qkv(1, 20, 20, 1, 16, 16)
     q[:, 3] = -1.0
     with taking(path):
-        found, slopes = results(lambda *t: linear_attention(*t, feature_map="relu", eps=0.0), [q, k, v])
+        found, slopes = results(
+            lambda *t: linear_attention(*t, feature_map="relu", eps=0.0), [q, k, v]
+        )
     assert not found[0][:, 3].any()
     assert not slopes[0][:, 3].any()
     assert all(each.isfinite().all() for each in slopes)
@@ -263,7 +321,8 @@ def test_linear_gives_back_a_constant(path):
     torch.testing.assert_close(shuffled, straight, rtol=1e-5, atol=1e-6)
 
 
-# Windows -------------------------------------------------------------------------------------------------------------
+# Windows
+# ---------------------------------------------------------------------------------------------
 
 PICTURES = [(1, 1, 1), (5, 7, 2), (4, 4, 1), (9, 6, 3), (3, 17, 2.5), (8, 8, 20)]
 
@@ -309,7 +368,9 @@ def test_a_window_over_everything_is_dense(path):
     q, k, v = qkv(2, 3 + 30, 33, 2, 16, 16)
     with taking(path):
         out = window_attention(q, k, v, height=5, width=6, radius=9, text=3)
-    dense = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v))).transpose(1, 2)
+    dense = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v))).transpose(
+        1, 2
+    )
     torch.testing.assert_close(out, dense, rtol=1e-5, atol=1e-6)
 
 
@@ -323,7 +384,8 @@ def test_one_huge_key_wins(path):
     assert out.isfinite().all()
 
 
-# Mediators -----------------------------------------------------------------------------------------------------------
+# Mediators
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -336,13 +398,17 @@ def test_mediators(count, dim, exit_dim, path):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "bias", [((2, 3, 5, 70), (2, 3, 20, 5)), ((3, 1, 70), (5,)), ((1, 1, 5, 70), (3, 1, 5))], ids=str
+    "bias",
+    [((2, 3, 5, 70), (2, 3, 20, 5)), ((3, 1, 70), (5,)), ((1, 1, 5, 70), (3, 1, 5))],
+    ids=str,
 )
 def test_mediators_with_biases(bias, path):
     given = qkv(2, 20, 70, 3, 16, 16) + tensors((2, 5, 3, 16), *bias, seed=6)
 
     def with_biases(function):
-        return lambda q, k, v, m, one, two: function(q, k, v, m, scale=0.4, bias_in=one, bias_out=two)
+        return lambda q, k, v, m, one, two: function(
+            q, k, v, m, scale=0.4, bias_in=one, bias_out=two
+        )
 
     judge(with_biases(mediator_attention), with_biases(MEDIATOR), given, path)
 
@@ -371,7 +437,12 @@ def test_a_scale_below_or_at_zero(scale, path):
     place = {"height": 5, "width": 6, "radius": 2, "text": 3, "scale": scale}
     judge(lambda *t: window_attention(*t, **place), lambda *t: WINDOW(*t, **place), given, path)
     given += tensors((1, 4, 2, 8), seed=1)
-    judge(lambda *t: mediator_attention(*t, scale=scale), lambda *t: MEDIATOR(*t, scale=scale), given, path)
+    judge(
+        lambda *t: mediator_attention(*t, scale=scale),
+        lambda *t: MEDIATOR(*t, scale=scale),
+        given,
+        path,
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -388,13 +459,23 @@ def test_tokens_too_far_apart_for_a_tile_are_named():
     far = torch.empty((1, 300, 1, 8), device="meta").as_strided((1, 300, 1, 8), (0, 1 << 23, 8, 1))
     assert strides(far[:, :3])[1] == 1 << 23  # as far as there are tokens
     assert strides(far, reach=255)[1] == 1 << 23
-    with pytest.raises(ValueError, match=r"8388608 numbers apart, 256 of them in a tile.*backend=\"torch\""):
+    with pytest.raises(
+        ValueError, match=r"8388608 numbers apart, 256 of them in a tile.*backend=\"torch\""
+    ):
         strides(far, reach=256)
 
 
 @pytest.mark.parametrize(
     ("dim", "both"),
-    [(1, (16, 0)), (40, (64, 0)), (64, (64, 0)), (72, (64, 16)), (96, (128, 0)), (160, (128, 32)), (288, (256, 32))],
+    [
+        (1, (16, 0)),
+        (40, (64, 0)),
+        (64, (64, 0)),
+        (72, (64, 16)),
+        (96, (128, 0)),
+        (160, (128, 32)),
+        (288, (256, 32)),
+    ],
     ids=str,
 )
 @NEEDS_TRITON
@@ -412,7 +493,8 @@ def test_mediators_made_of_the_queries_learn_through_both(path):
     judge(pooled(mediator_attention), pooled(MEDIATOR), qkv(1, 32, 40, 2, 16, 16), path)
 
 
-# All three -----------------------------------------------------------------------------------------------------------
+# All three
+# ---------------------------------------------------------------------------------------------
 
 PICTURE = {"height": 5, "width": 4, "radius": 2, "text": 2}
 CALLS = {
@@ -434,8 +516,12 @@ def layouts():
     fused = torch.stack([q, k, v], 2).flatten(3).contiguous()  # (batch, tokens, 3, channels)
     yield "slices of one projection", [each.unflatten(2, (3, 16)) for each in fused.unbind(2)]
     yield "heads first", [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (q, k, v)]
-    yield "channels not last", [each.transpose(1, 3).contiguous().transpose(1, 3) for each in (q, k, v)]
-    padded = [F.pad(each, (1, 0)) for each in (q, k, v)]  # begins 4 bytes off an address that divides by 16
+    yield (
+        "channels not last",
+        [each.transpose(1, 3).contiguous().transpose(1, 3) for each in (q, k, v)],
+    )
+    # begins 4 bytes off an address that divides by 16
+    padded = [F.pad(each, (1, 0)) for each in (q, k, v)]
     yield "unaligned", [each[..., 1:] for each in padded]
     yield "one example expanded", [each[:1].expand(2, -1, -1, -1) for each in (q, k, v)]
 
@@ -453,13 +539,17 @@ def test_layouts(kernel, path, place):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dim", [16, 160], ids=["narrow", "wide"])
 def test_fp16_survives_a_channel_that_no_key_has(path, dim):
-    """phi(q) / normaliser is 5e5 there and the state's row a millionth of the others: both beyond half precision."""
+    """phi(q) / normaliser is 5e5 there and the state's row a millionth of the others: both beyond
+    half precision.
+    """
     q, k, v = qkv(1, 24, 24, 1, dim, dim, dtype=torch.float16)
     q[..., 0], q[..., 1:], k[..., 0] = 8, -1, -1
     options = {"feature_map": "relu", "shift": 1e-6, "eps": 1e-6}
     with taking(path):
         found, slopes = results(lambda *g: linear_attention(*g, **options), [q, k, v])
-    exact, exact_slopes = results(lambda *g: LINEAR(*g, **options), [each.double() for each in (q, k, v)])
+    exact, exact_slopes = results(
+        lambda *g: LINEAR(*g, **options), [each.double() for each in (q, k, v)]
+    )
     for one, two in zip(found + slopes, exact + exact_slopes, strict=True):
         assert (one.double() - two).norm() < 5e-3 * two.norm()
 
@@ -475,8 +565,12 @@ def test_half_precision(kernel, path, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 def test_half_precision_where_all_mediators_say_nearly_the_same(path, dtype, biased):
-    """The definition in half precision is no excuse here: its own gradients are off by a tenth and more."""
-    q, k, v, m = tensors((1, 150, 2, 24), (1, 150, 2, 24), (1, 150, 2, 24), (1, 9, 2, 24), dtype=dtype)
+    """The definition in half precision is no excuse here: its own gradients are off by a tenth and
+    more.
+    """
+    q, k, v, m = tensors(
+        (1, 150, 2, 24), (1, 150, 2, 24), (1, 150, 2, 24), (1, 9, 2, 24), dtype=dtype
+    )
     biases = tensors((2, 9, 150), (2, 150, 9)) if biased else (None, None)
 
     def call(function):
@@ -514,7 +608,9 @@ def test_fp16_divides_by_what_signed_features_leave(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_fp16_holds_large_and_small_features(path):
-    """relu2 leaves fp16's range on both sides: 300 squared is beyond it, .003 squared is below its normal numbers."""
+    """relu2 leaves fp16's range on both sides: 300 squared is beyond it, .003 squared is below its
+    normal numbers.
+    """
     for size in (300, 3e-3):
         q, k, v = qkv(1, 20, 20, 1, 16, 16, dtype=torch.float16)
         given = [size * q, k, v]
@@ -544,7 +640,12 @@ def test_half_precision_with_a_mask_and_a_normaliser_of_its_own(feature_map, pat
 
 @each_kernel
 @pytest.mark.parametrize(
-    "path", ["small", "torch", pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="float64"))]
+    "path",
+    [
+        "small",
+        "torch",
+        pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="float64")),
+    ],
 )
 def test_gradcheck(kernel, path):
     given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 3, 3, dtype=torch.float64)]
@@ -576,7 +677,11 @@ def test_one_tensor_in_all_places(kernel, path):
 @each_kernel
 @pytest.mark.parametrize(
     ("path", "other"),
-    [("small", "reference"), ("torch", "reference"), pytest.param("triton", "torch", marks=NEEDS_TRITON)],
+    [
+        ("small", "reference"),
+        ("torch", "reference"),
+        pytest.param("triton", "torch", marks=NEEDS_TRITON),
+    ],
 )
 def test_the_backward_takes_its_forwards_path(kernel, path, other, monkeypatch):
     """On whatever thread, whatever is asked for by then."""
@@ -584,7 +689,11 @@ def test_the_backward_takes_its_forwards_path(kernel, path, other, monkeypatch):
     with taking(path):
         out = CALLS[kernel](*given)
     if path == "triton":
-        for name in ("linear_torch.state_backward", "window_torch.window_backward", "mediator_torch._attend"):
+        for name in (
+            "linear_torch.state_backward",
+            "window_torch.window_backward",
+            "mediator_torch._attend",
+        ):
             monkeypatch.delattr(f"linattn_kernels.{name}")
     with use_backend(other):
         thread = threading.Thread(target=lambda: out.sum().backward())
@@ -606,7 +715,10 @@ def test_a_gradient_of_a_gradient_is_refused(kernel, path, exit_dim, ask):
     with taking(path):
         out = CALLS[kernel](*given)
     slopes = torch.autograd.grad(out.square().sum(), given, create_graph=True)
-    again = {"grad": lambda loss, **how: torch.autograd.grad(loss, given, **how), "backward": torch.Tensor.backward}
+    again = {
+        "grad": lambda loss, **how: torch.autograd.grad(loss, given, **how),
+        "backward": torch.Tensor.backward,
+    }
     for slope in slopes:
         with pytest.raises(RuntimeError, match="no autograd formula|is not implemented"):
             again[ask](slope.square().sum(), retain_graph=True)
@@ -623,7 +735,9 @@ def test_a_gradient_of_a_states_gradient_is_refused(path):
 
 
 def test_what_has_no_gradient_may_come_from_anywhere_and_change():
-    """Keys of inference mode, and of a buffer that is written again before the backward: small calls keep neither."""
+    """Keys of inference mode, and of a buffer that is written again before the backward: small
+    calls keep neither.
+    """
     q, k, v = qkv(1, 22, 22, 1, 16, 16)
     wanted = results(lambda q: linear_attention(q, k, v), [q])[1][0]
     with torch.inference_mode():
@@ -633,7 +747,9 @@ def test_what_has_no_gradient_may_come_from_anywhere_and_change():
         given = q.clone().requires_grad_()
         out = linear_attention(given, keys, values)
         buffers[0].zero_()
-        told = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(out)
+        told = torch.randn(
+            out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+        ).to(out)
         assert torch.equal(torch.autograd.grad(out, given, told)[0], wanted)
         buffers[0].copy_(k)
 
@@ -652,14 +768,18 @@ def test_gradients_by_functions_are_gradients():
     q, k, v = qkv(1, 22, 22, 1, 16, 16)
     found = torch.func.grad(lambda q: linear_attention(q, k, v).square().sum())(q)
     given = q.requires_grad_()
-    torch.testing.assert_close(found, torch.autograd.grad(linear_attention(given, k, v).square().sum(), given)[0])
+    torch.testing.assert_close(
+        found, torch.autograd.grad(linear_attention(given, k, v).square().sum(), given)[0]
+    )
 
 
 @each_kernel
 @pytest.mark.parametrize("path", [*PATHS, "reference"])
 def test_results_lie_in_one_piece(kernel, path):
     """As a compiled graph is promised, whatever the path and the layout of what is given."""
-    given = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in qkv(2, 22, 22, 3, 16, 24)]
+    given = [
+        each.transpose(1, 2).contiguous().transpose(1, 2) for each in qkv(2, 22, 22, 3, 16, 24)
+    ]
     with taking(path):
         assert CALLS[kernel](*given).is_contiguous()
 
@@ -697,7 +817,10 @@ def test_operations_keep_their_promises_to_pytorch(path):
     values, keys = tensors((1, 1, 16, 16), (1, 1, 16))
     calls = [
         (linear._state, (k, v, None, None, "elu1", 0.0, path)),
-        (linear._state, (k, v, q, torch.ones(1, 22, dtype=torch.bool, device=DEVICE), "relu", 0.1, path)),
+        (
+            linear._state,
+            (k, v, q, torch.ones(1, 22, dtype=torch.bool, device=DEVICE), "relu", 0.1, path),
+        ),
         (linear._read, (q, None, values, keys.abs(), "elu1", 0.0, 0.1, True, path)),
         (window._window, (q, k, v, None, None, 5, 4, 2.0, 2, "disc", 0.25, True, path)),
         (window._window, (q, k, v, k[:, :3], v[:, :3], 11, 2, 2.0, 0, "square", 0.25, False, path)),
@@ -709,7 +832,8 @@ def test_operations_keep_their_promises_to_pytorch(path):
         torch.library.opcheck(operation, arguments)
 
 
-# Which path ----------------------------------------------------------------------------------------------------------
+# Which path
+# ---------------------------------------------------------------------------------------------
 
 
 def test_what_is_large_or_traced_is_an_operation():
@@ -718,14 +842,19 @@ def test_what_is_large_or_traced_is_an_operation():
     assert small_torch.fits_window(small, None, 16, 16, 2.0, False)
     assert not small_torch.fits_linear(small, large, large)
     assert not small_torch.fits_window(large, None, 32, 64, 1e300, False)
-    assert not small_torch.fits_window(small, None, 16, 16, 2.0, True)  # a mask's attention tells no log-sum-exp
+    # a mask's attention tells no log-sum-exp
+    assert not small_torch.fits_window(small, None, 16, 16, 2.0, True)
     with torch._subclasses.FakeTensorMode():
         assert not small_torch.is_eager(torch.empty(1))
 
 
-@pytest.mark.parametrize(("radius", "dense"), [(2, False), (4, False), (8, False), (9, True), (1e300, True)])
+@pytest.mark.parametrize(
+    ("radius", "dense"), [(2, False), (4, False), (8, False), (9, True), (1e300, True)]
+)
 def test_a_window_is_dense_where_a_tile_reads_half_the_picture(radius, dense):
-    assert small_torch.fits_window(torch.empty(1, 1024, 4, 32), None, 32, 32, radius, False) == dense
+    assert (
+        small_torch.fits_window(torch.empty(1, 1024, 4, 32), None, 32, 32, radius, False) == dense
+    )
 
 
 def test_text_counts_on_both_sides():
@@ -757,7 +886,10 @@ def test_a_backend_holds_as_long_as_it_is_asked_for():
             assert linattn_kernels.backend(torch.zeros(1)).path == "torch"
         assert linattn_kernels.backend(torch.zeros(1)).path == "reference"
     assert linattn_kernels.backend(torch.zeros(1)).path == "torch"
-    with pytest.raises(ValueError, match="'trition'.*triton, torch, reference"), use_backend("trition"):
+    with (
+        pytest.raises(ValueError, match="'trition'.*triton, torch, reference"),
+        use_backend("trition"),
+    ):
         pass
 
 
@@ -784,7 +916,9 @@ def test_a_backend_can_be_asked_for_inside_what_is_compiled():
 def test_a_triton_that_cannot_be_imported_is_none(tmp_path):
     """Nobody's call dies of it: PyTorch's path is taken, with one warning."""
     (tmp_path / "triton").mkdir()
-    (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('libtriton.so: wrong ELF class')")
+    (tmp_path / "triton" / "__init__.py").write_text(
+        "raise ImportError('libtriton.so: wrong ELF class')"
+    )
     asked = """
 import torch, warnings
 from linattn_kernels import launch
@@ -795,8 +929,12 @@ with warnings.catch_warnings(record=True) as told:
 print(len(told), told[0].message)
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(linattn_kernels.__file__).parents[1])])
-    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(tmp_path), str(Path(linattn_kernels.__file__).parents[1])]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env=environment, capture_output=True, text=True
+    )
     assert done.stdout.startswith("1 linattn_kernels takes its PyTorch paths"), done.stderr
     assert "libtriton.so: wrong ELF class" in done.stdout
 
@@ -818,7 +956,9 @@ def test_heads_wider_than_the_kernels_are_pytorchs(monkeypatch):
     monkeypatch.setattr(launch, "obstacle", lambda device: None)
     for dim, path in ((288, "triton"), (289, "torch")):
         assert launch.choose(torch.device("cuda"), torch.float32, dim, None, 288).path == path
-    on_a_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 4, 1, 192), ndim=4)
+    on_a_gpu = SimpleNamespace(
+        device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 4, 1, 192), ndim=4
+    )
     assert linattn_kernels.backend(on_a_gpu).path == "triton"
     found = linattn_kernels.backend(on_a_gpu, "window")
     assert found.path == "torch"
@@ -841,7 +981,8 @@ def test_the_definition_itself_can_be_asked_for(kernel):
         assert torch.equal(CALLS[kernel](*given), DEFINITIONS[kernel](*given))
 
 
-# Mistakes ------------------------------------------------------------------------------------------------------------
+# Mistakes
+# ---------------------------------------------------------------------------------------------
 
 
 def kept(exit_dim=16, count=None, dtype=torch.float32, device="cpu"):
@@ -858,41 +999,82 @@ def kept(exit_dim=16, count=None, dtype=torch.float32, device="cpu"):
         (lambda q: linear_attention(q[0], q, q), r"q is \(6, 2, 16\)"),
         (lambda q: linear_attention(q, q[:, :5], q), "v has 6 keys, k has 5"),
         (lambda q: linear_attention(q, q.double(), q), "k is torch.float64, q torch.float32"),
-        (lambda q: linear_attention(q, q[:, :, :1], q), "k has batch 1 and 1 heads, q has batch 1 and 2"),
+        (
+            lambda q: linear_attention(q, q[:, :, :1], q),
+            "k has batch 1 and 1 heads, q has batch 1 and 2",
+        ),
         (lambda q: linear_attention(q.long(), q, q), "q is torch.int64"),
         (lambda q: linear_attention(*[torch.zeros(1, 2, 1, 0)] * 3), "q has a head_dim of 0"),
         (lambda q: linear_attention(q, q, q, backend="cuda"), "'cuda'.*triton, torch, reference"),
         (lambda q: linear_attention(q, q, q, backend=""), "backend ''"),
         (lambda q: linear_attention(q, q, q, eps=float("nan")), "eps is nan"),
-        (lambda q: linear_attention(q, q, q, normaliser=(q, q, q)), "normaliser is 3; it must be two"),
+        (
+            lambda q: linear_attention(q, q, q, normaliser=(q, q, q)),
+            "normaliser is 3; it must be two",
+        ),
         (lambda q: linear_attention(q, q, q, key_mask=[True] * 6), "key_mask is list"),
-        (lambda q: linear_attention(q, q, q, key_mask=torch.ones(1, 6)), "key_mask is torch.float32.*mask != 0"),
+        (
+            lambda q: linear_attention(q, q, q, key_mask=torch.ones(1, 6)),
+            "key_mask is torch.float32.*mask != 0",
+        ),
         (
             lambda q: linear_attention(q, q, q, key_mask=torch.ones(1, 5, dtype=torch.bool)),
             r"key_mask is \(1, 5\); .* is \(1, 6\)",
         ),
-        (lambda q: linear_attention(q, q, q, state=kept(exit_dim=8)), r"values are \(1, 2, 16, 8\)"),
+        (
+            lambda q: linear_attention(q, q, q, state=kept(exit_dim=8)),
+            r"values are \(1, 2, 16, 8\)",
+        ),
         (lambda q: linear_attention(q, q, q, state=tuple(kept())), "state is a tuple"),
-        (lambda q: linear_attention(q, q, q, state=kept(count=torch.ones(3))), r"count are \(3,\).*\(1,\)"),
+        (
+            lambda q: linear_attention(q, q, q, state=kept(count=torch.ones(3))),
+            r"count are \(3,\).*\(1,\)",
+        ),
         (lambda q: linear_attention(q, q, q, state=kept(count=6)), "count are int"),
-        (lambda q: linear_attention(q, q, q, state=kept(dtype=torch.float64)), "values are torch.float64.*float32"),
-        (lambda q: linear_attention(q, q, q, state=kept(device="meta")), "values are on meta, k on cpu"),
+        (
+            lambda q: linear_attention(q, q, q, state=kept(dtype=torch.float64)),
+            "values are torch.float64.*float32",
+        ),
+        (
+            lambda q: linear_attention(q, q, q, state=kept(device="meta")),
+            "values are on meta, k on cpu",
+        ),
         (lambda q: linear_attention(q.to(torch.float8_e4m3fn), q, q), "q is torch.float8_e4m3fn"),
         (lambda q: linear_attention(q, q, [0.0]), "v is a list"),
-        (lambda q: window_attention(q, q, q, height=2, width=2, radius=2), "6 tokens; 0 of text .* make 4"),
+        (
+            lambda q: window_attention(q, q, q, height=2, width=2, radius=2),
+            "6 tokens; 0 of text .* make 4",
+        ),
         (lambda q: window_attention(q, q, q, height=2, width=3, radius=0), "a radius of 0"),
-        (lambda q: window_attention(q, q, q, height=2, width=3, radius="3"), "radius is '3'; .* finite number"),
-        (lambda q: window_attention(q, q, q, height=2.0, width=3, radius=2), "height is 2.0; .* whole number"),
-        (lambda q: window_attention(q, q, q, height=2, width=3, radius=2, scale=float("nan")), "scale is nan"),
-        (lambda q: window_attention(q, q, q, height=2, width=3, radius=2, extra=q), "extra is Tensor; .* two tensors"),
-        (lambda q: window_attention(q, q, q, height=2, width=3, radius=2, shape="disk"), "did you mean 'disc'"),
+        (
+            lambda q: window_attention(q, q, q, height=2, width=3, radius="3"),
+            "radius is '3'; .* finite number",
+        ),
+        (
+            lambda q: window_attention(q, q, q, height=2.0, width=3, radius=2),
+            "height is 2.0; .* whole number",
+        ),
+        (
+            lambda q: window_attention(q, q, q, height=2, width=3, radius=2, scale=float("nan")),
+            "scale is nan",
+        ),
+        (
+            lambda q: window_attention(q, q, q, height=2, width=3, radius=2, extra=q),
+            "extra is Tensor; .* two tensors",
+        ),
+        (
+            lambda q: window_attention(q, q, q, height=2, width=3, radius=2, shape="disk"),
+            "did you mean 'disc'",
+        ),
         (lambda q: mediator_attention(q, q, q, q[:, :0]), "0 mediators read 6 keys"),
         (
             lambda q: mediator_attention(q, q, q, q[:, :3], bias_in=torch.zeros(4, 6)),
             r"bias_in is \(4, 6\); .*\(1, 2, 3, 6\)",
         ),
         (
-            lambda q: mediator_attention(q, q, q, q[:, :3], bias_in=torch.ones(3, 6, dtype=torch.bool)),
+            lambda q: mediator_attention(
+                q, q, q, q[:, :3], bias_in=torch.ones(3, 6, dtype=torch.bool)
+            ),
             "bias_in is torch.bool; .*-inf where nothing may be read",
         ),
     ],
@@ -904,12 +1086,16 @@ def test_mistakes_are_named(call, says):
 
 
 def test_the_softmax_of_half_a_million_scores_is_not_written_out():
-    """The window's memory grows with tokens: four times as many take four times the room, not sixteen."""
+    """The window's memory grows with tokens: four times as many take four times the room, not
+    sixteen.
+    """
     from linattn.evaluation import costs
 
     def peak(side):
         q, k, v = qkv(1, side * side, side * side, 1, 16, 16)
-        return costs.peak_memory(lambda: window_attention(q, k, v, height=side, width=side, radius=4))
+        return costs.peak_memory(
+            lambda: window_attention(q, k, v, height=side, width=side, radius=4)
+        )
 
     assert peak(64) < 6 * peak(32)
     assert peak(64) < 64**4 * 4 / 4

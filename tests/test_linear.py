@@ -1,4 +1,6 @@
-"""LinFusion and LiT: one normalised linear attention, two sets of projections, heads and convolutions."""
+"""LinFusion and LiT: one normalised linear attention, two sets of projections, heads and
+convolutions.
+"""
 
 import papers
 import pytest
@@ -9,7 +11,9 @@ from torch import nn
 from linattn.attention import LayerShape, create
 from linattn.attention.grid import Grid
 
-sizes = pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2)], ids=str)
+sizes = pytest.mark.parametrize(
+    "grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2)], ids=str
+)
 
 
 @sizes
@@ -32,8 +36,12 @@ def test_lit_is_the_paper_s_formula(grid, heads, shared):
     # Channel c of the merged heads uses the weights of its place within its head.
     channel = torch.arange(SHAPE.channels) % len(weight)
     q, k, v = tensors(grid, batch=1)
-    judge = papers.linear(q[0].flatten(1), k[0].flatten(1), v[0].flatten(1), few, papers.relu, 0.2).view(v[0].shape)
-    judge = judge + papers.convolution(v[0], grid.height, grid.width, grid.text, weight[channel, 0], bias[channel])
+    judge = papers.linear(
+        q[0].flatten(1), k[0].flatten(1), v[0].flatten(1), few, papers.relu, 0.2
+    ).view(v[0].shape)
+    judge = judge + papers.convolution(
+        v[0], grid.height, grid.width, grid.text, weight[channel, 0], bias[channel]
+    )
     assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
 
 
@@ -50,7 +58,8 @@ def test_lit_is_the_paper_s_formula(grid, heads, shared):
         (220, 22, 5),
         (230, 23, 5),
         (69, 23, 3),
-        # A quarter would be wider than the kernels take: FLUX and Qwen-Image, SD3.5-L, SD 1.5 twice, SDXL, one head.
+        # A quarter would be wider than the kernels take: FLUX and Qwen-Image, SD3.5-L, SD 1.5
+        # twice, SDXL, one head.
         (3072, 24, 12),
         (2432, 38, 16),
         (640, 8, 4),
@@ -75,7 +84,9 @@ def test_rows_sum_to_one_up_to_the_epsilon(name):
         assert eps == 0 or (rows < 1).all()
 
 
-@pytest.mark.parametrize(("name", "options"), [("linfusion", {}), ("lit", {"kernel": 0}), ("softmax", {})], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"), [("linfusion", {}), ("lit", {"kernel": 0}), ("softmax", {})], ids=str
+)
 def test_tokens_may_be_permuted_without_convolution(name, options):
     grid = Grid(6, 5, 2)
     operator, inputs, order = create(name, SHAPE, **options), tensors(grid), torch.randperm(32)
@@ -98,20 +109,24 @@ def test_linfusion_moves_the_inputs_of_query_and_key():
     assert xv is x
     for given, mlp in ((xq, operator.query), (xk, operator.key)):
         first, norm, last = mlp[0], mlp[1], mlp[3]
-        hidden = nn.functional.layer_norm(x @ first.weight.T + first.bias, (6,), norm.weight, norm.bias)
+        hidden = nn.functional.layer_norm(
+            x @ first.weight.T + first.bias, (6,), norm.weight, norm.bias
+        )
         hidden = torch.where(hidden > 0, hidden, 0.01 * hidden)
         assert (given - (x + hidden @ last.weight.T + last.bias)).abs().max() < 1e-12
     assert not torch.equal(xq, xk)
 
 
 @pytest.mark.parametrize(
-    ("hidden", "parameters"), [(None, 2 * (2 * 16 * 16 + 4 * 16)), (4, 2 * (2 * 16 * 4 + 3 * 4 + 16)), (0, 0)]
+    ("hidden", "parameters"),
+    [(None, 2 * (2 * 16 * 16 + 4 * 16)), (4, 2 * (2 * 16 * 4 + 3 * 4 + 16)), (0, 0)],
 )
 def test_hidden_is_the_width_of_the_functions(hidden, parameters):
     operator = create("linfusion", SHAPE, hidden=hidden)
     assert sum(p.numel() for p in operator.parameters()) == parameters
     x = torch.randn(1, 4, 16)
-    assert all(torch.equal(given, x) for given in operator.inputs(x, Grid(2, 2)))  # no doubling, and f = 0 at first
+    # no doubling, and f = 0 at first
+    assert all(torch.equal(given, x) for given in operator.inputs(x, Grid(2, 2)))
     assert len(operator.new_parameters()) == (12 if parameters else 0)
 
 

@@ -8,7 +8,9 @@ from linattn.attention import create
 from linattn.attention.grid import Grid
 from linattn.attention.mediator import partition
 
-sizes = pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2)], ids=str)
+sizes = pytest.mark.parametrize(
+    "grid", [Grid(1, 1), Grid(1, 7, 3), Grid(5, 3), Grid(4, 6, 2)], ids=str
+)
 
 
 @sizes
@@ -27,24 +29,34 @@ def test_is_the_paper_s_formula(grid, sides):
 @pytest.mark.parametrize("kind", ["factorised", "full"])
 @pytest.mark.parametrize("sides", [(2, 3), (3, 2)], ids=["stored", "resized"])
 def test_biases_are_the_paper_s_resized(grid, kind, sides):
-    """Stored at 2 x 3 mediators, 16 rows, 16 columns and 7 x 7 cells; used at another grid and another count."""
+    """Stored at 2 x 3 mediators, 16 rows, 16 columns and 7 x 7 cells; used at another grid and
+    another count.
+    """
     operator = shaken(create("mediator", SHAPE, count=(2, 3), bias=kind, conv=0))
     picture = (grid.height, grid.width)
 
     def judge_of(bias):
         rows, columns = (
-            F.interpolate(table.flatten(0, 2)[:, None], size, mode="linear", align_corners=True)[:, 0]
+            F.interpolate(table.flatten(0, 2)[:, None], size, mode="linear", align_corners=True)[
+                :, 0
+            ]
             for table, size in zip((bias.rows, bias.columns), picture, strict=True)
         )
         total = rows[:, :, None] + columns[:, None]  # (heads x mediators, height, width)
         if kind == "full":
-            total = total + F.interpolate(bias.cells.flatten(0, 2)[:, None], picture, mode="bilinear")[:, 0]
+            total = (
+                total
+                + F.interpolate(bias.cells.flatten(0, 2)[:, None], picture, mode="bilinear")[:, 0]
+            )
         by_mediator = total.flatten(1).view(SHAPE.heads, 2, 3, grid.picture).permute(0, 3, 1, 2)
-        return F.interpolate(by_mediator, sides, mode="bilinear").flatten(2).detach()  # (heads, picture, mediators)
+        # (heads, picture, mediators)
+        return F.interpolate(by_mediator, sides, mode="bilinear").flatten(2).detach()
 
     reading, query = judge_of(operator.reading_bias).mT, judge_of(operator.query_bias)
     q, k, v = tensors(grid, batch=1)
-    judge = papers.mediator(q[0], k[0], v[0], *picture, grid.text, *sides, reading=reading, query=query)
+    judge = papers.mediator(
+        q[0], k[0], v[0], *picture, grid.text, *sides, reading=reading, query=query
+    )
     with operator.pin(count=sides):
         assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
 
@@ -54,7 +66,9 @@ def test_learned_mediators_replace_the_pooled(grid):
     operator = shaken(create("mediator", SHAPE, count=4, source="learned", conv=0))
     q, k, v = tensors(grid, batch=1)
     tokens = operator.tokens.detach().view(4, SHAPE.heads, SHAPE.head_dim)
-    judge = papers.mediator(q[0], k[0], v[0], grid.height, grid.width, grid.text, 2, 2, tokens=tokens)
+    judge = papers.mediator(
+        q[0], k[0], v[0], grid.height, grid.width, grid.text, 2, 2, tokens=tokens
+    )
     assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
 
 
@@ -125,12 +139,19 @@ def test_the_map_has_at_most_the_mediators_rank():
 def test_one_checkpoint_serves_every_count():
     grid = Grid(6, 6)
     operator = shaken(
-        create("mediator", SHAPE, count=64, schedule=[{"until": 0.8, "count": 4}, {"until": 0.5, "count": 16}])
+        create(
+            "mediator",
+            SHAPE,
+            count=64,
+            schedule=[{"until": 0.8, "count": 4}, {"until": 0.5, "count": 16}],
+        )
     )
     fixed = create("mediator", SHAPE, count=16).double()
     fixed.load_state_dict(operator.state_dict())
     inputs = tensors(grid)
-    assert torch.equal(operator.mix(*inputs, grid, noise=torch.tensor([0.6])), fixed.mix(*inputs, grid))
+    assert torch.equal(
+        operator.mix(*inputs, grid, noise=torch.tensor([0.6])), fixed.mix(*inputs, grid)
+    )
     stored = create("mediator", SHAPE, count=4, bias="full", schedule=[{"until": 0.5, "count": 16}])
     assert stored.reading_bias.rows.shape == (4, 4, 4, 16)  # at the largest count
 

@@ -11,7 +11,14 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from linattn import intervals, world
 from linattn.evaluation import distance
-from linattn.evaluation.distance import LEVELS, PSNR_MOST, distances, level_noise, prediction_error, predictions
+from linattn.evaluation.distance import (
+    LEVELS,
+    PSNR_MOST,
+    distances,
+    level_noise,
+    prediction_error,
+    predictions,
+)
 from linattn.world import marks
 from linattn.world.judge import Marks
 from linattn.world.marks import judge_accuracy, judge_features, judge_fid, judge_kid
@@ -49,7 +56,12 @@ def test_bootstrap_in_pieces_is_the_same(monkeypatch):
 
 
 def test_one_picture_has_a_value_and_no_interval():
-    assert intervals.summary(torch.tensor([0.25])) == {"value": 0.25, "low": None, "high": None, "n": 1}
+    assert intervals.summary(torch.tensor([0.25])) == {
+        "value": 0.25,
+        "low": None,
+        "high": None,
+        "n": 1,
+    }
     with pytest.raises(ValueError, match="at least 1"):
         intervals.summary(torch.empty(0))
 
@@ -57,7 +69,12 @@ def test_one_picture_has_a_value_and_no_interval():
 @pytest.mark.parametrize(
     ("right", "n", "low", "high"),
     # Newcombe 1998, table I: the published limits of the score method
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_gives_the_published_limits(right, n, low, high):
     found = intervals.wilson(right, n)
@@ -181,7 +198,9 @@ def test_the_teachers_predictions_may_be_kept():
 
 def test_level_noise_is_a_pictures_own():
     whole = level_noise((4, 2, 3), 100, seed=0)
-    torch.testing.assert_close(whole[2:], level_noise((2, 2, 3), 100, seed=0, start=2), rtol=0, atol=0)
+    torch.testing.assert_close(
+        whole[2:], level_noise((2, 2, 3), 100, seed=0, start=2), rtol=0, atol=0
+    )
     assert not torch.equal(whole, level_noise((4, 2, 3), 300, seed=0))
     assert not torch.equal(whole, level_noise((4, 2, 3), 100, seed=1))
 
@@ -197,14 +216,21 @@ class Oracle(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, pictures: torch.Tensor) -> Marks:
-        shape = nn.functional.one_hot(pictures[:, 0, 0, 0].round().long(), len(world.SHAPES)).float()
-        colour = nn.functional.one_hot(pictures[:, 1, 0, 0].round().long(), len(world.COLOURS)).float()
+        shape = nn.functional.one_hot(
+            pictures[:, 0, 0, 0].round().long(), len(world.SHAPES)
+        ).float()
+        colour = nn.functional.one_hot(
+            pictures[:, 1, 0, 0].round().long(), len(world.COLOURS)
+        ).float()
         return Marks(shape, colour, features=pictures.flatten(1))
 
 
 def drawn(labels: torch.Tensor) -> torch.Tensor:
     marked = torch.zeros(len(labels), 3, 2, 2)
-    marked[:, 0, 0, 0], marked[:, 1, 0, 0] = labels // len(world.COLOURS), labels % len(world.COLOURS)
+    marked[:, 0, 0, 0], marked[:, 1, 0, 0] = (
+        labels // len(world.COLOURS),
+        labels % len(world.COLOURS),
+    )
     return marked
 
 
@@ -218,14 +244,18 @@ def test_judge_accuracy_counts_shape_colour_and_both():
     found = judge_accuracy(Oracle(), drawn(mixed[0] * colours + mixed[1]), labels, batch=7)
     count = len(labels)
     values = {name: result["value"] for name, result in found.items()}
-    assert values == pytest.approx({"shape": 1 - 12 / count, "colour": 1 - 6 / count, "both": 1 - 15 / count})
+    assert values == pytest.approx(
+        {"shape": 1 - 12 / count, "colour": 1 - 6 / count, "both": 1 - 15 / count}
+    )
     assert found["both"]["n"] == count
 
 
 def test_chance_is_what_a_constant_gets():
     labels = torch.arange(len(world.LABELS))
     found = judge_accuracy(Oracle(), drawn(torch.zeros_like(labels)), labels)
-    assert {name: result["value"] for name, result in found.items()} == pytest.approx(marks.chance())
+    assert {name: result["value"] for name, result in found.items()} == pytest.approx(
+        marks.chance()
+    )
 
 
 def test_judge_features_do_not_depend_on_the_batch():
@@ -243,7 +273,8 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> float:
     n = len(x)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     return sum(
-        kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(x[j], y[i]) for i, j in pairs
+        kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(x[j], y[i])
+        for i, j in pairs
     ).item() / (n * (n - 1))
 
 
@@ -265,7 +296,9 @@ def test_kid_does_not_depend_on_the_scale_of_the_features():
 
 
 def strangers_kid(x: torch.Tensor, y: torch.Tensor) -> float:
-    metric = KernelInceptionDistance(feature=marks._PrecomputedFeatures(x.shape[1]), subsets=1, subset_size=len(x))
+    metric = KernelInceptionDistance(
+        feature=marks._PrecomputedFeatures(x.shape[1]), subsets=1, subset_size=len(x)
+    )
     metric.set_dtype(torch.float64)
     scale = y.square().mean().sqrt()
     metric.update(y / scale, real=True)
@@ -287,14 +320,20 @@ def test_kid_of_strangers_is_torchmetrics():
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
 def test_kid_of_partners_is_unbiased_where_torchmetrics_is_not():
     """Two sets of one distribution whose rows are nearly equal: the distance is zero."""
-    sets = [(normal(80, 8, seed=i), normal(80, 8, seed=i) + 0.01 * normal(80, 8, seed=i + 50)) for i in range(20)]
+    sets = [
+        (normal(80, 8, seed=i), normal(80, 8, seed=i) + 0.01 * normal(80, 8, seed=i + 50))
+        for i in range(20)
+    ]
     ours = torch.tensor([judge_kid(x, y)["value"] for x, y in sets])
     assert ours.abs().max() < 1e-3
     assert max(strangers_kid(x, y) for x, y in sets) < -0.02
 
 
 def test_kid_interval_covers_the_spread_of_fresh_sets():
-    fresh = [judge_kid(normal(80, 8, seed=i) + 0.5, normal(80, 8, seed=100 + i))["value"] for i in range(40)]
+    fresh = [
+        judge_kid(normal(80, 8, seed=i) + 0.5, normal(80, 8, seed=100 + i))["value"]
+        for i in range(40)
+    ]
     found = judge_kid(normal(80, 8, seed=7) + 0.5, normal(80, 8, seed=107))
     half = (found["high"] - found["low"]) / 2
     assert half == pytest.approx(intervals.NORMAL * torch.tensor(fresh).std().item(), rel=0.5)
@@ -349,5 +388,10 @@ def test_features_of_two_judges_are_not_compared():
 
 def test_results_are_strict_json():
     x, y = normal(20, 4), normal(20, 4, seed=1)
-    results = [judge_kid(x, y), judge_fid(x, y), intervals.wilson(2, 3), intervals.summary(normal(3))]
+    results = [
+        judge_kid(x, y),
+        judge_fid(x, y),
+        intervals.wilson(2, 3),
+        intervals.summary(normal(3)),
+    ]
     assert not math.isnan(json.loads(json.dumps(results, allow_nan=False))[0]["value"])

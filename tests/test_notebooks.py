@@ -35,9 +35,14 @@ def written(place, *sources, **options):
 
 
 def test_sources_are_stripped_and_say_python3(committed):
-    found = {path.stem: json.loads(path.read_text()) for path in (committed / "notebooks").glob("*.ipynb")}
+    found = {
+        path.stem: json.loads(path.read_text())
+        for path in (committed / "notebooks").glob("*.ipynb")
+    }
     assert {"00_tour", "explore", *STAGES} <= set(found)
-    assert {name for name, each in found.items() if each["metadata"]["kernelspec"]["name"] != "python3"} == set()
+    assert {
+        name for name, each in found.items() if each["metadata"]["kernelspec"]["name"] != "python3"
+    } == set()
     cells = [(name, cell) for name, each in found.items() for cell in each["cells"]]
     shown = [cell for cell in cells if cell[1].get("outputs") or cell[1].get("execution_count")]
     assert not shown
@@ -54,7 +59,9 @@ def test_every_stage_has_a_notebook_that_declares_what_it_takes(stage):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_pipeline_notebooks_are_questions_and_calls(name):
-    """Logic is in the library: short cells, no definitions but of a line or three, about a text a cell."""
+    """Logic is in the library: short cells, no definitions but of a line or three, about a text a
+    cell.
+    """
     cells = nbformat.read(notebooks.source(name), as_version=4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     text = [cell.source for cell in cells if cell.cell_type == "markdown"]
@@ -86,7 +93,10 @@ def test_annotated_and_plain_names_are_both_declared(place):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["distill"], "--student NAME"), (["sample", "--teacher", "class", "--student", "x"], "parameter of 02_sample")],
+    [
+        (["distill"], "--student NAME"),
+        (["sample", "--teacher", "class", "--student", "x"], "parameter of 02_sample"),
+    ],
     ids=["no name", "a name too many"],
 )
 def test_the_command_says_what_is_missing_and_exits_1(words, message, capsys):
@@ -99,14 +109,23 @@ def test_the_command_says_what_is_missing_and_exits_1(words, message, capsys):
 
 def executed(identity, seconds, address):
     notebook = book("x = 1", "x")
-    notebook.cells[0].metadata |= {"papermill": {"duration": seconds}, "execution": {"iopub.status.busy": seconds}}
-    injected = nbformat.v4.new_code_cell("x = 2", id=identity, metadata={"tags": ["injected-parameters"]})
+    notebook.cells[0].metadata |= {
+        "papermill": {"duration": seconds},
+        "execution": {"iopub.status.busy": seconds},
+    }
+    injected = nbformat.v4.new_code_cell(
+        "x = 2", id=identity, metadata={"tags": ["injected-parameters"]}
+    )
     notebook.cells.insert(1, injected)
     notebook.metadata["papermill"] = {"start_time": seconds}
     notebook.cells[2].outputs = [
         nbformat.v4.new_output("stream", text=f"took {seconds} s"),
-        nbformat.v4.new_output("display_data", {notebooks.WIDGET: {"model_id": identity}, "text/plain": "0/3"}),
-        nbformat.v4.new_output("execute_result", {"text/plain": f"<A at {address}>"}, metadata={"x": seconds}),
+        nbformat.v4.new_output(
+            "display_data", {notebooks.WIDGET: {"model_id": identity}, "text/plain": "0/3"}
+        ),
+        nbformat.v4.new_output(
+            "execute_result", {"text/plain": f"<A at {address}>"}, metadata={"x": seconds}
+        ),
     ]
     notebook.cells[0]["id"], notebook.cells[2]["id"] = "a", "b"
     return notebook
@@ -147,7 +166,9 @@ def test_twice_the_same_bytes_and_the_log_on_the_terminal(place, capsys):
 
 def test_the_kernel_knows_that_it_is_in_the_pipeline_and_the_caller_does_not(place, monkeypatch):
     monkeypatch.delenv(project.PIPELINE, raising=False)
-    path = written(place, "a = 1", f"import os\nassert os.environ[{project.PIPELINE!r}] == '1'\nos.getcwd()")
+    path = written(
+        place, "a = 1", f"import os\nassert os.environ[{project.PIPELINE!r}] == '1'\nos.getcwd()"
+    )
     notebooks.run(path, place / "runs" / "one.ipynb")
     assert not project.in_pipeline()
 

@@ -49,11 +49,15 @@ def test_task_without_learned_variance_is_the_squared_error(prediction):
     alpha, sigma = alpha_sigma(each)
     target = each.eps if prediction == "epsilon" else alpha * each.eps - sigma * each.clean
     expected = ((each.student - target) ** 2).mean()
-    assert TERMS["task"](each, Objective(task=1)).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert TERMS["task"](each, Objective(task=1)).item() == pytest.approx(
+        expected.item(), rel=1e-12
+    )
 
 
 def bound_by_hand(each: Comparison, row: int) -> float:
-    """One picture's bound in bits a dimension, from the definition of two Gaussians, element by element."""
+    """One picture's bound in bits a dimension, from the definition of two Gaussians, element by
+    element.
+    """
     t = int(each.t[row])
     now = each.diffusion.alphas_cumprod[t].item()
     before = each.diffusion.alphas_cumprod[t - 1].item() if t else 1.0
@@ -67,7 +71,9 @@ def bound_by_hand(each: Comparison, row: int) -> float:
     velocity, raw = each.student[row].chunk(2)
     noisy = each.noisy[row]
     total = 0.0
-    for x, z, v, r in zip(each.clean[row].flatten(), noisy.flatten(), velocity.flatten(), raw.flatten(), strict=True):
+    for x, z, v, r in zip(
+        each.clean[row].flatten(), noisy.flatten(), velocity.flatten(), raw.flatten(), strict=True
+    ):
         guess = math.sqrt(now) * z - math.sqrt(1 - now) * v
         variance = math.exp(math.log(small) + (r + 1) / 2 * (math.log(beta) - math.log(small)))
         if t == 0:
@@ -108,19 +114,26 @@ def test_noise_in_noise_space_weighs_a_velocity_by_the_signal():
     each = seen()
     alpha, _ = alpha_sigma(each)
     expected = (alpha**2 * (each.student[:, :2] - each.teacher[:, :2]) ** 2).mean().item()
-    assert TERMS["noise"](each, Objective(noise=1, noise_space="noise")).item() == pytest.approx(expected, rel=1e-9)
+    assert TERMS["noise"](each, Objective(noise=1, noise_space="noise")).item() == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_the_two_spaces_agree_where_the_teacher_predicts_noise():
     each = seen("epsilon")
-    spaces = [TERMS["noise"](each, Objective(noise=1, noise_space=space)).item() for space in ("prediction", "noise")]
+    spaces = [
+        TERMS["noise"](each, Objective(noise=1, noise_space=space)).item()
+        for space in ("prediction", "noise")
+    ]
     assert spaces[0] == pytest.approx(spaces[1], rel=1e-12)
 
 
 def test_variance_compares_the_second_half():
     each = seen()
     expected = ((each.student[:, 2:] - each.teacher[:, 2:]) ** 2).mean().item()
-    assert TERMS["variance"](each, Objective(variance=1)).item() == pytest.approx(expected, rel=1e-12)
+    assert TERMS["variance"](each, Objective(variance=1)).item() == pytest.approx(
+        expected, rel=1e-12
+    )
     assert TERMS["variance"](seen(learned=False), Objective(variance=1)).item() == 0
 
 
@@ -135,7 +148,9 @@ def test_features_average_over_layers(norm):
         layers.append(sizes[norm].item())
     how = Objective(features=1, feature_norm=norm)
     assert TERMS["features"](each, how).item() == pytest.approx(sum(layers) / 2, rel=1e-12)
-    assert layerwise(each.student_features, each.teacher_features, norm).tolist() == pytest.approx(layers, rel=1e-12)
+    assert layerwise(each.student_features, each.teacher_features, norm).tolist() == pytest.approx(
+        layers, rel=1e-12
+    )
 
 
 def test_features_of_different_layers_are_refused():
@@ -156,10 +171,20 @@ def test_an_objective_is_the_weighted_sum_and_skips_what_weighs_nothing():
 
 @pytest.mark.parametrize(
     ("name", "task", "noise", "variance", "features"),
-    [("clear", 1, 0.5, 0, 0.5), ("linfusion", 1, 0.5, 0, 0.5), ("lit", 1, 0.5, 0.05, 0), ("mediator", 1, 0, 0, 0)],
+    [
+        ("clear", 1, 0.5, 0, 0.5),
+        ("linfusion", 1, 0.5, 0, 0.5),
+        ("lit", 1, 0.5, 0.05, 0),
+        ("mediator", 1, 0, 0, 0),
+    ],
 )
 def test_presets_carry_the_published_weights(name, task, noise, variance, features):
-    assert create(name).weights == {"task": task, "noise": noise, "variance": variance, "features": features}
+    assert create(name).weights == {
+        "task": task,
+        "noise": noise,
+        "variance": variance,
+        "features": features,
+    }
     assert create(name).feature_norm == "mse"
 
 
@@ -172,11 +197,15 @@ def test_every_preset_is_zero_or_the_task_for_a_perfect_student():
     same = dataclasses.replace(each, student=each.teacher, student_features=each.teacher_features)
     for objective in PRESETS.values():
         terms = objective(same)
-        assert all(terms[name].item() == 0 for name in ("noise", "variance", "features") if name in terms)
+        assert all(
+            terms[name].item() == 0 for name in ("noise", "variance", "features") if name in terms
+        )
 
 
 def test_a_mapping_starts_from_a_preset():
-    assert create({"preset": "lit", "task": 0}) == Objective(noise=0.5, variance=0.05, noise_space="noise")
+    assert create({"preset": "lit", "task": 0}) == Objective(
+        noise=0.5, variance=0.05, noise_space="noise"
+    )
     assert create({"noise": 1}) == Objective(noise=1)
 
 
@@ -188,7 +217,10 @@ def test_a_mapping_starts_from_a_preset():
         ({"task": -1}, "the weight of task is -1"),
         ({"task": float("nan")}, "the weight of task is nan"),
         ({"task": True}, "the weight of task is True"),
-        ({"task": 1, "feature_norm": "l3"}, "feature_norm is 'l3'; choose one of mse, l1, relative"),
+        (
+            {"task": 1, "feature_norm": "l3"},
+            "feature_norm is 'l3'; choose one of mse, l1, relative",
+        ),
         ({}, "every weight is 0"),
     ],
     ids=str,

@@ -54,7 +54,8 @@ def test_chance_needs_another_caption(ours, scenes):
 def test_things_are_found_where_they_are(scenes):
     for scene, picture in zip(scenes[:20], world.render(scenes[:20], 64), strict=True):
         found, asked = (
-            torch.tensor([(each.x, each.y) for each in places]) for places in (pairs.patches(picture), scene.things)
+            torch.tensor([(each.x, each.y) for each in places])
+            for places in (pairs.patches(picture), scene.things)
         )
         assert torch.cdist(found, asked).amin(0).max() < 0.1
 
@@ -64,11 +65,18 @@ def test_swapped_things_have_the_wrong_relation_alone(ours, scenes):
         first, second = scene.things
         return world.Scene((second, first), scene.background)
 
-    apart = [s for s in scenes if len({t.shape for t in s.things}) == len({t.colour for t in s.things}) == 2]
+    apart = [
+        s
+        for s in scenes
+        if len({t.shape for t in s.things}) == len({t.colour for t in s.things}) == 2
+    ]
     flipped = world.render(apart, 64).flip(3).flip(2)  # every relation becomes its opposite
     right = pairs.marks(ours, flipped, apart).float().mean(0)
     assert right[2] < 0.1  # an arrow upside down may be read as another shape
-    assert pairs.marks(ours, world.render([mirrored(s) for s in apart], 64), apart).float().mean(0)[2] > 0.97
+    assert (
+        pairs.marks(ours, world.render([mirrored(s) for s in apart], 64), apart).float().mean(0)[2]
+        > 0.97
+    )
 
 
 @pytest.mark.parametrize("things", [0, 1])

@@ -14,7 +14,9 @@ def content():
 
 
 def changed(content, place, value):
-    """A copy with one value replaced; `place` is dotted, and a value of None given as `DELETE` removes the key."""
+    """A copy with one value replaced; `place` is dotted, and a value of None given as `DELETE`
+    removes the key.
+    """
     content = copy.deepcopy(content)
     *parents, last = place.split(".")
     node = content
@@ -58,39 +60,111 @@ WRONG = {
     "misspelt profile": ("profile", "nanno", r"profile 'nanno'.*did you mean 'nano'"),
     "misspelt part": ("profiles.nano.destill", {}, r"profiles.nano: 'destill'.*'distill'"),
     "missing part": ("profiles.tiny.sample", DELETE, r"profiles.tiny lacks sample"),
-    "misspelt key": ("profiles.nano.distill.learning_rat", 1.0, r"profiles.nano.distill: 'learning_rat'.*_rate'"),
+    "misspelt key": (
+        "profiles.nano.distill.learning_rat",
+        1.0,
+        r"profiles.nano.distill: 'learning_rat'.*_rate'",
+    ),
     "missing key": ("profiles.full.distill.ema", DELETE, r"profiles.full.distill lacks ema"),
-    "text for a number": ("profiles.nano.sample.pictures", "many", r"sample.pictures is 'many' \(str\).*whole number"),
-    "float for a count": ("profiles.nano.sample.pictures", 1.5, r"sample.pictures is 1.5 .*whole number"),
-    "true for a count": ("profiles.nano.sample.pictures", True, r"sample.pictures is True .*whole number"),
-    "out of range": ("profiles.nano.sample.pictures", 0, r"sample.pictures is 0; it must be at least 1"),
-    "out of range above": ("profiles.nano.sample.steps", 1001, r"sample.steps is 1001.*at most 1000"),
+    "text for a number": (
+        "profiles.nano.sample.pictures",
+        "many",
+        r"sample.pictures is 'many' \(str\).*whole number",
+    ),
+    "float for a count": (
+        "profiles.nano.sample.pictures",
+        1.5,
+        r"sample.pictures is 1.5 .*whole number",
+    ),
+    "true for a count": (
+        "profiles.nano.sample.pictures",
+        True,
+        r"sample.pictures is True .*whole number",
+    ),
+    "out of range": (
+        "profiles.nano.sample.pictures",
+        0,
+        r"sample.pictures is 0; it must be at least 1",
+    ),
+    "out of range above": (
+        "profiles.nano.sample.steps",
+        1001,
+        r"sample.steps is 1001.*at most 1000",
+    ),
     "not finite": ("profiles.nano.distill.learning_rate", float("nan"), r"learning_rate is nan"),
     "noise outside": ("profiles.nano.evaluate.noise", [0.5, 1.5], r"evaluate.noise\[1\] is 1.5"),
     "empty list": ("profiles.nano.evaluate.noise", [], r"evaluate.noise is \[\].*one or more"),
     "seeds twice": ("profiles.nano.distill.seeds", [1, 1], r"seeds is \[1, 1\].*different"),
-    "unknown choice": ("profiles.nano.distill.objective", "protocoll", r"objective: 'protocoll'.*'protocol'"),
-    "no teacher": ("students.clear.teacher", DELETE, r"students.clear lacks teacher.*teacher: class"),
+    "unknown choice": (
+        "profiles.nano.distill.objective",
+        "protocoll",
+        r"objective: 'protocoll'.*'protocol'",
+    ),
+    "no teacher": (
+        "students.clear.teacher",
+        DELETE,
+        r"students.clear lacks teacher.*teacher: class",
+    ),
     "misspelt teacher's key": ("teachers.class.sorce", "x", r"teachers.class: 'sorce'.*'source'"),
     "no mapping": ("students", ["clear"], r"students is \['clear'\].*mapping"),
-    "misspelt operator": ("students.clear.operator", "claer", r"students.clear.operator 'claer'.*'clear'"),
+    "misspelt operator": (
+        "students.clear.operator",
+        "claer",
+        r"students.clear.operator 'claer'.*'clear'",
+    ),
     "missing operator": ("students.clear.operator", DELETE, r"students.clear lacks operator"),
     "misspelt option": ("students.clear.radios", 3, r"students.clear.radios is 3: .*'radius'"),
     "option out of range": ("students.clear.radius", -3, r"students.clear.radius is -3: .*-3"),
-    "option of another type": ("students.mediator.count", "many", r"students.mediator.count is 'many'"),
+    "option of another type": (
+        "students.mediator.count",
+        "many",
+        r"students.mediator.count is 'many'",
+    ),
     "schedule out of order": (
         "students.mediator-schedule.schedule",
         [{"until": 0.0, "count": 4}, {"until": 0.5, "count": 9}],
         r"students.mediator-schedule.*until",
     ),
-    "own key misspelt": ("students.clear.initialize", "all", r"students.clear.initialize.*'initialise'"),
-    "unknown teacher": ("students.clear.teacher", "clas", r"students.clear.teacher 'clas'.*'class'"),
-    "recipe without one": ("students.clear.recipe", "published", r"students.clear.recipe\).*'clear'"),
-    "a name that is no folder": ("students.a/b", {"operator": "clear", "teacher": "class"}, r"students.a/b"),
-    "a name of another row": ("students.teacher-x", {"operator": "clear", "teacher": "class"}, r"x.*another row"),
-    "benchmark operator": ("operators.benchmark.lit.kernal", 3, r"operators.benchmark.lit.kernal.*'kernel'"),
-    "published recipe": ("profiles.paper.published.lit.stepz", 3, r"published.lit: 'stepz'.*'steps'"),
-    "published teacher": ("profiles.paper.published.lit.teacher", "txt", r"published.lit.teacher 'txt'.*'text'"),
+    "own key misspelt": (
+        "students.clear.initialize",
+        "all",
+        r"students.clear.initialize.*'initialise'",
+    ),
+    "unknown teacher": (
+        "students.clear.teacher",
+        "clas",
+        r"students.clear.teacher 'clas'.*'class'",
+    ),
+    "recipe without one": (
+        "students.clear.recipe",
+        "published",
+        r"students.clear.recipe\).*'clear'",
+    ),
+    "a name that is no folder": (
+        "students.a/b",
+        {"operator": "clear", "teacher": "class"},
+        r"students.a/b",
+    ),
+    "a name of another row": (
+        "students.teacher-x",
+        {"operator": "clear", "teacher": "class"},
+        r"x.*another row",
+    ),
+    "benchmark operator": (
+        "operators.benchmark.lit.kernal",
+        3,
+        r"operators.benchmark.lit.kernal.*'kernel'",
+    ),
+    "published recipe": (
+        "profiles.paper.published.lit.stepz",
+        3,
+        r"published.lit: 'stepz'.*'steps'",
+    ),
+    "published teacher": (
+        "profiles.paper.published.lit.teacher",
+        "txt",
+        r"published.lit.teacher 'txt'.*'text'",
+    ),
 }
 
 
@@ -111,7 +185,12 @@ def test_a_published_recipe_brings_its_paper_settings_teacher_and_start(content)
     content = changed(content, "students.lit.recipe", "published")
     settings = params.parse(content, "paper")
     recipe = settings.recipe("lit")
-    assert (recipe.objective, recipe.batch, recipe.layerwise_steps, recipe.trains) == ("lit", 256, 0, "all")
+    assert (recipe.objective, recipe.batch, recipe.layerwise_steps, recipe.trains) == (
+        "lit",
+        256,
+        0,
+        "all",
+    )
     assert settings.student("lit").initialise == "mlp_only"
     assert settings.recipe("clear") == settings.distill
 
@@ -120,9 +199,15 @@ def test_a_students_settings_are_those_that_are_not_the_usual(content):
     assert all(student.settings == {} for student in params.parse(content).students.values())
     for place, value in (("layers", ["first:2", 5]), ("initialise", "v"), ("recipe", "protocol")):
         content = changed(content, f"students.clear.{place}", value)
-    assert params.parse(content).student("clear").settings == {"layers": ("first:2", 5), "initialise": "v"}
+    assert params.parse(content).student("clear").settings == {
+        "layers": ("first:2", 5),
+        "initialise": "v",
+    }
     content = changed(content, "students.lit.recipe", "published")
-    assert params.parse(content, "paper").student("lit").settings == {"initialise": "mlp_only", "recipe": "published"}
+    assert params.parse(content, "paper").student("lit").settings == {
+        "initialise": "mlp_only",
+        "recipe": "published",
+    }
 
 
 def test_names_are_asked_for_with_their_nearest(content):

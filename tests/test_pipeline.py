@@ -1,7 +1,8 @@
-"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with five students.
+"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with five
+students.
 
-The tests of this file are one story and run in its order: first run, nothing on the second, a forced stage, then
-students added, edited, removed and failing.
+The tests of this file are one story and run in its order: first run, nothing on the second, a
+forced stage, then students added, edited, removed and failing.
 """
 
 import dataclasses
@@ -50,7 +51,9 @@ def far(monkeypatch):
     role = params.Teacher(source="facebook/DiT-XL-2-256")
     student = params.Student(operator="softmax", teacher="far", name="far-softmax")
     settings = dataclasses.replace(
-        usual, teachers={**usual.teachers, "far": role}, students={**usual.students, student.name: student}
+        usual,
+        teachers={**usual.teachers, "far": role},
+        students={**usual.students, student.name: student},
     )
     monkeypatch.setattr(params, "load", lambda profile=None: settings)
     return settings
@@ -58,11 +61,17 @@ def far(monkeypatch):
 
 def test_a_role_of_the_hub_is_left_out_and_the_others_run(far, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(pipeline, "dvc", lambda *words, **_: ran.append(words) or subprocess.CompletedProcess(words, 0))
+    monkeypatch.setattr(
+        pipeline,
+        "dvc",
+        lambda *words, **_: ran.append(words) or subprocess.CompletedProcess(words, 0),
+    )
     monkeypatch.setattr(pipeline, "make_folders", lambda: None)
     assert pipeline.repro() == 0
     said = capsys.readouterr().out
-    assert re.search(r"far is left out: .*facebook/DiT-XL-2-256.*linattn.distill --student far-softmax", said)
+    assert re.search(
+        r"far is left out: .*facebook/DiT-XL-2-256.*linattn.distill --student far-softmax", said
+    )
     (first, going, *targets), report = ran
     assert (first, going, report) == ("repro", "--keep-going", ("repro", "--single-item", "report"))
     assert set(targets) == {
@@ -74,13 +83,17 @@ def test_a_role_of_the_hub_is_left_out_and_the_others_run(far, monkeypatch, caps
 
 def test_a_role_of_the_hub_is_refused_where_it_is_asked_for(far, monkeypatch):
     monkeypatch.setattr(pipeline, "dvc", lambda *words, **options: pytest.fail("dvc was run"))
-    with pytest.raises(ValueError, match=r"60 classes.*facebook/DiT-XL-2-256.*--by-hand --teacher far"):
+    with pytest.raises(
+        ValueError, match=r"60 classes.*facebook/DiT-XL-2-256.*--by-hand --teacher far"
+    ):
         pipeline.repro("far")
 
 
 def test_the_commands_for_a_role_of_the_hub_write_to_scratch(far, monkeypatch):
     """As they stand in the message: both parse, and nothing of the pipeline's is replaced."""
-    sample, train = re.findall(r"python -m linattn\.(?:notebooks|distill) ([^,]*)", pipeline.by_hand(far, "far"))
+    sample, train = re.findall(
+        r"python -m linattn\.(?:notebooks|distill) ([^,]*)", pipeline.by_hand(far, "far")
+    )
     seen = {}
     monkeypatch.delenv(project.PIPELINE, raising=False)
     monkeypatch.setattr(notebooks, "run", lambda _, out, **told: seen.update(told, out=out) or out)
@@ -91,7 +104,8 @@ def test_the_commands_for_a_role_of_the_hub_write_to_scratch(far, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["distill", *train.split()])
     distill.main()
     assert seen["made"] == ("far-softmax", "nano")
-    assert project.outputs() == project.by_hand()  # where that one writes, no runner of the pipeline above it
+    # where that one writes, no runner of the pipeline above it
+    assert project.outputs() == project.by_hand()
 
 
 @pytest.fixture
@@ -108,7 +122,9 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_one_file_that_a_run_changes_is_named_with_the_command_that_takes_it_back(repository, capsys):
+def test_the_one_file_that_a_run_changes_is_named_with_the_command_that_takes_it_back(
+    repository, capsys
+):
     with pipeline.naming_what_changed("dvc.lock"):
         pass
     assert not capsys.readouterr().out
@@ -129,7 +145,9 @@ def test_the_one_file_that_a_run_changes_is_named_with_the_command_that_takes_it
 def test_a_study_is_run_by_its_name_and_names_its_own_lock(repository, monkeypatch, capsys):
     def dvc(*words, **_):
         (repository / "studies/plugins/dvc.lock").write_text("of this machine\n")
-        return subprocess.CompletedProcess(words, 0 if words == ("repro", "studies/plugins/dvc.yaml") else 1)
+        return subprocess.CompletedProcess(
+            words, 0 if words == ("repro", "studies/plugins/dvc.yaml") else 1
+        )
 
     monkeypatch.setattr(pipeline, "dvc", dvc)
     assert pipeline.main(["--study", "plugins"]) == 0
@@ -149,16 +167,24 @@ class Clone:
     def python(self, *words, check=True):
         environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1"}
         environment["PYTHONPATH"] = project.python_path(self.folder)
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+        environment["PATH"] = os.pathsep.join(
+            [str(Path(sys.executable).parent), environment["PATH"]]
+        )
         environment.pop(project.PIPELINE, None)
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=self.folder, env=environment, capture_output=True, text=True
+            [sys.executable, "-m", *words],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done
 
     def would_run(self):
-        """What a dry run names: stages that differ by themselves, not those that a changed out would reach."""
+        """What a dry run names: stages that differ by themselves, not those that a changed out
+        would reach.
+        """
         said = self.python("dvc", "repro", "--dry", "--keep-going", check=False)
         return set(pipeline.would_run(said.stdout + said.stderr))
 
@@ -172,7 +198,10 @@ class Clone:
         from ruamel.yaml import YAML
 
         stages = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
-        return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
+        return {
+            name: {out["path"]: out["md5"] for out in stage.get("outs", [])}
+            for name, stage in stages.items()
+        }
 
     def read(self, path):
         return json.loads((self.folder / path).read_text())
@@ -181,7 +210,8 @@ class Clone:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     folder = pipeline.copy(tmp_path_factory.mktemp("clone"), "tiny")
-    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # a cache of its own
+    # a cache of its own
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     path = folder / "params.yaml"
     text, found = re.subn(r"(?ms)^students:\n.*?\n(?=\nprofiles:)", STUDENTS, path.read_text())
     assert found == 1
@@ -212,7 +242,9 @@ def test_every_student_has_quality_with_n_and_intervals(finished):
         error = result["quality"]["error"]
         assert error["low"] <= error["value"] <= error["high"]
         assert result["undistilled"]["error"]["value"] is not None
-        assert len(result["training"]["curve"]["step"]) == len(result["training"]["curve"]["loss"]) > 1
+        assert (
+            len(result["training"]["curve"]["step"]) == len(result["training"]["curve"]["loss"]) > 1
+        )
         run = finished.read(f"reports/local/runs/{name}.run.json")
         assert run["facts"]["versions"]["torch"]
         assert {"distill", "evaluate", "draw"} <= set(run["seconds"])
@@ -221,10 +253,17 @@ def test_every_student_has_quality_with_n_and_intervals(finished):
 
 def test_every_teacher_has_a_row_and_chance_beside_it(finished):
     for role in ROLES:
-        row, chance = (finished.read(f"reports/local/results/{name}-{role}.json") for name in ("teacher", "chance"))
+        row, chance = (
+            finished.read(f"reports/local/results/{name}-{role}.json")
+            for name in ("teacher", "chance")
+        )
         assert row["teacher"] == chance["teacher"] == role
-        assert row["quality"].keys() >= chance["quality"].keys() - {f"cross_{name}" for name in chance["quality"]}
-        assert (finished.folder / "reports" / "local" / "runs" / f"teacher-{role}.run.json").exists()
+        assert row["quality"].keys() >= chance["quality"].keys() - {
+            f"cross_{name}" for name in chance["quality"]
+        }
+        assert (
+            finished.folder / "reports" / "local" / "runs" / f"teacher-{role}.run.json"
+        ).exists()
 
 
 def test_softmax_unchanged_is_the_teacher_before_training(finished):
@@ -272,7 +311,9 @@ def test_forced_stages_change_no_hash_but_the_run_files(finished):
     stages = (*(f"sample@{role}" for role in ROLES), "distill@clear", "evaluate@clear")
     finished.python("dvc", "repro", "--force", "--single-item", *stages)
     after = finished.lock()
-    changed = {path for name in after for path, md5 in after[name].items() if before[name][path] != md5}
+    changed = {
+        path for name in after for path, md5 in after[name].items() if before[name][path] != md5
+    }
     assert changed <= {
         "reports/local/runs/clear.run.json",
         "reports/local/runs/clear.distill.run.json",
@@ -281,11 +322,16 @@ def test_forced_stages_change_no_hash_but_the_run_files(finished):
 
 
 def test_html_has_no_outside_address(finished):
-    pages = [finished.folder / "reports" / "index.html", *(finished.folder / "reports" / "pages").glob("*.html")]
+    pages = [
+        finished.folder / "reports" / "index.html",
+        *(finished.folder / "reports" / "pages").glob("*.html"),
+    ]
     assert len(pages) > 1 + len(NAMES)
     for page in pages:
         html = page.read_text()
-        assert not re.search(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//""", html), page.name
+        assert not re.search(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//""", html), (
+            page.name
+        )
         assert not re.search(r"""url\(\s*["']?(?:https?:)?//|@import""", html), page.name
         assert "<title>" in html
         assert all("alt=" in image for image in re.findall(r"<img\b[^>]*>", html)), page.name
@@ -294,11 +340,14 @@ def test_html_has_no_outside_address(finished):
 def test_a_comment_in_params_changes_nothing(finished):
     path = finished.folder / "params.yaml"
     path.write_text(path.read_text() + "# a comment\n")
-    assert finished.would_run() <= {"report"}  # the report alone may lag: the forced stages wrote new run files
+    # the report alone may lag: the forced stages wrote new run files
+    assert finished.would_run() <= {"report"}
 
 
 def test_editing_one_student_runs_that_one_and_the_report(finished):
-    four, three = (f"  clear: {{operator: clear, teacher: class, radius: {radius}}}\n" for radius in (4, 3))
+    four, three = (
+        f"  clear: {{operator: clear, teacher: class, radius: {radius}}}\n" for radius in (4, 3)
+    )
     finished.edit(four, three)
     assert finished.would_run() == {"distill@clear", "evaluate@clear", "report"}
     finished.edit(three, four)
@@ -307,8 +356,16 @@ def test_editing_one_student_runs_that_one_and_the_report(finished):
 EVALUATED = {*(f"reference@{role}" for role in ROLES), *(f"evaluate@{name}" for name in NAMES)}
 PARTS = {
     "evaluate": ("evaluate: {pictures: 8,", "evaluate: {pictures: 9,", EVALUATED),
-    "benchmark": ("benchmark: {tokens: [64, 256],", "benchmark: {tokens: [64, 144],", {"benchmark"}),
-    "sample": ("sample: {pictures: 16, steps: 4,", "sample: {pictures: 16, steps: 5,", {f"sample@{r}" for r in ROLES}),
+    "benchmark": (
+        "benchmark: {tokens: [64, 256],",
+        "benchmark: {tokens: [64, 144],",
+        {"benchmark"},
+    ),
+    "sample": (
+        "sample: {pictures: 16, steps: 4,",
+        "sample: {pictures: 16, steps: 5,",
+        {f"sample@{r}" for r in ROLES},
+    ),
     "another profile": ("evaluate: {pictures: 128,", "evaluate: {pictures: 129,", set()),
 }
 
@@ -322,7 +379,12 @@ def test_editing_a_part_runs_what_reads_it(finished, name):
     assert would - {"report"} == stages
 
 
-CLEAR = {"anatomy", "benchmark", "report", *(f"{stage}@{name}" for stage in EACH for name in ("clear", "flux-clear"))}
+CLEAR = {
+    "anatomy",
+    "benchmark",
+    "report",
+    *(f"{stage}@{name}" for stage in EACH for name in ("clear", "flux-clear")),
+}
 
 
 @pytest.mark.parametrize(
@@ -360,7 +422,9 @@ def test_an_edit_that_cannot_alter_results_is_accepted_and_makes_nothing_new(fin
 
 
 def test_an_edited_number_is_not_accepted(finished):
-    four, three = (f"  clear: {{operator: clear, teacher: class, radius: {radius}}}\n" for radius in (4, 3))
+    four, three = (
+        f"  clear: {{operator: clear, teacher: class, radius: {radius}}}\n" for radius in (4, 3)
+    )
     finished.edit(four, three)
     said = finished.python("linattn.pipeline", "--accept").stdout
     assert "no stage" in said
@@ -370,7 +434,9 @@ def test_an_edited_number_is_not_accepted(finished):
 
 
 def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):
-    """One good student more and one that cannot be made: layer 99 is only missed when it is looked for."""
+    """One good student more and one that cannot be made: layer 99 is only missed when it is looked
+    for.
+    """
     last = "{until: 0.0, count: 16}]\n"
     more = (
         "  softmax-conv: {operator: softmax, teacher: class, conv: 3}\n"
@@ -404,12 +470,16 @@ def test_a_removed_student_leaves_the_report_and_runs_nothing_else(finished):
 
 
 def test_the_working_directory_does_not_matter(finished, tmp_path):
-    """The stages' functions from elsewhere, as JupyterLab runs them: results go to scratch, outs stay."""
+    """The stages' functions from elsewhere, as JupyterLab runs them: results go to scratch, outs
+    stay.
+    """
     index = finished.folder / "reports" / "index.html"
     before = hashlib.md5(index.read_bytes()).hexdigest()
     code = "from linattn import params, project, report\nprint(project.report(write=True))"
     environment = {key: value for key, value in os.environ.items() if key != project.PIPELINE}
     environment["PYTHONPATH"] = str(finished.folder)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.strip() == str(finished.folder / ".scratch/lab/reports/index.html")
     assert hashlib.md5(index.read_bytes()).hexdigest() == before

@@ -1,4 +1,6 @@
-"""Plug-ins trained on a tiny random Stable Diffusion: published formats, bits that come back, kills without a trace."""
+"""Plug-ins trained on a tiny random Stable Diffusion: published formats, bits that come back, kills
+without a trace.
+"""
 
 import contextlib
 import dataclasses
@@ -37,7 +39,8 @@ from linattn.world import judge
 SIDE = 32
 ENCODER = recipe.Recipe(steps=3, batch=4, rate=1e-3, seed=0)
 WORDS = recipe.Recipe(steps=2, batch=4, rate=1e-3, seed=0)
-RECIPE = recipe.Recipe(steps=4, batch=4, rate=3e-2, seed=0, rank=2, encoder=ENCODER, words=WORDS)  # 4 steps show
+# 4 steps show
+RECIPE = recipe.Recipe(steps=4, batch=4, rate=3e-2, seed=0, rank=2, encoder=ENCODER, words=WORDS)
 PART = numbers.Measure(pictures=3, steps=2, batch=2, seed=5, checked=2, shown=2)
 NAMES = list(numbers.PLUGINS)
 
@@ -53,7 +56,9 @@ def teacher_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def told(teacher_folder):
     recipes = dict.fromkeys(NAMES, RECIPE)
-    return numbers.Settings(teacher=str(teacher_folder), students=("tiny",), recipes=recipes, measure=PART)
+    return numbers.Settings(
+        teacher=str(teacher_folder), students=("tiny",), recipes=recipes, measure=PART
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +92,23 @@ def bench(told, student, made, monkeypatch):
 
 
 def weights(folder):
-    return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+    return {
+        str(path.relative_to(folder)): load_file(path)
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 # Training and storing
 
 
 def test_published_formats(made, bench):
-    """What diffusers and others expect to find there; that its loaders read them is what every other test lives on."""
+    """What diffusers and others expect to find there; that its loaders read them is what every
+    other test lives on.
+    """
     home = made[0] / "data" / "plugins"
-    assert ControlNetModel.from_pretrained(home / "control").config.conditioning_embedding_out_channels == [16, 32, 64]
+    assert ControlNetModel.from_pretrained(
+        home / "control"
+    ).config.conditioning_embedding_out_channels == [16, 32, 64]
     tuned = UNet2DConditionModel.from_pretrained(home / "recolour")
     assert identity.public_config(tuned) == identity.public_config(bench.teacher.model)
     factors = load_file(home / "lora-attn1" / "pytorch_lora_weights.safetensors")
@@ -118,14 +130,18 @@ def test_training_moves_what_is_stored_and_nothing_of_the_teacher(name, made, to
     assert not any("seconds" in row for row in curves[name])
     fresh = teachers.load(told.teacher).model.state_dict()
     pipe = numbers.PLUGINS[name].mount(bench.pipe(), numbers.folder(name))
-    base = {key.replace(".base_layer.", "."): tensor for key, tensor in pipe.unet.state_dict().items()}
+    base = {
+        key.replace(".base_layer.", "."): tensor for key, tensor in pipe.unet.state_dict().items()
+    }
     same = [torch.equal(base[key], tensor) for key, tensor in fresh.items()]
     assert all(same) == (name != "recolour")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_training_is_on_the_teachers_device(name, told, made, monkeypatch, tmp_path):
-    """That of tensors without values, which no other device's may meet: a loss of each training, and what it trains."""
+    """That of tensors without values, which no other device's may meet: a loss of each training,
+    and what it trains.
+    """
     here = benches.Bench(told)
     copied = functools.partial(ControlNetModel.from_unet, here.teacher.model)
     monkeypatch.setattr(project, "device", lambda: "meta")
@@ -146,9 +162,12 @@ def test_every_training_is_on_the_teachers_device(name, told, made, monkeypatch,
     monkeypatch.setattr(ControlNetModel, "from_unet", lambda unet, **how: copied(**how))
     monkeypatch.setattr(adapter, "_state", lambda *parts: {})
     monkeypatch.setattr(adapter, "store", lambda *parts: None)
-    stored = adapter.Adapter().mount(here.pipe(), made[0] / "data" / "plugins" / "adapter").to("meta")
+    stored = (
+        adapter.Adapter().mount(here.pipe(), made[0] / "data" / "plugins" / "adapter").to("meta")
+    )
     monkeypatch.setattr(adapter.Adapter, "mount", lambda self, pipe, folder: stored)
-    # What comes after the training is storing, which meta cannot; that the training was reached is asserted below.
+    # What comes after the training is storing, which meta cannot; that the training was reached is
+    # asserted below.
     with contextlib.suppress(NotImplementedError):
         numbers.PLUGINS[name].make(teacher, RECIPE, tmp_path, tmp_path / "out")
     assert seen == [{"meta"}] * (3 if name == "adapter" else 1)
@@ -159,7 +178,11 @@ def test_it_is_mounted_where_the_pipeline_is(name, told, made, bench, monkeypatc
     monkeypatch.setattr(project, "device", lambda: "meta")
     elsewhere = benches.Bench(told)
     pipe = numbers.PLUGINS[name].mount(elsewhere.pipe(), numbers.folder(name))
-    parts = [part for part in (elsewhere.eye, *pipe.components.values()) if isinstance(part, torch.nn.Module)]
+    parts = [
+        part
+        for part in (elsewhere.eye, *pipe.components.values())
+        if isinstance(part, torch.nn.Module)
+    ]
     assert {each.device.type for part in parts for each in part.parameters()} == {"meta"}
 
 
@@ -182,7 +205,9 @@ def test_killed_and_resumed_is_undisturbed(name, told, made, monkeypatch, tmp_pa
         except KeyboardInterrupt:
             continue
     assert len(calls) > 3
-    assert calls.count(0) == (3 if name == "adapter" else 1)  # once for the encoder, the words and the adapter itself
+    assert calls.count(0) == (
+        3 if name == "adapter" else 1
+    )  # once for the encoder, the words and the adapter itself
     found, wanted = (weights(root / "data" / "plugins" / name) for root in (tmp_path, made[0]))
     assert found.keys() == wanted.keys()
     for file in wanted:
@@ -199,7 +224,9 @@ def test_it_differs_and_goes_away_bit_for_bit(name, body, bench):
     bits = study.checks(bench, numbers.PLUGINS[name], bench.bodies[body])
     assert bits == dict.fromkeys(bits, True)
     part = {"differs", "silenced", "removed"} | ({"either order", "restored"} if body else set())
-    assert set(bits) == (part if name != "recolour" else {"differs"} | ({"restored"} if body else set()))
+    assert set(bits) == (
+        part if name != "recolour" else {"differs"} | ({"restored"} if body else set())
+    )
 
 
 def test_a_check_sees_a_plugin_that_stays(bench, monkeypatch):
@@ -234,7 +261,8 @@ def test_edges_are_the_things_outline_before_a_plain_background():
     assert not (found * (1 - wide)).any()
     assert not (found * narrow).any()
     outline = inside - (1 - grown(1 - inside, 1))  # its own pixels beside others
-    assert (found * outline).sum() > 0.4 * outline.sum()  # or the neighbour's, above or on the left, is marked
+    # or the neighbour's, above or on the left, is marked
+    assert (found * outline).sum() > 0.4 * outline.sum()
     assert not control.edges(torch.full((1, 3, 16, 16), 0.3)).any()
 
 
@@ -265,18 +293,27 @@ def test_every_kind_of_background_is_told_behind_every_thing():
 def test_no_caption_gives_the_answer_away():
     questions = {name: each.questions(30, 2, SIDE) for name, each in numbers.PLUGINS.items()}
     asked = questions["control"]
-    assert not any(shape in text for text in asked["shape not named"].captions for shape in world.SHAPES)
-    for text, scene in zip(asked["another shape named"].captions, asked["shape named"].scenes, strict=True):
+    assert not any(
+        shape in text for text in asked["shape not named"].captions for shape in world.SHAPES
+    )
+    for text, scene in zip(
+        asked["another shape named"].captions, asked["shape named"].scenes, strict=True
+    ):
         assert f" {scene.things[0].shape} " not in text
     assert set(questions["adapter"]["no caption"].captions) == {""}
-    assert not any(lora.STYLE in text for text in questions["lora-attn1"]["another background"].captions)
+    assert not any(
+        lora.STYLE in text for text in questions["lora-attn1"]["another background"].captions
+    )
     turned = questions["recolour"]["colours turned"]
     for text, scene in zip(turned.captions, turned.scenes, strict=True):
         assert f" {scene.things[0].colour} " not in text
 
 
 def test_colours_are_turned_among_themselves():
-    told = {scene.things[0].colour: recolour.turned(scene).things[0].colour for scene in plugin.scenes(200, 0)}
+    told = {
+        scene.things[0].colour: recolour.turned(scene).things[0].colour
+        for scene in plugin.scenes(200, 0)
+    }
     assert set(told) == set(told.values()) == set(world.COLOURS)
     assert not any(before == after for before, after in told.items())
 
@@ -284,7 +321,9 @@ def test_colours_are_turned_among_themselves():
 # The study
 
 
-def test_the_study_is_the_same_twice_and_the_report_reads_it(bench, told, made, monkeypatch, tmp_path):
+def test_the_study_is_the_same_twice_and_the_report_reads_it(
+    bench, told, made, monkeypatch, tmp_path
+):
     monkeypatch.setattr(project, "place", lambda path, write=False: made[0] / path)
     monkeypatch.setattr(project, "study", lambda file, write=False: tmp_path / file)
     monkeypatch.setattr(study, "QUICK", 1)
@@ -298,7 +337,11 @@ def test_the_study_is_the_same_twice_and_the_report_reads_it(bench, told, made, 
     assert project.read_json(tmp_path / "plugins.run.json")["facts"]["versions"]["torch"]
     rows = first["plugins"]["adapter"]["rows"]
     assert [row["body"] for row in rows] == ["softmax", "tiny"]
-    assert [row["body"] for row in first["plugins"]["recolour"]["rows"]] == ["softmax", "tiny", "tiny, not distilled"]
+    assert [row["body"] for row in first["plugins"]["recolour"]["rows"]] == [
+        "softmax",
+        "tiny",
+        "tiny, not distilled",
+    ]
     assert all(row["with"]["shape"]["n"] == 3 and row["difference"]["value"] > 0 for row in rows)
     shots = report._shots(first)
     shown = numbers.PLUGINS["adapter"].questions(3, PART.seed, SIDE)["no caption"].shown
@@ -315,11 +358,19 @@ def share(right, n=100):
 
 def test_sentences_say_what_does_nothing_and_what_does_less():
     rows = [
-        {"body": body, "question": "no caption", "with": {"shape": share(ours)}, "without": {"shape": share(10)}}
+        {
+            "body": body,
+            "question": "no caption",
+            "with": {"shape": share(ours)},
+            "without": {"shape": share(10)},
+        }
         for body, ours in (("softmax", 90), ("sd-linfusion", 85), ("sd-lit", 12))
     ]
     first, *others = report.findings({"rows": rows, "obeys": ["shape"]})
-    assert "on softmax shape 90.0\u00a0% (82.6 to 94.5), without it 10.0\u00a0%; on sd-linfusion" in first
+    assert (
+        "on softmax shape 90.0\u00a0% (82.6 to 94.5), without it 10.0\u00a0%; on sd-linfusion"
+        in first
+    )
     assert others == [
         "No caption: on sd-lit shape is not right more often with it than without, as far as this tells.",
         "No caption: on sd-lit shape is right less often than on softmax, 12.0\u00a0% against 90.0\u00a0%.",
@@ -327,7 +378,10 @@ def test_sentences_say_what_does_nothing_and_what_does_less():
     other = [{**row, "question": "shape named", "with": {"shape": share(11)}} for row in rows[:1]]
     *_, last = report.findings({"rows": [*rows, *other], "obeys": ["shape"]})
     assert last.startswith("Shape named: on softmax shape is not right more often")
-    assert report._bit("removed", {"softmax": {"removed": True}, "sd-lit": {"removed": False}}) == "not on sd-lit"
+    assert (
+        report._bit("removed", {"softmax": {"removed": True}, "sd-lit": {"removed": False}})
+        == "not on sd-lit"
+    )
 
 
 def test_the_studys_numbers_are_read_strictly(tmp_path):
@@ -339,7 +393,11 @@ def test_the_studys_numbers_are_read_strictly(tmp_path):
         ("recipes:", "recipe:", "did you mean 'recipes'"),
         ("control:", "controll:", "did you mean 'control'"),
         ("rank:", "ranks:", "recipes.lora-attn1: 'ranks': .* did you mean 'rank'"),
-        ("words: {steps: 400", "words: {step: 400", "recipes.adapter.words: 'step': .* did you mean 'steps'"),
+        (
+            "words: {steps: 400",
+            "words: {step: 400",
+            "recipes.adapter.words: 'step': .* did you mean 'steps'",
+        ),
         ("optimizer: muon", "optimizer: moun", "did you mean 'muon'"),
         ("shown: 6", "shown: six", "measure.shown is 'six' .* it must be a whole number"),
     ):

@@ -1,4 +1,6 @@
-"""LoRA, IP-Adapter and ControlNet beside a linearised UNet: in either order the same picture, and bit for bit away."""
+"""LoRA, IP-Adapter and ControlNet beside a linearised UNet: in either order the same picture, and
+bit for bit away.
+"""
 
 import itertools
 
@@ -69,8 +71,15 @@ def lora(folder, targets):
 
 def ip_adapter(folder):
     torch.manual_seed(3)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=24))
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=24)
+    )
     encoder.save_pretrained(folder / "models" / "image_encoder")
     state = {
         "image_proj.proj.weight": torch.randn(4 * kinds.TEXT, 24),
@@ -78,7 +87,8 @@ def ip_adapter(folder):
         "image_proj.norm.weight": torch.ones(kinds.TEXT),
         "image_proj.norm.bias": torch.zeros(kinds.TEXT),
     }
-    widths = [layer.shape.width for layer in families.layers(kinds.model("unet"))]  # attn2 has attn1's
+    # attn2 has attn1's
+    widths = [layer.shape.width for layer in families.layers(kinds.model("unet"))]
     order = [*widths[:2], *widths[3:], widths[2]]  # down, up, mid
     for number, width in enumerate(order):
         for part in ("to_k_ip", "to_v_ip"):
@@ -129,14 +139,18 @@ def test_a_student_is_loaded_and_saved_beside_a_plugin(plugin, tmp_path):
     """A plug-in's own weights are no part of the base that a student belongs to."""
     load = {
         "lora": lambda pipe: pipe.load_lora_weights(lora(tmp_path / "lora", r".*attn1\.to_q")),
-        "ip": lambda pipe: pipe.load_ip_adapter(ip_adapter(tmp_path), subfolder="models", weight_name="ip.safetensors"),
+        "ip": lambda pipe: pipe.load_ip_adapter(
+            ip_adapter(tmp_path), subfolder="models", weight_name="ip.safetensors"
+        ),
     }[plugin]
     plain, beside = pipeline(), pipeline()
     load(beside)
     for name, pipe in (("plain", plain), ("beside", beside)):
         linearize(pipe)
         linattn.save(pipe, tmp_path / name)
-    assert (tmp_path / "plain" / "linattn.json").read_text() == (tmp_path / "beside" / "linattn.json").read_text()
+    assert (tmp_path / "plain" / "linattn.json").read_text() == (
+        tmp_path / "beside" / "linattn.json"
+    ).read_text()
     again = pipeline()
     load(again)
     linattn.load(again, tmp_path / "beside")
@@ -146,7 +160,9 @@ def test_a_student_is_loaded_and_saved_beside_a_plugin(plugin, tmp_path):
 
 def test_a_controlnet_beside_a_converted_unet():
     pipe = pipeline()
-    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16)).eval()
+    control = ControlNetModel.from_unet(
+        pipe.unet, conditioning_embedding_out_channels=(8, 8, 16)
+    ).eval()
     torch.manual_seed(4)
     for name, parameter in control.named_parameters():
         if "controlnet_" in name:
@@ -160,10 +176,14 @@ def test_a_controlnet_beside_a_converted_unet():
     assert not torch.allclose(drawn(guided, image=picture), alone, atol=1e-3)
     assert torch.equal(drawn(guided, image=picture, controlnet_conditioning_scale=0.0), alone)
     linattn.restore(pipe)
-    assert torch.equal(drawn(guided, image=picture, controlnet_conditioning_scale=0.0), drawn(pipeline()))
+    assert torch.equal(
+        drawn(guided, image=picture, controlnet_conditioning_scale=0.0), drawn(pipeline())
+    )
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(["convert", "lora", "ip"])), ids="-".join)
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["convert", "lora", "ip"])), ids="-".join
+)
 def test_all_orders_give_one_picture(order, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugins")
     lora(folder / "lora", r".*attn1\.to_q")
@@ -171,7 +191,9 @@ def test_all_orders_give_one_picture(order, tmp_path_factory):
     load = {
         "convert": linearize,
         "lora": lambda pipe: pipe.load_lora_weights(folder / "lora"),
-        "ip": lambda pipe: pipe.load_ip_adapter(folder, subfolder="models", weight_name="ip.safetensors"),
+        "ip": lambda pipe: pipe.load_ip_adapter(
+            folder, subfolder="models", weight_name="ip.safetensors"
+        ),
     }
     picture, found = Image.new("RGB", (32, 32), (200, 30, 30)), []
     for steps in (order, ("convert", "lora", "ip")):

@@ -17,7 +17,10 @@ from linattn.world import language
 DIT, SD, FLUX = (pretraining.TEACHERS[name][0] for name in ("dit-nano", "sd-nano", "flux-nano"))
 TINY = pretraining.Recipe(
     autoencoder={"steps": 2, "batch": 1},
-    stages=(pretraining.Stage(32, 6, 1e-3, 1e-3, batch=4), pretraining.Stage(64, 6, 1e-3, 0.0, batch=2)),
+    stages=(
+        pretraining.Stage(32, 6, 1e-3, 1e-3, batch=4),
+        pretraining.Stage(64, 6, 1e-3, 0.0, batch=2),
+    ),
     pictures=8,
     width=32,
     layers=2,
@@ -26,13 +29,17 @@ TINY = pretraining.Recipe(
     sampler={"steps": 2, "guidance": 2.0, "side": 64},
     gate={"shape": 0.0, "colour": 0.0, "pictures": 12, "seed": 0},
 )
-TINY_SD = dataclasses.replace(TINY, kind="sd", width=(16, 32), heads=(1, 2), layers=1, text=(16, 1, 2))
+TINY_SD = dataclasses.replace(
+    TINY, kind="sd", width=(16, 32), heads=(1, 2), layers=1, text=(16, 1, 2)
+)
 TINY_FLUX = dataclasses.replace(
     TINY, kind="flux", layers=1, text=(16, 1, 2), autoencoder={**TINY.autoencoder, "factor": 2}
 )
 KINDS = {"dit": (DIT, TINY), "sd": (SD, TINY_SD), "flux": (FLUX, TINY_FLUX)}
 each_kind = pytest.mark.parametrize(("kind", "recipe"), KINDS.values(), ids=KINDS)
-with_text = pytest.mark.parametrize(("kind", "recipe"), [KINDS["sd"], KINDS["flux"]], ids=["sd", "flux"])
+with_text = pytest.mark.parametrize(
+    ("kind", "recipe"), [KINDS["sd"], KINDS["flux"]], ids=["sd", "flux"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,9 @@ def test_the_fresh_model_predicts_nothing_and_drops_no_label():
 def test_muon_has_the_hidden_matrices_and_adamw_everything_else():
     model = DIT.build(TINY)
     made = loop.optimizers(DIT, model)
-    muon, adamw = ({id(p) for g in made[name].param_groups for p in g["params"]} for name in ("muon", "adamw"))
+    muon, adamw = (
+        {id(p) for g in made[name].param_groups for p in g["params"]} for name in ("muon", "adamw")
+    )
     assert not muon & adamw
     assert muon | adamw == {id(p) for p in model.parameters()}
     assert len(muon) == TINY.layers * 6  # q, k, v, out and the two of the feed-forward
@@ -131,7 +140,12 @@ def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
     assert stock.labels["red disc"] == 0
     assert len(stock.labels) == 60
     teacher = teachers.load(folder)
-    assert (teacher.card["steps"], teacher.card["guidance"], teacher.factor, teacher.classes) == (2, 2.0, 4, 60)
+    assert (teacher.card["steps"], teacher.card["guidance"], teacher.factor, teacher.classes) == (
+        2,
+        2.0,
+        4,
+        60,
+    )
     assert teacher.card["gate"]["shape"]["n"] == 12
     assert sampling.draw(teacher, torch.tensor([0, 59])).shape == (2, 3, 64, 64)
     assert "guidance 2.0" in (folder / "README.md").read_text()
@@ -140,13 +154,17 @@ def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
 
 
 @with_text
-def test_make_stores_a_stock_text_pipeline_with_its_card(kind, recipe, tmp_path, untrained, monkeypatch):
+def test_make_stores_a_stock_text_pipeline_with_its_card(
+    kind, recipe, tmp_path, untrained, monkeypatch
+):
     factor = recipe.autoencoder.get("factor", 4)
     monkeypatch.setattr(autoencoder, "train", lambda *_, **__: autoencoder.build(factor).eval())
     folder = store.make(tmp_path / "tiny", kind, recipe, device="cpu")
     stock = DiffusionPipeline.from_pretrained(folder)
     assert stock.tokenizer.model_max_length == language.LENGTH
-    picture = stock(["a red ring"], num_inference_steps=2, output_type="np", **kind.asked(recipe)).images[0]
+    picture = stock(
+        ["a red ring"], num_inference_steps=2, output_type="np", **kind.asked(recipe)
+    ).images[0]
     assert picture.shape == (64, 64, 3)
     assert picture.std() > 0
     card = project.read_json(folder / "card.json")
@@ -160,11 +178,15 @@ def test_make_stores_a_stock_text_pipeline_with_its_card(kind, recipe, tmp_path,
 @with_text
 def test_text_and_picture_learn_together(kind, recipe, vae, tmp_path):
     model = kind.build(recipe)
-    given = kind.draw(recipe, kind.data(vae, recipe, 64, tmp_path), 6, torch.Generator().manual_seed(0))
+    given = kind.draw(
+        recipe, kind.data(vae, recipe, 64, tmp_path), 6, torch.Generator().manual_seed(0)
+    )
     for parameter in model.parameters():  # what begins at zero would let nothing through
         torch.nn.init.normal_(parameter, std=0.1)
     kind.loss(model, given).backward()
-    silent = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()]
+    silent = [
+        name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()
+    ]
     assert not [name for name in silent if "weight" in name and "final_layer_norm" not in name]
     assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
 
@@ -176,7 +198,9 @@ def test_half_of_the_captions_tell_of_two_things(kind, recipe, vae, tmp_path):
     told = [language.clip_tokenizer().decode(each, skip_special_tokens=True) for each in ids]
     assert len(told) == len(data["latents"]) == 8
     assert all(" on " in text for text in told)
-    assert [any(relation in text for relation in world.RELATIONS) for text in told] == [False] * 4 + [True] * 4
+    assert [any(relation in text for relation in world.RELATIONS) for text in told] == [
+        False
+    ] * 4 + [True] * 4
 
 
 def test_what_flux_learns_is_what_its_pipeline_asks(tmp_path):
@@ -200,7 +224,9 @@ def test_what_flux_learns_is_what_its_pipeline_asks(tmp_path):
 
 
 def test_tokens_of_a_small_picture_lie_as_far_apart_as_in_a_large_one():
-    """What RoPE learns at 32 px holds at 64: without it flux-nano lost a third of its shapes in the second stage."""
+    """What RoPE learns at 32 px holds at 64: without it flux-nano lost a third of its shapes in the
+    second stage.
+    """
     model, seen = FLUX.build(TINY_FLUX).eval(), []
     model.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True
@@ -230,7 +256,10 @@ def test_a_stored_teacher_does_not_say_where_its_parts_were_loaded_from(tmp_path
 def test_every_word_is_one_token():
     tokenizer = language.clip_tokenizer()
     assert all(len(tokenizer(word).input_ids) == 3 for word in language.words())
-    longest = max((scene.caption for scene in world.scenes(500, 0, 2)), key=lambda caption: len(caption.split()))
+    longest = max(
+        (scene.caption for scene in world.scenes(500, 0, 2)),
+        key=lambda caption: len(caption.split()),
+    )
     assert len(tokenizer(longest).input_ids) <= language.LENGTH
     assert len(tokenizer("a purple zebra").input_ids) > 5  # by letters
     other = language.t5_tokenizer()

@@ -14,7 +14,9 @@ from linattn import project
 def run(code, cwd, **environment):
     clean = {key: value for key, value in os.environ.items() if key != project.PIPELINE}
     environment = {**clean, "PYTHONPATH": str(project.ROOT), **environment}
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -31,15 +33,25 @@ def test_outside_a_repository_it_says_so(tmp_path):
 
 def test_a_process_imports_this_repository_before_what_is_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "before")
-    assert project.python_path().split(os.pathsep) == [str(project.ROOT), str(project.ROOT / "kernels"), "before"]
+    assert project.python_path().split(os.pathsep) == [
+        str(project.ROOT),
+        str(project.ROOT / "kernels"),
+        "before",
+    ]
     monkeypatch.delenv("PYTHONPATH")
-    assert project.python_path(tmp_path).split(os.pathsep) == [str(tmp_path), str(tmp_path / "kernels")]
+    assert project.python_path(tmp_path).split(os.pathsep) == [
+        str(tmp_path),
+        str(tmp_path / "kernels"),
+    ]
 
 
 def test_by_hand_results_go_to_scratch_and_in_the_pipeline_to_their_place(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.delenv(project.PIPELINE, raising=False)
-    assert project.result("clear", write=True) == tmp_path / ".scratch/lab/reports/local/results/clear.json"
+    assert (
+        project.result("clear", write=True)
+        == tmp_path / ".scratch/lab/reports/local/results/clear.json"
+    )
     monkeypatch.setenv(project.PIPELINE, "1")
     assert project.result("clear", write=True) == tmp_path / "reports/local/results/clear.json"
 

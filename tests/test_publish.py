@@ -25,7 +25,9 @@ def clone(tmp_path, monkeypatch):
         (project.student(name) / "linattn.json").write_text(name)
     project.write_json(project.published("results/removed.json"), {})
     teacher = types.SimpleNamespace(folder=tmp_path)
-    settings = types.SimpleNamespace(teachers={"class": teacher}, students=FEW, of_teacher=lambda role: list(FEW))
+    settings = types.SimpleNamespace(
+        teachers={"class": teacher}, students=FEW, of_teacher=lambda role: list(FEW)
+    )
     monkeypatch.setattr(params, "load", lambda: settings)
     monkeypatch.setattr(pipeline, "stale", lambda: [])
     monkeypatch.setattr(pipeline, "render", lambda: 0)
@@ -34,7 +36,11 @@ def clone(tmp_path, monkeypatch):
 
 
 def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_what_ran_here_becomes_what_is_published(clone):
@@ -46,12 +52,17 @@ def test_what_ran_here_becomes_what_is_published(clone):
 
 
 def test_what_params_no_longer_names_stays_here(clone):
-    """A student's files lie in reports/local after it was taken out; so does the draft of a write that was killed."""
+    """A student's files lie in reports/local after it was taken out; so does the draft of a write
+    that was killed.
+    """
     for name in ("removed.json", ".clear.json.draft"):
         (clone / project.LOCAL / "results" / name).write_text("{}")
     assert publish.main() == 0
     published = set(files(clone / "reports" / "results"))
-    assert published == set(files(clone / project.LOCAL / "results")) - {"removed.json", ".clear.json.draft"}
+    assert published == set(files(clone / project.LOCAL / "results")) - {
+        "removed.json",
+        ".clear.json.draft",
+    }
 
 
 def test_a_study_is_published_where_it_ran_here_and_stays_where_it_did_not(clone):
@@ -78,7 +89,9 @@ def test_a_run_that_is_not_whole_is_refused_and_nothing_is_touched(clone, capsys
     assert path.removesuffix("/linattn.json") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("why", ["a stage is stale", "a run failed", "pictures are missing", "code was edited"])
+@pytest.mark.parametrize(
+    "why", ["a stage is stale", "a run failed", "pictures are missing", "code was edited"]
+)
 def test_an_unfinished_run_is_refused_and_nothing_is_touched(clone, monkeypatch, capsys, why):
     if why == "a stage is stale":
         monkeypatch.setattr(pipeline, "stale", lambda: ["evaluate@clear"])

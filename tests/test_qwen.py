@@ -1,4 +1,6 @@
-"""Qwen-Image beside what holds for every family: its shapes, its rotation, its mask; and why Z-Image is refused."""
+"""Qwen-Image beside what holds for every family: its shapes, its rotation, its mask; and why
+Z-Image is refused.
+"""
 
 import kinds
 import pytest
@@ -30,7 +32,9 @@ def mask(*lengths):
 
 
 @pytest.mark.parametrize(
-    "shapes", [[[(1, 4, 6)]] * 2, [(1, 4, 6)] * 2, [[(1, 4, 6)]], (1, 4, 6), [[[1, 4, 6]], [(1, 4, 6)]]], ids=str
+    "shapes",
+    [[[(1, 4, 6)]] * 2, [(1, 4, 6)] * 2, [[(1, 4, 6)]], (1, 4, 6), [[[1, 4, 6]], [(1, 4, 6)]]],
+    ids=str,
 )
 @torch.no_grad()
 def test_the_grid_is_read_from_every_form_of_shapes_that_diffusers_takes(shapes):
@@ -44,7 +48,10 @@ def test_the_grid_is_read_from_every_form_of_shapes_that_diffusers_takes(shapes)
     [
         (None, r"img_shapes is None.*pass \[\[\(1, height, width\)\]\]"),
         ([[]], "the grid is not known"),
-        ([[(1, 4, 6)], [(1, 6, 4)]], r"different sizes, .*\(1, 4, 6\).*\(1, 6, 4\).*once for each size"),
+        (
+            [[(1, 4, 6)], [(1, 6, 4)]],
+            r"different sizes, .*\(1, 4, 6\).*\(1, 6, 4\).*once for each size",
+        ),
         ([[(1, 4, 3), (1, 4, 3)]] * 2, "2 pictures a sample.*reference pictures"),
         ([[(2, 4, 3)]] * 2, r"one picture of one frame.*frames"),
         ([[(1, 4, 5)]] * 2, "24 picture tokens, but img_shapes tell of a picture of 4 x 5"),
@@ -92,7 +99,9 @@ def test_padded_texts_are_refused_with_a_remedy(dtype):
 def test_no_way_round_the_model_reads_padding():
     """A caller who hands the grid down, a capture of the dense model, and one layer alone."""
     given, model = inputs(encoder_hidden_states_mask=mask(3, 5)), student()
-    context = families.Context.of(Grid(HEIGHT, WIDTH, TEXT), given["timestep"], given["hidden_states"])
+    context = families.Context.of(
+        Grid(HEIGHT, WIDTH, TEXT), given["timestep"], given["hidden_states"]
+    )
     with pytest.raises(ValueError, match="hides padding"):
         kinds.run(model, **given, attention_kwargs={families.KEY: context})
     with pytest.raises(ValueError, match="hides padding"), families.capture(kinds.model("qwen")):
@@ -109,7 +118,10 @@ def test_no_way_round_the_model_reads_padding():
 def test_padding_cut_off_is_what_the_mask_hides():
     """The remedy that the error names: texts keep their places, so the dense model draws the same."""
     model, given = kinds.model("qwen").double(), inputs()
-    given = {name: each.double() if isinstance(each, torch.Tensor) else each for name, each in given.items()}
+    given = {
+        name: each.double() if isinstance(each, torch.Tensor) else each
+        for name, each in given.items()
+    }
     wanted = kinds.run(model, **given, encoder_hidden_states_mask=mask(3, 3))
     given["encoder_hidden_states"] = given["encoder_hidden_states"][:, :3]
     linattn.linearize(model, "softmax")
@@ -120,14 +132,18 @@ def test_padding_cut_off_is_what_the_mask_hides():
 
 
 def rope():
-    return QwenEmbedRope(10000, [2, 2, 4], scale_rope=True)([[(1, HEIGHT, WIDTH)]], max_txt_seq_len=TEXT)
+    return QwenEmbedRope(10000, [2, 2, 4], scale_rope=True)(
+        [[(1, HEIGHT, WIDTH)]], max_txt_seq_len=TEXT
+    )
 
 
 def test_rotated_is_the_familys_own_function_text_first():
     picture, text = rope()
     x = torch.randn(2, TEXT + HEIGHT * WIDTH, 3, 8)
     parts = zip(x.split([TEXT, HEIGHT * WIDTH], 1), (text, picture), strict=True)
-    wanted = torch.cat([apply_rotary_emb_qwen(part, factors, use_real=False) for part, factors in parts], 1)
+    wanted = torch.cat(
+        [apply_rotary_emb_qwen(part, factors, use_real=False) for part, factors in parts], 1
+    )
     assert torch.equal(families.rotated(x, (picture, text)), wanted)
 
 
@@ -149,16 +165,25 @@ def test_z_image_is_refused_because_nothing_reaches_its_attentions():
         in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8,
         axes_dims=[4, 2, 2], axes_lens=[128, 16, 16],
     ).eval()  # fmt: skip
-    with pytest.raises(ValueError, match="ZImageTransformer2DModel is not supported: its forward hands nothing down"):
+    with pytest.raises(
+        ValueError,
+        match="ZImageTransformer2DModel is not supported: its forward hands nothing down",
+    ):
         linattn.linearize(model, "clear")
     told = []
     for layer in (*model.noise_refiner, *model.context_refiner, *model.layers):
         layer.attention.register_forward_pre_hook(
-            lambda _, args, kwargs: told.append({"tokens": args[0].shape[1], **kwargs}), with_kwargs=True
+            lambda _, args, kwargs: told.append({"tokens": args[0].shape[1], **kwargs}),
+            with_kwargs=True,
         )
     with torch.no_grad():
-        given = {"x": [torch.randn(4, 1, 6, 10)], "t": torch.tensor([0.5]), "cap_feats": [torch.randn(5, 8)]}
+        given = {
+            "x": [torch.randn(4, 1, 6, 10)],
+            "t": torch.tensor([0.5]),
+            "cap_feats": [torch.randn(5, 8)],
+        }
         model(**given, joint_attention_kwargs={"anything": 1})
     assert [each.keys() for each in told] == [{"tokens", "attention_mask", "freqs_cis"}] * 3
-    assert [each["tokens"] for each in told] == [32, 32, 64]  # 15 of picture and 5 of text, each with pads
+    # 15 of picture and 5 of text, each with pads
+    assert [each["tokens"] for each in told] == [32, 32, 64]
     assert all(each["attention_mask"] is None for each in told)  # which are attended to

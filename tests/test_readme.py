@@ -73,7 +73,14 @@ def test_a_failed_student_is_named_as_failed(data):
 
 def test_circumstances_name_sizes_seeds_and_machine(data):
     words = readme.circumstances(data)
-    for part in ("128 pictures", "seed 1000", "[0]", "A processor of 2020", "torch 2.13.0", "0123456789ab"):
+    for part in (
+        "128 pictures",
+        "seed 1000",
+        "[0]",
+        "A processor of 2020",
+        "torch 2.13.0",
+        "0123456789ab",
+    ):
         assert part in words
 
 
@@ -142,7 +149,10 @@ def test_circumstances_of_several_teachers_say_once_what_is_the_same(several):
 def test_circumstances_name_the_commit_of_every_row(several):
     assert readme.circumstances(several).endswith("commit 0123456789ab.")
     runs = several.parts["text"].runs
-    runs["sd-lit"] = {**runs["sd-lit"], "facts": {**runs["sd-lit"]["facts"], "commit": "fedcba987654"}}
+    runs["sd-lit"] = {
+        **runs["sd-lit"],
+        "facts": {**runs["sd-lit"]["facts"], "commit": "fedcba987654"},
+    }
     assert readme.circumstances(several).endswith("commits 0123456789ab, fedcba987654.")
 
 
@@ -159,7 +169,9 @@ def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypat
         "\nold\n".join(["before", *readme.RESULTS, "between", *readme.KERNELS, "after"])
     )
     (tmp_path / "docs").mkdir()
-    settings = types.SimpleNamespace(students=several.students, profile="nano", teachers=synthetic_results.TEACHERS)
+    settings = types.SimpleNamespace(
+        students=several.students, profile="nano", teachers=synthetic_results.TEACHERS
+    )
     monkeypatch.setattr(readme.params, "load", lambda: settings)
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
@@ -170,7 +182,10 @@ def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypat
     assert drawn.count("](docs/pictures") == 2
     assert readme.main([]) == 0
     assert (tmp_path / "README.md").read_text() == drawn
-    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["pictures-text.png", "pictures.png"]
+    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == [
+        "pictures-text.png",
+        "pictures.png",
+    ]
 
 
 def test_only_what_stands_between_the_marks_changes():
@@ -208,28 +223,36 @@ def test_the_readme_knows_nothing_of_what_ran_on_this_machine(data, tmp_path, mo
 def test_every_module_is_in_the_readmes_tree(committed):
     text = (committed / "README.md").read_text()
     folders = ("", "world", "surgery", "distillation", "evaluation")
-    modules = {path.name for each in folders for path in (committed / "linattn" / each).glob("*.py")} - {"__init__.py"}
+    modules = {
+        path.name for each in folders for path in (committed / "linattn" / each).glob("*.py")
+    } - {"__init__.py"}
     missing = {name for name in modules if name not in text}
     assert not missing, f"{missing} have no phrase in the README"
 
 
 @pytest.mark.parametrize("grid", [Grid(9, 5), Grid(4, 4), Grid(1, 7)], ids=str)
 def test_the_operator_of_contributing_works(grid):
-    """The ten lines that a newcomer copies equal their own definition, and are registered by their name alone."""
+    """The ten lines that a newcomer copies equal their own definition, and are registered by their
+    name alone.
+    """
     text = (project.ROOT / "CONTRIBUTING.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
     module = types.ModuleType("bands")
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
     operator = module.Bands(LayerShape(width=16, heads=4, head_dim=4), rows=2)
     q, k, v = torch.randn(3, 2, grid.tokens, 4, 4, dtype=torch.float64)
-    torch.testing.assert_close(operator.mix(q, k, v, grid), operator.definition(q, k, v, grid), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        operator.mix(q, k, v, grid), operator.definition(q, k, v, grid), rtol=0, atol=1e-9
+    )
     assert operator.macs(grid) > 0
     with pytest.raises(ValueError, match="rows"):
         module.Bands(LayerShape(width=16, heads=4, head_dim=4), row=2)
 
 
 def test_the_lines_for_library_users_run(tmp_path, monkeypatch):
-    """As they stand, offline, in a folder that has only the repository's data and reports beside it."""
+    """As they stand, offline, in a folder that has only the repository's data and reports beside
+    it.
+    """
     text = (project.ROOT / "README.md").read_text()
     section = text.partition("## As a library")[2].partition("\n## ")[0]
     for name in ("data", "reports"):

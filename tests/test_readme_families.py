@@ -1,4 +1,6 @@
-"""The README's table of families and operators: every cell is a case of test_family_kinds.py or a refusal."""
+"""The README's table of families and operators: every cell is a case of test_family_kinds.py or a
+refusal.
+"""
 
 import kinds
 import pytest
@@ -17,7 +19,10 @@ def table():
     lines = iter((project.ROOT / "README.md").read_text().splitlines())
     header = next((line for line in lines if cells(line) == HEADER), None)
     if header is None:
-        pytest.fail(f"README.md has no table with the columns | {' | '.join(HEADER)} |, the operators in their order")
+        pytest.fail(
+            f"README.md has no table with the columns | {' | '.join(HEADER)} |, the operators in "
+            "their order"
+        )
     next(lines)  # the rule below the header
     rows = []
     for line in lines:
@@ -44,7 +49,10 @@ def test_the_rows_kinds_are_all_that_are_tested():
 
 
 def test_every_family_of_the_registry_has_a_row():
-    made = {label: {type(kinds.model(kind)).__name__ for kind in row} for label, row in kinds.FAMILIES.items()}
+    made = {
+        label: {type(kinds.model(kind)).__name__ for kind in row}
+        for label, row in kinds.FAMILIES.items()
+    }
     assert all(len(names) == 1 for names in made.values()), made
     assert sorted(name for names in made.values() for name in names) == sorted(families.FAMILIES)
 

@@ -1,4 +1,6 @@
-"""linattn.upscale: the stock img2img pipelines' latents, every family, its options, and what it puts back."""
+"""linattn.upscale: the stock img2img pipelines' latents, every family, its options, and what it
+puts back.
+"""
 
 import kinds
 import numpy as np
@@ -27,7 +29,11 @@ IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
 def reader(kind: str, **more) -> Teacher:
-    return Teacher(kinds.pipeline(kind), {"steps": 4, "guidance": 2.0, "side": 32, "text_length": 16, **more}, kind)
+    return Teacher(
+        kinds.pipeline(kind),
+        {"steps": 4, "guidance": 2.0, "side": 32, "text_length": 16, **more},
+        kind,
+    )
 
 
 def asked(kind: str):
@@ -79,7 +85,13 @@ def _same_as_stock(made, kind, strength, monkeypatch):
     pipe = stock(**{name: part for name, part in parts if name in stock.__init__.__annotations__})
     pipe.set_progress_bar_config(disable=True)
     sizes = {} if kind == "unet" else {"height": 32, "width": 32, "max_sequence_length": 16}
-    how = {"strength": strength, "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent", **sizes}
+    how = {
+        "strength": strength,
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+        "output_type": "latent",
+        **sizes,
+    }
     with torch.no_grad():
         theirs = pipe(CAPTIONS, image=clean, **how).images
     if kind == "flux":
@@ -110,7 +122,9 @@ def test_sides_may_differ_and_a_fraction_is_a_factor():
 def test_a_picture_does_not_depend_on_its_batch():
     made = reader("unet")
     whole = linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2)
-    torch.testing.assert_close(linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2, batch=1), whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2, batch=1), whole, rtol=0, atol=1e-4
+    )
 
 
 def test_less_strength_stays_closer_to_the_picture():
@@ -121,7 +135,12 @@ def test_less_strength_stays_closer_to_the_picture():
 
     def moved(strength: float) -> float:
         streams = [sampling.generator(0, number) for number in range(2)]
-        return (redraw.redrawn(source, plan, CAPTIONS, clean, strength, streams) - clean).square().mean().item()
+        return (
+            (redraw.redrawn(source, plan, CAPTIONS, clean, strength, streams) - clean)
+            .square()
+            .mean()
+            .item()
+        )
 
     assert moved(0.1) < moved(0.4) < moved(1.0)
 
@@ -130,7 +149,12 @@ def test_pil_pictures_are_read():
     pixels = (IMAGE.permute(0, 2, 3, 1) * 255).round().byte().numpy()
     images = [Image.fromarray(each) for each in pixels]
     assert np.allclose(redraw.pictures(images).numpy() * 255, pixels.transpose(0, 3, 1, 2))
-    assert linattn.upscale(reader("unet"), images[0], asked=CAPTIONS[:1], steps=1).shape == (1, 3, 64, 64)
+    assert linattn.upscale(reader("unet"), images[0], asked=CAPTIONS[:1], steps=1).shape == (
+        1,
+        3,
+        64,
+        64,
+    )
 
 
 def test_pil_pictures_of_two_sizes_are_refused():
@@ -148,7 +172,8 @@ def test_a_learned_variance_is_refused_and_the_remedy_draws(kind, variance, monk
     pipe.scheduler = kind.from_config(pipe.scheduler.config, variance_type=variance)
     monkeypatch.setattr(sampling, "encode", lambda *_: pytest.fail("something was computed"))
     with pytest.raises(
-        ValueError, match=rf"{kind.__name__} with variance_type '{variance}'.*DDIMScheduler.from_config"
+        ValueError,
+        match=rf"{kind.__name__} with variance_type '{variance}'.*DDIMScheduler.from_config",
     ):
         linattn.upscale(pipe, IMAGE, asked=asked("dit"), steps=2)
     monkeypatch.undo()
@@ -172,7 +197,9 @@ def test_proportional_is_clears_own_option_and_is_put_back():
     made = reader("flux")
     linattn.linearize(made.pipe, "clear", radius=2)
     how = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
-    plain, scaled = (linattn.upscale(made, IMAGE, 2, 1.0, proportional=wanted, **how) for wanted in (False, True))
+    plain, scaled = (
+        linattn.upscale(made, IMAGE, 2, 1.0, proportional=wanted, **how) for wanted in (False, True)
+    )
     assert (plain - scaled).abs().max() > 1e-5
     assert all(layer.operator.pinned is None for layer in families.layers(made.pipe))
     linattn.restore(made.pipe)
@@ -198,7 +225,9 @@ def test_large_pictures_are_decoded_in_tiles_and_small_ones_are_not():
     made = reader("unet")
     sizes = []
     decode = made.vae.decoder.forward
-    made.vae.decoder.forward = lambda latents, *more: sizes.append(latents.shape[-1]) or decode(latents, *more)
+    made.vae.decoder.forward = lambda latents, *more: (
+        sizes.append(latents.shape[-1]) or decode(latents, *more)
+    )
     linattn.upscale(made, IMAGE[:1], 2, 0.3, asked=CAPTIONS[:1], tile=32)
     assert max(sizes) == 8
     assert len(sizes) > 1

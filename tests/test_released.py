@@ -1,4 +1,6 @@
-"""Files as the papers' authors released them, made here in that layout, against their formulas on the same tensors."""
+"""Files as the papers' authors released them, made here in that layout, against their formulas on
+the same tensors.
+"""
 
 import json
 
@@ -19,7 +21,9 @@ def linfusion(folder, model, middle=None, seed=5):
         width, hidden = layer.shape.width, middle or layer.shape.width
 
         def put(name, *shape, number=number):
-            tensors[f"{number}.{name}"] = torch.randn(shape, generator=dice).to(torch.float16) / shape[-1] ** 0.5
+            tensors[f"{number}.{name}"] = (
+                torch.randn(shape, generator=dice).to(torch.float16) / shape[-1] ** 0.5
+            )
 
         for name in ("to_q", "to_k", "to_v", "to_out.0"):
             put(f"{name}.weight", width, width)
@@ -27,34 +31,56 @@ def linfusion(folder, model, middle=None, seed=5):
         for name in ("to_q_", "to_k_") if middle != -1 else ():
             put(f"{name}.0.weight", hidden, width)
             put(f"{name}.3.weight", width, hidden)
-            for part, size in (("0.bias", hidden), ("1.weight", hidden), ("1.bias", hidden), ("3.bias", width)):
+            for part, size in (
+                ("0.bias", hidden),
+                ("1.weight", hidden),
+                ("1.bias", hidden),
+                ("3.bias", width),
+            ):
                 put(f"{name}.{part}", size)
         modules.append(
-            {"module_name": layer.name, "dim_n": width, "heads": layer.shape.heads, "projection_mid_dim": middle}
+            {
+                "module_name": layer.name,
+                "dim_n": width,
+                "heads": layer.shape.heads,
+                "projection_mid_dim": middle,
+            }
         )
     folder.mkdir()
     save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"_class_name": "LinFusion", "modules_list": modules}))
+    (folder / "config.json").write_text(
+        json.dumps({"_class_name": "LinFusion", "modules_list": modules})
+    )
     return {name: tensor.double() for name, tensor in tensors.items()}
 
 
 def published(tensors, number, x, heads):
     """LinFusion's layer, token by token sums written out."""
-    own = {name.split(".", 1)[1]: each for name, each in tensors.items() if name.startswith(f"{number}.")}
+    own = {
+        name.split(".", 1)[1]: each
+        for name, each in tensors.items()
+        if name.startswith(f"{number}.")
+    }
 
     def inner(name):
         if f"{name}.0.weight" not in own:
             return x
         y = F.linear(x, own[f"{name}.0.weight"], own[f"{name}.0.bias"])
-        y = F.leaky_relu(F.layer_norm(y, y.shape[-1:], own[f"{name}.1.weight"], own[f"{name}.1.bias"]), 0.01)
+        y = F.leaky_relu(
+            F.layer_norm(y, y.shape[-1:], own[f"{name}.1.weight"], own[f"{name}.1.bias"]), 0.01
+        )
         return F.linear(y, own[f"{name}.3.weight"], own[f"{name}.3.bias"])
 
-    q, k = (F.elu((x + inner(f"{each}_")) @ own[f"{each}.weight"].T) + 1 for each in ("to_q", "to_k"))
+    q, k = (
+        F.elu((x + inner(f"{each}_")) @ own[f"{each}.weight"].T) + 1 for each in ("to_q", "to_k")
+    )
     q, k, v = (each.unflatten(2, (heads, -1)) for each in (q, k, x @ own["to_v.weight"].T))
     tokens = x.shape[1]
     top = torch.einsum("bihd,bjhd,bjhe->bihe", q, k, v) / tokens
     bottom = torch.einsum("bihd,bjhd->bih", q, k) / tokens + 1e-4
-    return F.linear((top / bottom.unsqueeze(3)).flatten(2), own["to_out.0.weight"], own["to_out.0.bias"])
+    return F.linear(
+        (top / bottom.unsqueeze(3)).flatten(2), own["to_out.0.weight"], own["to_out.0.bias"]
+    )
 
 
 @pytest.mark.parametrize("middle", [None, 4, -1])
@@ -65,7 +91,9 @@ def test_linfusions_weights_give_linfusions_layer(middle, tmp_path):
     linattn.load(model, tmp_path / "released")
     model = model.double()
     given = kinds.inputs("unet", 6, 10)
-    given = {name: each.double() if each.is_floating_point() else each for name, each in given.items()}
+    given = {
+        name: each.double() if each.is_floating_point() else each for name, each in given.items()
+    }
     with families.capture(model) as seen:
         kinds.run(model, **given)
     for layer, entry in zip(families.layers(model), seen, strict=True):
@@ -90,16 +118,25 @@ def clear(path, model, factor=1, seed=6):
     for layer in families.layers(model):
         for name, tensor in layer.attn.state_dict().items():
             if name.startswith(("to_q", "to_k", "to_v", "to_out")):
-                tensors[f"{layer.name}.{name}"] = torch.randn(tensor.shape, generator=dice) / tensor.shape[-1] ** 0.5
+                tensors[f"{layer.name}.{name}"] = (
+                    torch.randn(tensor.shape, generator=dice) / tensor.shape[-1] ** 0.5
+                )
         if factor > 1:
-            tensors[f"{layer.name}.processor.spatial_weight"] = torch.rand(1, 1, factor, factor, generator=dice)
+            tensors[f"{layer.name}.processor.spatial_weight"] = torch.rand(
+                1, 1, factor, factor, generator=dice
+            )
     save_file(tensors, path)
     return tensors
 
 
 def by_hand(tensors, order, height, width, text, radius, factor):
-    """FLUX's attention as CLEAR published it, layer after layer: a strict disc, and keys pooled after norm and RoPE."""
-    y, x = (each.flatten() for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    """FLUX's attention as CLEAR published it, layer after layer: a strict disc, and keys pooled
+    after norm and RoPE.
+    """
+    y, x = (
+        each.flatten()
+        for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    )
     picture, cells = height * width, (height // factor) * (width // factor) if factor > 1 else 0
     seen = torch.ones(text + picture, text + picture + cells, dtype=torch.bool)
     seen[text:, text : text + picture] = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < radius**2
@@ -113,7 +150,9 @@ def by_hand(tensors, order, height, width, text, radius, factor):
             if factor == 1:
                 return each
             grid = each[:, text:].unflatten(1, (height // factor, factor, width // factor, factor))
-            pooled = torch.einsum("byaxchd,ac->byxhd", grid, tensors[name].double().reshape(factor, factor))
+            pooled = torch.einsum(
+                "byaxchd,ac->byxhd", grid, tensors[name].double().reshape(factor, factor)
+            )
             return torch.cat([each, pooled.flatten(1, 2)], 1)
 
         scores = torch.einsum("bihd,bjhd->bhij", q, extended(k)) / q.shape[-1] ** 0.5
@@ -125,18 +164,30 @@ def by_hand(tensors, order, height, width, text, radius, factor):
 
 @pytest.mark.parametrize("factor", [1, 2])
 @torch.no_grad()
-def test_clears_weights_are_flux_with_them_and_the_published_attention(factor, tmp_path, monkeypatch):
-    path, model, base = tmp_path / "clear_local_3.safetensors", kinds.model("flux"), kinds.model("flux")
+def test_clears_weights_are_flux_with_them_and_the_published_attention(
+    factor, tmp_path, monkeypatch
+):
+    path, model, base = (
+        tmp_path / "clear_local_3.safetensors",
+        kinds.model("flux"),
+        kinds.model("flux"),
+    )
     tensors, given = clear(path, model, factor), kinds.inputs("flux", 4, 6, 5)
-    given = {name: each.double() if each.is_floating_point() else each for name, each in given.items()}
+    given = {
+        name: each.double() if each.is_floating_point() else each for name, each in given.items()
+    }
     with pytest.warns(UserWarning, match="does not hold .*norm.*the base's stay"):
         linattn.load(model, path, radius=3)
     assert {row["options"]["pool"] for row in linattn.describe(model)} == {factor}
     found = kinds.run(model.double(), **given)
-    base.load_state_dict({name: each for name, each in tensors.items() if "spatial" not in name}, strict=False)
+    base.load_state_dict(
+        {name: each for name, each in tensors.items() if "spatial" not in name}, strict=False
+    )
     order = [layer.name for layer in families.layers(base)]  # as the forward meets them
     attend = by_hand(tensors, order, 4, 6, 5, radius=3, factor=factor)
-    monkeypatch.setattr("diffusers.models.transformers.transformer_flux.dispatch_attention_fn", attend)
+    monkeypatch.setattr(
+        "diffusers.models.transformers.transformer_flux.dispatch_attention_fn", attend
+    )
     torch.testing.assert_close(found, kinds.run(base.double(), **given), rtol=1e-9, atol=1e-10)
 
 
@@ -147,7 +198,10 @@ def test_other_heads_are_another_base(tmp_path):
     card = json.loads((tmp_path / "released" / "config.json").read_text())
     card["modules_list"][1]["heads"] *= 2
     (tmp_path / "released" / "config.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match=r"trained with \d+ heads in .*which has \d+ here: it belongs to another base"):
+    with pytest.raises(
+        ValueError,
+        match=r"trained with \d+ heads in .*which has \d+ here: it belongs to another base",
+    ):
         linattn.load(model, tmp_path / "released")
     assert not any(layer.operator for layer in families.layers(model))
 
@@ -156,16 +210,29 @@ def test_layers_that_a_file_does_not_name_are_named(tmp_path):
     unet, flux = kinds.model("unet"), kinds.model("flux")
     linfusion(tmp_path / "released", unet)
     place = tmp_path / "released"
-    card, weights = json.loads((place / "config.json").read_text()), place / "diffusion_pytorch_model.safetensors"
+    card, weights = (
+        json.loads((place / "config.json").read_text()),
+        place / "diffusion_pytorch_model.safetensors",
+    )
     last = card["modules_list"].pop()["module_name"]
     count = len(card["modules_list"])
-    save_file({name: each for name, each in load_file(weights).items() if int(name.split(".")[0]) < count}, weights)
+    save_file(
+        {
+            name: each
+            for name, each in load_file(weights).items()
+            if int(name.split(".")[0]) < count
+        },
+        weights,
+    )
     (place / "config.json").write_text(json.dumps(card))
     with pytest.warns(UserWarning, match=rf"does not name {last}: they stay"):
         linattn.load(unet, place)
     tensors = clear(tmp_path / "clear.safetensors", flux)
     gone = families.layers(flux)[0].name
-    save_file({n: each for n, each in tensors.items() if not n.startswith(gone)}, tmp_path / "clear.safetensors")
+    save_file(
+        {n: each for n, each in tensors.items() if not n.startswith(gone)},
+        tmp_path / "clear.safetensors",
+    )
     with pytest.warns(UserWarning, match=rf"does not name {gone}: they stay"):
         linattn.load(flux, tmp_path / "clear.safetensors", radius=3)
 
@@ -175,7 +242,10 @@ def test_a_file_of_clears_is_whole(tmp_path):
     tensors = clear(path, flux, factor=2)
     first = families.layers(flux)[0].name
     for lost, says in [
-        (f"{first}.processor.spatial_weight", "pools by 2 and holds no spatial_weight for " + first),
+        (
+            f"{first}.processor.spatial_weight",
+            "pools by 2 and holds no spatial_weight for " + first,
+        ),
         (f"{first}.to_k.weight", rf"lacks {first}\.to_k\.weight"),
     ]:
         save_file({name: each for name, each in tensors.items() if name != lost}, path)
@@ -186,7 +256,10 @@ def test_a_file_of_clears_is_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", r"config\.json is damaged"), ('{"modules_list": [{}]}', r"config\.json: module 0 .*'module_name'")],
+    [
+        ("{", r"config\.json is damaged"),
+        ('{"modules_list": [{}]}', r"config\.json: module 0 .*'module_name'"),
+    ],
     ids=["cut", "empty module"],
 )
 def test_a_damaged_config_is_named(text, says, tmp_path):
@@ -206,7 +279,12 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
         (unet, tmp_path / "released", {"radius": 3}, "leave out radius"),
         (flux, tmp_path / "clear.safetensors", {}, "radius.*pass it"),
         (flux, tmp_path / "clear.safetensors", {"raduis": 3}, "did you mean 'radius'"),
-        (unet, tmp_path / "clear.safetensors", {"radius": 3}, "replaces single_transformer_blocks.0"),
+        (
+            unet,
+            tmp_path / "clear.safetensors",
+            {"radius": 3},
+            "replaces single_transformer_blocks.0",
+        ),
     ]:
         with pytest.raises(ValueError, match=says):
             linattn.load(model, place, **options)

@@ -46,7 +46,9 @@ def written(data, root):
 
 
 def _notebook(path):
-    shown = v4.new_output("display_data", {"text/html": '<img alt="a red disc" src="data:image/png;base64,AAAA">'})
+    shown = v4.new_output(
+        "display_data", {"text/html": '<img alt="a red disc" src="data:image/png;base64,AAAA">'}
+    )
     bare = v4.new_output("display_data", {"image/png": "AAAA"})
     printed = v4.new_output("stream", name="stdout", text="see https://example.org/page and go on")
     cells = [
@@ -54,7 +56,9 @@ def _notebook(path):
         v4.new_markdown_cell("## A chapter\n\nSome words, $x^2$."),
         v4.new_code_cell("draw(3)", outputs=[shown, bare, printed]),
     ]
-    nbformat.write(v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path)
+    nbformat.write(
+        v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path
+    )
     return path
 
 
@@ -96,7 +100,10 @@ def test_the_failed_student_is_a_failed_row(written, data):
 def test_best_is_bold_among_the_methods_also_where_lower_is_better(data, written):
     table = report.table(data)
     rows = {(row.kind, row.name): row for row in table.rows}
-    assert [column.better for column in table.columns if column.key in ("error", "shape")] == ["lower", "higher"]
+    assert [column.better for column in table.columns if column.key in ("error", "shape")] == [
+        "lower",
+        "higher",
+    ]
     for place, column in enumerate(table.columns):
         values = {name: column.read(data.results[name]) for name in ("clear", "lit")}
         pick = max if column.better == "higher" else min
@@ -125,22 +132,36 @@ def test_the_table_has_all_kinds_of_rows(data):
     table = report.table(data)
     assert [group.heading for group in table.groups] == list(words.KINDS.values())
     names = [(row.kind, row.name) for row in table.rows]
-    assert names[:3] == [("reference", "teacher"), ("reference", "teacher, 8 steps"), ("reference", "chance")]
+    assert names[:3] == [
+        ("reference", "teacher"),
+        ("reference", "teacher, 8 steps"),
+        ("reference", "chance"),
+    ]
     assert ("control", "softmax") in names
     assert ("undistilled", "clear") in names
     lit = next(row for row in table.rows if (row.kind, row.name) == ("student", "lit"))
-    assert all(cell.interval for cell, column in zip(lit.cells, table.columns, strict=True) if column.part == "quality")
+    assert all(
+        cell.interval
+        for cell, column in zip(lit.cells, table.columns, strict=True)
+        if column.part == "quality"
+    )
 
 
 def test_findings_follow_the_numbers(data, part):
     told = " ".join(report.findings(data))
     assert "Closest to the teacher's prediction is lit" in told
-    assert "The control softmax keeps softmax and trains as the others do; it moves 0.10\xa0% (" in told
+    assert (
+        "The control softmax keeps softmax and trains as the others do; it moves 0.10\xa0% ("
+        in told
+    )
     assert "cannot be told from that control" not in told
     assert "Distillation reduced the error of all 2 methods" in told
     worse = {**part.results["lit"]}
     worse["undistilled"] = {"error": {"value": 0.001}}
-    worse["quality"] = {**worse["quality"], "error": {"value": 0.0005, "low": 0.0004, "high": 0.0006, "n": 8}}
+    worse["quality"] = {
+        **worse["quality"],
+        "error": {"value": 0.0005, "low": 0.0004, "high": 0.0006, "n": 8},
+    }
     other = changed(part, results={**part.results, "lit": worse})
     told = " ".join(sentences.of_teacher(other))
     assert "By error lit is nearer to the teacher than that control." in told
@@ -159,24 +180,42 @@ def test_findings_follow_the_numbers(data, part):
 )
 def test_the_convolution_helps_only_where_the_intervals_say_so(with_conv, says):
     def row(value):
-        return {"quality": {"error": {"value": value, "low": value * 0.9, "high": value * 1.1, "n": 64}}}
+        return {
+            "quality": {"error": {"value": value, "low": value * 0.9, "high": value * 1.1, "n": 64}}
+        }
 
-    students = {"softmax": {"operator": "softmax"}, "softmax-conv": {"operator": "softmax", "conv": 3}}
-    data = report.Data("nano", students, results={"softmax": row(0.0042), "softmax-conv": row(with_conv)})
+    students = {
+        "softmax": {"operator": "softmax"},
+        "softmax-conv": {"operator": "softmax", "conv": 3},
+    }
+    data = report.Data(
+        "nano", students, results={"softmax": row(0.0042), "softmax-conv": row(with_conv)}
+    )
     assert says in next(iter(sentences._convolution(data)))
 
 
-@pytest.mark.parametrize(("right", "told_apart"), [(128, True), (122, False)], ids=["above", "within"])
+@pytest.mark.parametrize(
+    ("right", "told_apart"), [(128, True), (122, False)], ids=["above", "within"]
+)
 def test_a_student_above_its_teacher_is_told_from_it_too(part, right, told_apart):
-    lit = {**part.results["lit"], "quality": {**part.results["lit"]["quality"], "shape": intervals.wilson(right, 128)}}
-    teacher = {**part.teacher, "quality": {**part.teacher["quality"], "shape": intervals.wilson(120, 128)}}
+    lit = {
+        **part.results["lit"],
+        "quality": {**part.results["lit"]["quality"], "shape": intervals.wilson(right, 128)},
+    }
+    teacher = {
+        **part.teacher,
+        "quality": {**part.teacher["quality"], "shape": intervals.wilson(120, 128)},
+    }
     said = " ".join(sentences._truth(changed(part, results={"lit": lit}, teacher=teacher)))
     assert ("lit cannot be told from the teacher" in said) is not told_apart
 
 
 def test_a_kid_below_zero_is_no_better_than_none():
     column = next(column for column in report.COLUMNS if column.key == "kid_teacher")
-    rows = [{"quality": {"kid_teacher": {"value": value, "low": value, "high": 0.01}}} for value in (-0.02, 0.0)]
+    rows = [
+        {"quality": {"kid_teacher": {"value": value, "low": value, "high": 0.01}}}
+        for value in (-0.02, 0.0)
+    ]
     best = tables._best(column, rows)
     assert [tables.cell(column, column.read(row), best).best for row in rows] == [True, True]
 
@@ -217,7 +256,10 @@ def test_whole_steps_stand_beside_what_they_can_gain_at_most(part, written):
 
 def test_the_path_that_attention_took_is_named_with_its_layers(data):
     runs = {
-        "clear": {"facts": data.facts, "backend": {"a": "triton: a GPU", "b": "triton: a GPU", "c": "torch: wide"}},
+        "clear": {
+            "facts": data.facts,
+            "backend": {"a": "triton: a GPU", "b": "triton: a GPU", "c": "torch: wide"},
+        },
         "lit": {"facts": data.facts},
     }
     told = dict(report.machine(report.Data("nano", FEW, runs=runs)))
@@ -225,8 +267,12 @@ def test_the_path_that_attention_took_is_named_with_its_layers(data):
 
 
 def test_the_same_data_gives_the_same_bytes(written, root, data):
-    again = report.write(report.read(FEW, "nano", show=4), root / "again", {"A notebook": root / "executed.ipynb"})
-    first = sorted(path.relative_to(written.parent) for path in (written.parent / "pages").iterdir())
+    again = report.write(
+        report.read(FEW, "nano", show=4), root / "again", {"A notebook": root / "executed.ipynb"}
+    )
+    first = sorted(
+        path.relative_to(written.parent) for path in (written.parent / "pages").iterdir()
+    )
     assert len(first) == len(FEW) + 1
     for name in ("index.html", *first):
         assert (written.parent / name).read_bytes() == (again.parent / name).read_bytes(), name
@@ -243,7 +289,8 @@ def test_nothing_at_all_is_still_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     index = report.write(report.read(FEW, "tiny"), tmp_path / "reports")
     page = check(index.read_text())
-    assert sum("no result" in cell["text"] for row in page.rows for cell in row) == len(FEW) + 1  # and the teacher
+    # and the teacher
+    assert sum("no result" in cell["text"] for row in page.rows for cell in row) == len(FEW) + 1
 
 
 def test_a_damaged_result_is_a_failure(root):
@@ -288,7 +335,12 @@ def test_a_result_of_other_settings_is_no_result(root, changes, says):
 
 @pytest.mark.parametrize(
     "own",
-    [{"layers": "every:2"}, {"layers": (0, 2)}, {"initialise": "v"}, {"recipe": "published", "initialise": "mlp_only"}],
+    [
+        {"layers": "every:2"},
+        {"layers": (0, 2)},
+        {"initialise": "v"},
+        {"recipe": "published", "initialise": "mlp_only"},
+    ],
     ids=str,
 )
 def test_a_result_with_settings_of_its_own_is_that_students_and_no_others(root, own):

@@ -1,4 +1,6 @@
-"""Side studies in the report: shown when their result and their module are there, and never in its way."""
+"""Side studies in the report: shown when their result and their module are there, and never in its
+way.
+"""
 
 import sys
 import types
@@ -94,7 +96,11 @@ def test_the_results_in_git_are_shown(monkeypatch):
 
 def test_a_sheet_gives_its_rows_back(tmp_path):
     grey = torch.linspace(-0.2, 1.2, 3).view(3, 1, 1, 1).expand(3, 3, 32, 32)
-    pictures = {("a", "shown"): grey, ("a", "drawn"): torch.ones(3, 3, 32, 32), "b": torch.zeros(3, 3, 32, 32)}
+    pictures = {
+        ("a", "shown"): grey,
+        ("a", "drawn"): torch.ones(3, 3, 32, 32),
+        "b": torch.zeros(3, 3, 32, 32),
+    }
     studyparts.write_sheet(pictures, tmp_path / "sheet.jpg", quality=85)
     found = studyparts.read_sheet(iter(pictures), tmp_path / "sheet.jpg")
     assert list(found) == list(pictures)

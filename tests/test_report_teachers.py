@@ -1,4 +1,6 @@
-"""The report of several teachers: one table over all, a page each, and what is said when one of them is not there."""
+"""The report of several teachers: one table over all, a page each, and what is said when one of
+them is not there.
+"""
 
 import re
 from types import SimpleNamespace
@@ -11,7 +13,16 @@ from linattn import project, report
 from linattn.params import Student
 from linattn.report import limits, sentences, tables
 
-NAMES = ("softmax", "clear", "lit", "sd-softmax", "sd-lit", "sd-linfusion", "flux-clear", "flux-linfusion")
+NAMES = (
+    "softmax",
+    "clear",
+    "lit",
+    "sd-softmax",
+    "sd-lit",
+    "sd-linfusion",
+    "flux-clear",
+    "flux-linfusion",
+)
 SOME = {name: synthetic_results.ALL[name] for name in NAMES}
 TEACHERS = synthetic_results.TEACHERS
 
@@ -45,7 +56,9 @@ def page(written, name):
 
 
 def words_of(text):
-    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", text, flags=re.S)).split())
+    return " ".join(
+        re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", text, flags=re.S)).split()
+    )
 
 
 # Reading
@@ -54,7 +67,11 @@ def words_of(text):
 def test_roles_come_in_the_order_in_which_params_first_names_them(root):
     turned = {name: SOME[name] for name in ("flux-clear", "sd-lit", "clear")}
     assert list(read(turned).parts) == ["text-joint", "text", "class"]
-    assert [part.name for part in read(turned).parts.values()] == ["flux-nano", "sd-nano", "dit-nano"]
+    assert [part.name for part in read(turned).parts.values()] == [
+        "flux-nano",
+        "sd-nano",
+        "dit-nano",
+    ]
 
 
 def test_a_teacher_that_no_student_names_is_not_shown(root):
@@ -62,7 +79,11 @@ def test_a_teacher_that_no_student_names_is_not_shown(root):
 
 
 def test_without_params_the_result_files_tell_a_teachers_name(root):
-    assert [part.name for part in read(teachers=None).parts.values()] == ["dit-nano", "sd-nano", "flux-nano"]
+    assert [part.name for part in read(teachers=None).parts.values()] == [
+        "dit-nano",
+        "sd-nano",
+        "flux-nano",
+    ]
 
 
 def test_two_roles_with_one_folder_are_told_apart(root):
@@ -90,7 +111,9 @@ def test_a_result_of_another_teacher_is_no_result(root):
 
 
 def test_typed_entries_know_their_teacher(root):
-    typed = {"sd-lit": Student(operator="lit", name="sd-lit", teacher="text", options={"kernel": 5})}
+    typed = {
+        "sd-lit": Student(operator="lit", name="sd-lit", teacher="text", options={"kernel": 5})
+    }
     assert read(typed).only.done == ["sd-lit"]
 
 
@@ -107,7 +130,9 @@ def test_the_first_page_begins_with_one_table_grouped_by_teacher(written, data):
         "sd-nano", "teacher", "teacher, 8 steps", "chance", "sd-softmax", "sd-lit", "sd-linfusion",
         "flux-nano", "teacher", "teacher, 8 steps", "chance", "flux-clear", "flux-linfusion", "Idea",
     ]  # fmt: skip
-    assert [(seen, name) for seen, name in zip(shown, wanted, strict=False) if not seen.startswith(name)] == []
+    assert [
+        (seen, name) for seen, name in zip(shown, wanted, strict=False) if not seen.startswith(name)
+    ] == []
     assert [group.page for group in report.table(data).groups] == [
         f"pages/teacher-{role}.html" for role in ("class", "text", "text-joint")
     ]
@@ -124,7 +149,11 @@ def test_best_is_bold_among_the_methods_of_each_teacher(data):
 def test_what_only_captions_ask_for_is_empty_for_labels(data):
     table = report.table(data)
     place = [column.key for column in table.columns].index("relation")
-    cells = {row.name: row.cells[place].text for row in table.rows if row.cells and row.name != "teacher, 8 steps"}
+    cells = {
+        row.name: row.cells[place].text
+        for row in table.rows
+        if row.cells and row.name != "teacher, 8 steps"
+    }
     assert cells["clear"] == "–"
     assert all(cells[name] != "–" for name in ("sd-lit", "flux-clear"))
     chances = [row.cells[place].text for row in table.rows if row.name == "chance"]
@@ -137,7 +166,10 @@ def test_every_link_of_every_page_leads_somewhere(written):
     for place in pages:
         seen = check(place.read_text())
         for link in seen.links:
-            assert link[1:] in seen.ids if link[0] == "#" else (place.parent / link).is_file(), (place.name, link)
+            assert link[1:] in seen.ids if link[0] == "#" else (place.parent / link).is_file(), (
+                place.name,
+                link,
+            )
 
 
 def test_a_failed_student_of_any_teacher_is_named_on_the_first_page(written):
@@ -158,9 +190,16 @@ def ranked(name, *students):
     return SimpleNamespace(name=name, students=entries, ranked=list(students))
 
 
-DIT, POOLED, UNET = ("dit", "lit", "clear"), ("dit", "pool", "lit", "clear"), ("sd", "sd-lit", "sd-clear")
+DIT, POOLED, UNET = (
+    ("dit", "lit", "clear"),
+    ("dit", "pool", "lit", "clear"),
+    ("sd", "sd-lit", "sd-clear"),
+)
 AGREEMENT = {
-    "they differ": ([DIT, ("sd", "sd-clear", "sd-lit")], "the teacher: lit to dit and sd-clear to sd."),
+    "they differ": (
+        [DIT, ("sd", "sd-clear", "sd-lit")],
+        "the teacher: lit to dit and sd-clear to sd.",
+    ),
     "they agree": ([DIT, UNET], "to each, lit: lit to dit and sd-lit to sd."),
     "a winner only one has": ([POOLED, UNET], "lit to dit and sd-lit to sd."),
     "nothing in common": ([("dit", "lit"), ("sd", "sd-clear")], None),
@@ -180,7 +219,8 @@ def test_whether_the_teachers_agree_is_said_of_what_they_share(name, monkeypatch
 
 def test_ideas_are_compared_where_two_teachers_have_them(data):
     lines = {
-        operator: [each and (each.student, each.best) for each in places] for operator, places in tables.ideas(data)
+        operator: [each and (each.student, each.best) for each in places]
+        for operator, places in tables.ideas(data)
     }
     assert lines == {
         "clear": [("clear", False), None, ("flux-clear", True)],
@@ -197,7 +237,17 @@ def test_ideas_are_compared_where_two_teachers_have_them(data):
 def test_a_teachers_page_holds_what_the_only_teachers_would(written, data, role):
     seen = check(page(written, f"teacher-{role}"))
     part = data.parts[role]
-    wanted = {"findings", "table", "pictures", "distance", "cost", "training", "students", "machine", "limits"}
+    wanted = {
+        "findings",
+        "table",
+        "pictures",
+        "distance",
+        "cost",
+        "training",
+        "students",
+        "machine",
+        "limits",
+    }
     wanted |= {"time", "anatomy", "maps"} if role == "class" else set()
     assert {link[1:] for link in seen.links if link[0] == "#"} - {"content"} == wanted
     assert part.name in seen.title
@@ -236,7 +286,9 @@ def test_two_things_are_told_beside_the_teacher_and_guessing(data):
 
 
 def test_limits_speak_of_what_the_page_shows(data):
-    plain, captioned = (" ".join(limits.of_teacher(data.parts[role], alone=False)) for role in ("class", "text"))
+    plain, captioned = (
+        " ".join(limits.of_teacher(data.parts[role], alone=False)) for role in ("class", "text")
+    )
     assert "one coloured shape on" in plain
     assert "section on time" in plain
     assert "one or two coloured shapes" in captioned
@@ -260,7 +312,11 @@ def test_a_role_without_any_result_is_a_sentence_and_no_failure(root, written):
 
 
 def test_a_teachers_row_that_is_not_there_yet_is_said_and_its_students_are_shown(root, tmp_path):
-    paths = [project.result("teacher-text"), project.result("chance-text"), project.pictures("teacher-text")]
+    paths = [
+        project.result("teacher-text"),
+        project.result("chance-text"),
+        project.pictures("teacher-text"),
+    ]
     kept = {path: path.read_bytes() for path in paths}
     try:
         for path in paths:
@@ -291,7 +347,12 @@ def test_the_first_page_stays_small(written):
 
 
 def test_notebooks_are_titled_by_whose_they_are_and_found_where_the_stages_leave_them(root, data):
-    for name in ("02_sample/text", "03_anatomy/anatomy", "05_evaluate/teacher-text", "04_distill/sd-lit"):
+    for name in (
+        "02_sample/text",
+        "03_anatomy/anatomy",
+        "05_evaluate/teacher-text",
+        "04_distill/sd-lit",
+    ):
         project.executed(name, write=True).write_text("{}")
     assert list(report.executed(data)) == [
         "dit-nano: What the teacher's attention looks like",
@@ -310,6 +371,12 @@ def test_a_teachers_page_links_its_own_notebooks(data):
         "clear: distillation",
         "dit-nano: The teacher's row",
     )
-    links = [{"title": title, "href": f"pages/{number}.html"} for number, title in enumerate(titles)]
-    found = [link for link in Page(report.teacher_html(data, "text", links)).links if re.search(r"/\d\.html", link)]
+    links = [
+        {"title": title, "href": f"pages/{number}.html"} for number, title in enumerate(titles)
+    ]
+    found = [
+        link
+        for link in Page(report.teacher_html(data, "text", links)).links
+        if re.search(r"/\d\.html", link)
+    ]
     assert found == ["../pages/0.html", "../pages/1.html"]

@@ -1,4 +1,6 @@
-"""What a fresh clone promises: files, the lock, the two commands' sentences, a pipeline that lists what it uses."""
+"""What a fresh clone promises: files, the lock, the two commands' sentences, a pipeline that lists
+what it uses.
+"""
 
 import ast
 import functools
@@ -30,7 +32,16 @@ def text(path):
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "docs/LOG.md", ".ci/run", "requirements.lock", "dvc.lock"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+        "docs/LOG.md",
+        ".ci/run",
+        "requirements.lock",
+        "dvc.lock",
+    ],
 )
 def test_the_repository_has_its(path):
     assert path in FILES
@@ -118,7 +129,11 @@ def test_no_file_is_too_large_for_git():
 
 def test_weights_of_all_teachers_are_small():
     """Git stores the autoencoder that two of them share once."""
-    weights = [ROOT / path for path in FILES if path.startswith("data/teachers/") and path.endswith(".safetensors")]
+    weights = [
+        ROOT / path
+        for path in FILES
+        if path.startswith("data/teachers/") and path.endswith(".safetensors")
+    ]
     distinct = {hashlib.md5(path.read_bytes()).hexdigest(): path.stat().st_size for path in weights}
     assert len(distinct) > 5
     assert sum(distinct.values()) <= 40e6
@@ -131,28 +146,54 @@ def test_kernels_is_a_plain_folder():
 # make
 
 
-# Of the make that runs these tests: VENV would have a test's setup point the tests' own environment elsewhere.
+# Of the make that runs these tests: VENV would have a test's setup point the tests' own environment
+# elsewhere.
 VARIABLES = {"VENV", "PYTHON", "PIP_ARGS", "PROFILE", "TEACHER", "STUDY", "PYTEST_ARGS"}
 
 
 def make(*words, path=None, cwd=ROOT, **environment):
-    """Run make in a copy of what it needs, with a PATH of our own and none of the outer make's variables."""
-    outer = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name not in VARIABLES}
+    """Run make in a copy of what it needs, with a PATH of our own and none of the outer make's
+    variables.
+    """
+    outer = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MAKE") and name not in VARIABLES
+    }
     environment = outer | environment
     if path:
         environment["PATH"] = path
-    return subprocess.run(["make", *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["make", *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture
 def bare(tmp_path):
-    """A clone with a lock and no environment, and a PATH that holds the shell's tools and no Python."""
+    """A clone with a lock and no environment, and a PATH that holds the shell's tools and no
+    Python.
+    """
     clone, tools = tmp_path / "clone", tmp_path / "bin"
     (clone / ".ci").mkdir(parents=True)
     tools.mkdir()
     for name in ("Makefile", "requirements.lock", ".ci/setup"):
         shutil.copy(ROOT / name, clone / name)
-    for name in ("sh", "make", "cksum", "cat", "df", "awk", "grep", "uname", "cut", "du", "sleep", "rm", "tail", "pwd"):
+    for name in (
+        "sh",
+        "make",
+        "cksum",
+        "cat",
+        "df",
+        "awk",
+        "grep",
+        "uname",
+        "cut",
+        "du",
+        "sleep",
+        "rm",
+        "tail",
+        "pwd",
+    ):
         if found := shutil.which(name):
             (tools / name).symlink_to(found)
     return clone, tools
@@ -186,7 +227,9 @@ def test_without_python_it_says_so(bare):
 def test_a_too_old_python_is_named(bare):
     clone, tools = bare
     # An old Python: it runs, is asked for its version, and is not new enough.
-    script(tools / "python3", 'case "$2" in *version_info\\ \\<*) exit 1;; *print*) echo 3.9;; esac')
+    script(
+        tools / "python3", 'case "$2" in *version_info\\ \\<*) exit 1;; *print*) echo 3.9;; esac'
+    )
     assert "this machine's is 3.9" in sentence(make("repro", path=str(tools), cwd=clone))
 
 
@@ -201,7 +244,10 @@ def test_a_full_disk_is_said_before_anything_is_made(bare):
     clone, tools = bare
     (tools / "python3").symlink_to(sys.executable)
     (tools / "df").unlink()
-    script(tools / "df", "echo Filesystem 1024-blocks Used Available Capacity Mounted; echo /dev/x 9 9 2097152 99% /")
+    script(
+        tools / "df",
+        "echo Filesystem 1024-blocks Used Available Capacity Mounted; echo /dev/x 9 9 2097152 99% /",
+    )
     assert "6 GB of disk space are needed" in sentence(make("test", path=str(tools), cwd=clone))
     assert not (clone / ".venv").exists()
 
@@ -209,14 +255,17 @@ def test_a_full_disk_is_said_before_anything_is_made(bare):
 def test_a_failed_installation_says_where_the_rest_is(bare):
     clone, _ = bare
     (clone / "requirements.lock").write_text("no-such-package-as-this==1.0\n")
-    done = make("test", f"PYTHON={sys.executable}", "PIP_ARGS=--no-index", cwd=clone, LINATTN_DISK_GB="0")
+    done = make(
+        "test", f"PYTHON={sys.executable}", "PIP_ARGS=--no-index", cwd=clone, LINATTN_DISK_GB="0"
+    )
     assert "pip.log" in sentence(done)
     assert not (clone / ".venv" / "linattn.stamp").exists()
 
 
 # dvc.yaml
 
-# Modules that draw figures, whose edit must not train again, and those that carry values, names and paths alone.
+# Modules that draw figures, whose edit must not train again, and those that carry values, names and
+# paths alone.
 FIGURES = {"report.figures", "report.numbers", "report.picture"}
 CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", "attention", *FIGURES}
 # Rooms that a stage depends on as on one thing; of the others it lists the files that it uses.
@@ -251,7 +300,11 @@ def imported(source, name=""):
     """linattn modules that a piece of code imports, wherever it does."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "linattn":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "linattn"
+        ):
             inner = node.module.removeprefix("linattn").lstrip(".")
             below = [f"{inner}.{each.name}".lstrip(".") for each in node.names]
             modules = {each for each in below if sources(each)}
@@ -284,7 +337,9 @@ def used(notebook, carriers=CARRIERS):
     return closure(names - carriers, carriers)
 
 
-@pytest.mark.parametrize("name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate", "benchmark"])
+@pytest.mark.parametrize(
+    "name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate", "benchmark"]
+)
 def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
     deps = body(name)["deps"]
     (notebook,) = [dep for dep in deps if dep.startswith("notebooks/")]
@@ -296,22 +351,33 @@ def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
 
 
 def test_the_report_lists_the_modules_that_write_it():
-    """A study's is found by its name, and what measures is not followed: the report reads what was measured."""
+    """A study's is found by its name, and what measures is not followed: the report reads what was
+    measured.
+    """
     listed = {dep for dep in body("report")["deps"] if dep.startswith("linattn/")}
     shown = {f"{module.replace('.', '/')}.py" for module in studies.STUDIES.values()}
     own = paths(used("notebooks/07_report.ipynb", CARRIERS - FIGURES))
     assert {path for path in own if path.startswith("linattn/report/")}
-    assert listed == {"linattn/report" if path.startswith("linattn/report/") else path for path in own} | shown
+    assert (
+        listed
+        == {"linattn/report" if path.startswith("linattn/report/") else path for path in own}
+        | shown
+    )
 
 
-@pytest.mark.parametrize("name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate"])
+@pytest.mark.parametrize(
+    "name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate"]
+)
 def test_no_stage_before_the_report_hangs_on_how_it_is_written(name):
     assert not [dep for dep in body(name)["deps"] if dep.startswith("linattn/report")]
 
 
 def test_a_stage_that_runs_operators_lists_their_files():
     for name in ("anatomy", "benchmark"):
-        uses = {entry["operator"] for entry in YAML(typ="safe").load(ROOT / "params.yaml")["operators"][name].values()}
+        uses = {
+            entry["operator"]
+            for entry in YAML(typ="safe").load(ROOT / "params.yaml")["operators"][name].values()
+        }
         assert {f"linattn/attention/{operator}.py" for operator in uses} <= set(body(name)["deps"])
     for name in ("distill", "evaluate"):
         assert "linattn/attention/${item.operator}.py" in body(name)["deps"]
@@ -319,7 +385,9 @@ def test_a_stage_that_runs_operators_lists_their_files():
 
 @pytest.mark.parametrize("operator", ["clear", "linfusion", "lit", "mediator", "softmax"])
 def test_what_an_operator_imports_is_a_dep_of_its_students(operator):
-    helpers = paths(module for module in closure({f"attention.{operator}"}) if module.startswith("attention."))
+    helpers = paths(
+        module for module in closure({f"attention.{operator}"}) if module.startswith("attention.")
+    )
     helpers -= {f"linattn/attention/{operator}.py"}
     for name in ("distill", "evaluate", "anatomy", "benchmark"):
         assert helpers <= set(body(name)["deps"])
@@ -330,9 +398,16 @@ def test_a_stage_that_runs_attention_depends_on_the_kernels_pytorch_side():
         deps = body(name)["deps"]
         assert ("kernels/linattn_kernels" in deps) == ("linattn/attention/base.py" in deps), name
     folder = ROOT / "kernels" / "linattn_kernels"
-    every = [str(path.relative_to(ROOT)) for path in folder.rglob("*.*") if "__pycache__" not in path.parts]
+    every = [
+        str(path.relative_to(ROOT))
+        for path in folder.rglob("*.*")
+        if "__pycache__" not in path.parts
+    ]
     said = subprocess.run(
-        [sys.executable, "-m", "dvc", "check-ignore", *every], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "check-ignore", *every],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     only_triton = {path for path in every if path.endswith(("_triton.py", "tiles.py", ".json"))}
     assert set(said.stdout.split()) == only_triton
@@ -343,17 +418,29 @@ def test_every_stage_depends_on_its_notebook_and_every_path_in_deps_exists():
         deps = body(name)["deps"]
         assert sum(dep.startswith("notebooks/") for dep in deps) == 1
         for dep in deps:
-            if "${" not in dep and not dep.startswith(("data/samples", "data/reference", "data/pictures", "reports/")):
+            if "${" not in dep and not dep.startswith(
+                ("data/samples", "data/reference", "data/pictures", "reports/")
+            ):
                 assert (ROOT / dep).exists(), f"{name}: {dep}"
 
 
 def test_a_folder_that_a_stage_reads_is_wholly_in_git_or_wholly_out_of_it():
-    """Of a folder partly there a clean clone cannot tell whether its stage is up to date, and CI refuses it."""
-    outs = [out for name in stages() for kind in ("outs", "metrics") for out in body(name).get(kind, [])]
-    kept = {path: isinstance(out, dict) for out in outs for path in ([out] if isinstance(out, str) else out)}
+    """Of a folder partly there a clean clone cannot tell whether its stage is up to date, and CI
+    refuses it.
+    """
+    outs = [
+        out for name in stages() for kind in ("outs", "metrics") for out in body(name).get(kind, [])
+    ]
+    kept = {
+        path: isinstance(out, dict)
+        for out in outs
+        for path in ([out] if isinstance(out, str) else out)
+    }
     for name in stages():
         for dep in body(name)["deps"]:
-            assert len({kept[out] for out in kept if out.startswith(f"{dep}/")}) < 2, f"{name}: {dep}"
+            assert len({kept[out] for out in kept if out.startswith(f"{dep}/")}) < 2, (
+                f"{name}: {dep}"
+            )
 
 
 def test_stages_run_the_notebooks_they_name():
@@ -368,7 +455,9 @@ def test_stages_run_the_notebooks_they_name():
 
 def test_dvc_lock_is_in_step_with_the_code(committed):
     changed = pipeline.stale(committed)
-    assert not changed, "make repro, or dvc commit for an edit that cannot alter results; then commit dvc.lock"
+    assert not changed, (
+        "make repro, or dvc commit for an edit that cannot alter results; then commit dvc.lock"
+    )
 
 
 def test_the_published_results_are_those_that_dvc_lock_records(committed, tmp_path):
@@ -382,9 +471,20 @@ def test_the_published_results_are_those_that_dvc_lock_records(committed, tmp_pa
 
 def test_every_student_and_teacher_is_published_and_nothing_else(committed):
     settings = params.load("nano", committed / "params.yaml")
-    rows = {*settings.students, *(f"{kind}-{role}" for kind in ("teacher", "chance") for role in settings.teachers)}
-    assert {path.stem for path in (committed / "reports" / "results").iterdir()} == rows | {"anatomy"}
-    assert {path.name for path in (committed / "reports" / "students").iterdir()} == set(settings.students)
-    runs = {path.name.removesuffix(".run.json") for path in (committed / "reports" / "runs").iterdir()}
+    rows = {
+        *settings.students,
+        *(f"{kind}-{role}" for kind in ("teacher", "chance") for role in settings.teachers),
+    }
+    assert {path.stem for path in (committed / "reports" / "results").iterdir()} == rows | {
+        "anatomy"
+    }
+    assert {path.name for path in (committed / "reports" / "students").iterdir()} == set(
+        settings.students
+    )
+    runs = {
+        path.name.removesuffix(".run.json") for path in (committed / "reports" / "runs").iterdir()
+    }
     distilled = {f"{name}.distill" for name in settings.students}
-    assert runs == rows - {f"chance-{role}" for role in settings.teachers} | distilled | {"benchmark"}
+    assert runs == rows - {f"chance-{role}" for role in settings.teachers} | distilled | {
+        "benchmark"
+    }

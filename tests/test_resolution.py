@@ -50,19 +50,27 @@ def test_a_forward_grows_until_the_limit(capsys):
     assert all(row["seconds"] > 0 for row in rows)
     for key in ("bytes", "macs"):
         assert rows[0][key] < rows[1][key] < rows[2][key]
-    # In multiply-accumulates: by its growth so far the third is predicted to take a little over four times as many.
+    # In multiply-accumulates: by its growth so far the third is predicted to take a little over
+    # four times as many.
     between = resolution.dataclasses.replace(told, limit=4 * rows[1]["macs"])
     assert len(resolution.growing(Bench, between, Bench.teacher.transformer)) == 2
-    stopped = resolution.growing(Bench, resolution.dataclasses.replace(told, limit=0.0), Bench.teacher.transformer)
+    stopped = resolution.growing(
+        Bench, resolution.dataclasses.replace(told, limit=0.0), Bench.teacher.transformer
+    )
     assert len(stopped) == 1
 
 
 def test_exponents_are_those_of_the_larger_half_and_seconds_stay_apart():
     sizes = (4, 16, 1 << 12, 1 << 14)
-    rows = [{"side": n, "tokens": n, "seconds": 1 + n**2, "bytes": 5 * n, "macs": n**1.5} for n in sizes]
+    rows = [
+        {"side": n, "tokens": n, "seconds": 1 + n**2, "bytes": 5 * n, "macs": n**1.5} for n in sizes
+    ]
     kept, timed = resolution.without_seconds(rows), resolution.seconds_alone(rows)
     assert timed["exponent"] == pytest.approx(2, abs=1e-3)
-    assert kept["exponents"] == {"bytes": pytest.approx(1, abs=1e-6), "macs": pytest.approx(1.5, abs=1e-6)}
+    assert kept["exponents"] == {
+        "bytes": pytest.approx(1, abs=1e-6),
+        "macs": pytest.approx(1.5, abs=1e-6),
+    }
     assert [set(row) for row in kept["rows"]] == [{"side", "tokens", "bytes", "macs"}] * 4
     assert timed["rows"][2] == {"side": 1 << 12, "seconds": 1 + (1 << 12) ** 2}
 
@@ -83,11 +91,14 @@ def test_what_was_measured_is_shown_and_nothing_where_nothing_was(tmp_path, monk
         "asked": ["a disc"],
     }
     told = {"pictures": 4, "factor": 2, "strengths": [0.5], "steps": 3, "seed": 1}
-    project.write_json(project.study(resolution.RESULT, write=True), {**told, "teachers": {"class": part}})
+    project.write_json(
+        project.study(resolution.RESULT, write=True), {**told, "teachers": {"class": part}}
+    )
     titles, bodies = zip(*resolution.sections(), strict=True)
     assert titles == ("Other resolutions", "dit-nano from 128 px on")
     assert "50.0 <span" in bodies[1]
     assert "a &lt;b&gt;" in bodies[1]
     assert "2.0 GiB" in bodies[1]
-    assert "<td>–</td><td>1.00</td><td>1.93</td>" in bodies[1]  # no seconds: they are in the run file, made elsewhere
+    # no seconds: they are in the run file, made elsewhere
+    assert "<td>–</td><td>1.00</td><td>1.93</td>" in bodies[1]
     assert "100.0" not in bodies[1]  # identical pictures have no distance worth a number

@@ -1,6 +1,8 @@
-"""Imports run down a list of floors and never in a circle: a reader of one room needs only what lies below it.
+"""Imports run down a list of floors and never in a circle: a reader of one room needs only what
+lies below it.
 
-What is found by its name while it runs is not seen here: the names of `linattn` and `evaluation`, the report's studies.
+What is found by its name while it runs is not seen here: the names of `linattn` and `evaluation`,
+the report's studies.
 """
 
 import ast
@@ -12,7 +14,8 @@ import pytest
 from linattn import project
 
 ROOT = project.ROOT
-# From the ground up; a room is a package or a module beside them. Rooms of one floor do not know one another.
+# From the ground up; a room is a package or a module beside them. Rooms of one floor do not know
+# one another.
 FLOORS = (
     ("linattn_kernels",),
     ("project", "checkpoint", "intervals", "diffusion", "conditions", "lab"),
@@ -24,7 +27,8 @@ FLOORS = (
     ("report",),
     ("linattn", "explore", "pipeline"),
     ("studies", "publish"),
-    ("distill", "figures", "readme", "plugins", "resolution"),  # names that are typed, for what lies in rooms
+    # names that are typed, for what lies in rooms
+    ("distill", "figures", "readme", "plugins", "resolution"),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
@@ -69,7 +73,8 @@ def floor(module):
 def upward(root=ROOT):
     files = modules(root)
     return [
-        f"{files[name].relative_to(root)} imports {other}: {floor(name)} must not know {floor(other)}"
+        f"{files[name].relative_to(root)} imports {other}: {floor(name)} must not know "
+        f"{floor(other)}"
         for name, others in sorted(graph(root).items())
         for other in sorted(others)
         if room(name) != room(other) and FLOOR[room(other)] >= FLOOR[room(name)]
@@ -103,7 +108,9 @@ def test_no_circle_among_modules():
 def test_no_circle_among_rooms():
     arrows = {}
     for name, others in graph().items():
-        arrows.setdefault(room(name), set()).update(room(other) for other in others if room(other) != room(name))
+        arrows.setdefault(room(name), set()).update(
+            room(other) for other in others if room(other) != room(name)
+        )
     assert circle(arrows) is None
 
 
@@ -117,7 +124,14 @@ def reached(name, arrows):
 
 def test_a_figure_needs_no_model():
     rooms = {room(each) for each in reached("linattn.report.figures", graph())}
-    assert not rooms & {"linattn_kernels", "attention", "families", "surgery", "sampling", "teachers"}
+    assert not rooms & {
+        "linattn_kernels",
+        "attention",
+        "families",
+        "surgery",
+        "sampling",
+        "teachers",
+    }
 
 
 def test_a_small_teacher_needs_no_evaluation():
@@ -141,7 +155,9 @@ def test_an_import_that_runs_upward_is_named(planted, tmp_path):
     for name, path in modules().items():
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(path.read_text() + (f"\n{planted}\n" if name == "linattn.evaluation.growth" else ""))
+        copy.write_text(
+            path.read_text() + (f"\n{planted}\n" if name == "linattn.evaluation.growth" else "")
+        )
     (wrong,) = upward(tmp_path)
     assert wrong.startswith(f"{Path('linattn/evaluation/growth.py')} imports linattn.report")
     assert f"floor {FLOOR['evaluation']} (" in wrong

@@ -33,7 +33,9 @@ def written(pipe, tmp_path):
 def drawn(monkeypatch):
     """First numbers of the shards that are drawn from here on."""
     seen, draw = [], sampling.draw_latents
-    monkeypatch.setattr(sampling, "draw_latents", lambda *a, **k: seen.append(k["start"]) or draw(*a, **k))
+    monkeypatch.setattr(
+        sampling, "draw_latents", lambda *a, **k: seen.append(k["start"]) or draw(*a, **k)
+    )
     return seen
 
 
@@ -89,7 +91,9 @@ def test_an_interrupted_run_continues(pipe, written, tmp_path_factory, monkeypat
     for index in (2, 3):
         (folder / f".shard-0000{index}.safetensors.draft").write_bytes(b"half a fi")
     seen = []
-    monkeypatch.setattr(sampling, "draw_latents", lambda *a, **k: seen.append(k["start"]) or draw(*a, **k))
+    monkeypatch.setattr(
+        sampling, "draw_latents", lambda *a, **k: seen.append(k["start"]) or draw(*a, **k)
+    )
     samples.write(pipe, folder, 10, seed=3, **OPTIONS)
     assert seen == [8]
     assert files(folder) == files(written)
@@ -125,7 +129,9 @@ def test_other_settings_are_refused_by_name(pipe, written, change, name):
 
 
 def test_another_reader_or_text_length_is_another_recipe(tmp_path):
-    made = Teacher(kinds.pipeline("flux"), {"steps": 1, "guidance": 1.0, "side": 32, "text_length": 16}, "flux")
+    made = Teacher(
+        kinds.pipeline("flux"), {"steps": 1, "guidance": 1.0, "side": 32, "text_length": 16}, "flux"
+    )
     longer = Teacher(made.pipe, {**made.card, "text_length": 24}, "flux")
     samples.write(made, tmp_path, 2, shard=2)
     with pytest.raises(ValueError, match=r"text_length 16 \(now 24\)"):
@@ -143,7 +149,17 @@ def reader():
 
 def test_without_captions_of_ones_own_the_recipe_is_what_it_was(pipe, reader):
     """dvc.lock holds the digests of files that hold it."""
-    both = {"format", "teacher", "scheduler", "seed", "guidance", "steps", "sampler", "shape", "shard"}
+    both = {
+        "format",
+        "teacher",
+        "scheduler",
+        "seed",
+        "guidance",
+        "steps",
+        "sampler",
+        "shape",
+        "shard",
+    }
     assert samples.describe(pipe, 0).keys() == both | {"classes"}
     recipe = samples.describe(reader, 0)
     assert recipe.keys() == both | {"captions", "readers", "text_length"}
@@ -174,10 +190,18 @@ def test_other_captions_are_another_recipe(reader, tmp_path, drawn):
     assert drawn == [0, 2, 4]
 
 
-def test_captions_that_cannot_be_are_refused_before_anything_is_drawn(pipe, reader, tmp_path, drawn):
-    with pytest.raises(ValueError, match=r"captions for DiTTransformer2DModel.*its 4 classes.*leave captions out"):
+def test_captions_that_cannot_be_are_refused_before_anything_is_drawn(
+    pipe, reader, tmp_path, drawn
+):
+    with pytest.raises(
+        ValueError, match=r"captions for DiTTransformer2DModel.*its 4 classes.*leave captions out"
+    ):
         samples.write(pipe, tmp_path, 2, captions=OWN)
-    for wrong, message in (([], "no captions"), ("an otter", "list of texts"), ([1, 2], "list of texts")):
+    for wrong, message in (
+        ([], "no captions"),
+        ("an otter", "list of texts"),
+        ([1, 2], "list of texts"),
+    ):
         with pytest.raises(ValueError, match=message):
             samples.write(reader, tmp_path, 2, captions=wrong)
     assert drawn == []
@@ -187,7 +211,9 @@ def test_captions_that_cannot_be_are_refused_before_anything_is_drawn(pipe, read
 def test_a_student_learns_from_captions_of_ones_own(reader, tmp_path, monkeypatch):
     data = samples.write(reader, tmp_path, 5, shard=4, captions=OWN)
     seen, read = set(), reader.pipe.encode_prompt
-    monkeypatch.setattr(reader.pipe, "encode_prompt", lambda texts, *more: seen.update(texts) or read(texts, *more))
+    monkeypatch.setattr(
+        reader.pipe, "encode_prompt", lambda texts, *more: seen.update(texts) or read(texts, *more)
+    )
     config = DistillConfig("softmax", layerwise_steps=2, steps=2, batch=4, label_drop=0.0)
     result = distill(config, reader, data)
     assert {"", *OWN} >= seen >= set(OWN)
@@ -209,14 +235,18 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:50])], ids=["bit", "cut"])
+@pytest.mark.parametrize(
+    "damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:50])], ids=["bit", "cut"]
+)
 def test_a_damaged_shard_is_named_and_only_it_is_drawn_again(pipe, written, drawn, damage):
     before = files(written)
     path = written / "shard-00001.safetensors"
     damage(path)
     data = Samples(written)
     data.batch([0, 9])  # the others can still be read
-    with pytest.raises(ValueError, match=r"shard-00001.safetensors is damaged; write the samples again"):
+    with pytest.raises(
+        ValueError, match=r"shard-00001.safetensors is damaged; write the samples again"
+    ):
         data.batch([5])
     with pytest.warns(UserWarning, match="shard-00001"):
         samples.write(pipe, written, 10, seed=3, **OPTIONS)
@@ -269,7 +299,9 @@ def test_indices_outside_are_refused(written, wrong):
         Samples(written).batch(wrong)
 
 
-@pytest.mark.parametrize("wrong", [[], [[1]], [0.5], [True]], ids=["none", "nested", "fraction", "mask"])
+@pytest.mark.parametrize(
+    "wrong", [[], [[1]], [0.5], [True]], ids=["none", "nested", "fraction", "mask"]
+)
 def test_what_is_no_index_is_refused(written, wrong):
     with pytest.raises(ValueError, match="whole numbers"):
         Samples(written).batch(wrong)

@@ -1,4 +1,6 @@
-"""The drawing loop against DiTPipeline and DDPMScheduler themselves, and what its noise may depend on."""
+"""The drawing loop against DiTPipeline and DDPMScheduler themselves, and what its noise may depend
+on.
+"""
 
 import copy
 import threading
@@ -18,7 +20,9 @@ def stock(pipe, monkeypatch, guidance: float, steps: int, size: int = 8) -> torc
     """What DiTPipeline itself draws from our noise: with "pt" it returns the pictures as tensors."""
     noise = sampling.starting_noise(0, range(len(LABELS)), (4, size, size))
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise)
-    return pipe(LABELS.tolist(), guidance_scale=guidance, num_inference_steps=steps, output_type="pt").images
+    return pipe(
+        LABELS.tolist(), guidance_scale=guidance, num_inference_steps=steps, output_type="pt"
+    ).images
 
 
 @pytest.mark.parametrize("scheduler", ["dpm", "ddim"])
@@ -53,7 +57,8 @@ def test_a_picture_does_not_depend_on_its_batch(sampler):
 def test_drawing_again_repeats_and_another_seed_does_not(sampler):
     pipe = tiny.pipeline()
     first, again, other = (
-        sampling.draw(pipe, LABELS, steps=2, sampler=sampler, seed=seed, guidance=1.0) for seed in (0, 0, 1)
+        sampling.draw(pipe, LABELS, steps=2, sampler=sampler, seed=seed, guidance=1.0)
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=1e-3)
@@ -67,8 +72,13 @@ def test_start_numbers_the_pictures_of_a_shard():
 
 
 def test_noise_differs_by_seed_and_picture():
-    # torch's CPU generator drops the upper half of a 64-bit seed: (seed << 32) + i would be the same for every seed.
-    streams = {(s, i): sampling.starting_noise(s, range(i, i + 1), (4, 4)) for s in (0, 1, 2**40) for i in (0, 1, 500)}
+    # torch's CPU generator drops the upper half of a 64-bit seed: (seed << 32) + i would be the
+    # same for every seed.
+    streams = {
+        (s, i): sampling.starting_noise(s, range(i, i + 1), (4, 4))
+        for s in (0, 1, 2**40)
+        for i in (0, 1, 500)
+    }
     values = list(streams.values())
     for place, noise in enumerate(values):
         assert not any(torch.equal(noise, other) for other in values[place + 1 :])
@@ -102,7 +112,9 @@ def test_ancestral_steps_are_those_of_ddpm_scheduler(steps, learned, monkeypatch
     if not learned:
         pipe.transformer = halved(pipe.transformer)
     ours = sampling.draw_latents(pipe, LABELS, steps=steps, guidance=1.0, sampler="ddpm", seed=2)
-    torch.testing.assert_close(ours, by_ddpm_scheduler(pipe, steps, monkeypatch), rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(
+        ours, by_ddpm_scheduler(pipe, steps, monkeypatch), rtol=2e-4, atol=2e-4
+    )
 
 
 def halved(model: nn.Module) -> nn.Module:
@@ -131,7 +143,9 @@ def by_ddpm_scheduler(pipe, steps: int, monkeypatch) -> torch.Tensor:
     scheduler.set_timesteps(steps)
     latents = noise((len(LABELS), 4, 8, 8))
     for t in scheduler.timesteps:
-        output = pipe.transformer(latents, timestep=t.expand(3), class_labels=LABELS, return_dict=False)[0]
+        output = pipe.transformer(
+            latents, timestep=t.expand(3), class_labels=LABELS, return_dict=False
+        )[0]
         latents = scheduler.step(output, t, latents).prev_sample
     return latents
 
@@ -151,7 +165,9 @@ def test_a_scheduler_that_draws_noise_draws_it_from_the_pictures_streams():
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     ancestral = sampling.draw_latents(pipe, LABELS, steps=3, guidance=1.0)
     assert not torch.allclose(whole, ancestral)
-    torch.testing.assert_close(ancestral, sampling.draw_latents(pipe, LABELS, steps=3, guidance=1.0, sampler="ddpm"))
+    torch.testing.assert_close(
+        ancestral, sampling.draw_latents(pipe, LABELS, steps=3, guidance=1.0, sampler="ddpm")
+    )
 
 
 def test_guidance_one_asks_the_model_once_and_more_asks_conditional_then_null():
@@ -274,7 +290,10 @@ def test_a_half_vae_that_asks_for_single_precision_gets_it_and_is_given_back():
         decoded, encoded = sampling.decode(pipe, latents), sampling.encode(pipe, pictures)
         assert [bool(each.isfinite().all()) for each in (decoded, encoded)] == [force, force]
         after = pipe.vae.state_dict()
-        assert all(torch.equal(after[name], each) and each.dtype == torch.float16 for name, each in before.items())
+        assert all(
+            torch.equal(after[name], each) and each.dtype == torch.float16
+            for name, each in before.items()
+        )
     pipe.vae.float()  # what half precision holds, in single all along
     assert torch.equal(decoded, sampling.decode(pipe, latents))
     assert torch.equal(encoded, sampling.encode(pipe, pictures))

@@ -1,4 +1,6 @@
-"""Side studies: pipelines of their own, with every module they use among their deps, that a dvc repro never runs."""
+"""Side studies: pipelines of their own, with every module they use among their deps, that a dvc
+repro never runs.
+"""
 
 import ast
 import re
@@ -14,17 +16,28 @@ from linattn import notebooks, project
 from linattn.studies.plugins.settings import PLUGINS
 
 ROOT = project.ROOT
-# Modules that carry values, names and paths, or show them; `attention` finds an operator's file, which is a dep itself.
+# Modules that carry values, names and paths, or show them; `attention` finds an operator's file,
+# which is a dep itself.
 CARRYING = ("params", "project", "notebooks", "studies/plugins/settings", "studies/plugins/report")
 CARRIERS = {f"linattn/{name}.py" for name in CARRYING} | {"linattn/report"}
 # An __init__ that only says where names lie is no dep; it is followed, but for attention's.
-CARRIERS |= {"linattn/__init__.py", "linattn/attention/__init__.py", "linattn/studies/plugins/__init__.py"}
-NAMING = {f"linattn/{name}/__init__.py" for name in ("distillation", "evaluation", "studies", "world")}
+CARRIERS |= {
+    "linattn/__init__.py",
+    "linattn/attention/__init__.py",
+    "linattn/studies/plugins/__init__.py",
+}
+NAMING = {
+    f"linattn/{name}/__init__.py" for name in ("distillation", "evaluation", "studies", "world")
+}
 # Packages that a stage depends on as on one thing.
 WHOLE = ("linattn/families", "linattn/pretraining", "linattn/report", "linattn/surgery")
-# What a stage does not run: how a plug-in is marked, when it is trained; how it is trained, when it is marked.
+# What a stage does not run: how a plug-in is marked, when it is trained; how it is trained, when it
+# is marked.
 PLUGIN = "linattn/studies/plugins"
-TRAINING = {"linattn/distillation/training.py", *(f"{PLUGIN}/{name}.py" for name in ("batch", "encoder", "recipe"))}
+TRAINING = {
+    "linattn/distillation/training.py",
+    *(f"{PLUGIN}/{name}.py" for name in ("batch", "encoder", "recipe")),
+}
 UNUSED = {"train": {f"{PLUGIN}/marks.py"}, "measure": TRAINING}
 
 
@@ -53,7 +66,9 @@ def imported(source):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "linattn":
             below = [f"{node.module}.{each.name}" for each in node.names]
             found |= files(node.module).union(*map(files, below))
-    return {next((whole for whole in WHOLE if path.startswith(f"{whole}/")), path) for path in found}
+    return {
+        next((whole for whole in WHOLE if path.startswith(f"{whole}/")), path) for path in found
+    }
 
 
 def closure(sources, unused):
@@ -62,12 +77,18 @@ def closure(sources, unused):
         path = waiting.pop()
         found.add(path)
         parts = sorted((ROOT / path).glob("*.py")) if path in WHOLE else [ROOT / path]
-        waiting |= set().union(*(imported(part.read_text()) for part in parts)) - found - CARRIERS - unused
+        waiting |= (
+            set().union(*(imported(part.read_text()) for part in parts)) - found - CARRIERS - unused
+        )
     return found - NAMING
 
 
 def cells(notebook):
-    return [cell.source for cell in nbformat.read(ROOT / notebook, as_version=4).cells if cell.cell_type == "code"]
+    return [
+        cell.source
+        for cell in nbformat.read(ROOT / notebook, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
 
 
 @pytest.mark.parametrize("name", ["train", "measure"])
@@ -96,17 +117,24 @@ def test_the_study_of_sizes_lists_the_modules_it_uses_and_no_others():
 
 def test_each_plugin_is_trained_from_its_own_file():
     stage = yaml("studies/plugins/dvc.yaml")["stages"]["train"]
-    assert {name: each.__module__.rpartition(".")[2] for name, each in PLUGINS.items()} == stage["foreach"]
+    assert {name: each.__module__.rpartition(".")[2] for name, each in PLUGINS.items()} == stage[
+        "foreach"
+    ]
     assert set(yaml("studies/plugins/params.yaml")["recipes"]) == set(PLUGINS)
 
 
 def test_students_and_teacher_of_the_numbers_are_deps():
     told, deps = yaml("studies/plugins/params.yaml"), stages()["measure"]["deps"]
-    assert {told["teacher"], *(f"reports/students/{name}" for name in told["students"])} <= set(deps)
+    assert {told["teacher"], *(f"reports/students/{name}" for name in told["students"])} <= set(
+        deps
+    )
 
 
 def test_students_and_teachers_of_the_sizes_are_deps():
-    told, deps = yaml("studies/resolution/params.yaml"), set(stages("resolution")["measure"]["deps"])
+    told, deps = (
+        yaml("studies/resolution/params.yaml"),
+        set(stages("resolution")["measure"]["deps"]),
+    )
     named = {f"reports/students/{name}" for names in told["teachers"].values() for name in names}
     assert {dep for dep in deps if dep.startswith("reports/students/")} == named
     assert {"data/teachers", "data/judge"} <= deps
@@ -116,20 +144,30 @@ def test_nothing_of_the_pipeline_hangs_on_a_study():
     """DVC would run a study whose outs lie inside another pipeline's deps."""
     made = [stage for study in ("plugins", "resolution") for stage in stages(study).values()]
     outs = [out for stage in made for kind in ("outs", "metrics") for out in stage.get(kind, [])]
-    made = [PurePosixPath(path) for out in outs for path in ([out] if isinstance(out, str) else out)]
+    made = [
+        PurePosixPath(path) for out in outs for path in ([out] if isinstance(out, str) else out)
+    ]
     for name, stage in yaml("dvc.yaml")["stages"].items():
         for dep in stage.get("do", stage)["deps"]:
-            assert not [path for path in made if path.is_relative_to(dep) or PurePosixPath(dep) == path], (name, dep)
+            assert not [
+                path for path in made if path.is_relative_to(dep) or PurePosixPath(dep) == path
+            ], (name, dep)
 
 
 @pytest.mark.parametrize("study", ["plugins", "resolution"])
 def test_a_study_names_no_profile_but_the_chosen_one(study):
-    assert not re.findall(r"profiles\.(?!\$\{profile\})", (ROOT / f"studies/{study}/dvc.yaml").read_text())
+    assert not re.findall(
+        r"profiles\.(?!\$\{profile\})", (ROOT / f"studies/{study}/dvc.yaml").read_text()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize(("study", "name"), [("plugins", "train"), ("plugins", "measure"), ("resolution", "measure")])
-@pytest.mark.parametrize("error", [None, notebooks.Failed("see reports/failed"), ValueError("no notebook")])
+@pytest.mark.parametrize(
+    ("study", "name"), [("plugins", "train"), ("plugins", "measure"), ("resolution", "measure")]
+)
+@pytest.mark.parametrize(
+    "error", [None, notebooks.Failed("see reports/failed"), ValueError("no notebook")]
+)
 def test_a_command_runs_its_notebook_or_says_why_not(study, name, error, monkeypatch, capsys):
     stage, ran = stages(study)[name], []
 

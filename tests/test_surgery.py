@@ -1,4 +1,6 @@
-"""Conversion and back, a student's folder, and everything that must be refused before anything is changed."""
+"""Conversion and back, a student's folder, and everything that must be refused before anything is
+changed.
+"""
 
 import copy
 import json
@@ -33,7 +35,9 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 @torch.no_grad()
@@ -51,7 +55,8 @@ def untouched(model: nn.Module) -> bool:
         not any("linattn" in name for name in [*vars(model), *model.state_dict()])
         and not any(module._forward_pre_hooks for module in model.modules())
         and "save_pretrained" not in vars(model)
-        and {type(layer.attn.processor).__name__ for layer in families.layers(model)} == {"AttnProcessor2_0"}
+        and {type(layer.attn.processor).__name__ for layer in families.layers(model)}
+        == {"AttnProcessor2_0"}
     )
 
 
@@ -59,12 +64,18 @@ def operators(model) -> list[str]:
     return [row["operator"].split()[0] for row in linattn.describe(model)]
 
 
-# The first step ------------------------------------------------------------------------------------------------------
+# The first step
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("softmax", {}), ("softmax", {"conv": 3}), ("clear", {"radius": 100}), ("clear", {"radius": 1e6})],
+    [
+        ("softmax", {}),
+        ("softmax", {"conv": 3}),
+        ("clear", {"radius": 100}),
+        ("clear", {"radius": 1e6}),
+    ],
     ids=["softmax", "softmax-conv", "clear-100", "clear-1e6"],
 )
 @pytest.mark.parametrize(("side", "patch"), [(8, 1), (5, 1), (12, 2)], ids=str)
@@ -109,11 +120,14 @@ def test_the_stock_pipeline_draws_with_a_student(name):
 def test_a_scheduler_that_steps_once_draws_twice_the_side():
     pipe = linattn.linearize(tiny.pipeline("ddim"), "clear", radius=3)
     pipe.transformer.register_to_config(sample_size=16)
-    pictures = pipe(class_labels=[0], num_inference_steps=1, guidance_scale=1.0, output_type="np").images
+    pictures = pipe(
+        class_labels=[0], num_inference_steps=1, guidance_scale=1.0, output_type="np"
+    ).images
     assert pictures.shape == (1, 64, 64, 3)
 
 
-# Choosing layers -----------------------------------------------------------------------------------------------------
+# Choosing layers
+# ---------------------------------------------------------------------------------------------
 
 
 def every_third(layer) -> bool:
@@ -197,12 +211,14 @@ def test_operators_mix_and_a_layer_is_converted_from_its_original():
     for index, moved in enumerate([True, False, True, False]):
         name = f"transformer_blocks.{index}.attn1.to_q.weight"
         assert torch.equal(before[name], after[name]) != moved
-    assert not any("attn1.linattn.kernel" in name for name in after if ".3." in name)  # nothing left of lit
+    # nothing left of lit
+    assert not any("attn1.linattn.kernel" in name for name in after if ".3." in name)
     fresh = linattn.linearize(tiny.model(layers=4), "mediator", layers=[1, 3], count=4)
     assert after.keys() >= fresh.state_dict().keys()
 
 
-# What is refused -----------------------------------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -273,7 +289,8 @@ def test_a_plain_model_has_nothing_to_restore_or_save(tmp_path):
     assert not (tmp_path / "student").exists()
 
 
-# And back ------------------------------------------------------------------------------------------------------------
+# And back
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -304,7 +321,12 @@ def test_restore_keeps_the_parameters_that_an_optimiser_holds():
 def test_restore_after_mixing_and_repeating():
     model = tiny.model(layers=3)
     before = state(model)
-    for name, layers in [("clear", "all"), ("lit", [1]), ("linfusion", "first:2"), ("softmax", [0])]:
+    for name, layers in [
+        ("clear", "all"),
+        ("lit", [1]),
+        ("linfusion", "first:2"),
+        ("softmax", [0]),
+    ]:
         linattn.linearize(model, name, layers=layers, initialise="mlp_only")
         train(model, "attn1")
     linattn.restore(model)
@@ -315,7 +337,9 @@ def test_restore_names_what_else_was_trained():
     model = linattn.linearize(tiny.model(), "clear")
     train(model, "proj_out_1.bias", "transformer_blocks.1.ff")
     before = state(model)
-    with pytest.raises(ValueError, match=r"5 tensors outside .*transformer_blocks\.1\.ff\.net\.0\.proj\.weight"):
+    with pytest.raises(
+        ValueError, match=r"5 tensors outside .*transformer_blocks\.1\.ff\.net\.0\.proj\.weight"
+    ):
         linattn.restore(model)
     assert equal(state(model), before)
     linattn.restore(model, strict=False)
@@ -384,7 +408,8 @@ def test_a_model_on_the_meta_device_converts():
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
-# Looking -------------------------------------------------------------------------------------------------------------
+# Looking
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -459,13 +484,17 @@ def test_parameters_by_name():
     assert all(named[name] is parameter for name, parameter in {**new, **inside}.items())
     assert new
     assert all(name.startswith("transformer_blocks.1.attn1.linattn.") for name in new)
-    assert inside.keys() == new.keys() | {name for name in named if name.startswith("transformer_blocks.1.attn1.to_")}
+    assert inside.keys() == new.keys() | {
+        name for name in named if name.startswith("transformer_blocks.1.attn1.to_")
+    }
 
 
 @pytest.mark.parametrize("side", [8, 5], ids=str)
 @pytest.mark.parametrize("name", [None, *EVERY], ids=str)
 def test_the_map_times_the_values_is_the_layer(name, side):
-    """attention_map, local and the layer's own output say the same, in the teacher and in every student."""
+    """attention_map, local and the layer's own output say the same, in the teacher and in every
+    student.
+    """
     model, inputs = tiny.model().double(), tiny.inputs(side=side, dtype=torch.float64)
     if name:
         linattn.linearize(model, name, **OPTIONS[name])
@@ -479,7 +508,9 @@ def test_the_map_times_the_values_is_the_layer(name, side):
         tiny.run(model, **inputs)
         x, grid = seen[1]["input"], seen[1]["grid"]
         _, _, v = families.projections(layer.attn, x, grid)
-        read = torch.einsum("bhij,bjhd->bihd", weights, v.flatten(2).unflatten(2, (heads, -1))).reshape(v.shape)
+        read = torch.einsum(
+            "bhij,bjhd->bihd", weights, v.flatten(2).unflatten(2, (heads, -1))
+        ).reshape(v.shape)
         read = read if name is None else read + layer.operator.local(v, grid)
         out = layer.attn.to_out[0](read.flatten(2))
     torch.testing.assert_close(out, seen[1]["output"], atol=1e-9, rtol=1e-9)
@@ -492,12 +523,15 @@ def test_a_map_is_of_one_layer():
 
 def test_a_map_by_name_in_half_precision():
     model = tiny.model().to(torch.bfloat16)
-    weights = linattn.attention_map(model, "transformer_blocks.0.attn1", **tiny.inputs(dtype=torch.bfloat16))
+    weights = linattn.attention_map(
+        model, "transformer_blocks.0.attn1", **tiny.inputs(dtype=torch.bfloat16)
+    )
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 64))
 
 
-# A student's folder --------------------------------------------------------------------------------------------------
+# A student's folder
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -544,13 +578,17 @@ def test_the_folder_holds_the_delta_alone(base, tmp_path):
     linattn.save(pipe, tmp_path / "student")
     tensors = load_file(tmp_path / "student" / "linattn.safetensors")
     inside = {name for name, _ in surgery.attention_parameters(pipe)}
-    tables = {f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight" for i in (0, 1)}
+    tables = {
+        f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight" for i in (0, 1)
+    }
     assert tensors.keys() == inside | tables
     fresh = linattn.load(base(), tmp_path / "student")
     assert equal(state(fresh.transformer), state(pipe.transformer))
     linattn.save(fresh, tmp_path / "again")
     for name in ("linattn.safetensors", "linattn.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "student" / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (
+            tmp_path / "student" / name
+        ).read_bytes()
     linattn.restore(fresh)  # loading kept what it overwrote, inside the attentions and outside
     assert equal(state(fresh.transformer), state(base().transformer))
 
@@ -579,7 +617,9 @@ def test_loading_another_student_replaces_the_first(base, tmp_path, student):
     assert equal(state(student.transformer), state(other.transformer))
 
 
-def test_a_load_that_fails_half_way_leaves_the_student_that_was_there(base, tmp_path, student, monkeypatch):
+def test_a_load_that_fails_half_way_leaves_the_student_that_was_there(
+    base, tmp_path, student, monkeypatch
+):
     other = linattn.linearize(base(), "lit", layers=[0])
     linattn.save(other, tmp_path / "other")
     before, wanted = state(student.transformer), tiny.run(student.transformer, **tiny.inputs())
@@ -592,7 +632,10 @@ def test_a_load_that_fails_half_way_leaves_the_student_that_was_there(base, tmp_
     assert (tmp_path / "again" / "linattn.safetensors").read_bytes() == (
         tmp_path / "student" / "linattn.safetensors"
     ).read_bytes()
-    assert equal(state(linattn.restore(student, strict=False).transformer), state(linattn.restore(other).transformer))
+    assert equal(
+        state(linattn.restore(student, strict=False).transformer),
+        state(linattn.restore(other).transformer),
+    )
 
 
 OTHERS = {
@@ -609,7 +652,9 @@ def test_another_base_is_refused_and_both_are_named(student, tmp_path, other):
     tiny.pipeline(**shape).save_pretrained(tmp_path / "dit-other")
     wrong = type(student).from_pretrained(tmp_path / "dit-other")
     before = state(wrong.transformer)
-    with pytest.raises(ValueError, match=rf"'dit-tiny' .*this is DiTTransformer2DModel 'dit-other' .*{difference}"):
+    with pytest.raises(
+        ValueError, match=rf"'dit-tiny' .*this is DiTTransformer2DModel 'dit-other' .*{difference}"
+    ):
         linattn.load(wrong, tmp_path / "student")
     assert equal(state(wrong.transformer), before)
     assert untouched(wrong.transformer)
@@ -619,7 +664,9 @@ def test_another_class_is_refused_strict_or_not(student, tmp_path):
     model = tiny.model()
     model.__class__ = type("OtherTransformer", (type(model),), {})
     for strict in (True, False):
-        with pytest.raises(ValueError, match="class DiTTransformer2DModel there, OtherTransformer here"):
+        with pytest.raises(
+            ValueError, match="class DiTTransformer2DModel there, OtherTransformer here"
+        ):
             linattn.load(model, tmp_path / "student", strict=strict)
     assert untouched(model)
 
@@ -637,7 +684,9 @@ def test_a_fine_tune_of_the_base_takes_it_when_asked(student, tmp_path):
 
 def test_shapes_are_checked_even_when_not_strict(student, tmp_path):
     wide = tiny.model(width=48)
-    fits_not = pytest.raises(ValueError, match=r"does not fit .*is \(32, 32\) there, \(48, 48\) here")
+    fits_not = pytest.raises(
+        ValueError, match=r"does not fit .*is \(32, 32\) there, \(48, 48\) here"
+    )
     with fits_not, pytest.warns(UserWarning, match="attention_head_dim"):
         linattn.load(wide, tmp_path / "student", strict=False)
     assert untouched(wide)
@@ -703,17 +752,38 @@ DAMAGE = {
     "a flipped bit": (damage_weights, r"linattn\.safetensors is damaged"),
     "half the weights": (truncate_weights, r"linattn\.safetensors is damaged"),
     "half the card": (truncate_card, r"linattn\.json is damaged"),
-    "an empty card": (lambda folder: (folder / "linattn.json").write_text("[]"), r"linattn\.json is damaged"),
-    "a binary card": (lambda folder: (folder / "linattn.json").write_bytes(b"\xff\xfe"), r"linattn\.json is damaged"),
-    "no weights": (lambda folder: (folder / "linattn.safetensors").unlink(), r"linattn\.safetensors is missing"),
+    "an empty card": (
+        lambda folder: (folder / "linattn.json").write_text("[]"),
+        r"linattn\.json is damaged",
+    ),
+    "a binary card": (
+        lambda folder: (folder / "linattn.json").write_bytes(b"\xff\xfe"),
+        r"linattn\.json is damaged",
+    ),
+    "no weights": (
+        lambda folder: (folder / "linattn.safetensors").unlink(),
+        r"linattn\.safetensors is missing",
+    ),
     "no card": (lambda folder: (folder / "linattn.json").unlink(), r"linattn\.json is missing"),
     "a later format": (edit(format=2), r"has format 2; this linattn reads 1"),
     "no base": (edit(base=...), r"linattn\.json is damaged"),
-    "an unknown operator": (edit(layers__0__operator="cleer"), r"unknown operator 'cleer': did you mean 'clear'"),
+    "an unknown operator": (
+        edit(layers__0__operator="cleer"),
+        r"unknown operator 'cleer': did you mean 'clear'",
+    ),
     "an unknown option": (edit(layers__0__options={"radios": 3}), r"radius"),
-    "an unknown layer": (edit(layers__1__name="blocks.7.attn"), r"blocks\.7\.attn, which this DiT.* does not have"),
-    "another option": (edit(layers__0__options={"radius": 3, "pool": 4}), r"does not fit .*0\.attn1\.linattn"),
-    "a tensor less": (tensors(lambda found: found.pop(QUERY)), r"missing .*0\.attn1\.to_q\.weight, unknown nothing"),
+    "an unknown layer": (
+        edit(layers__1__name="blocks.7.attn"),
+        r"blocks\.7\.attn, which this DiT.* does not have",
+    ),
+    "another option": (
+        edit(layers__0__options={"radius": 3, "pool": 4}),
+        r"does not fit .*0\.attn1\.linattn",
+    ),
+    "a tensor less": (
+        tensors(lambda found: found.pop(QUERY)),
+        r"missing .*0\.attn1\.to_q\.weight, unknown nothing",
+    ),
     "a tensor more": (tensors(lambda found: found.update(extra=torch.ones(1))), "unknown extra"),
 }
 
@@ -744,7 +814,9 @@ def test_what_is_no_folder_is_asked_of_the_hub(base, tmp_path, student, monkeypa
     cards = ["linattn.json", "config.json"]
     weights = ("somebody/student", "v1", [*cards, "*.safetensors"], ["*/*"])  # of the root alone
     assert asked == [("somebody/student", "v1", cards, None), weights]
-    with pytest.raises(ValueError, match=r"no folder 'nobody/offline', and the Hugging Face hub .*no network"):
+    with pytest.raises(
+        ValueError, match=r"no folder 'nobody/offline', and the Hugging Face hub .*no network"
+    ):
         linattn.load(base(), "nobody/offline")
 
 
@@ -754,7 +826,9 @@ def test_of_a_base_s_id_the_cards_alone_are_fetched(base, tmp_path, monkeypatch)
         "huggingface_hub.snapshot_download",
         lambda repo_id, allow_patterns, **more: asked.append(allow_patterns) or str(tmp_path),
     )
-    with pytest.raises(ValueError, match=r"big/base on the Hugging Face hub is no student.* the base's id"):
+    with pytest.raises(
+        ValueError, match=r"big/base on the Hugging Face hub is no student.* the base's id"
+    ):
         linattn.load(base(), "big/base")
     assert asked == [["linattn.json", "config.json"]]
 
@@ -793,7 +867,9 @@ def test_importing_the_package_loads_neither_torch_nor_diffusers():
     import sys
 
     code = "import sys, linattn; print(sorted({'torch', 'diffusers'} & set(sys.modules)), 'load' in dir(linattn))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == "[] True"
     with pytest.raises(AttributeError, match="linearise"):
         _ = linattn.linearise

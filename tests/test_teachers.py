@@ -54,7 +54,9 @@ def test_a_misspelt_folder_names_those_that_are_there(tmp_path, monkeypatch):
         said = rf"no pipeline in .*dit-nan, seen from {here}.*are dit-nano, sd-nano: did you mean 'dit-nano'\?"
         with pytest.raises(FileNotFoundError, match=said):
             teachers.load(wrong)
-    with pytest.raises(FileNotFoundError, match=r"no pipeline in teachers, .* in teachers are dit-nano, sd-nano$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no pipeline in teachers, .* in teachers are dit-nano, sd-nano$"
+    ):
         teachers.load("teachers")
     with pytest.raises(FileNotFoundError, match=r"no pipeline in a/b/c, .* in a/b are none$"):
         teachers.load("a/b/c")

@@ -1,4 +1,6 @@
-"""The published models' own widths, heads and depths without their weights: on the meta device, and less deep."""
+"""The published models' own widths, heads and depths without their weights: on the meta device, and
+less deep.
+"""
 
 import json
 
@@ -63,9 +65,16 @@ SD35 = {
     "dual_attention_layers": tuple(range(13)),
     "qk_norm": "rms_norm",
 }
-# Class, config, layers, the first one's (width, heads, head_dim), what makes it less deep, to fit into memory.
+# Class, config, layers, the first one's (width, heads, head_dim), what makes it less deep, to fit
+# into memory.
 MODELS = {
-    "DiT-XL/2": (DiTTransformer2DModel, {**DIT, "sample_size": 32}, 28, (1152, 16, 72), {"num_layers": 2}),
+    "DiT-XL/2": (
+        DiTTransformer2DModel,
+        {**DIT, "sample_size": 32},
+        28,
+        (1152, 16, 72),
+        {"num_layers": 2},
+    ),
     "PixArt-Sigma": (PixArtTransformer2DModel, PIXART, 28, (1152, 16, 72), {"num_layers": 2}),
     "SD 1.5": (UNet2DConditionModel, SD, 16, (320, 8, 40), {}),
     "SD 2.1": (UNet2DConditionModel, SD21, 16, (320, 5, 64), {"layers_per_block": 1}),
@@ -76,7 +85,13 @@ MODELS = {
         (640, 10, 64),
         {"layers_per_block": 1, "transformer_layers_per_block": 1},
     ),
-    "SD3.5-M": (SD3Transformer2DModel, SD35, 37, (1536, 24, 64), {"num_layers": 2, "dual_attention_layers": (0,)}),
+    "SD3.5-M": (
+        SD3Transformer2DModel,
+        SD35,
+        37,
+        (1536, 24, 64),
+        {"num_layers": 2, "dual_attention_layers": (0,)},
+    ),
     "FLUX.1-dev": (
         FluxTransformer2DModel,
         {"guidance_embeds": True},
@@ -86,7 +101,12 @@ MODELS = {
     ),
     "Qwen-Image": (QwenImageTransformer2DModel, {}, 60, (3072, 24, 128), {"num_layers": 2}),
 }
-OPERATORS = {"clear": {"radius": 8, "pool": 4}, "linfusion": {}, "lit": {}, "mediator": {"count": 64, "bias": "full"}}
+OPERATORS = {
+    "clear": {"radius": 8, "pool": 4},
+    "linfusion": {},
+    "lit": {},
+    "mediator": {"count": 64, "bias": "full"},
+}
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -112,10 +132,13 @@ def test_a_whole_model_converts_and_comes_back_on_the_meta_device(name, operator
 
 
 def short(name):
-    """Of every width, level and kind of block, with weights that keep bfloat16 finite and attention far from a mean."""
+    """Of every width, level and kind of block, with weights that keep bfloat16 finite and attention
+    far from a mean.
+    """
     *_, less = MODELS[name]
     model = made(name, **less).to(torch.bfloat16).to_empty(device="cpu").eval()
-    dice = torch.randn(2**20).bfloat16()  # drawn once: a thousand million normal numbers take half a minute
+    # drawn once: a thousand million normal numbers take half a minute
+    dice = torch.randn(2**20).bfloat16()
     for number, (place, tensor) in enumerate([*model.named_parameters(), *model.named_buffers()]):
         size = (tensor.numel() / len(tensor)) ** -0.5 if tensor.ndim > 1 else 0.1
         size *= 3 if any(part in place for part in ("to_q.", "to_k.", "add_q", "add_k")) else 1
@@ -137,7 +160,9 @@ def run(model, given):
 def apart(model, seen):
     """How far each layer alone is from what the dense one gave, of the norm of that."""
     for layer, entry in zip(families.layers(model), seen, strict=True):
-        found = families.apply(layer, entry["input"], entry["grid"], entry["noise"], **entry["more"])
+        found = families.apply(
+            layer, entry["input"], entry["grid"], entry["noise"], **entry["more"]
+        )
         yield ((found - entry["output"]).norm() / entry["output"].norm()).item()
 
 
@@ -146,7 +171,9 @@ def apart(model, seen):
 def test_a_copy_of_true_width_runs_is_saved_restored_and_loaded(name, tmp_path):
     model = short(name)
     family = families.family(model)
-    given = family.example(model, side=8 if family.rotates else 16, batch=1, noise=0.5)  # in tokens, or in latents
+    given = family.example(
+        model, side=8 if family.rotates else 16, batch=1, noise=0.5
+    )  # in tokens, or in latents
     sample = "sample" if "sample" in given else "hidden_states"
     given[sample] = torch.randn(given[sample].shape).bfloat16()
     with families.capture(model) as seen:
@@ -179,15 +206,24 @@ def test_linfusions_release_fits_the_whole_of_sd15(middle, tmp_path):
             shapes |= {f"{name}.0.weight": (inner, width), f"{name}.3.weight": (width, inner)}
             shapes |= {f"{name}.{part}": (inner,) for part in ("0.bias", "1.weight", "1.bias")}
             shapes[f"{name}.3.bias"] = (width,)
-        tensors |= {f"{number}.{name}": torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
-        entry = {"module_name": layer.name, "dim_n": width, "heads": layer.shape.heads, "projection_mid_dim": middle}
+        tensors |= {
+            f"{number}.{name}": torch.zeros(shape, dtype=torch.float16)
+            for name, shape in shapes.items()
+        }
+        entry = {
+            "module_name": layer.name,
+            "dim_n": width,
+            "heads": layer.shape.heads,
+            "projection_mid_dim": middle,
+        }
         modules.append(entry)
     save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"modules_list": modules}))
     linattn.load(model, tmp_path)
     assert {row["options"]["hidden"] for row in linattn.describe(model)} == {middle}
     if middle is None:
-        assert sum(tensor.numel() for tensor in tensors.values()) == pytest.approx(99.2e6, rel=0.01)  # as published
+        # as published
+        assert sum(tensor.numel() for tensor in tensors.values()) == pytest.approx(99.2e6, rel=0.01)
 
 
 @pytest.mark.parametrize("factor", [1, 4])
@@ -206,7 +242,11 @@ def test_clears_release_fits_two_layers_of_flux(factor, tmp_path):
 
 
 def test_flux_1_is_known_to_have_seen_4608_tokens():
-    """CLEAR's proportional scale needs it, and no config holds it; of a smaller FLUX nothing is assumed."""
+    """CLEAR's proportional scale needs it, and no config holds it; of a smaller FLUX nothing is
+    assumed.
+    """
     shapes = {layer.shape.trained for layer in families.layers(made("FLUX.1-dev"))}
     assert shapes == {4608}
-    assert {layer.shape.trained for layer in families.layers(made("FLUX.1-dev", num_attention_heads=4))} == {None}
+    assert {
+        layer.shape.trained for layer in families.layers(made("FLUX.1-dev", num_attention_heads=4))
+    } == {None}

@@ -14,9 +14,12 @@ ONE_OF_EACH = [world.scene(1, index, label=index) for index in range(len(world.L
 @pytest.mark.parametrize("side", [16, 64])
 def test_one_description_has_one_look_at_every_resolution(side, objects):
     scenes = ONE_OF_EACH if objects == 1 else world.scenes(60, seed=3, objects=2)
-    fine = world.render(scenes, 4 * side).unflatten(3, (side, 4)).unflatten(2, (side, 4)).mean((3, 5))
+    fine = (
+        world.render(scenes, 4 * side).unflatten(3, (side, 4)).unflatten(2, (side, 4)).mean((3, 5))
+    )
     difference = (fine - world.render(scenes, side)).abs().mean((1, 2, 3))
-    # Edges differ by the anti-aliasing of one pixel: their share of the picture halves with every doubling.
+    # Edges differ by the anti-aliasing of one pixel: their share of the picture halves with every
+    # doubling.
     assert difference.max() < 0.003 * 64 / side
     assert difference.max() > 0  # it compares two renderings, not one with itself
 
@@ -44,13 +47,19 @@ def test_a_picture_does_not_depend_on_its_batch():
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("label", range(0, 60, 7), ids=lambda label: world.LABELS[label].replace(" ", "-"))
+@pytest.mark.parametrize(
+    "label", range(0, 60, 7), ids=lambda label: world.LABELS[label].replace(" ", "-")
+)
 def test_the_centre_of_mass_of_the_colour_is_where_the_thing_is(label):
     scene = world.scene(5, label, label=label)
     thing = dataclasses.replace(scene.things[0], rotation=0.0)
     scene = world.Scene((thing,), dataclasses.replace(scene.background, kind="plain"))
     empty = dataclasses.replace(thing, size=1e-6)
-    inked = (world.render([scene], 64) - world.render([world.Scene((empty,), scene.background)], 64)).abs().sum(1)[0]
+    inked = (
+        (world.render([scene], 64) - world.render([world.Scene((empty,), scene.background)], 64))
+        .abs()
+        .sum(1)[0]
+    )
     ticks = (torch.arange(64) + 0.5) / 64
     x, y = (inked.sum(0) * ticks).sum() / inked.sum(), (inked.sum(1) * ticks).sum() / inked.sum()
     assert math.hypot(x - thing.x, y - thing.y) < 0.5 * thing.size
@@ -59,7 +68,9 @@ def test_the_centre_of_mass_of_the_colour_is_where_the_thing_is(label):
 def test_shapes_differ_from_one_another_and_from_nothing():
     thing = world.Thing("disc", "red", 0.3, 0.5, 0.5, 0.0)
     plain = world.Background("plain", "white", 0.3)
-    scenes = [world.Scene((dataclasses.replace(thing, shape=shape),), plain) for shape in world.SHAPES]
+    scenes = [
+        world.Scene((dataclasses.replace(thing, shape=shape),), plain) for shape in world.SHAPES
+    ]
     covers = (world.render(scenes, 64)[:, 1] < 0.5).float().flatten(1)  # (shapes, pixels)
     assert covers.mean(1).min() > 0.05
     union, overlap = (covers[:, None] + covers[None]).clamp(max=1).sum(-1), covers @ covers.T
@@ -97,7 +108,10 @@ def test_captions_follow_the_grammar():
     star = world.Thing("star", "blue", 0.15, 0.75, 0.5, 0.0)
     scene = world.Scene((ring, star), world.Background("stripes", "sand", 0.3))
     assert scene.caption == "a red ring left of a small blue star on sand stripes"
-    assert world.Scene((star,), world.Background("plain", "black", 0.3)).caption == "a small blue star on black"
+    assert (
+        world.Scene((star,), world.Background("plain", "black", 0.3)).caption
+        == "a small blue star on black"
+    )
 
 
 def test_labels_are_shape_times_colour():

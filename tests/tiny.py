@@ -1,11 +1,19 @@
-"""Tiny random DiT pipelines, built in memory in milliseconds: what the tests convert, save and draw with.
+"""Tiny random DiT pipelines, built in memory in milliseconds: what the tests convert, save and draw
+with.
 
-- Real diffusers classes throughout: a DiTPipeline's class table has 1,001 rows however small the rest is.
+- Real diffusers classes throughout: a DiTPipeline's class table has 1,001 rows however small the
+  rest is.
 - Every weight is drawn from the seed, the zero-initialised ones too, so that no layer is silent.
 """
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+)
 from torch import Tensor
 
 LABELS = ("red disc", "red ring", "blue disc", "blue ring")
@@ -30,7 +38,9 @@ def model(
             norm_elementwise_affine=False,
         )
         for name, parameter in dit.named_parameters():
-            sharp = 3.0 if ".to_q." in name or ".to_k." in name else 1.0  # attention that is far from a mean
+            sharp = (
+                3.0 if ".to_q." in name or ".to_k." in name else 1.0
+            )  # attention that is far from a mean
             torch.nn.init.normal_(parameter, std=sharp / parameter.shape[-1] ** 0.5)
     return dit.eval()
 
@@ -56,7 +66,11 @@ def vae(seed: int = 0) -> AutoencoderKL:
 
 def pipeline(scheduler: str = "dpm", **shape) -> DiTPipeline:
     kinds = {"dpm": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
-    options = {"beta_schedule": "linear", "prediction_type": "epsilon", "timestep_spacing": "trailing"}
+    options = {
+        "beta_schedule": "linear",
+        "prediction_type": "epsilon",
+        "timestep_spacing": "trailing",
+    }
     if scheduler == "ddim":
         options["clip_sample"] = False
     names = dict(enumerate(LABELS))
@@ -66,7 +80,9 @@ def pipeline(scheduler: str = "dpm", **shape) -> DiTPipeline:
     return pipe
 
 
-def inputs(batch: int = 2, side: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def inputs(
+    batch: int = 2, side: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Arguments of the model's forward, with a different time for every sample."""
     dice = torch.Generator().manual_seed(seed)
     return {

@@ -31,18 +31,25 @@ def layout(**tensors: Tensor) -> None:
     first, q = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.ndim != 4:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}; it must be (batch, tokens, heads, head_dim)")
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)}; it must be (batch, tokens, heads, head_dim)"
+            )
         if tensor.shape[3] < 1:
             raise ValueError(f"{name} has a head_dim of 0; a head has one channel at least")
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name} is {tensor.dtype}; attention takes {', '.join(map(str, DTYPES))}")
+            raise ValueError(
+                f"{name} is {tensor.dtype}; attention takes {', '.join(map(str, DTYPES))}"
+            )
         if (tensor.shape[0], tensor.shape[2]) != (q.shape[0], q.shape[2]):
             raise ValueError(
-                f"{name} has batch {tensor.shape[0]} and {tensor.shape[2]} heads, {first} has batch {q.shape[0]} and "
+                f"{name} has batch {tensor.shape[0]} and {tensor.shape[2]} heads, {first} has "
+                f"batch {q.shape[0]} and "
                 f"{q.shape[2]}; expand them to the same"
             )
         if tensor.device != q.device:
-            raise ValueError(f"{name} is on {tensor.device}, {first} on {q.device}; move one of them")
+            raise ValueError(
+                f"{name} is on {tensor.device}, {first} on {q.device}; move one of them"
+            )
         if tensor.dtype != q.dtype and not autocasts(q.device.type):
             raise ValueError(f"{name} is {tensor.dtype}, {first} {q.dtype}; cast one of them")
 
@@ -68,7 +75,8 @@ def same(dimension: int, what: str, **tensors: Tensor) -> None:
     for name, tensor in others:
         if tensor.shape[dimension] != one.shape[dimension]:
             raise ValueError(
-                f"{name} has {tensor.shape[dimension]} {what}, {first} has {one.shape[dimension]}; they must agree"
+                f"{name} has {tensor.shape[dimension]} {what}, {first} has {one.shape[dimension]}; "
+                "they must agree"
             )
 
 
@@ -105,11 +113,14 @@ def mask(key_mask: Tensor, k: Tensor) -> None:
     if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
         kind = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
         raise ValueError(
-            f"key_mask is {kind}; it must be a tensor of torch.bool, True where a key counts: ones and zeros become "
+            f"key_mask is {kind}; it must be a tensor of torch.bool, True where a key counts: ones "
+            "and zeros become "
             "one by mask != 0, what is added to scores by mask == 0"
         )
     if tuple(key_mask.shape) != tuple(k.shape[:2]):
-        raise ValueError(f"key_mask is {tuple(key_mask.shape)}; (batch, keys) is {tuple(k.shape[:2])}")
+        raise ValueError(
+            f"key_mask is {tuple(key_mask.shape)}; (batch, keys) is {tuple(k.shape[:2])}"
+        )
     if key_mask.device != k.device:
         raise ValueError(f"key_mask is on {key_mask.device}, k on {k.device}; move one of them")
 
@@ -117,9 +128,15 @@ def mask(key_mask: Tensor, k: Tensor) -> None:
 def kept(state: State, k: Tensor, v: Tensor) -> None:
     """A state that these keys and values can be joined to."""
     if not isinstance(state, State):
-        raise ValueError(f"state is a {type(state).__name__}; it must be a State, as return_state=True gives it")
+        raise ValueError(
+            f"state is a {type(state).__name__}; it must be a State, as return_state=True gives it"
+        )
     batch, _, heads, dim = k.shape
-    wanted = {"values": (batch, heads, dim, v.shape[3]), "keys": (batch, heads, dim), "count": (batch,)}
+    wanted = {
+        "values": (batch, heads, dim, v.shape[3]),
+        "keys": (batch, heads, dim),
+        "count": (batch,),
+    }
     dtype = torch.promote_types(k.dtype, torch.float32)
     for name, shape in wanted.items():
         part = getattr(state, name)
@@ -127,9 +144,13 @@ def kept(state: State, k: Tensor, v: Tensor) -> None:
             found = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
             raise ValueError(f"the state's {name} are {found}; these tensors need {shape}")
         if part.device != k.device:
-            raise ValueError(f"the state's {name} are on {part.device}, k on {k.device}; move one of them")
+            raise ValueError(
+                f"the state's {name} are on {part.device}, k on {k.device}; move one of them"
+            )
         if part.dtype != dtype:
-            raise ValueError(f"the state's {name} are {part.dtype}; beside k in {k.dtype} they must be {dtype}")
+            raise ValueError(
+                f"the state's {name} are {part.dtype}; beside k in {k.dtype} they must be {dtype}"
+            )
 
 
 def window(
@@ -154,12 +175,18 @@ def window(
         if isinstance(size, bool) or not isinstance(size, Integral | torch.SymInt):
             raise ValueError(f"{name} is {size!r}; it must be a whole number")
     if not radius > 0:
-        raise ValueError(f"a radius of {radius}; above 0 a token sees itself at least, and it must be finite")
+        raise ValueError(
+            f"a radius of {radius}; above 0 a token sees itself at least, and it must be finite"
+        )
     if min(height, width) < 1 or text < 0:
-        raise ValueError(f"a picture of {height} x {width} after {text} text tokens; sides are at least 1, text 0")
+        raise ValueError(
+            f"a picture of {height} x {width} after {text} text tokens; sides are at least 1, text "
+            "0"
+        )
     if q.shape[1] != text + height * width:
         raise ValueError(
-            f"{q.shape[1]} tokens; {text} of text and a picture of {height} x {width} make {text + height * width}"
+            f"{q.shape[1]} tokens; {text} of text and a picture of {height} x {width} make "
+            f"{text + height * width}"
         )
     if extra is not None:
         more_k, more_v = pair("extra", extra)
@@ -186,15 +213,23 @@ def mediator(
     count, keys = mediators.shape[1], k.shape[1]
     if count < 1 or keys < 1:
         raise ValueError(f"{count} mediators read {keys} keys; at least one of each is needed")
-    wanted = {"bias_in": (bias_in, (batch, heads, count, keys)), "bias_out": (bias_out, (batch, heads, queries, count))}
+    wanted = {
+        "bias_in": (bias_in, (batch, heads, count, keys)),
+        "bias_out": (bias_out, (batch, heads, queries, count)),
+    }
     for name, (bias, full) in wanted.items():
         if bias is None:
             continue
         if not isinstance(bias, Tensor) or not bias.is_floating_point():
             kind = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
-            raise ValueError(f"{name} is {kind}; it must be a floating-point tensor, -inf where nothing may be read")
+            raise ValueError(
+                f"{name} is {kind}; it must be a floating-point tensor, -inf where nothing may be "
+                "read"
+            )
         sides = (1,) * (4 - bias.ndim) + tuple(bias.shape)
-        if len(sides) > 4 or any(one != 1 and one != whole for one, whole in zip(sides, full, strict=True)):
+        if len(sides) > 4 or any(
+            one != 1 and one != whole for one, whole in zip(sides, full, strict=True)
+        ):
             raise ValueError(f"{name} is {tuple(bias.shape)}; it must broadcast to {full}")
         if bias.device != q.device:
             raise ValueError(f"{name} is on {bias.device}, q on {q.device}; move one of them")

@@ -1,9 +1,12 @@
-"""What PyTorch's FlopCounterMode counts of the operations: multiplications as the path taken makes them.
+"""What PyTorch's FlopCounterMode counts of the operations: multiplications as the path taken makes
+them.
 
-- Products only, two operations each: maps, softmax, divisions and sums are not counted, as for PyTorch's own.
+- Products only, two operations each: maps, softmax, divisions and sums are not counted, as for
+  PyTorch's own.
 - A window counts its tiles with what they mask; `useful` pairs are those of the definition.
 - Importing this module registers them; the package does not, since few count.
-- A backward counts what its definition needs: twice the forward's products in linear attention, 5/2 in softmax.
+- A backward counts what its definition needs: twice the forward's products in linear attention, 5/2
+  in softmax.
 """
 
 import math
@@ -12,7 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from linattn_kernels import launch, linear, mediator, window  # noqa: F401 (the operations must be there)
 
@@ -27,8 +35,12 @@ def useful_pairs(height: int, width: int, radius: float, text: int = 0) -> int:
     return near + text * (text + picture) + picture * text
 
 
-def tiled_pairs(path: str, height: int, width: int, radius: float, text: int, extra: int, how: dict[str, int]) -> int:
-    """Pairs that the tiles of a path make: rows of whole tiles, the keys any of their queries can reach."""
+def tiled_pairs(
+    path: str, height: int, width: int, radius: float, text: int, extra: int, how: dict[str, int]
+) -> int:
+    """Pairs that the tiles of a path make: rows of whole tiles, the keys any of their queries can
+    reach.
+    """
     far = math.ceil(radius) - 1
     if path == "torch":
         from linattn_kernels.window_torch import TILE
@@ -36,7 +48,10 @@ def tiled_pairs(path: str, height: int, width: int, radius: float, text: int, ex
         rows = min(TILE + 2 * far, height)
         columns = (min(x + TILE, width) - x for x in range(0, width, TILE))
         spans = (min(x + TILE + far, width) - max(x - far, 0) for x in range(0, width, TILE))
-        near = sum(queries * (rows * span + text + extra) for queries, span in zip(columns, spans, strict=True))
+        near = sum(
+            queries * (rows * span + text + extra)
+            for queries, span in zip(columns, spans, strict=True)
+        )
         return near * -(-height // TILE) * TILE + text * (text + height * width)
     tile, keys = how["QY"] * how["QX"], how["KY"] * how["KX"]
     seen = 0
@@ -44,18 +59,33 @@ def tiled_pairs(path: str, height: int, width: int, radius: float, text: int, ex
         rows = min(y + how["QY"] + far, height) - max(y - far, 0)
         for x in range(0, width, how["QX"]):
             columns = min(x + how["QX"] + far, width) - max(x - far, 0)
-            seen += -(-rows // how["KY"]) * -(-columns // how["KX"]) + -(-text // keys) + -(-extra // keys)
+            seen += (
+                -(-rows // how["KY"]) * -(-columns // how["KX"])
+                + -(-text // keys)
+                + -(-extra // keys)
+            )
     return seen * tile * keys + text * (text + height * width)
 
 
 def _pairs(
-    q: Tensor, widest: int, extra: Tensor | None, height: int, width: int, radius: float, text: int, path: str
+    q: Tensor,
+    widest: int,
+    extra: Tensor | None,
+    height: int,
+    width: int,
+    radius: float,
+    text: int,
+    path: str,
 ) -> int:
     how = launch.config("window_forward", q, widest, q.shape[1]) if path == "triton" else {}
-    return tiled_pairs(path, height, width, radius, text, 0 if extra is None else extra.shape[1], how)
+    return tiled_pairs(
+        path, height, width, radius, text, 0 if extra is None else extra.shape[1], how
+    )
 
 
-def _window(q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Any, *place: Any, **_: Any) -> int:
+def _window(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Any, *place: Any, **_: Any
+) -> int:
     height, width, radius, text, *_, path = place
     pairs = _pairs(q, max(q.shape[3], v.shape[3]), extra_k, height, width, radius, text, path)
     return 2 * pairs * q.shape[0] * q.shape[2] * (q.shape[3] + v.shape[3])

@@ -1,10 +1,11 @@
 """Which path a call takes, and why: Triton on a GPU, PyTorch elsewhere, the definition on request.
 
-- `backend(tensor)` answers for one tensor; `use_backend("torch")` decides for all calls inside it, in every thread, and
-  a call's own `backend=` for that call.
-- A call decides once: its backward takes the path its forward took, on whatever thread autograd runs it.
-- Triton also runs on the CPU where its interpreter is on (TRITON_INTERPRET=1) and `use_backend("triton")` asks for it:
-  for tests, thousands of times slower.
+- `backend(tensor)` answers for one tensor; `use_backend("torch")` decides for all calls inside it,
+  in every thread, and a call's own `backend=` for that call.
+- A call decides once: its backward takes the path its forward took, on whatever thread autograd
+  runs it.
+- Triton also runs on the CPU where its interpreter is on (TRITON_INTERPRET=1) and
+  `use_backend("triton")` asks for it: for tests, thousands of times slower.
 """
 
 import functools
@@ -25,10 +26,16 @@ from linattn_kernels import check
 PATHS = ("triton", "torch", "reference")
 WIDEST = {"linear": check.MOST, "window": check.MOST_SOFTMAX, "mediator": check.MOST_SOFTMAX}
 CAPABILITY = (8, 0)  # bf16 and asynchronous copies; what the configurations are compiled for
-CLASSES = {torch.float16: "half", torch.bfloat16: "half", torch.float32: "single", torch.float64: "double"}
+CLASSES = {
+    torch.float16: "half",
+    torch.bfloat16: "half",
+    torch.float32: "single",
+    torch.float64: "double",
+}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-_asked: list[list[str]] = []  # by `use_backend`, the newest last; each entry is an object of its own
+# by `use_backend`, the newest last; each entry is an object of its own
+_asked: list[list[str]] = []
 
 
 class Backend(NamedTuple):
@@ -54,13 +61,21 @@ def valid(path: str) -> str:
 
 
 def backend(tensor: Tensor, kernel: str = "linear", asked: str | None = None) -> Backend:
-    """The path a call of this kernel with this tensor takes, and why; `asked`: what that call asks for."""
+    """The path a call of this kernel with this tensor takes, and why; `asked`: what that call asks
+    for.
+    """
     check.known("kernel", kernel, WIDEST)
-    return choose(tensor.device, tensor.dtype, tensor.shape[-1] if tensor.ndim else 1, asked, WIDEST[kernel])
+    return choose(
+        tensor.device, tensor.dtype, tensor.shape[-1] if tensor.ndim else 1, asked, WIDEST[kernel]
+    )
 
 
 def choose(
-    device: torch.device, dtype: torch.dtype, dim: int = 1, asked: str | None = None, most: int | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    dim: int = 1,
+    asked: str | None = None,
+    most: int | None = None,
 ) -> Backend:
     """The same before there is a tensor."""
     missing = obstacle(device)
@@ -70,10 +85,13 @@ def choose(
     if asked is not None:
         path = valid(asked)
         if path == "triton" and unfit:
-            raise RuntimeError(f"the triton backend was asked for, but {unfit}; leave the choice to the library")
+            raise RuntimeError(
+                f"the triton backend was asked for, but {unfit}; leave the choice to the library"
+            )
         return Backend(path, "asked for")
     if device.type == "cpu":
-        return Backend("torch", "the tensors are on the CPU")  # the interpreter is for those who ask for it
+        # the interpreter is for those who ask for it
+        return Backend("torch", "the tensors are on the CPU")
     if unfit is None:
         return Backend("triton", "a GPU that Triton compiles for")
     if missing and device.type == "cuda":
@@ -84,7 +102,11 @@ def choose(
 def _unfit(dtype: torch.dtype, dim: int, most: int | None) -> str | None:
     if dtype == torch.float64 and not INTERPRETED:
         return "float64 has no kernels: it is what they are judged in"
-    return None if most is None or dim <= most else f"heads of {dim} are wider than the kernels' {most}"
+    return (
+        None
+        if most is None or dim <= most
+        else f"heads of {dim} are wider than the kernels' {most}"
+    )
 
 
 def obstacle(device: torch.device) -> str | None:
@@ -124,7 +146,11 @@ def _warn(missing: str) -> None:
 
 @functools.cache
 def _warn_once(missing: str) -> None:
-    warnings.warn(f"linattn_kernels takes its PyTorch paths on this GPU: {missing}", RuntimeWarning, stacklevel=5)
+    warnings.warn(
+        f"linattn_kernels takes its PyTorch paths on this GPU: {missing}",
+        RuntimeWarning,
+        stacklevel=5,
+    )
 
 
 def exact(function: Callable) -> Callable:
@@ -157,7 +183,9 @@ class _Once(torch.autograd.Function):
     def backward(ctx, *grads: Tensor | None):
         if not torch.is_grad_enabled():
             return grads
-        return tuple(None if grad is None else _Refused.apply(grad, *ctx.saved_tensors) for grad in grads)
+        return tuple(
+            None if grad is None else _Refused.apply(grad, *ctx.saved_tensors) for grad in grads
+        )
 
 
 class _Refused(torch.autograd.Function):
@@ -175,15 +203,18 @@ class _Refused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        raise RuntimeError("gradients of linattn_kernels' gradients: there is no autograd formula for them on any path")
+        raise RuntimeError(
+            "gradients of linattn_kernels' gradients: there is no autograd formula for them on any "
+            "path"
+        )
 
 
 def once(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the inputs with first-order gradients only: double backward raises on every path.
 
-    The Triton path cannot provide it. torch's once_differentiable is not enough: its error is not on the way to the
-    inputs, so `torch.autograd.grad` passes it by and silently returns a part of the answer. Compiled functions refuse
-    by themselves.
+    The Triton path cannot provide it. torch's once_differentiable is not enough: its error is not
+    on the way to the inputs, so `torch.autograd.grad` passes it by and silently returns a part of
+    the answer. Compiled functions refuse by themselves.
     """
     learns = [each is not None and each.requires_grad for each in inputs]
     if not any(learns) or torch.compiler.is_compiling():
@@ -198,7 +229,9 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     if not check.autocasts(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(each if each is None or each.dtype == torch.float64 else each.to(dtype) for each in tensors)
+    return tuple(
+        each if each is None or each.dtype == torch.float64 else each.to(dtype) for each in tensors
+    )
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -226,7 +259,9 @@ def on(device: torch.device):
 def grid(*programs: int) -> tuple[int, ...]:
     """CUDA takes 65,535 programs in all dimensions but the first."""
     if max(programs[1:]) > 65535:
-        raise ValueError(f"a batch of {programs[1]} heads in all; a launch takes 65535: split the batch")
+        raise ValueError(
+            f"a batch of {programs[1]} heads in all; a launch takes 65535: split the batch"
+        )
     return programs
 
 
@@ -236,9 +271,11 @@ def cdiv(size: int, tile: int) -> int:
 
 
 def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple[int, int]:
-    """(splits, tokens a split): two programs a multiprocessor and none more, each with four tiles at least.
+    """(splits, tokens a split): two programs a multiprocessor and none more, each with four tiles
+    at least.
 
-    None more: DiT's 16 heads in 17 splits are 8 programs more than an H200 holds at once, and took twice the time.
+    None more: DiT's 16 heads in 17 splits are 8 programs more than an H200 holds at once, and took
+    twice the time.
     """
     wanted = 2 * processors(device) // max(programs, 1)
     tiles = cdiv(tokens, tile)
@@ -248,7 +285,11 @@ def splits(tokens: int, programs: int, tile: int, device: torch.device) -> tuple
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count
+        if device.type == "cuda"
+        else 4
+    )
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -257,14 +298,20 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def config(kernel: str, like: Tensor, dim: int, tokens: int = 1) -> dict[str, int]:
-    """Tile sizes and launch settings from the table: never searched for, never keyed by the exact length."""
+    """Tile sizes and launch settings from the table: never searched for, never keyed by the exact
+    length.
+    """
     kinds = (str(like.dtype).removeprefix("torch."), CLASSES[like.dtype], "any")
     return _config(kernel, capability(like.device), kinds, dim, max(tokens, 1).bit_length() - 1)
 
 
 @functools.cache
-def _config(kernel: str, capability: tuple[int, int], kinds: tuple[str, ...], dim: int, bucket: int) -> dict[str, int]:
-    """The entry of the newest architecture, the narrowest head, the nearest kind and the longest sequence that fit."""
+def _config(
+    kernel: str, capability: tuple[int, int], kinds: tuple[str, ...], dim: int, bucket: int
+) -> dict[str, int]:
+    """The entry of the newest architecture, the narrowest head, the nearest kind and the longest
+    sequence that fit.
+    """
     if capability[0] == 12:  # Ada's shared memory and mma.sync; neither wgmma nor tcgen05
         capability = (8, 9)
     fitting = [
@@ -276,7 +323,10 @@ def _config(kernel: str, capability: tuple[int, int], kinds: tuple[str, ...], di
         and entry.get("bucket", 0) <= bucket
     ]
     if not fitting:
-        raise ValueError(f"no configuration of {kernel} for {kinds[0]}, heads of {dim} and capability {capability}")
+        raise ValueError(
+            f"no configuration of {kernel} for {kinds[0]}, heads of {dim} and capability "
+            f"{capability}"
+        )
 
     def nearness(entry: dict[str, Any]) -> tuple[Any, ...]:
         kind = -kinds.index(entry["kind"])
@@ -292,7 +342,8 @@ def table() -> dict[str, list[dict[str, Any]]]:
     files = sorted(folder.glob("*.json"))
     if not files:
         raise FileNotFoundError(
-            f"{folder} has no *.json: the Triton kernels' tile sizes were not installed with the package; install it "
+            f"{folder} has no *.json: the Triton kernels' tile sizes were not installed with the "
+            "package; install it "
             'again from its sources, or call inside use_backend("torch")'
         )
     return {name: rows for path in files for name, rows in json.loads(path.read_text()).items()}
@@ -305,7 +356,8 @@ def strides(tensor: Tensor | None, reach: int = 128) -> tuple[int, ...]:
     reach = min(reach, tensor.shape[1])
     if tensor.stride(1) * reach >= 1 << 31:
         raise ValueError(
-            f"tokens that lie {tensor.stride(1)} numbers apart, {reach} of them in a tile: the kernels take less than "
+            f"tokens that lie {tensor.stride(1)} numbers apart, {reach} of them in a tile: the "
+            "kernels take less than "
             '2^31 numbers; make the tensor contiguous or ask for backend="torch"'
         )
     return tensor.stride()[:3]

@@ -1,9 +1,10 @@
 """Normalised linear attention in two phases: what is kept of the keys, and what queries read of it.
 
-- Each phase is an operation of its own with its own backward, so that states of several parts of a sequence (or of
-  several devices) can be merged between them, with gradients: four tensors are moved forward, nine backward,
-  and seven where `linear_triton` takes both halves of it together.
-- Sums are means over the keys that count, kept in float32 or wider; only inputs and outputs are in half precision.
+- Each phase is an operation of its own with its own backward, so that states of several parts of a
+  sequence (or of several devices) can be merged between them, with gradients: four tensors are
+  moved forward, nine backward, and seven where `linear_triton` takes both halves of it together.
+- Sums are means over the keys that count, kept in float32 or wider; only inputs and outputs are in
+  half precision.
 """
 
 import importlib
@@ -31,13 +32,15 @@ def linear_attention(
     return_state: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, State]:
-    """phi(q) mean(phi(k) v^T) / (phi(q) mean(phi(k)) + eps) with phi(t) = feature_map(t) + shift, like q.
+    """phi(q) mean(phi(k) v^T) / (phi(q) mean(phi(k)) + eps) with phi(t) = feature_map(t) + shift,
+    like q.
 
-    q (batch, queries, heads, head_dim), k and v (batch, keys, heads, head_dim or value_dim). `normaliser`: queries and
-    keys of the denominator where they differ (RoPE on the numerator only). `key_mask` (batch, keys), of bool, is True
-    where a key counts; what the others are, NaN too, changes nothing. `state`: keys seen elsewhere, joined to these;
-    `return_state` gives all of them back (q[:, :0] gives a state alone, k[:, :0] and v[:, :0] read one alone). A query
-    whose denominator is 0 reads 0. `backend`: the path this call takes, as `use_backend` says it for all.
+    q (batch, queries, heads, head_dim), k and v (batch, keys, heads, head_dim or value_dim).
+    `normaliser`: queries and keys of the denominator where they differ (RoPE on the numerator
+    only). `key_mask` (batch, keys), of bool, is True where a key counts; what the others are, NaN
+    too, changes nothing. `state`: keys seen elsewhere, joined to these; `return_state` gives all of
+    them back (q[:, :0] gives a state alone, k[:, :0] and v[:, :0] read one alone). A query whose
+    denominator is 0 reads 0. `backend`: the path this call takes, as `use_backend` says it for all.
     """
     check.linear(q, k, v, feature_map, shift, eps, normaliser, key_mask, state)
     path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST).path
@@ -46,11 +49,18 @@ def linear_attention(
     q, k, v, below_q, below_k = launch.cast(q, k, v, below_q, below_k)
     if path == "reference":
         below = None if normaliser is None else (below_q, below_k)
-        more = {"normaliser": below, "key_mask": key_mask, "state": state, "return_state": return_state}
+        more = {
+            "normaliser": below,
+            "key_mask": key_mask,
+            "state": state,
+            "return_state": return_state,
+        }
         return reference.linear_attention(q, k, v, **options, **more)
     if path == "torch" and small_torch.fits_linear(q, k, v):
         given = (q, k, v, below_q, below_k, key_mask, state)
-        return small_torch.linear_attention(*given, feature_map, shift, eps, normalise, return_state)
+        return small_torch.linear_attention(
+            *given, feature_map, shift, eps, normalise, return_state
+        )
     whole = State(*_state(k, v, below_k, key_mask, feature_map, shift, path))
     if state is not None:
         whole = whole.merge(state)
@@ -58,13 +68,21 @@ def linear_attention(
     return (out, whole) if return_state else out
 
 
-# The operations ------------------------------------------------------------------------------------------------------
-# Written with tensors and plain numbers only, as torch.library asks. `path` travels from forward to backward.
+# The operations
+# ---------------------------------------------------------------------------------------------
+# Written with tensors and plain numbers only, as torch.library asks. `path` travels from forward to
+# backward.
 
 
 @torch.library.custom_op("linattn_kernels::linear_state", mutates_args=())
 def _state(
-    k: Tensor, v: Tensor, below: Tensor | None, mask: Tensor | None, feature_map: str, shift: float, path: str
+    k: Tensor,
+    v: Tensor,
+    below: Tensor | None,
+    mask: Tensor | None,
+    feature_map: str,
+    shift: float,
+    path: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _on(path).state(k, v, below, mask, feature_map, shift)
 

@@ -1,9 +1,12 @@
-"""Linear attention in PyTorch, piece by piece: beside inputs and outputs it holds no more than a piece of the sequence.
+"""Linear attention in PyTorch, piece by piece: beside inputs and outputs it holds no more than a
+piece of the sequence.
 
 - Siblings of `linear_triton`: state, read and their backwards, the same arguments and results.
-- A piece is copied heads first once and mapped in place, so that no product copies it again, and the pass that divides
-  a result also writes it. At 16,384 tokens, 8 heads of 64, two cores: .16 s forward and backward, .30 s by autograd.
-- In float32 or wider inside: a call in bfloat16 takes 1.7 to .5 times what the published form takes in it.
+- A piece is copied heads first once and mapped in place, so that no product copies it again, and
+  the pass that divides a result also writes it. At 16,384 tokens, 8 heads of 64, two cores: .16 s
+  forward and backward, .30 s by autograd.
+- In float32 or wider inside: a call in bfloat16 takes 1.7 to .5 times what the published form takes
+  in it.
 """
 
 from collections.abc import Iterator
@@ -14,7 +17,8 @@ from torch.nn import functional as F
 
 from linattn_kernels import launch
 
-# Numbers at a time: near the core what a piece needs stays in its cache, elsewhere a launch must be worth while.
+# Numbers at a time: near the core what a piece needs stays in its cache, elsewhere a launch must be
+# worth while.
 PIECE, LARGE = 1 << 19, 1 << 25
 
 
@@ -61,7 +65,9 @@ def state(k, v, below, mask, feature_map, shift):
     count = k.new_full((batch,), tokens, dtype=dtype) if mask is None else mask.to(dtype).sum(1)
     for piece in _pieces(k):
         above = phi_(_heads(k[:, piece], dtype), feature_map, shift)  # (batch, heads, tokens, dim)
-        counted = above if below is None else phi_(_heads(below[:, piece], dtype), feature_map, shift)
+        counted = (
+            above if below is None else phi_(_heads(below[:, piece], dtype), feature_map, shift)
+        )
         value = _heads(v[:, piece], dtype)
         if mask is not None:
             for each in {above, counted, value}:
@@ -76,7 +82,8 @@ def state(k, v, below, mask, feature_map, shift):
 def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shift):
     dtype = d_values.dtype
     share = (1 / count.clamp_min(1)).view(-1, 1, 1)
-    d_values, d_keys = d_values * share.unsqueeze(3), (d_keys * share).unsqueeze(2)  # (batch, heads, 1, dim)
+    # (batch, heads, 1, dim)
+    d_values, d_keys = d_values * share.unsqueeze(3), (d_keys * share).unsqueeze(2)
     dk, dv = launch.like(k), launch.like(v)
     d_below = k.new_empty(0) if below is None else launch.like(below)
     for piece in _pieces(k):
@@ -95,7 +102,9 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
 
 
 def _write(place: Tensor, found: Tensor, factor: Tensor | None = None) -> None:
-    """Into (batch, tokens, heads, dim) what is heads first, times a factor of every token where there is one."""
+    """Into (batch, tokens, heads, dim) what is heads first, times a factor of every token where
+    there is one.
+    """
     if factor is None:
         place.copy_(found.transpose(1, 2))
     elif place.dtype == found.dtype:
@@ -112,7 +121,9 @@ def read(q, below, values, keys, feature_map, shift, eps, normalise):
         asked = phi_(_heads(q[:, piece], dtype), feature_map, shift)
         inverse = None
         if normalise:
-            other = asked if below is None else phi_(_heads(below[:, piece], dtype), feature_map, shift)
+            other = (
+                asked if below is None else phi_(_heads(below[:, piece], dtype), feature_map, shift)
+            )
             inverse = _inverse(other @ keys.unsqueeze(3) + eps)  # (batch, heads, tokens, 1)
         _write(out[:, piece], asked @ values, inverse)
     return out
@@ -136,7 +147,8 @@ def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normali
         z = x if below is None else _heads(below[:, piece], dtype)
         other = asked if below is None else phi_(z.clone(), feature_map, shift)
         inverse = _inverse(other @ keys.unsqueeze(3) + eps)  # (batch, heads, tokens, 1)
-        bottom = (asked * slopes).sum(3, keepdim=True).mul_(inverse.square()).neg_()  # the denominator's gradient
+        # the denominator's gradient
+        bottom = (asked * slopes).sum(3, keepdim=True).mul_(inverse.square()).neg_()
         slopes = slopes.mul_(inverse)
         d_keys += (bottom.transpose(2, 3) @ other).squeeze(2)
         d_values += asked.mul_(inverse).transpose(2, 3) @ told

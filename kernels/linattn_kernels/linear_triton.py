@@ -1,15 +1,18 @@
 """Linear attention in Triton: four kernels and one that adds up partial sums.
 
-- Keys are read once, by several programs a head; their partial sums are added in a fixed order: no atomics, the same
-  bits every time. Queries are read once too, by programs that load the state once.
-- The backward moves seven tensors in bf16 on Hopper where a head has up to 64 channels and no normaliser of its own: dS
-  is added up by the programs that write dq (TOGETHER). Elsewhere queries and what their results are told are read
-  again, as a state is added up: both want more registers than there are (H200, FLUX, 64K tokens: .81 ms in one pass,
-  .74 in two; ptxas spills 350 bytes and more).
-- The state is float32. Results read it rounded, without what all values have in common, which they get back unrounded;
-  gradients read it as two numbers, its rounded self and the rest. Rounded as it is, it puts a floor of 2e-4 under the
-  error at any length.
-- In fp16 rows are divided by their largest entry first: features and sums over keys leave its range on both sides.
+- Keys are read once, by several programs a head; their partial sums are added in a fixed order: no
+  atomics, the same bits every time. Queries are read once too, by programs that load the state
+  once.
+- The backward moves seven tensors in bf16 on Hopper where a head has up to 64 channels and no
+  normaliser of its own: dS is added up by the programs that write dq (TOGETHER). Elsewhere queries
+  and what their results are told are read again, as a state is added up: both want more registers
+  than there are (H200, FLUX, 64K tokens: .81 ms in one pass, .74 in two; ptxas spills 350 bytes and
+  more).
+- The state is float32. Results read it rounded, without what all values have in common, which they
+  get back unrounded; gradients read it as two numbers, its rounded self and the rest. Rounded as it
+  is, it puts a floor of 2e-4 under the error at any length.
+- In fp16 rows are divided by their largest entry first: features and sums over keys leave its range
+  on both sides.
 """
 
 import torch
@@ -21,12 +24,15 @@ from linattn_kernels import launch
 from linattn_kernels.launch import strides, unit
 from linattn_kernels.tiles import TYPES, aligned, dot, load, parts, powers, precision, store
 
-# What every kernel shares --------------------------------------------------------------------------------------------
+# What every kernel shares
+# ---------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def _exp(x):
-    """In base 2, where the GPU has an instruction: `tl.exp` adds three more to keep what lies below 1e-38."""
+    """In base 2, where the GPU has an instruction: `tl.exp` adds three more to keep what lies below
+    1e-38.
+    """
     return tl.exp2(x * 1.4426950408889634)
 
 
@@ -62,7 +68,9 @@ def _features(x, live, columns, DIM: tl.constexpr, MAP: tl.constexpr, shift):
 
 @triton.jit
 def _halves(s, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """(scale of each row, rounded, rest): s = scale (rounded + rest) up to the square of the precision."""
+    """(scale of each row, rounded, rest): s = scale (rounded + rest) up to the square of the
+    precision.
+    """
     if EXACT:
         return 1.0, s, s
     if tl.float16 == DOT:
@@ -74,7 +82,8 @@ def _halves(s, DOT: tl.constexpr, EXACT: tl.constexpr):
     return scale, rounded, (s - rounded.to(tl.float32)).to(DOT)
 
 
-# In fp16 the rows of the other operand are divided by their largest entry as well, after they took the state's scale.
+# In fp16 the rows of the other operand are divided by their largest entry as well, after they took
+# the state's scale.
 
 
 @triton.jit
@@ -89,7 +98,9 @@ def _times(a, rounded, scale, DOT: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def _times_turned(a, rounded, rest, scale, BOTH: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+def _times_turned(
+    a, rounded, rest, scale, BOTH: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr
+):
     """a @ s^T, of BOTH halves or without the rest."""
     if tl.float16 == DOT:
         a = a.to(ACC)
@@ -105,7 +116,9 @@ def _times_turned(a, rounded, rest, scale, BOTH: tl.constexpr, DOT: tl.constexpr
 
 @triton.jit
 def _outer(f, told, DOT: tl.constexpr, ACC: tl.constexpr):
-    """f^T told. In fp16 a channel is divided by its largest entry: phi(q) over a normaliser of 1e-6 is beyond it."""
+    """f^T told. In fp16 a channel is divided by its largest entry: phi(q) over a normaliser of 1e-6
+    is beyond it.
+    """
     if tl.float16 == DOT:
         scale = tl.maximum(tl.max(tl.abs(f), 0), 1e-30)
         return dot(tl.trans(f / scale[None, :]), told, DOT, ACC) * scale[:, None]
@@ -116,12 +129,20 @@ def _outer(f, told, DOT: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def _square(values, d, e, DIM: tl.constexpr, EXIT: tl.constexpr):
     """Channels d x e of a state."""
-    return tl.load(values + d[:, None] * EXIT + e[None, :], mask=(d < DIM)[:, None] & (e < EXIT)[None, :], other=0.0)
+    return tl.load(
+        values + d[:, None] * EXIT + e[None, :],
+        mask=(d < DIM)[:, None] & (e < EXIT)[None, :],
+        other=0.0,
+    )
 
 
 @triton.jit
 def _put_square(values, d, e, found, DIM: tl.constexpr, EXIT: tl.constexpr):
-    tl.store(values + d[:, None] * EXIT + e[None, :], found, mask=(d < DIM)[:, None] & (e < EXIT)[None, :])
+    tl.store(
+        values + d[:, None] * EXIT + e[None, :],
+        found,
+        mask=(d < DIM)[:, None] & (e < EXIT)[None, :],
+    )
 
 
 @triton.jit
@@ -174,9 +195,9 @@ def _columns(z, DOT: tl.constexpr):
 def _along(f1, f2, z1, z2, zz1, zz2, D2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
     """Compute the denominator phi(q) . z of each row.
 
-    In bf16 this is tl.dot, like the numerator: its layout then matches the output's, and both carry the same rounding
-    error of phi(q), which cancels in the ratio. fp16 would overflow on the keys of many feature maps, and float32 has
-    nothing to gain.
+    In bf16 this is tl.dot, like the numerator: its layout then matches the output's, and both carry
+    the same rounding error of phi(q), which cancels in the ratio. fp16 would overflow on the keys
+    of many feature maps, and float32 has nothing to gain.
     """
     if tl.bfloat16 == DOT:
         found = tl.sum(dot(f1, zz1, DOT, ACC), 1)
@@ -212,7 +233,8 @@ def _inverse(bottom):
     return tl.where(bottom == 0, 0.0, 1.0 / tl.where(bottom == 0, 1.0, bottom))
 
 
-# What is kept of the keys --------------------------------------------------------------------------------------------
+# What is kept of the keys
+# ---------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["tokens", "chunk"])
@@ -224,7 +246,9 @@ def _state_kernel(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
     BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums over one split's tokens: values += phi(k)^T v, keys += phi(k). Weights are a number a token."""
+    """Partial sums over one split's tokens: values += phi(k)^T v, keys += phi(k). Weights are a
+    number a token.
+    """
     split, place, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     k += batch * k_b + head * k_h
@@ -235,7 +259,8 @@ def _state_kernel(
         weight += place.to(tl.int64) * tokens
         below_weight += place.to(tl.int64) * tokens
     d1, e = tl.arange(0, D1), column * BE + tl.arange(0, BE)
-    s1, z1 = tl.zeros((D1, BE), ACC), tl.zeros((BN, D1), ACC)  # z is a sum of tiles: across threads it is added once
+    # z is a sum of tiles: across threads it is added once
+    s1, z1 = tl.zeros((D1, BE), ACC), tl.zeros((BN, D1), ACC)
     if D2:
         d2 = D1 + tl.arange(0, D2)
         s2, z2 = tl.zeros((D2, BE), ACC), tl.zeros((BN, D2), ACC)
@@ -246,7 +271,9 @@ def _state_kernel(
         if MASK:
             live = live & (tl.load(mask + batch * mask_b + first + n, mask=live, other=0) != 0)
         value = load(v + first * v_n, n, v_n, e, live, EXIT, ALIGNED)
-        f1 = _features(load(k + first * k_n, n, k_n, d1, live, DIM, ALIGNED).to(ACC), live, d1, DIM, MAP, shift)
+        f1 = _features(
+            load(k + first * k_n, n, k_n, d1, live, DIM, ALIGNED).to(ACC), live, d1, DIM, MAP, shift
+        )
         g1 = f1
         if BELOW:
             g1 = load(below + first * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
@@ -258,7 +285,14 @@ def _state_kernel(
         s1 += _outer(f1, value, DOT, ACC)
         z1 += g1
         if D2:
-            f2 = _features(load(k + first * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC), live, d2, DIM, MAP, shift)
+            f2 = _features(
+                load(k + first * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC),
+                live,
+                d2,
+                DIM,
+                MAP,
+                shift,
+            )
             g2 = f2
             if BELOW:
                 g2 = load(below + first * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
@@ -315,7 +349,9 @@ def _state_backward_kernel(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
     BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dk = v dS^T phi'(k) + dz phi'(k), dv = phi(k) dS, both over the number of keys; dv where one tile holds a row."""
+    """dk = v dS^T phi'(k) + dz phi'(k), dv = phi(k) dS, both over the number of keys; dv where one
+    tile holds a row.
+    """
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     share = 1.0 / tl.maximum(tl.load(count + batch), 1.0)
@@ -337,7 +373,9 @@ def _state_backward_kernel(
         e = tl.arange(0, BE)
         scale1, rounded1, rest1 = _halves(_square(d_values, d1, e, DIM, EXIT) * share, DOT, EXACT)
         if D2:
-            scale2, rounded2, rest2 = _halves(_square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT)
+            scale2, rounded2, rest2 = _halves(
+                _square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT
+            )
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
     # disable_licm: hoisting loop invariants would raise register pressure and spill.
@@ -348,14 +386,21 @@ def _state_backward_kernel(
             live = live & (tl.load(mask + batch * mask_b + at + n, mask=live, other=0) != 0)
         x1, a1 = load(k + at * k_n, n, k_n, d1, live, DIM, ALIGNED).to(ACC), tl.zeros((BN, D1), ACC)
         if D2:
-            x2, a2 = load(k + at * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC), tl.zeros((BN, D2), ACC)
+            x2, a2 = (
+                load(k + at * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC),
+                tl.zeros((BN, D2), ACC),
+            )
         for first in range(0, EXIT, BE):
             e = first + tl.arange(0, BE)
             value = load(v + at * v_n, n, v_n, e, live, EXIT, ALIGNED)
             if not WHOLE:
-                scale1, rounded1, rest1 = _halves(_square(d_values, d1, e, DIM, EXIT) * share, DOT, EXACT)
+                scale1, rounded1, rest1 = _halves(
+                    _square(d_values, d1, e, DIM, EXIT) * share, DOT, EXACT
+                )
                 if D2:
-                    scale2, rounded2, rest2 = _halves(_square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT)
+                    scale2, rounded2, rest2 = _halves(
+                        _square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT
+                    )
             a1 += _times_turned(value, rounded1, rest1, scale1, not EXACT, DOT, ACC)
             if D2:
                 a2 += _times_turned(value, rounded2, rest2, scale2, not EXACT, DOT, ACC)
@@ -363,7 +408,16 @@ def _state_backward_kernel(
         f1 = _kept(_phi(x1, MAP, shift), live, MASK)
         if not BELOW:
             a1 += z1[None, :]
-        store(dk + at * dk_n, n, dk_n, d1, inside, DIM, ALIGNED, _kept(a1 * _slope(x1, MAP), live, MASK))
+        store(
+            dk + at * dk_n,
+            n,
+            dk_n,
+            d1,
+            inside,
+            DIM,
+            ALIGNED,
+            _kept(a1 * _slope(x1, MAP), live, MASK),
+        )
         if BELOW:
             y1 = load(below + at * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
             b1 = _kept(z1[None, :] * _slope(y1, MAP), live, MASK)
@@ -373,7 +427,16 @@ def _state_backward_kernel(
             f2 = _kept(_phi(x2, MAP, shift), live, MASK)
             if not BELOW:
                 a2 += z2[None, :]
-            store(dk + at * dk_n, n, dk_n, d2, inside, DIM, ALIGNED, _kept(a2 * _slope(x2, MAP), live, MASK))
+            store(
+                dk + at * dk_n,
+                n,
+                dk_n,
+                d2,
+                inside,
+                DIM,
+                ALIGNED,
+                _kept(a2 * _slope(x2, MAP), live, MASK),
+            )
             if BELOW:
                 y2 = load(below + at * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
                 b2 = _kept(z2[None, :] * _slope(y2, MAP), live, MASK)
@@ -385,7 +448,8 @@ def _state_backward_kernel(
             store(dv + at * dv_n, n, dv_n, tl.arange(0, BE), inside, EXIT, ALIGNED, slope_v)
 
 
-# What queries read ---------------------------------------------------------------------------------------------------
+# What queries read
+# ---------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["tokens", "chunk"])
@@ -397,9 +461,11 @@ def _read_kernel(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
     BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """out = phi(q) S / (phi(q) z + eps) for one split of the queries: the state is loaded and rounded once.
+    """out = phi(q) S / (phi(q) z + eps) for one split of the queries: the state is loaded and
+    rounded once.
 
-    S is rounded without what all values have in common, which the result gets back unrounded: S = z c^T + the rest.
+    S is rounded without what all values have in common, which the result gets back unrounded: S = z
+    c^T + the rest.
     """
     place, column = tl.program_id(1), tl.program_id(2)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
@@ -434,10 +500,18 @@ def _read_kernel(
             found += bottom[:, None] * common[None, :]
         if NORMALISE:
             if BELOW:
-                g1 = _phi(load(below + first * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC), MAP, shift)
+                g1 = _phi(
+                    load(below + first * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC),
+                    MAP,
+                    shift,
+                )
                 g2 = g1
                 if D2:
-                    g2 = _phi(load(below + first * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC), MAP, shift)
+                    g2 = _phi(
+                        load(below + first * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC),
+                        MAP,
+                        shift,
+                    )
                 bottom = _along(g1, g2, z1, z2, zz1, zz2, D2, DOT, ACC)
             found = found * _inverse(bottom + eps)[:, None]
         store(out + first * out_n, n, out_n, e, live, EXIT, ALIGNED, found)
@@ -454,8 +528,9 @@ def _read_backward_kernel(
 ):  # fmt: skip
     """Compute dq. If TOGETHER, also accumulate per-split partial sums of dS and dz.
 
-    Otherwise store 1 / den and the gradient of den per query, from which `_state_kernel` accumulates dS and dz.
-    The output is not read: with t = grad S^T, the numerator's part of the denominator's gradient is phi(q) t.
+    Otherwise store 1 / den and the gradient of den per query, from which `_state_kernel`
+    accumulates dS and dz. The output is not read: with t = grad S^T, the numerator's part of the
+    denominator's gradient is phi(q) t.
     """
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
@@ -480,9 +555,13 @@ def _read_backward_kernel(
         z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
     WHOLE: tl.constexpr = EXIT <= BE  # then S is loaded and rounded once for all tiles
     if WHOLE:
-        scale1, rounded1, rest1 = _halves(_square(values, d1, tl.arange(0, BE), DIM, EXIT), DOT, EXACT)
+        scale1, rounded1, rest1 = _halves(
+            _square(values, d1, tl.arange(0, BE), DIM, EXIT), DOT, EXACT
+        )
         if D2:
-            scale2, rounded2, rest2 = _halves(_square(values, d2, tl.arange(0, BE), DIM, EXIT), DOT, EXACT)
+            scale2, rounded2, rest2 = _halves(
+                _square(values, d2, tl.arange(0, BE), DIM, EXIT), DOT, EXACT
+            )
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
     # disable_licm: hoisting loop invariants would raise register pressure and spill.
@@ -503,7 +582,9 @@ def _read_backward_kernel(
                 if not WHOLE:
                     scale1, rounded1, rest1 = _halves(_square(values, d1, e, DIM, EXIT), DOT, EXACT)
                     if D2:
-                        scale2, rounded2, rest2 = _halves(_square(values, d2, e, DIM, EXIT), DOT, EXACT)
+                        scale2, rounded2, rest2 = _halves(
+                            _square(values, d2, e, DIM, EXIT), DOT, EXACT
+                        )
                 t1 += _times_turned(told, rounded1, rest1, scale1, not EXACT, DOT, ACC)
                 if D2:
                     t2 += _times_turned(told, rounded2, rest2, scale2, not EXACT, DOT, ACC)
@@ -536,7 +617,8 @@ def _read_backward_kernel(
             if D2:
                 t2 = t2 * inverse[:, None]
             if BELOW:
-                # Both are read again: kept from their first use, they are spilled (112 bytes at heads of 128).
+                # Both are read again: kept from their first use, they are spilled (112 bytes at
+                # heads of 128).
                 y1 = load(below + at * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
                 down1 = d_bottom[:, None] * z1[None, :] * _slope(y1, MAP)
                 store(d_below + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, down1)
@@ -563,14 +645,18 @@ def _read_backward_kernel(
         tl.store(d_keys + part * DIM + d1, tl.sum(weighed, 0), mask=d1 < DIM)
 
 
-# Launching -----------------------------------------------------------------------------------------------------------
+# Launching
+# ---------------------------------------------------------------------------------------------
 
 
 def state(k, v, below, mask, feature_map, shift):
     k, v, below = unit(k), unit(v), unit(below)
     batch, tokens, heads, dim = k.shape
     exit_dim, wide = v.shape[3], launch.wide(k.dtype)
-    values, keys = k.new_empty(batch, heads, dim, exit_dim, dtype=wide), k.new_empty(batch, heads, dim, dtype=wide)
+    values, keys = (
+        k.new_empty(batch, heads, dim, exit_dim, dtype=wide),
+        k.new_empty(batch, heads, dim, dtype=wide),
+    )
     count = k.new_empty(batch, dtype=wide)
     mask = _bytes(mask)
     counted = None if mask is None else mask.sum(1, dtype=wide)
@@ -589,7 +675,8 @@ def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shif
     if below is not None or v.shape[3] != dim:  # both take registers of their own
         how = how | launch.config("linear_state_backward_own", k, max(dim, v.shape[3]), tokens)
     splits, chunk = launch.splits(tokens, batch * heads, how["BN"], k.device)
-    if v.shape[3] > how["BE"]:  # a row of dS is not at hand in one piece: what keys give to dv they read of it
+    # a row of dS is not at hand in one piece: what keys give to dv they read of it
+    if v.shape[3] > how["BE"]:
         mean = d_values / count.clamp(min=1)[:, None, None, None]
         dv = read(k, None, mean, torch.zeros_like(d_keys), feature_map, shift, 0.0, False)
         dv = dv if mask is None else dv.masked_fill_(~mask[:, :, None, None], 0)
@@ -655,7 +742,9 @@ def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normali
     return dq, d_below, d_values, d_keys if normalise else d_keys.zero_()
 
 
-def _accumulate(k, v, below, mask, weight, below_weight, feature_map, shift) -> tuple[Tensor, Tensor]:
+def _accumulate(
+    k, v, below, mask, weight, below_weight, feature_map, shift
+) -> tuple[Tensor, Tensor]:
     """Partial sums of phi(k)^T v and phi(k), (splits, batch x heads, ...)."""
     batch, tokens, heads, dim = k.shape
     how = _shape(dim, v.shape[3], launch.config("linear_state", k, dim, tokens), k)
@@ -695,11 +784,20 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
 
 
 def _shape(dim: int, exit_dim: int, how: dict[str, int], like: Tensor) -> dict[str, int]:
-    """The configuration, with the channels' parts and no wider a tile of values than there are values.
+    """The configuration, with the channels' parts and no wider a tile of values than there are
+    values.
 
-    In half precision up to 128 channels are one part: products are not what is waited for, and a second part of 16
-    is too few rows for the tensor cores (DiT's 72, backward: .41 ms in one part, 1.1 in two).
+    In half precision up to 128 channels are one part: products are not what is waited for, and a
+    second part of 16 is too few rows for the tensor cores (DiT's 72, backward: .41 ms in one part,
+    1.1 in two).
     """
     half = launch.CLASSES[like.dtype] == "half"
     first, second = (powers(dim), 0) if half and dim <= 128 else parts(dim)
-    return {**how, "DIM": dim, "D1": first, "D2": second, "EXIT": exit_dim, "BE": min(how["BE"], powers(exit_dim))}
+    return {
+        **how,
+        "DIM": dim,
+        "D1": first,
+        "D2": second,
+        "EXIT": exit_dim,
+        "BE": min(how["BE"], powers(exit_dim)),
+    }

@@ -1,8 +1,10 @@
-"""Attention through a few mediators, in two operations: they gather from all keys, and spread to all queries.
+"""Attention through a few mediators, in two operations: they gather from all keys, and spread to
+all queries.
 
-- Each is a softmax attention with one short side, and an operation of its own with its own backward: gradients of the
-  mediators, which take part in both, are added by autograd.
-- The gathered values are few enough for an all-reduce between the two, where a sequence is split over devices.
+- Each is a softmax attention with one short side, and an operation of its own with its own
+  backward: gradients of the mediators, which take part in both, are added by autograd.
+- The gathered values are few enough for an all-reduce between the two, where a sequence is split
+  over devices.
 """
 
 import importlib
@@ -27,32 +29,40 @@ def mediator_attention(
 ) -> Tensor:
     """softmax(q m^T) softmax(m k^T) v, like q; the mediators m are (batch, count, heads, head_dim).
 
-    Biases are added to the scaled scores: `bias_in` to (batch, heads, count, keys), `bias_out` to (batch, heads,
-    queries, count), or what broadcasts to them; who may read nothing, all scores being -inf, reads 0. `backend`: the
-    path this call takes, as `use_backend` says it for all.
+    Biases are added to the scaled scores: `bias_in` to (batch, heads, count, keys), `bias_out` to
+    (batch, heads, queries, count), or what broadcasts to them; who may read nothing, all scores
+    being -inf, reads 0. `backend`: the path this call takes, as `use_backend` says it for all.
     """
     check.mediator(q, k, v, mediators, scale, bias_in, bias_out)
-    path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX).path
+    path = launch.choose(
+        q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX
+    ).path
     scale = float(q.shape[3] ** -0.5 if scale is None else scale)
     q, k, v, mediators, bias_in, bias_out = launch.cast(q, k, v, mediators, bias_in, bias_out)
     if path == "reference":
         biases = {"bias_in": bias_in, "bias_out": bias_out}
         biases = {name: None if bias is None else bias.to(q.dtype) for name, bias in biases.items()}
         return reference.mediator_attention(q, k, v, mediators, scale=scale, **biases)
-    bias_in, bias_out = (None if bias is None else bias[(None,) * (4 - bias.ndim)] for bias in (bias_in, bias_out))
+    bias_in, bias_out = (
+        None if bias is None else bias[(None,) * (4 - bias.ndim)] for bias in (bias_in, bias_out)
+    )
     if path == "torch":
         return mediator_torch.mediator_attention(q, k, v, mediators, bias_in, bias_out, scale)
     told, _ = _gather(mediators, k, v, bias_in, scale)
     return _spread(q, mediators, told, bias_out, scale)[0]
 
 
-# The operations, on a GPU --------------------------------------------------------------------------------------------
-# Both are softmax(a b^T + bias) c: `gather` has few rows a, `spread` few columns b and c. What is gathered stays wide
-# between them: mediators of one picture say nearly the same, and their differences are all the backward sees.
+# The operations, on a GPU
+# -------------------------------------------------------------------------------------------- Both
+# are softmax(a b^T + bias) c: `gather` has few rows a, `spread` few columns b and c. What is
+# gathered stays wide between them: mediators of one picture say nearly the same, and their
+# differences are all the backward sees.
 
 
 @torch.library.custom_op("linattn_kernels::mediator_gather", mutates_args=())
-def _gather(mediators: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _gather(
+    mediators: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     return _kernels().gather(mediators, k, v, bias, scale)
 
 
@@ -71,7 +81,9 @@ def _gather_backward(
 
 
 @torch.library.custom_op("linattn_kernels::mediator_spread", mutates_args=())
-def _spread(q: Tensor, mediators: Tensor, told: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _spread(
+    q: Tensor, mediators: Tensor, told: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     return _kernels().spread(q, mediators, told, bias, scale)
 
 
@@ -97,7 +109,9 @@ def _kernels() -> ModuleType:
 def _wide_shapes(a, b, c, bias, scale):
     batch, rows, heads, _ = a.shape
     wide = launch.wide(a.dtype)
-    return a.new_empty(batch, rows, heads, c.shape[3], dtype=wide), a.new_empty(batch, heads, rows, dtype=wide)
+    return a.new_empty(batch, rows, heads, c.shape[3], dtype=wide), a.new_empty(
+        batch, heads, rows, dtype=wide
+    )
 
 
 def _shapes(a, *rest):
@@ -106,7 +120,12 @@ def _shapes(a, *rest):
 
 
 def _slopes(grad, a, b, c, bias, out, lse, scale):
-    return launch.like(a), launch.like(b), launch.like(c), a.new_empty(0) if bias is None else launch.like(bias)
+    return (
+        launch.like(a),
+        launch.like(b),
+        launch.like(c),
+        a.new_empty(0) if bias is None else launch.like(bias),
+    )
 
 
 def _keep(ctx, inputs, output):

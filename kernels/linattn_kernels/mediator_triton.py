@@ -1,7 +1,8 @@
 """Mediator attention in Triton: both steps are softmax attentions with one short side.
 
-In half precision the second step's values are rounded without what they have in common, which the result gets back:
-mediators of one picture say nearly the same, and the gradient of a score is the difference of two of them.
+In half precision the second step's values are rounded without what they have in common, which the
+result gets back: mediators of one picture say nearly the same, and the gradient of a score is the
+difference of two of them.
 """
 
 import torch
@@ -20,7 +21,8 @@ def gather_backward(grad, mediators, k, v, bias, out, lse, scale):
         return _nothing(mediators, k, v, bias)
     grad = launch.unit(grad)
     delta = delta_of(grad, out, None)
-    return _slopes(grad.to(k.dtype), mediators, k, v, bias, lse, delta, scale)  # products round it in any case
+    # products round it in any case
+    return _slopes(grad.to(k.dtype), mediators, k, v, bias, lse, delta, scale)
 
 
 def spread(q, mediators, told, bias, scale):
@@ -48,7 +50,13 @@ def _centred(told: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def _attend(
-    a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, scale: float, dtype: torch.dtype, shift: Tensor | None = None
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch, rows, heads, _ = a.shape
     out = a.new_empty(batch, rows, heads, c.shape[3], dtype=dtype)

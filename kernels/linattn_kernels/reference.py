@@ -1,8 +1,10 @@
-"""The definitions: every score is written out, in whatever precision the inputs have. They judge all other paths.
+"""The definitions: every score is written out, in whatever precision the inputs have. They judge
+all other paths.
 
-- Tensors are (batch, tokens, heads, head_dim). Nothing here is fast, and memory grows with tokens squared.
-- Sums over keys are means over the keys that count, so that state, normaliser and epsilon keep their size and meaning
-  at any length and under any mask.
+- Tensors are (batch, tokens, heads, head_dim). Nothing here is fast, and memory grows with tokens
+  squared.
+- Sums over keys are means over the keys that count, so that state, normaliser and epsilon keep
+  their size and meaning at any length and under any mask.
 - Nothing is rounded on the way: give float64 and the result is good to 1e-14.
 """
 
@@ -27,12 +29,14 @@ class State(NamedTuple):
     """All that linear attention keeps of its keys; `merge` joins those of two parts of a sequence."""
 
     values: Tensor  # (batch, heads, head_dim, value_dim): mean of phi(k) v^T
-    keys: Tensor  # (batch, heads, head_dim): mean of phi(k), of the normaliser's keys where there are such
+    # (batch, heads, head_dim): mean of phi(k), of the normaliser's keys where there are such
+    keys: Tensor
     count: Tensor  # (batch,): how many keys
 
     def merge(self, other: "State") -> "State":
         count = self.count + other.count
-        share = torch.where(count > 0, self.count / count.clamp_min(1), 0).view(-1, 1, 1)  # (batch, 1, 1)
+        # (batch, 1, 1)
+        share = torch.where(count > 0, self.count / count.clamp_min(1), 0).view(-1, 1, 1)
         keys = share * self.keys + (1 - share) * other.keys
         share = share.unsqueeze(3)
         return State(share * self.values + (1 - share) * other.values, keys, count)
@@ -52,11 +56,12 @@ def linear_attention(
     state: State | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, State]:
-    """o_i = mean_j w_ij v_j / (mean_j n_ij + eps), w_ij = phi(q_i) . phi(k_j), phi(t) = feature_map(t) + shift.
+    """o_i = mean_j w_ij v_j / (mean_j n_ij + eps), w_ij = phi(q_i) . phi(k_j), phi(t) =
+    feature_map(t) + shift.
 
-    `normaliser`: the queries and keys of n; w's own unless given (RoPE on the numerator only). `key_mask` (batch,
-    keys) is True where a key counts; what the others are, NaN too, changes nothing. `state`: keys seen elsewhere,
-    joined to these. 0 where the denominator is 0.
+    `normaliser`: the queries and keys of n; w's own unless given (RoPE on the numerator only).
+    `key_mask` (batch, keys) is True where a key counts; what the others are, NaN too, changes
+    nothing. `state`: keys seen elsewhere, joined to these. 0 where the denominator is 0.
     """
 
     def phi(x: Tensor) -> Tensor:
@@ -89,13 +94,17 @@ def linear_attention(
     own = counts.sum(1)  # bfloat16 counts to 256
     share = counts / own.clamp_min(1)[:, None]
     kept = State(
-        torch.einsum("bjhd,bjhe,bj->bhde", phi(k), v, share), torch.einsum("bjhd,bj->bhd", phi(below_k), share), own
+        torch.einsum("bjhd,bjhe,bj->bhde", phi(k), v, share),
+        torch.einsum("bjhd,bj->bhd", phi(below_k), share),
+        own,
     )
     return out, kept if state is None else kept.merge(state)
 
 
 def shown(key_mask: Tensor | None, *keys: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Zero masked keys before the product, because 0 * NaN is NaN. Each is (batch, keys, heads, dim)."""
+    """Zero masked keys before the product, because 0 * NaN is NaN. Each is (batch, keys, heads,
+    dim).
+    """
     if key_mask is None:
         return keys
     hidden = ~key_mask[:, :, None, None]
@@ -103,7 +112,9 @@ def shown(key_mask: Tensor | None, *keys: Tensor | None) -> tuple[Tensor | None,
 
 
 def window_mask(height: int, width: int, radius: float, shape: str = "disc") -> Tensor:
-    """(tokens, tokens) of a picture, True where the row's token sees the column's: strictly inside the radius."""
+    """(tokens, tokens) of a picture, True where the row's token sees the column's: strictly inside
+    the radius.
+    """
     if shape not in SHAPES:
         raise ValueError(f"shape {shape!r}; choose one of {', '.join(SHAPES)}")
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -112,7 +123,9 @@ def window_mask(height: int, width: int, radius: float, shape: str = "disc") -> 
 
 
 def inside(dy: Tensor, dx: Tensor, radius: float, shape: str) -> Tensor:
-    """Whether whole distances lie in a window; in float64, since the square of sqrt(2) is above 2 there."""
+    """Whether whole distances lie in a window; in float64, since the square of sqrt(2) is above 2
+    there.
+    """
     if shape == "square":
         return (dy.abs() < radius) & (dx.abs() < radius)
     return dy.double() ** 2 + dx.double() ** 2 < radius * radius
@@ -132,15 +145,17 @@ def window_attention(
     extra: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Softmax attention of picture tokens over a window around them; the first `text` tokens see and are seen by all.
+    """Softmax attention of picture tokens over a window around them; the first `text` tokens see
+    and are seen by all.
 
-    `extra`: keys and values that every picture token sees, and no text token (CLEAR's pooled ones). The log-sum-exp
-    is (batch, heads, tokens).
+    `extra`: keys and values that every picture token sees, and no text token (CLEAR's pooled ones).
+    The log-sum-exp is (batch, heads, tokens).
     """
     tokens = text + height * width
     if any(t.shape[1] != tokens for t in (q, k, v)):
         raise ValueError(
-            f"{tokens} tokens make {text} of text and a picture of {height} x {width}; q, k, v have "
+            f"{tokens} tokens make {text} of text and a picture of {height} x {width}; q, k, v "
+            "have "
             f"{', '.join(str(t.shape[1]) for t in (q, k, v))}"
         )
     seen = torch.ones(tokens, tokens, dtype=torch.bool)
@@ -150,7 +165,9 @@ def window_attention(
         others = torch.ones(tokens, extra[0].shape[1], dtype=torch.bool)
         others[:text] = False
         seen = torch.cat([seen, others], 1)  # (tokens, tokens + extra)
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) * (q.shape[3] ** -0.5 if scale is None else scale)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * (
+        q.shape[3] ** -0.5 if scale is None else scale
+    )
     scores = scores.masked_fill(~seen.to(q.device), -math.inf)
     out = torch.einsum("bhij,bjhe->bihe", scores.softmax(-1), v).contiguous()
     return (out, scores.logsumexp(-1)) if return_lse else out
@@ -166,10 +183,12 @@ def mediator_attention(
     bias_in: Tensor | None = None,
     bias_out: Tensor | None = None,
 ) -> Tensor:
-    """The mediators (batch, count, heads, head_dim) read all keys, and the queries read the mediators.
+    """The mediators (batch, count, heads, head_dim) read all keys, and the queries read the
+    mediators.
 
-    Biases are added to the scores: `bias_in` to (batch, heads, count, keys), `bias_out` to (batch, heads, queries,
-    count), or what broadcasts to them. Who may read nothing, all scores being -inf, reads 0.
+    Biases are added to the scores: `bias_in` to (batch, heads, count, keys), `bias_out` to (batch,
+    heads, queries, count), or what broadcasts to them. Who may read nothing, all scores being -inf,
+    reads 0.
     """
     scale = q.shape[3] ** -0.5 if scale is None else scale
     reading = torch.einsum("bmhd,bjhd->bhmj", mediators, k) * scale

@@ -1,7 +1,8 @@
-"""What is small, in the fewest calls and left to autograd: at 256 tokens on a CPU calls are what takes the time.
+"""What is small, in the fewest calls and left to autograd: at 256 tokens on a CPU calls are what
+takes the time.
 
-- Forward and backward at (1, 256, 4, 32), two cores: linear 2.5 ms as operations of our own and 1.4 so, a window of
-  radius 4 4.9 in tiles and 1.2 as one attention with a mask.
+- Forward and backward at (1, 256, 4, 32), two cores: linear 2.5 ms as operations of our own and 1.4
+  so, a window of radius 4 4.9 in tiles and 1.2 as one attention with a mask.
 - Larger ones, and what is traced or compiled, are operations: pieces, tiles and constant memory.
 """
 
@@ -16,9 +17,9 @@ from linattn_kernels import launch
 from linattn_kernels.reference import State, shown, window_mask
 from linattn_kernels.window_torch import TILE, attention, heads_first
 
-# Where pieces and tiles are level, forward and backward on one core: numbers a tensor, and keys, or twice as many as a
-# tile reads (1,024 tokens of 10 x 64 at radius 4: 105 ms dense, 37 in tiles; at 16, where a tile reads all, 107 and
-# 157).
+# Where pieces and tiles are level, forward and backward on one core: numbers a tensor, and keys, or
+# twice as many as a tile reads (1,024 tokens of 10 x 64 at radius 4: 105 ms dense, 37 in tiles; at
+# 16, where a tile reads all, 107 and 157).
 NUMBERS, KEYS = 1 << 19, 256
 SCORES = 1 << 20  # a mask's, which is kept
 
@@ -26,8 +27,8 @@ SCORES = 1 << 20  # a mask's, which is kept
 def is_eager(q: Tensor) -> bool:
     """Say whether this is an eager CPU call.
 
-    Under torch.compile or a dispatch mode (FlopCounterMode) the custom operation is used at every size, so that tools
-    see one operation.
+    Under torch.compile or a dispatch mode (FlopCounterMode) the custom operation is used at every
+    size, so that tools see one operation.
     """
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     return q.device.type == "cpu" and type(q) in (Tensor, nn.Parameter) and not watched
@@ -37,7 +38,9 @@ def fits_linear(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return is_eager(q) and max(q.numel(), k.numel(), v.numel()) < NUMBERS
 
 
-def fits_window(q: Tensor, extra: Tensor | None, height: int, width: int, radius: float, return_lse: bool) -> bool:
+def fits_window(
+    q: Tensor, extra: Tensor | None, height: int, width: int, radius: float, return_lse: bool
+) -> bool:
     keys = q.shape[1] + (0 if extra is None else extra.shape[1])
     reach = TILE + 2 * (math.ceil(min(radius, height + width)) - 1)  # of a tile, in each direction
     read = keys - height * width + min(reach, height) * min(reach, width)
@@ -46,7 +49,9 @@ def fits_window(q: Tensor, extra: Tensor | None, height: int, width: int, radius
 
 
 @launch.exact
-def linear_attention(q, k, v, below_q, below_k, mask, state, feature_map, shift, eps, normalise, return_state):
+def linear_attention(
+    q, k, v, below_q, below_k, mask, state, feature_map, shift, eps, normalise, return_state
+):
     dtype = launch.wide(q.dtype)
 
     def phi(x: Tensor) -> Tensor:
@@ -84,7 +89,9 @@ def window_attention(q, k, v, extra_k, extra_v, height, width, radius, text, sha
 
 
 def _tokens_first(out: Tensor, dtype: torch.dtype) -> Tensor:
-    """(batch, heads, tokens, dim) -> (batch, tokens, heads, dim) in one piece of memory, as operations give it."""
+    """(batch, heads, tokens, dim) -> (batch, tokens, heads, dim) in one piece of memory, as
+    operations give it.
+    """
     return out.transpose(1, 2).to(dtype).contiguous()
 
 
@@ -104,14 +111,17 @@ def _phi(x: Tensor, feature_map: str, shift: float) -> Tensor:
     if feature_map == "elu1":
         return F.elu(x).add_(1 + shift)
     if feature_map != "identity":
-        x = F.threshold(x, 0, 0)  # relu that keeps its input, not its result: what follows may be in place
+        # relu that keeps its input, not its result: what follows may be in place
+        x = F.threshold(x, 0, 0)
         x = x.square() if feature_map == "relu2" else x
         return x.add_(shift) if shift else x
     return x + shift if shift else x
 
 
 @functools.lru_cache(maxsize=16)
-def _mask(height: int, width: int, radius: float, text: int, extra: int, shape: str, dtype: torch.dtype) -> Tensor:
+def _mask(
+    height: int, width: int, radius: float, text: int, extra: int, shape: str, dtype: torch.dtype
+) -> Tensor:
     """(text + picture, text + picture + extra), to be added to the scores; 4 MB at most."""
     with torch.inference_mode(False):  # it outlives the call
         seen = torch.ones(text + height * width, text + height * width + extra, dtype=torch.bool)

@@ -1,10 +1,13 @@
-"""Plain softmax attention with one short side, in Triton: what mediators and the text of a window are made of.
+"""Plain softmax attention with one short side, in Triton: what mediators and the text of a window
+are made of.
 
-- `rows` read `columns`. Where the rows are few, the columns are split among programs and merged by their log-sum-exp;
-  where the columns are few, their gradients are sums over splits of the rows. Sums are taken in a fixed order.
+- `rows` read `columns`. Where the rows are few, the columns are split among programs and merged by
+  their log-sum-exp; where the columns are few, their gradients are sums over splits of the rows.
+  Sums are taken in a fixed order.
 - Scores live in base 2 inside a kernel; log-sum-exps outside are natural.
 - A bias is read by its strides, 0 where it is broadcast.
-- `shift` is what all c have in common, taken off before they were rounded and added to the result: weights sum to 1.
+- `shift` is what all c have in common, taken off before they were rounded and added to the result:
+  weights sum to 1.
 """
 
 import torch
@@ -35,10 +38,11 @@ MOST_SPREAD = 128  # columns that one tile holds
 
 @triton.jit
 def online(s, scale, top, total):
-    """One step of the running softmax: (weights, the old sums' factor, new maximum, new total), all in base 2.
+    """One step of the running softmax: (weights, the old sums' factor, new maximum, new total), all
+    in base 2.
 
-    The scale is above 0, so that the maximum is taken of unscaled scores: what is left of it is one fused
-    multiplication with the subtraction.
+    The scale is above 0, so that the maximum is taken of unscaled scores: what is left of it is one
+    fused multiplication with the subtraction.
     """
     high = tl.maximum(top, tl.max(s, 1) * scale)
     safe = tl.where(high == float("-inf"), 0.0, high)  # a row that has seen nothing yet
@@ -82,7 +86,9 @@ def _biased(s, scale, bias, place_r, place_c, bias_r, bias_c, live, BIAS: tl.con
     """(scores, what they are still to be multiplied by) in base 2; places broadcast to the scores."""
     if BIAS:
         at = place_r.to(tl.int64) * bias_r + place_c.to(tl.int64) * bias_c
-        return s * scale + tl.load(bias + at, mask=live, other=0.0).to(s.dtype) * 1.4426950408889634, 1.0
+        return s * scale + tl.load(bias + at, mask=live, other=0.0).to(
+            s.dtype
+        ) * 1.4426950408889634, 1.0
     else:
         return s, scale
 
@@ -128,10 +134,27 @@ def _attend_kernel(
         b1, b2 = load_parts(b + first * b_n, n, b_n, live, DIM, D1, D2, ALIGNED)
         s = product(a1, a2, b1, b2, D2, DOT, ACC)
         both = within[:, None] & live[None, :]
-        s, left = _biased(s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS)
+        s, left = _biased(
+            s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS
+        )
         s = tl.where(live[None, :], s, float("-inf"))
         top, total, acc1, acc2 = attend_step(
-            s, left, top, total, acc1, acc2, c + first * c_n, n, c_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
+            s,
+            left,
+            top,
+            total,
+            acc1,
+            acc2,
+            c + first * c_n,
+            n,
+            c_n,
+            live,
+            EXIT,
+            E1,
+            E2,
+            ALIGNED,
+            DOT,
+            ACC,
         )
     if SPLIT:
         row = (split * tl.num_programs(1) + place).to(tl.int64) * rows + own
@@ -160,7 +183,9 @@ def _spread_kernel(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """`_attend_kernel` where one tile holds all columns: they are loaded once for a split of the rows."""
+    """`_attend_kernel` where one tile holds all columns: they are loaded once for a split of the
+    rows.
+    """
     place = tl.program_id(1)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     a += batch * a_b + head * a_h
@@ -179,7 +204,9 @@ def _spread_kernel(
         a1, a2 = load_parts(a + own * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
         s = product(a1, a2, b1, b2, D2, DOT, ACC)
         both = within[:, None] & live[None, :]
-        s, left = _biased(s, scale, bias, (own + m)[:, None], n[None, :], bias_r, bias_c, both, BIAS)
+        s, left = _biased(
+            s, scale, bias, (own + m)[:, None], n[None, :], bias_r, bias_c, both, BIAS
+        )
         s = tl.where(live[None, :], s, float("-inf"))
         top = tl.max(s, 1) * left
         if BIAS:
@@ -187,7 +214,8 @@ def _spread_kernel(
         p = tl.exp2(s * left - top[:, None])
         total = tl.sum(p, 1)
         if BIAS:
-            total = tl.where(total == 0, float("inf"), total)  # then 0 is read, and weighs nothing backward
+            # then 0 is read, and weighs nothing backward
+            total = tl.where(total == 0, float("inf"), total)
         tl.store(lse + own + m, (top + tl.log2(total)) / 1.4426950408889634, mask=within)
         acc1, acc2 = zero_parts(BM, E1, E2, ACC)
         acc1, acc2 = add_parts(acc1, acc2, p, c1, c2, E2, DOT, ACC)
@@ -196,7 +224,9 @@ def _spread_kernel(
         if SHIFT:
             acc1 += _common(shift, place, tl.arange(0, E1), total == float("inf"), EXIT, BIAS)
             if E2:
-                acc2 += _common(shift, place, E1 + tl.arange(0, E2), total == float("inf"), EXIT, BIAS)
+                acc2 += _common(
+                    shift, place, E1 + tl.arange(0, E2), total == float("inf"), EXIT, BIAS
+                )
         store_parts(out + own * out_n, m, out_n, within, acc1, acc2, EXIT, E1, E2, ALIGNED)
 
 
@@ -211,7 +241,11 @@ def _merge_kernel(
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     own, m, e = (tl.program_id(0) * BM).to(tl.int64), tl.arange(0, BM), tl.arange(0, BE)
     within = m < rows - own
-    top, total, acc = tl.full((BM,), float("-inf"), ACC), tl.zeros((BM,), ACC), tl.zeros((BM, BE), ACC)
+    top, total, acc = (
+        tl.full((BM,), float("-inf"), ACC),
+        tl.zeros((BM,), ACC),
+        tl.zeros((BM, BE), ACC),
+    )
     for split in range(0, splits):
         row = (split * many + place).to(tl.int64) * rows + own
         most = tl.load(part_top + row + m, mask=within, other=float("-inf"))
@@ -219,7 +253,10 @@ def _merge_kernel(
         high = tl.maximum(top, most)
         safe = tl.where(high == float("-inf"), 0.0, high)
         old, new = tl.exp2(top - safe), tl.exp2(most - safe)
-        acc = acc * old[:, None] + load(part + row * EXIT, m, EXIT, e, within, EXIT, ALIGNED) * new[:, None]
+        acc = (
+            acc * old[:, None]
+            + load(part + row * EXIT, m, EXIT, e, within, EXIT, ALIGNED) * new[:, None]
+        )
         total, top = total * old + sums * new, high
     out += batch * out_b + head * out_h + own * out_n
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
@@ -241,11 +278,17 @@ def _delta_kernel(
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     own, m, e = (tl.program_id(0) * BM).to(tl.int64), tl.arange(0, BM), tl.arange(0, BE)
     within = m < rows - own
-    one = load(grad + batch * grad_b + head * grad_h + own * grad_n, m, grad_n, e, within, EXIT, ALIGNED).to(ACC)
-    two = load(out + batch * out_b + head * out_h + own * out_n, m, out_n, e, within, EXIT, ALIGNED).to(ACC)
+    one = load(
+        grad + batch * grad_b + head * grad_h + own * grad_n, m, grad_n, e, within, EXIT, ALIGNED
+    ).to(ACC)
+    two = load(
+        out + batch * out_b + head * out_h + own * out_n, m, out_n, e, within, EXIT, ALIGNED
+    ).to(ACC)
     found = tl.sum(one * two, 1)
     if LSE:
-        found -= tl.load(d_lse + batch * lse_b + head * lse_h + own + m, mask=within, other=0.0).to(ACC)
+        found -= tl.load(d_lse + batch * lse_b + head * lse_h + own + m, mask=within, other=0.0).to(
+            ACC
+        )
     tl.store(delta + batch * delta_b + head * delta_h + own + m, found, mask=within)
 
 
@@ -260,8 +303,8 @@ def _rows_kernel(
 ):  # fmt: skip
     """The rows' gradient over one split of the columns, and the bias's.
 
-    DELTA: what is taken off the scores' gradient is found here, over all columns, and written for `_columns_kernel`.
-    From a result in half precision it would be as wrong as that is rounded.
+    DELTA: what is taken off the scores' gradient is found here, over all columns, and written for
+    `_columns_kernel`. From a result in half precision it would be as wrong as that is rounded.
     """
     place, split = tl.program_id(1), tl.program_id(2)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
@@ -286,7 +329,9 @@ def _rows_kernel(
             c1, c2 = load_parts(c + first * c_n, n, c_n, live, EXIT, E1, E2, ALIGNED)
             s, told = product(a1, a2, b1, b2, D2, DOT, ACC), product(g1, g2, c1, c2, E2, DOT, ACC)
             both = within[:, None] & live[None, :]
-            s, left = _biased(s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS)
+            s, left = _biased(
+                s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS
+            )
             p, _ = slopes_of(tl.where(both, s * left - sums[:, None], float("-inf")), told, 0.0)
             less += tl.sum(p * told, 1)
         tl.store(delta + at, less, mask=within)
@@ -299,10 +344,16 @@ def _rows_kernel(
         c1, c2 = load_parts(c + first * c_n, n, c_n, live, EXIT, E1, E2, ALIGNED)
         s, told = product(a1, a2, b1, b2, D2, DOT, ACC), product(g1, g2, c1, c2, E2, DOT, ACC)
         both = within[:, None] & live[None, :]
-        s, left = _biased(s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS)
-        _, ds = slopes_of(tl.where(both, s * left - sums[:, None], float("-inf")), told, less[:, None])
+        s, left = _biased(
+            s, scale, bias, (own + m)[:, None], (start + n)[None, :], bias_r, bias_c, both, BIAS
+        )
+        _, ds = slopes_of(
+            tl.where(both, s * left - sums[:, None], float("-inf")), told, less[:, None]
+        )
         if BIAS:
-            where = ((place.to(tl.int64) * rows + own + m)[:, None]) * columns + (start + n)[None, :]
+            where = (
+                ((place.to(tl.int64) * rows + own + m)[:, None]) * columns + (start + n)[None, :]
+            )
             tl.store(d_bias + where, ds, mask=both)
         acc1, acc2 = add_parts(acc1, acc2, ds, b1, b2, D2, DOT, ACC)
     part += split.to(tl.int64) * part_s + batch * part_b + head * part_h + own * part_n
@@ -319,7 +370,9 @@ def _columns_kernel(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The columns' gradients over one split of the rows; scores are (columns, rows), the left side of both products."""
+    """The columns' gradients over one split of the rows; scores are (columns, rows), the left side
+    of both products.
+    """
     place, split = tl.program_id(1), tl.program_id(2)
     batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
     grad += batch * grad_b + head * grad_h
@@ -338,15 +391,20 @@ def _columns_kernel(
     dc1, dc2 = zero_parts(BN, E1, E2, ACC)
     end = tl.minimum(rows, (split + 1) * chunk)
     m = tl.arange(0, BM)
-    for start in tl.range(split * chunk, end, BM, disable_licm=True):  # what it would hoist is spilled
+    # what it would hoist is spilled
+    for start in tl.range(split * chunk, end, BM, disable_licm=True):
         within, first = m < end - start, tl.cast(start, tl.int64)
         a1, a2 = load_parts(a + first * a_n, m, a_n, within, DIM, D1, D2, ALIGNED)
         g1, g2 = load_parts(grad + first * grad_n, m, grad_n, within, EXIT, E1, E2, ALIGNED)
         sums, less = row_sums(lse + first, delta + first, m, within, ACC)
         s, told = product(b1, b2, a1, a2, D2, DOT, ACC), product(c1, c2, g1, g2, E2, DOT, ACC)
         both = within[None, :] & live[:, None]
-        s, left = _biased(s, scale, bias, (start + m)[None, :], (own + n)[:, None], bias_r, bias_c, both, BIAS)
-        p, ds = slopes_of(tl.where(both, s * left - sums[None, :], float("-inf")), told, less[None, :])
+        s, left = _biased(
+            s, scale, bias, (start + m)[None, :], (own + n)[:, None], bias_r, bias_c, both, BIAS
+        )
+        p, ds = slopes_of(
+            tl.where(both, s * left - sums[None, :], float("-inf")), told, less[None, :]
+        )
         dc1, dc2 = add_parts(dc1, dc2, p, g1, g2, E2, DOT, ACC)
         db1, db2 = add_parts(db1, db2, ds, a1, a2, D2, DOT, ACC)
     part_b_ += split.to(tl.int64) * db_s + batch * db_b + head * db_h + own * db_n
@@ -356,7 +414,8 @@ def _columns_kernel(
     store_parts(part_c_, n, dc_n, live, dc1, dc2, EXIT, E1, E2, ALIGNED)
 
 
-# Launching -----------------------------------------------------------------------------------------------------------
+# Launching
+# ---------------------------------------------------------------------------------------------
 
 
 def upright(a: Tensor, scale: float) -> tuple[Tensor, float]:
@@ -376,7 +435,8 @@ def attend(
     lse: Tensor,
     shift: Tensor | None = None,
 ) -> None:
-    """softmax(a b^T scale + bias) c + shift into out (batch, rows, heads, dim) and lse (batch, heads, rows).
+    """softmax(a b^T scale + bias) c + shift into out (batch, rows, heads, dim) and lse (batch,
+    heads, rows).
 
     Both may be views; the shift is (batch, 1, heads, dim), in one piece of memory.
     """
@@ -384,7 +444,12 @@ def attend(
     a, scale = upright(a, scale)
     batch, rows, heads, dim = a.shape
     columns, exit_dim, wide = b.shape[1], c.shape[3], launch.wide(a.dtype)
-    given = {"BIAS": bias is not None, "SHIFT": shift is not None, **shape_of(dim, exit_dim), **precision(a)}
+    given = {
+        "BIAS": bias is not None,
+        "SHIFT": shift is not None,
+        **shape_of(dim, exit_dim),
+        **precision(a),
+    }
     given["ALIGNED"] = aligned(a, b, c, out)
     if columns <= MOST_SPREAD and rows > columns:
         how = launch.config("softmax_spread", a, max(dim, exit_dim), rows)
@@ -444,7 +509,9 @@ def rows_slope(
     scale: float,
     fills_delta: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(gradient of the rows, of the bias before it was broadcast); `fills_delta` writes delta instead of reading it."""
+    """(gradient of the rows, of the bias before it was broadcast); `fills_delta` writes delta
+    instead of reading it.
+    """
     grad, a, b, c = unit(grad), unit(a), unit(b), unit(c)
     batch, rows, heads, dim = a.shape
     columns, wide = b.shape[1], launch.wide(a.dtype)
@@ -461,11 +528,20 @@ def rows_slope(
             BIAS=bias is not None, DELTA=fills_delta, ALIGNED=aligned(grad, a, b, c, part[0]),
             **shape_of(dim, c.shape[3]), **precision(a), **how,
         )  # fmt: skip
-    return _summed(part, a.dtype), None if bias is None else d_bias.sum_to_size(bias.shape).to(bias.dtype)
+    return _summed(part, a.dtype), None if bias is None else d_bias.sum_to_size(bias.shape).to(
+        bias.dtype
+    )
 
 
 def columns_slope(
-    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor, scale: float
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of b and c."""
     grad, a, b, c = unit(grad), unit(a), unit(b), unit(c)
@@ -488,7 +564,9 @@ def columns_slope(
     return _summed(db, a.dtype), _summed(dc, a.dtype)
 
 
-def _biased_config(kernel: str, bias: Tensor | None, like: Tensor, dim: int, tokens: int) -> dict[str, int]:
+def _biased_config(
+    kernel: str, bias: Tensor | None, like: Tensor, dim: int, tokens: int
+) -> dict[str, int]:
     """The configuration; a bias takes registers of its own, and with them the room for a wide tile."""
     how = launch.config(kernel, like, dim, tokens)
     return how if bias is None else how | launch.config("softmax_biased", like, dim, tokens)
@@ -505,5 +583,7 @@ def _bias_strides(bias: Tensor | None, *full: int) -> tuple[int, ...]:
 def _row_strides(lse: Tensor, delta: Tensor) -> tuple[int, int]:
     """Numbers a row are read by the same strides."""
     if lse.stride() != delta.stride():
-        raise ValueError(f"log-sum-exp has strides {lse.stride()}, delta {delta.stride()}; slice both alike")
+        raise ValueError(
+            f"log-sum-exp has strides {lse.stride()}, delta {delta.stride()}; slice both alike"
+        )
     return lse.stride()[:2]

@@ -17,7 +17,9 @@ TYPES = {
 
 
 def power(size: int) -> int:
-    """The power of two that holds `size`. Triton's own takes 4 us: it looks for what it would have to unwrap."""
+    """The power of two that holds `size`. Triton's own takes 4 us: it looks for what it would have
+    to unwrap.
+    """
     return 1 << max(size - 1, 0).bit_length()
 
 
@@ -27,9 +29,11 @@ def powers(size: int) -> int:
 
 
 def parts(dim: int) -> tuple[int, int]:
-    """Two powers of two that hold `dim` channels together, the second 0 where one does: 72 is 64 and 16, 128 is 128.
+    """Two powers of two that hold `dim` channels together, the second 0 where one does: 72 is 64
+    and 16, 128 is 128.
 
-    A second part saves half the products of 72 and 160 channels; below 64 and at 96 there is too little to save.
+    A second part saves half the products of 72 and 160 channels; below 64 and at 96 there is too
+    little to save.
     """
     whole = powers(dim)
     first = whole // 2
@@ -46,7 +50,9 @@ def shape_of(dim: int, exit_dim: int) -> dict[str, int]:
 
 
 def precision(like: Tensor, exact: bool = False) -> dict:
-    """What products are taken of, and what they are added up in. The interpreter multiplies bf16 as bit patterns."""
+    """What products are taken of, and what they are added up in. The interpreter multiplies bf16 as
+    bit patterns.
+    """
     dtype = torch.float32 if launch.INTERPRETED and like.dtype == torch.bfloat16 else like.dtype
     found = {"DOT": TYPES[dtype], "ACC": TYPES[launch.wide(dtype)]}
     return found | {"EXACT": dtype in (torch.float32, torch.float64)} if exact else found
@@ -55,8 +61,8 @@ def precision(like: Tensor, exact: bool = False) -> dict:
 def aligned(*tensors: Tensor | None) -> bool:
     """Whether every row of channels begins at an address that 16 bytes divide.
 
-    Triton looks at strides alone and knows 16 elements only: to it the 72 channels of a DiT head begin anywhere, and
-    loads fall apart into single numbers.
+    Triton looks at strides alone and knows 16 elements only: to it the 72 channels of a DiT head
+    begin anywhere, and loads fall apart into single numbers.
     """
     bits = 0
     for each in tensors:
@@ -68,14 +74,18 @@ def aligned(*tensors: Tensor | None) -> bool:
 
 @triton.jit
 def pointers(base, n, stride, columns, ALIGNED: tl.constexpr):
-    """Places within a tile, in 32 bits (`launch.strides` sees to it); the base is moved to the tile, in 64."""
+    """Places within a tile, in 32 bits (`launch.strides` sees to it); the base is moved to the
+    tile, in 64.
+    """
     at = base + (n[:, None] * stride + columns[None, :])
     return tl.multiple_of(at, [1, 16]) if ALIGNED else at
 
 
 @triton.jit
 def load(base, n, stride, columns, live, DIM: tl.constexpr, ALIGNED: tl.constexpr):
-    """Tokens n, channels `columns`: (tokens, channels) in the tensor's own precision, zeros outside."""
+    """Tokens n, channels `columns`: (tokens, channels) in the tensor's own precision, zeros
+    outside.
+    """
     at = pointers(base, n, stride, columns, ALIGNED)
     return tl.load(at, mask=live[:, None] & (columns < DIM)[None, :], other=0.0)
 
@@ -86,11 +96,21 @@ def store(base, n, stride, columns, live, DIM: tl.constexpr, ALIGNED: tl.constex
     tl.store(at, values, mask=live[:, None] & (columns < DIM)[None, :])
 
 
-# A head's channels in two parts (`parts`); where one holds them all, the second is the first again and nobody reads it.
+# A head's channels in two parts (`parts`); where one holds them all, the second is the first again
+# and nobody reads it.
 
 
 @triton.jit
-def load_parts(base, n, stride, live, DIM: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ALIGNED: tl.constexpr):
+def load_parts(
+    base,
+    n,
+    stride,
+    live,
+    DIM: tl.constexpr,
+    P1: tl.constexpr,
+    P2: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     one = load(base, n, stride, tl.arange(0, P1), live, DIM, ALIGNED)
     if P2:
         return one, load(base, n, stride, P1 + tl.arange(0, P2), live, DIM, ALIGNED)
@@ -118,7 +138,9 @@ def zero_parts(ROWS: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ACC: tl.c
 
 
 @triton.jit
-def add_parts(acc1, acc2, weights, one, two, P2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+def add_parts(
+    acc1, acc2, weights, one, two, P2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr
+):
     """acc + weights @ parts."""
     acc1 += dot(weights, one, DOT, ACC)
     if P2:

@@ -1,8 +1,10 @@
 """Softmax attention over a window of the picture, one operation forward and one backward.
 
-- The first `text` tokens see everything and are seen by all; `extra` keys (CLEAR's pooled ones) are for the picture.
+- The first `text` tokens see everything and are seen by all; `extra` keys (CLEAR's pooled ones) are
+  for the picture.
 - The window is clipped at the border, as CLEAR's is: a corner token sees a quarter of a disc.
-- No N x N tensor, no mask of that size and no block table: what a tile can see follows from its place.
+- No N x N tensor, no mask of that size and no block table: what a tile can see follows from its
+  place.
 """
 
 import importlib
@@ -29,22 +31,27 @@ def window_attention(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Every picture token reads those strictly inside `radius` (disc: dy^2 + dx^2, square: |dy| and |dx|), like v.
+    """Every picture token reads those strictly inside `radius` (disc: dy^2 + dx^2, square: |dy| and
+    |dx|), like v.
 
-    q, k, v (batch, text + height x width, heads, head_dim), the picture row by row after the text. `extra`: keys and
-    values that every picture token sees, and no text token. `return_lse` adds the log-sum-exp of the scores, (batch,
-    heads, tokens), through which gradients pass. `backend`: the path this call takes, as `use_backend`
-    says it for all.
+    q, k, v (batch, text + height x width, heads, head_dim), the picture row by row after the text.
+    `extra`: keys and values that every picture token sees, and no text token. `return_lse` adds the
+    log-sum-exp of the scores, (batch, heads, tokens), through which gradients pass. `backend`: the
+    path this call takes, as `use_backend` says it for all.
     """
     check.window(q, k, v, height, width, radius, text, shape, scale, extra)
-    path = launch.choose(q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX).path
+    path = launch.choose(
+        q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX
+    ).path
     scale = q.shape[3] ** -0.5 if scale is None else scale
     more_k, more_v = (None, None) if extra is None else extra
     q, k, v, more_k, more_v = launch.cast(q, k, v, more_k, more_v)
     if path == "reference":
         extra = None if extra is None else (more_k, more_v)
         place = {"height": height, "width": width, "radius": radius, "text": text, "shape": shape}
-        return reference.window_attention(q, k, v, **place, scale=scale, extra=extra, return_lse=return_lse)
+        return reference.window_attention(
+            q, k, v, **place, scale=scale, extra=extra, return_lse=return_lse
+        )
     place = (height, width, float(radius), text, shape, float(scale))
     if path == "torch" and small_torch.fits_window(q, more_k, height, width, radius, return_lse):
         return small_torch.window_attention(q, k, v, more_k, more_v, *place)
@@ -52,7 +59,8 @@ def window_attention(
     return (out, lse) if return_lse else out
 
 
-# The operations ------------------------------------------------------------------------------------------------------
+# The operations
+# ---------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("linattn_kernels::window", mutates_args=())
@@ -71,7 +79,9 @@ def _window(
     wants_lse: bool,
     path: str,
 ) -> tuple[Tensor, Tensor]:
-    return _on(path).window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, wants_lse)
+    return _on(path).window(
+        q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, wants_lse
+    )
 
 
 @torch.library.custom_op("linattn_kernels::window_backward", mutates_args=())
@@ -111,7 +121,11 @@ def _(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, want
 
 @_window_backward.register_fake
 def _(grad, d_lse, q, k, v, extra_k, extra_v, *rest):
-    more = (q.new_empty(0), q.new_empty(0)) if extra_k is None else (launch.like(extra_k), launch.like(extra_v))
+    more = (
+        (q.new_empty(0), q.new_empty(0))
+        if extra_k is None
+        else (launch.like(extra_k), launch.like(extra_v))
+    )
     return launch.like(q), launch.like(k), launch.like(v), *more
 
 

@@ -1,13 +1,15 @@
-"""Window attention in Triton, on tiles of the picture as it lies: no permutation of tokens, no mask or block table.
+"""Window attention in Triton, on tiles of the picture as it lies: no permutation of tokens, no mask
+or block table.
 
-- A program owns a tile of rows x columns of the picture. Raster order would read ten times the needed keys at 256
-  tokens a row and radius 16; tiles of 8 x 8 read twice. (Tiles of 8 x 16 draw less from the L2, but leave no room
-  for a second program on a multiprocessor: 3.77 ms to 3.02 at 64K tokens of FLUX on an H200.)
-- The bounding box of what a tile can reach is walked in tiles of keys that begin at the box's corner. At radius 16 and
-  below hardly any of them lies wholly inside, so each is masked, by arithmetic on coordinates in float32: exact below
-  2048, and twice as fast as integers.
-- Text and extra keys come first, unmasked. Text queries, and the gradients of text and extra keys, are plain softmax
-  attention with one short side (`softmax_triton`).
+- A program owns a tile of rows x columns of the picture. Raster order would read ten times the
+  needed keys at 256 tokens a row and radius 16; tiles of 8 x 8 read twice. (Tiles of 8 x 16 draw
+  less from the L2, but leave no room for a second program on a multiprocessor: 3.77 ms to 3.02 at
+  64K tokens of FLUX on an H200.)
+- The bounding box of what a tile can reach is walked in tiles of keys that begin at the box's
+  corner. At radius 16 and below hardly any of them lies wholly inside, so each is masked, by
+  arithmetic on coordinates in float32: exact below 2048, and twice as fast as integers.
+- Text and extra keys come first, unmasked. Text queries, and the gradients of text and extra keys,
+  are plain softmax attention with one short side (`softmax_triton`).
 """
 
 import math
@@ -29,7 +31,16 @@ from linattn_kernels.softmax_triton import (
     slopes_of,
     upright,
 )
-from linattn_kernels.tiles import add_parts, aligned, load_parts, precision, product, shape_of, store_parts, zero_parts
+from linattn_kernels.tiles import (
+    add_parts,
+    aligned,
+    load_parts,
+    precision,
+    product,
+    shape_of,
+    store_parts,
+    zero_parts,
+)
 
 # Never compiled anew for another picture.
 SIZES = ["height", "width", "across", "far", "text", "extra"]
@@ -40,7 +51,8 @@ def _sides(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(row, column, place) of a tile's tokens within it: the same for all tiles."""
     i = tl.arange(0, ROWS * COLUMNS)
     y = i // COLUMNS
-    x = i - y * COLUMNS  # a remainder would hide from the compiler which of a thread's tokens share a column
+    # a remainder would hide from the compiler which of a thread's tokens share a column
+    x = i - y * COLUMNS
     return y, x, y * width + x
 
 
@@ -50,16 +62,24 @@ def _own(tile, across, height, width, text, ROWS: tl.constexpr, COLUMNS: tl.cons
     y, x, n = _sides(width, ROWS, COLUMNS)
     top, left = (tile // across) * ROWS, (tile % across) * COLUMNS
     inside = (y < height - top) & (x < width - left)
-    return (text + top * width + left).to(tl.int64), n, (top + y).to(tl.float32), (left + x).to(tl.float32), inside
+    return (
+        (text + top * width + left).to(tl.int64),
+        n,
+        (top + y).to(tl.float32),
+        (left + x).to(tl.float32),
+        inside,
+    )
 
 
 @triton.jit
 def _mask(s, y, x, other_y, other_x, far, limit, DISC: tl.constexpr, FUSED: tl.constexpr):
-    """Scores of what lies in the window of which, and -inf; the four are in float32 and broadcast against each other.
+    """Scores of what lies in the window of which, and -inf; the four are in float32 and broadcast
+    against each other.
 
-    What is compared is a column's and what with a row's: the compiler takes each once, and a score costs a comparison
-    and a selection. FUSED: they are one instruction to it. Left to itself it makes the masks before the scores are
-    there, and waits with a bit for each, in registers there are too few of.
+    What is compared is a column's and what with a row's: the compiler takes each once, and a score
+    costs a comparison and a selection. FUSED: they are one instruction to it. Left to itself it
+    makes the masks before the scores are there, and waits with a bit for each, in registers there
+    are too few of.
     """
     dy, dx = y - other_y, x - other_x
     if DISC:
@@ -97,7 +117,9 @@ def _next(at_y, at_x, box, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _at(at_y, at_x, box, rows, columns):
-    """(y, x, inside) of the tile at a corner, in float32: a row or column that is not inside is out of all reach."""
+    """(y, x, inside) of the tile at a corner, in float32: a row or column that is not inside is out
+    of all reach.
+    """
     _, end_y, _, end_x = box
     low, left = rows < end_y - at_y, columns < end_x - at_x
     y = tl.where(low, (at_y + rows).to(tl.float32), 1e18)
@@ -123,7 +145,22 @@ def _read_all(
         k1, k2 = load_parts(k + first * k_n, n, k_n, live, DIM, D1, D2, ALIGNED)
         s = tl.where(live[None, :], product(q1, q2, k1, k2, D2, DOT, ACC), float("-inf"))
         top, total, acc1, acc2 = attend_step(
-            s, scale, top, total, acc1, acc2, v + first * v_n, n, v_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
+            s,
+            scale,
+            top,
+            total,
+            acc1,
+            acc2,
+            v + first * v_n,
+            n,
+            v_n,
+            live,
+            EXIT,
+            E1,
+            E2,
+            ALIGNED,
+            DOT,
+            ACC,
         )
     return top, total, acc1, acc2
 
@@ -171,7 +208,22 @@ def _forward_kernel(
         s = product(q1, q2, k1, k2, D2, DOT, ACC)
         s = _mask(s, y, x, ky[None, :], kx[None, :], far, limit, DISC, FUSED)
         top, total, acc1, acc2 = attend_step(
-            s, scale, top, total, acc1, acc2, v + corner * v_n, n, v_n, live, EXIT, E1, E2, ALIGNED, DOT, ACC
+            s,
+            scale,
+            top,
+            total,
+            acc1,
+            acc2,
+            v + corner * v_n,
+            n,
+            v_n,
+            live,
+            EXIT,
+            E1,
+            E2,
+            ALIGNED,
+            DOT,
+            ACC,
         )
         at_y, at_x = _next(at_y, at_x, box, KY, KX)
     share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]
@@ -223,7 +275,9 @@ def _pull_all(
             DOT,
             ACC,
         )
-        _, ds = slopes_of(tl.where(live[None, :], s * scale - sums[:, None], float("-inf")), told, less[:, None])
+        _, ds = slopes_of(
+            tl.where(live[None, :], s * scale - sums[:, None], float("-inf")), told, less[:, None]
+        )
         acc1, acc2 = add_parts(acc1, acc2, ds, k1, k2, D2, DOT, ACC)
     return acc1, acc2
 
@@ -276,7 +330,9 @@ def _queries_kernel(
             q1, q2, g1, g2, k + corner * k_n, k_n, v + corner * v_n, v_n, n, live,
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
-        s = _mask(s * scale - sums[:, None], y, x, ky[None, :], kx[None, :], far, limit, DISC, FUSED)
+        s = _mask(
+            s * scale - sums[:, None], y, x, ky[None, :], kx[None, :], far, limit, DISC, FUSED
+        )
         _, ds = slopes_of(s, told, less[:, None])
         acc1, acc2 = add_parts(acc1, acc2, ds, k1, k2, D2, DOT, ACC)
         at_y, at_x = _next(at_y, at_x, box, KY, KX)
@@ -291,9 +347,11 @@ def _gather(
     DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """(queries, gradients, exponents, gradients of the weights, what is taken off) of a tile of queries.
+    """(queries, gradients, exponents, gradients of the weights, what is taken off) of a tile of
+    queries.
 
-    Scores are (keys, queries) here: so they are the left side of both products, and stay in registers.
+    Scores are (keys, queries) here: so they are the left side of both products, and stay in
+    registers.
     """
     q1, q2 = load_parts(q, m, q_n, live, DIM, D1, D2, ALIGNED)
     g1, g2 = load_parts(grad, m, grad_n, live, EXIT, E1, E2, ALIGNED)
@@ -323,7 +381,9 @@ def _keys_kernel(
     QY: tl.constexpr, QX: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The picture keys' gradients: windows are symmetric, so a tile of keys walks the queries it can reach."""
+    """The picture keys' gradients: windows are symmetric, so a tile of keys walks the queries it
+    can reach.
+    """
     BM: tl.constexpr = QY * QX
     BN: tl.constexpr = KY * KX
     tile, place = tl.program_id(0), tl.program_id(1)
@@ -333,8 +393,12 @@ def _keys_kernel(
     lse += batch * lse_b + head * lse_h
     delta += batch * lse_b + head * lse_h
     own, n, y, x, inside = _own(tile, across, height, width, text, KY, KX)
-    k1, k2 = load_parts(k + batch * k_b + head * k_h + own * k_n, n, k_n, inside, DIM, D1, D2, ALIGNED)
-    v1, v2 = load_parts(v + batch * v_b + head * v_h + own * v_n, n, v_n, inside, EXIT, E1, E2, ALIGNED)
+    k1, k2 = load_parts(
+        k + batch * k_b + head * k_h + own * k_n, n, k_n, inside, DIM, D1, D2, ALIGNED
+    )
+    v1, v2 = load_parts(
+        v + batch * v_b + head * v_h + own * v_n, n, v_n, inside, EXIT, E1, E2, ALIGNED
+    )
     dk1, dk2 = zero_parts(BN, D1, D2, ACC)
     dv1, dv2 = zero_parts(BN, E1, E2, ACC)
     m = tl.arange(0, BM)
@@ -346,7 +410,9 @@ def _keys_kernel(
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
         s = tl.where(live[None, :], s, float("-inf"))
-        dk1, dk2, dv1, dv2 = _add(dk1, dk2, dv1, dv2, q1, q2, g1, g2, s, told, less, D2, E2, DOT, ACC)
+        dk1, dk2, dv1, dv2 = _add(
+            dk1, dk2, dv1, dv2, q1, q2, g1, g2, s, told, less, D2, E2, DOT, ACC
+        )
     y, x = y[:, None], x[:, None]
     rows, columns, m = _sides(width, QY, QX)
     box = _box(tile, across, far, height, width, KY, KX)
@@ -361,7 +427,9 @@ def _keys_kernel(
             DIM, D1, D2, EXIT, E1, E2, ALIGNED, DOT, ACC,
         )  # fmt: skip
         s = _mask(s, y, x, qy[None, :], qx[None, :], far, limit, DISC, FUSED)
-        dk1, dk2, dv1, dv2 = _add(dk1, dk2, dv1, dv2, q1, q2, g1, g2, s, told, less, D2, E2, DOT, ACC)
+        dk1, dk2, dv1, dv2 = _add(
+            dk1, dk2, dv1, dv2, q1, q2, g1, g2, s, told, less, D2, E2, DOT, ACC
+        )
         at_y, at_x = _next(at_y, at_x, box, QY, QX)
     natural = scale / 1.4426950408889634
     dk += batch * dk_b + head * dk_h + own * dk_n
@@ -370,7 +438,8 @@ def _keys_kernel(
     store_parts(dv, n, dv_n, inside, dv1, dv2, EXIT, E1, E2, ALIGNED)
 
 
-# Launching -----------------------------------------------------------------------------------------------------------
+# Launching
+# ---------------------------------------------------------------------------------------------
 
 
 def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, wants_lse):
@@ -396,14 +465,36 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     return out, lse
 
 
-def window_backward(grad, d_lse, q, k, v, extra_k, extra_v, out, lse, height, width, radius, text, shape, scale):
+def window_backward(
+    grad, d_lse, q, k, v, extra_k, extra_v, out, lse, height, width, radius, text, shape, scale
+):
     grad, q, k, v, extra_k, extra_v = (unit(each) for each in (grad, q, k, v, extra_k, extra_v))
     dq, dk, dv = launch.like(q), launch.like(k), launch.like(v)
     more = [q.new_empty(0) if each is None else launch.like(each) for each in (extra_k, extra_v)]
     if not q.numel():
         return dq, dk, dv, *(each.zero_() for each in more)
-    delta = delta_of(grad, out, None if d_lse is None else d_lse.contiguous())  # a sum's gradient has strides of 0
-    _picture(grad, q, k, v, extra_k, extra_v, lse, delta, dq, dk, dv, height, width, radius, text, shape, scale)
+    delta = delta_of(
+        grad, out, None if d_lse is None else d_lse.contiguous()
+    )  # a sum's gradient has strides of 0
+    _picture(
+        grad,
+        q,
+        k,
+        v,
+        extra_k,
+        extra_v,
+        lse,
+        delta,
+        dq,
+        dk,
+        dv,
+        height,
+        width,
+        radius,
+        text,
+        shape,
+        scale,
+    )
     if text:
         head = slice(0, text)
         known = (None, lse, delta, scale)
@@ -416,10 +507,33 @@ def window_backward(grad, d_lse, q, k, v, extra_k, extra_v, out, lse, height, wi
     return dq, dk, dv, *more
 
 
-def _picture(grad, q, k, v, extra_k, extra_v, lse, delta, dq, dk, dv, height, width, radius, text, shape, scale):
+def _picture(
+    grad,
+    q,
+    k,
+    v,
+    extra_k,
+    extra_v,
+    lse,
+    delta,
+    dq,
+    dk,
+    dv,
+    height,
+    width,
+    radius,
+    text,
+    shape,
+    scale,
+):
     """Gradients of the picture's queries, keys and values."""
     batch, tokens, heads, dim = q.shape
-    given = {"DISC": shape == "disc", "FUSED": not launch.INTERPRETED, **shape_of(dim, v.shape[3]), **precision(q)}
+    given = {
+        "DISC": shape == "disc",
+        "FUSED": not launch.INTERPRETED,
+        **shape_of(dim, v.shape[3]),
+        **precision(q),
+    }
     given["ALIGNED"] = aligned(grad, q, k, v, extra_k, extra_v, dq, dk, dv)
     how = launch.config("window_queries", q, max(dim, v.shape[3]), tokens)
     across = launch.cdiv(width, how["QX"])
@@ -444,6 +558,8 @@ def _near(height: int, width: int, *tensors: Tensor) -> tuple[int, ...]:
 
 
 def _reach(radius: float, height: int, width: int) -> tuple[int, float]:
-    """The farthest whole distance strictly inside, and the largest whole square of a distance that is."""
+    """The farthest whole distance strictly inside, and the largest whole square of a distance that
+    is.
+    """
     radius = min(radius, float(height + width))
     return math.ceil(radius) - 1, float(math.ceil(radius * radius) - 1)

@@ -10,7 +10,9 @@ from linattn.attention.mediator import Mediator
 from linattn.attention.options import nearest
 from linattn.attention.softmax import Softmax
 
-OPERATORS: dict[str, type[Operator]] = {kind.name: kind for kind in (Softmax, Clear, LinFusion, Mediator, LiT)}
+OPERATORS: dict[str, type[Operator]] = {
+    kind.name: kind for kind in (Softmax, Clear, LinFusion, Mediator, LiT)
+}
 
 
 def create(name: str, shape: LayerShape, **options: Any) -> Operator:

@@ -1,13 +1,16 @@
 """The contract of every operator: what a layer asks of its attention.
 
-- An operator belongs to one layer and sees (batch, tokens, heads, head_dim), text tokens first, after the family's own
-  projections, qk-norm and RoPE. It keeps parameters only: grid and noise come with every call.
-- `mix` is the fast path; `attention_map` and `local` are the definition, written apart from it and judging it.
-- A subclass writes `core`, `dense` and, if it has a convolution, `convolution`; `values` are its options at the noise
-  of that call, so that any of them can follow the noise without the subclass knowing, and `values.position`, the
-  (cos, sin) by which the family has rotated q and k, or None.
-- Autocast is off in the core, which gets float32 at least: half precision overflows in N-long sums (methods: LiT
-  reports NaN), and float64 stays float64. One that sums in float32 by itself (`wide = False`) gets what was given.
+- An operator belongs to one layer and sees (batch, tokens, heads, head_dim), text tokens first,
+  after the family's own projections, qk-norm and RoPE. It keeps parameters only: grid and noise
+  come with every call.
+- `mix` is the fast path; `attention_map` and `local` are the definition, written apart from it and
+  judging it.
+- A subclass writes `core`, `dense` and, if it has a convolution, `convolution`; `values` are its
+  options at the noise of that call, so that any of them can follow the noise without the subclass
+  knowing, and `values.position`, the (cos, sin) by which the family has rotated q and k, or None.
+- Autocast is off in the core, which gets float32 at least: half precision overflows in N-long sums
+  (methods: LiT reports NaN), and float64 stays float64. One that sums in float32 by itself (`wide =
+  False`) gets what was given.
 - `backend` asks for one of the kernels' paths; `runs` says which one is taken on a device, and why.
 """
 
@@ -25,7 +28,12 @@ from linattn.attention.options import Option, Values, check, check_names, neares
 from linattn_kernels.launch import Backend, choose
 
 POLICIES = ("mlp_only", "out", "v", "all")
-KEPT = {"mlp_only": (), "out": ("to_out",), "v": ("to_v", "to_out"), "all": ("to_q", "to_k", "to_v", "to_out")}
+KEPT = {
+    "mlp_only": (),
+    "out": ("to_out",),
+    "v": ("to_v", "to_out"),
+    "all": ("to_q", "to_k", "to_v", "to_out"),
+}
 
 
 Position = tuple[Tensor, Tensor]  # cos and sin of rotary positions, (tokens, head_dim)
@@ -38,7 +46,8 @@ class LayerShape:
     head_dim: int
     has_text: bool = False
     index: int = 0
-    trained: int | None = None  # tokens, text included, at the size the model was trained at, where its config says
+    # tokens, text included, at the size the model was trained at, where its config says
+    trained: int | None = None
 
     def __post_init__(self):
         for name in ("width", "heads", "head_dim"):
@@ -53,7 +62,8 @@ class LayerShape:
 class Operator(nn.Module):
     name: ClassVar[str]
     table: ClassVar[dict[str, Option]] = {}
-    max_head_dim: ClassVar[int | None] = None  # the largest that its kernel takes; None: no kernel, PyTorch everywhere
+    # the largest that its kernel takes; None: no kernel, PyTorch everywhere
+    max_head_dim: ClassVar[int | None] = None
     core_in_float32: ClassVar[bool] = True  # whether half precision is widened before the core
 
     def __init__(self, shape: LayerShape, **options: Any):
@@ -75,7 +85,11 @@ class Operator(nn.Module):
     def options(self) -> dict[str, Any]:
         """Plain JSON values that build this operator again."""
         schedule = [{"until": until, **changes} for until, changes in self.schedule]
-        told = {n: value for n, value in self.values.given.items() if self.shape.has_text or not self.table[n].joint}
+        told = {
+            n: value
+            for n, value in self.values.given.items()
+            if self.shape.has_text or not self.table[n].joint
+        }
         return {**_plain(told), **({"schedule": _plain(schedule)} if schedule else {})}
 
     @property
@@ -114,25 +128,38 @@ class Operator(nn.Module):
                 raise ValueError(f"{self.name}: {name} cannot follow the noise; what can: {can}")
         return {name: check(self.name, self.table, name, value) for name, value in values.items()}
 
-    def _read_schedule(self, entries: Sequence[dict[str, Any]]) -> list[tuple[float, dict[str, Any]]]:
-        if isinstance(entries, (str, dict)) or not all(isinstance(entry, dict) for entry in entries):
+    def _read_schedule(
+        self, entries: Sequence[dict[str, Any]]
+    ) -> list[tuple[float, dict[str, Any]]]:
+        if isinstance(entries, (str, dict)) or not all(
+            isinstance(entry, dict) for entry in entries
+        ):
             shown = "[{until: 0.8, ...}, {until: 0.0, ...}]"
             raise ValueError(f"{self.name}: schedule is a list like {shown}, not {entries!r}")
         schedule = []
         for entry in entries:
             changes = dict(entry)
             until = changes.pop("until", None)
-            if isinstance(until, bool) or not isinstance(until, (int, float)) or not 0 <= until <= 1:
-                raise ValueError(f"{self.name}: until is a noise level in [0, 1], not {until!r} in {entry!r}")
+            if (
+                isinstance(until, bool)
+                or not isinstance(until, (int, float))
+                or not 0 <= until <= 1
+            ):
+                raise ValueError(
+                    f"{self.name}: until is a noise level in [0, 1], not {until!r} in {entry!r}"
+                )
             if schedule and until >= schedule[-1][0]:
                 raise ValueError(
-                    f"{self.name}: schedules go from noise to picture; until {until} follows {schedule[-1][0]}"
+                    f"{self.name}: schedules go from noise to picture; until {until} follows "
+                    f"{schedule[-1][0]}"
                 )
             schedule.append((float(until), self._checked(changes)))
         return schedule
 
     def at(self, noise: float | None = None) -> Values:
-        """The options that hold at one noise level; without a level, and below the last `until`, the operator's own."""
+        """The options that hold at one noise level; without a level, and below the last `until`,
+        the operator's own.
+        """
         if self._pinned is not None:
             return self.values.but(self._pinned)
         if noise is None or not self.schedule:
@@ -140,7 +167,8 @@ class Operator(nn.Module):
         return self._entry(self._positions(torch.tensor([noise], dtype=torch.float64))[0])
 
     def _positions(self, noise: Tensor) -> list[int]:
-        # In the noise's own precision: 0.7 in float32 is below the double 0.7, yet it is the level that was meant.
+        # In the noise's own precision: 0.7 in float32 is below the double 0.7, yet it is the level
+        # that was meant.
         untils = noise.new_tensor([until for until, _ in self.schedule])
         return (noise.flatten()[:, None] < untils).sum(1).tolist()
 
@@ -148,20 +176,32 @@ class Operator(nn.Module):
         changes = self.schedule[position][1] if position < len(self.schedule) else {}
         return self.values.but(changes)
 
-    def _grouped(self, function: Callable[..., Tensor], noise: Tensor | None, *tensors: Tensor | None) -> Tensor:
-        """function(values, *tensors) for each part of the batch that shares its values, back in the batch's order."""
+    def _grouped(
+        self, function: Callable[..., Tensor], noise: Tensor | None, *tensors: Tensor | None
+    ) -> Tensor:
+        """function(values, *tensors) for each part of the batch that shares its values, back in the
+        batch's order.
+        """
         if self._pinned is not None or noise is None or not self.schedule:
             return function(self.at(), *tensors)
         batch = tensors[0].shape[0]
         if noise.numel() not in (1, batch):
-            raise ValueError(f"{self.name}: noise has {noise.numel()} levels for a batch of {batch}; give 1 or {batch}")
+            raise ValueError(
+                f"{self.name}: noise has {noise.numel()} levels for a batch of {batch}; give 1 or "
+                f"{batch}"
+            )
         positions = self._positions(noise)
         if len(set(positions)) == 1:
             return function(self._entry(positions[0]), *tensors)
-        groups = [[i for i, p in enumerate(positions) if p == position] for position in sorted(set(positions))]
+        groups = [
+            [i for i, p in enumerate(positions) if p == position]
+            for position in sorted(set(positions))
+        ]
         rows = [torch.tensor(group, device=tensors[0].device) for group in groups]
         parts = [
-            function(self._entry(positions[group[0]]), *(t if t is None else t[row] for t in tensors))
+            function(
+                self._entry(positions[group[0]]), *(t if t is None else t[row] for t in tensors)
+            )
             for group, row in zip(groups, rows, strict=True)
         ]
         return torch.cat(parts)[torch.cat(rows).argsort()]
@@ -182,19 +222,27 @@ class Operator(nn.Module):
         noise: Tensor | None = None,
         position: Position | None = None,
     ) -> Tensor:
-        """The attention itself, (batch, tokens, heads, head_dim) like v; noise is (batch,), 1 is pure noise."""
+        """The attention itself, (batch, tokens, heads, head_dim) like v; noise is (batch,), 1 is
+        pure noise.
+        """
         self._fits(grid, q, k, v)
         dtype = common(q, k, v, least=torch.float32 if self.core_in_float32 else None)
 
         def mixed(values: Values, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
             out = self.core(q, k, v, grid, x, values.but({"position": position}))
-            return out if self.convolution is None else out + self.convolution(v, grid, self.side(values))
+            return (
+                out
+                if self.convolution is None
+                else out + self.convolution(v, grid, self.side(values))
+            )
 
         with torch.autocast(v.device.type, enabled=False):
             return self._grouped(mixed, noise, q.to(dtype), k.to(dtype), v.to(dtype), x).to(v.dtype)
 
     def runs(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
-        """Say which path `mix` takes on a device, and why. The path is named "none" where it would raise."""
+        """Say which path `mix` takes on a device, and why. The path is named "none" where it would
+        raise.
+        """
         if self.max_head_dim is None:
             return Backend("torch", "PyTorch's own operations")
         try:
@@ -208,14 +256,18 @@ class Operator(nn.Module):
         return self.shape.head_dim
 
     def initialise(self, attn: nn.Module, policy: str = "all") -> None:
-        """Keep of the teacher's projections what the policy names and draw the others afresh (Xavier, as LiT does)."""
+        """Keep of the teacher's projections what the policy names and draw the others afresh
+        (Xavier, as LiT does).
+        """
         if policy not in KEPT:
             raise nearest("initialise policy", policy, KEPT)
         for name in KEPT["all"]:
             projection = getattr(attn, name, None)
             if projection is None or name in KEPT[policy]:
                 continue
-            linear = projection if hasattr(projection, "weight") else projection[0]  # to_out is [Linear, Dropout]
+            linear = (
+                projection if hasattr(projection, "weight") else projection[0]
+            )  # to_out is [Linear, Dropout]
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
@@ -223,9 +275,16 @@ class Operator(nn.Module):
     # What it stands for
 
     def attention_map(
-        self, q: Tensor, k: Tensor, grid: Grid, noise: Tensor | None = None, position: Position | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        grid: Grid,
+        noise: Tensor | None = None,
+        position: Position | None = None,
     ) -> Tensor:
-        """The N x N matrix of every head, (batch, heads, tokens, tokens): row i says whom token i reads."""
+        """The N x N matrix of every head, (batch, heads, tokens, tokens): row i says whom token i
+        reads.
+        """
         self._fits(grid, q, k)
         wide = common(q, k, least=torch.float32)
 
@@ -256,16 +315,19 @@ class Operator(nn.Module):
         position: Position | None = None,
     ) -> Tensor:
         """What `mix` must equal: map @ v + local, v regrouped to the map's heads."""
-        weights = self.attention_map(q, k, grid, noise, position)  # (batch, map_heads, tokens, tokens)
-        value = v.to(weights.dtype).flatten(2).unflatten(2, (weights.shape[1], -1))  # (batch, tokens, map_heads, -1)
+        # (batch, map_heads, tokens, tokens)
+        weights = self.attention_map(q, k, grid, noise, position)
+        # (batch, tokens, map_heads, -1)
+        value = v.to(weights.dtype).flatten(2).unflatten(2, (weights.shape[1], -1))
         read = torch.einsum("bhij,bjhd->bihd", weights, value)
         return read.reshape(v.shape) + self.local(v, grid, noise)
 
     # What it costs
 
     def macs(self, grid: Grid, noise: float | None = None) -> int:
-        """Multiply-accumulates of this layer's core and added modules for one picture; the teacher's projections,
-        softmax, averages and divisions are not counted, as in the papers. CLEAR's pooling is: it learns its weights.
+        """Multiply-accumulates of this layer's core and added modules for one picture; the
+        teacher's projections, softmax, averages and divisions are not counted, as in the papers.
+        CLEAR's pooling is: it learns its weights.
         """
         values = self.at(noise)
         side = 0 if self.convolution is None else self.side(values)
@@ -277,7 +339,9 @@ class Operator(nn.Module):
 
     # What a subclass writes; q, k, v have one dtype, in `dense` float32 at least
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
+    def core(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
         """Like v, sub-quadratic, without the convolution."""
         raise NotImplementedError
 
@@ -300,7 +364,8 @@ class Operator(nn.Module):
             want = (grid.tokens, self.shape.heads, self.shape.head_dim)
             if tensor.ndim != 4 or tuple(tensor.shape[1:]) != want:
                 raise ValueError(
-                    f"{self.name}: a tensor of shape {tuple(tensor.shape)} does not fit {grid} with {self.shape.heads} "
+                    f"{self.name}: a tensor of shape {tuple(tensor.shape)} does not fit {grid} "
+                    f"with {self.shape.heads} "
                     f"heads of {self.shape.head_dim}: expected (batch, {', '.join(map(str, want))})"
                 )
 

@@ -1,14 +1,16 @@
 """CLEAR (arXiv 2412.16112): the teacher's softmax over a disc on the picture.
 
-- A picture token reads the picture tokens strictly inside the radius (dy^2 + dx^2 < radius^2, clipped at the border)
-  and all text tokens; a text token reads everything. All heads alike.
-- pool=f appends a pooled key and value for each f x f cell, made with one learnable f x f kernel a layer, the same for
-  keys, values and heads, 1/f^2 at first. Picture tokens read all of them, text tokens none. Cells at the border of a
-  picture that f does not divide are partial: the kernel is clipped and the sum runs over the positions there are.
-  (The release refuses such sizes.) This part is quadratic, N^2 / f^2, as published.
-- proportional multiplies the scale by sqrt(log(tokens) / log(training tokens)), text included, and with pooled keys
-  sqrt(log(10 tokens) / ...), as released. Training tokens are option `trained`, else what the model's config says
-  (`LayerShape.trained`); where neither does, it is refused: with FLUX.1's 4608 a small model's scores would soften.
+- A picture token reads the picture tokens strictly inside the radius (dy^2 + dx^2 < radius^2,
+  clipped at the border) and all text tokens; a text token reads everything. All heads alike.
+- pool=f appends a pooled key and value for each f x f cell, made with one learnable f x f kernel a
+  layer, the same for keys, values and heads, 1/f^2 at first. Picture tokens read all of them, text
+  tokens none. Cells at the border of a picture that f does not divide are partial: the kernel is
+  clipped and the sum runs over the positions there are. (The release refuses such sizes.) This part
+  is quadratic, N^2 / f^2, as published.
+- proportional multiplies the scale by sqrt(log(tokens) / log(training tokens)), text included, and
+  with pooled keys sqrt(log(10 tokens) / ...), as released. Training tokens are option `trained`,
+  else what the model's config says (`LayerShape.trained`); where neither does, it is refused: with
+  FLUX.1's 4608 a small model's scores would soften.
 """
 
 import math
@@ -25,18 +27,23 @@ from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
 
 UNTOLD = (
-    "proportional needs to know how many tokens the model was trained with, and its config does not say: pass trained, "
+    "proportional needs to know how many tokens the model was trained with, and its config does "
+    "not say: pass trained, "
     "text included (FLUX.1 at 1024 px: 4608)"
 )
 
 
 class Pooling(nn.Module):
-    """A kernel for each factor. Called, not looked up: accelerate brings offloaded weights back for a call alone."""
+    """A kernel for each factor. Called, not looked up: accelerate brings offloaded weights back for
+    a call alone.
+    """
 
     def __init__(self, factors: Sequence[int]):
         super().__init__()
         for factor in factors:
-            self.register_parameter(str(factor), nn.Parameter(torch.full((factor, factor), 1 / factor**2)))
+            self.register_parameter(
+                str(factor), nn.Parameter(torch.full((factor, factor), 1 / factor**2))
+            )
 
     def forward(self, factor: int) -> Tensor:
         return getattr(self, str(factor))
@@ -54,7 +61,11 @@ class Clear(Operator):
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
-        if True in self.ever("proportional") and None in self.ever("trained") and shape.trained is None:
+        if (
+            True in self.ever("proportional")
+            and None in self.ever("trained")
+            and shape.trained is None
+        ):
             raise ValueError(UNTOLD)
         # One kernel for each factor a schedule asks for.
         factors = sorted({factor for factor in self.ever("pool") if factor > 1})
@@ -79,9 +90,20 @@ class Clear(Operator):
         kernel = self.pooling(factor).to(wide)
         return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2).to(tokens.dtype)
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
-        extra = tuple(self.pooled(each, grid, values.pool) for each in (k, v)) if values.pool > 1 else None
-        place = {"height": grid.height, "width": grid.width, "radius": values.radius, "text": grid.text}
+    def core(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
+        extra = (
+            tuple(self.pooled(each, grid, values.pool) for each in (k, v))
+            if values.pool > 1
+            else None
+        )
+        place = {
+            "height": grid.height,
+            "width": grid.width,
+            "radius": values.radius,
+            "text": grid.text,
+        }
         how = {"scale": self.scale(grid, values), "extra": extra, "backend": self.backend}
         return window_attention(q, k, v, **place, **how)
 
@@ -94,10 +116,13 @@ class Clear(Operator):
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         text, scale = grid.text, self.scale(grid, values)
-        weight = scores(q, k, scale).masked_fill(~self.allowed(grid, values.radius, q.device), -math.inf)
+        weight = scores(q, k, scale).masked_fill(
+            ~self.allowed(grid, values.radius, q.device), -math.inf
+        )
         if values.pool == 1:
             return weight.softmax(-1)
-        # A pooled key is a sum of keys, so its score is that sum of scores and its weight goes to the same values.
+        # A pooled key is a sum of keys, so its score is that sum of scores and its weight goes to
+        # the same values.
         spread = self.spread(grid, values.pool, q.dtype)  # (cells, tokens)
         cells = torch.einsum("bhij,cj->bhic", scores(q, k, scale), spread)
         cells = torch.cat([torch.full_like(cells[:, :, :text], -math.inf), cells[:, :, text:]], 2)
@@ -117,7 +142,9 @@ class Clear(Operator):
         return math.ceil(grid.height / factor) * math.ceil(grid.width / factor) if factor > 1 else 0
 
     def pairs(self, grid: Grid, values: Values) -> int:
-        """Query-key pairs that are read: the ideal, which no tiling reaches (8 x 8 tiles at radius 8: 2.5 times)."""
+        """Query-key pairs that are read: the ideal, which no tiling reaches (8 x 8 tiles at radius
+        8: 2.5 times).
+        """
         far = math.ceil(values.radius) - 1
         near = 0
         for dy in range(-min(far, grid.height - 1), min(far, grid.height - 1) + 1):
@@ -128,7 +155,9 @@ class Clear(Operator):
         return pairs + grid.picture * self.cells(grid, values.pool)
 
     def cost(self, grid: Grid, values: Values) -> int:
-        pooling = 2 * grid.picture * self.shape.channels if values.pool > 1 else 0  # of keys and values, learned
+        pooling = (
+            2 * grid.picture * self.shape.channels if values.pool > 1 else 0
+        )  # of keys and values, learned
         return 2 * self.pairs(grid, values) * self.shape.channels + pooling
 
 

@@ -1,10 +1,11 @@
-"""The depth-wise convolution on the values that LiT and Attention Mediators add to the attention's output.
+"""The depth-wise convolution on the values that LiT and Attention Mediators add to the attention's
+output.
 
 - Zero at first (weight and bias): a converted layer starts as its attention alone.
-- Channels-last without a copy: tokens already lie as (height, width, channels). With channels first, the convolution
-  takes longer than the linear attention it helps.
-- `shared` > 1 heads use the same head_dim x k x k weights (LiT). A schedule may ask for a smaller side: the centre of
-  the same weights. Text tokens have no place on the picture and get nothing.
+- Channels-last without a copy: tokens already lie as (height, width, channels). With channels
+  first, the convolution takes longer than the linear attention it helps.
+- `shared` > 1 heads use the same head_dim x k x k weights (LiT). A schedule may ask for a smaller
+  side: the centre of the same weights. Text tokens have no place on the picture and get nothing.
 """
 
 import torch
@@ -25,13 +26,17 @@ class DepthwiseConvolution(nn.Module):
         if side == 0:
             return torch.zeros_like(v)
         weight, bias = self.kernel(side, v.dtype)
-        picture = grid.rows(v).flatten(3).permute(0, 3, 1, 2)  # (batch, channels, height, width), channels last
+        # (batch, channels, height, width), channels last
+        picture = grid.rows(v).flatten(3).permute(0, 3, 1, 2)
         out = F.conv2d(picture, weight, bias, padding=side // 2, groups=weight.shape[0])
-        out = out.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, v.shape[2:])  # (batch, picture, heads, head_dim)
+        # (batch, picture, heads, head_dim)
+        out = out.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, v.shape[2:])
         return F.pad(out, (0, 0, 0, 0, grid.text, 0)) if grid.text else out
 
     def kernel(self, side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(channels, 1, side, side) and (channels,): the centre of the weights, once for each sharing head."""
+        """(channels, 1, side, side) and (channels,): the centre of the weights, once for each
+        sharing head.
+        """
         off = (self.weight.shape[-1] - side) // 2
         weight = self.weight[:, :, off : off + side, off : off + side].to(dtype)
         return weight.repeat(self.shared, 1, 1, 1), self.bias.to(dtype).repeat(self.shared)
@@ -47,5 +52,8 @@ class DepthwiseConvolution(nn.Module):
         total = bias.expand_as(picture)
         for dy in range(side):
             for dx in range(side):
-                total = total + padded[:, dy : dy + grid.height, dx : dx + grid.width] * weight[:, 0, dy, dx]
+                total = (
+                    total
+                    + padded[:, dy : dy + grid.height, dx : dx + grid.width] * weight[:, 0, dy, dx]
+                )
         return torch.cat([out[:, : grid.text], total.flatten(1, 2).unflatten(2, v.shape[2:])], 1)

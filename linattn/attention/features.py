@@ -1,14 +1,16 @@
-"""What the linear operators share: how they call `linattn_kernels.linear_attention`, and the N x N definition.
+"""What the linear operators share: how they call `linattn_kernels.linear_attention`, and the N x N
+definition.
 
-- Sums over tokens are means, as published: the state and its normaliser keep their size at any resolution, and the
-  epsilon means the same at 256 tokens and at 16,384.
-- Every feature map is positive, so that the weights of a query are positive and sum to 1 up to the epsilon.
-- `rope`: q and k come rotated. "map" is taken of them as they are; "numerator" divides by the sum of what they were
-  before, so that the denominator stays a sum of positive numbers that positions do not touch. Without rotary positions
-  the two are the same.
-- `text`: "joint" reads text and picture in one sum. "exact" (MM-EDiT, arXiv 2503.16726) leaves softmax wherever text
-  takes part, which costs tokens x text: a text token reads all by softmax, a picture token the picture linearly and the
-  text by softmax, mixed by their shares of the tokens.
+- Sums over tokens are means, as published: the state and its normaliser keep their size at any
+  resolution, and the epsilon means the same at 256 tokens and at 16,384.
+- Every feature map is positive, so that the weights of a query are positive and sum to 1 up to the
+  epsilon.
+- `rope`: q and k come rotated. "map" is taken of them as they are; "numerator" divides by the sum
+  of what they were before, so that the denominator stays a sum of positive numbers that positions
+  do not touch. Without rotary positions the two are the same.
+- `text`: "joint" reads text and picture in one sum. "exact" (MM-EDiT, arXiv 2503.16726) leaves
+  softmax wherever text takes part, which costs tokens x text: a text token reads all by softmax, a
+  picture token the picture linearly and the text by softmax, mixed by their shares of the tokens.
 """
 
 import torch
@@ -42,12 +44,18 @@ def unrotated(x: Tensor, rope: Rope) -> Tensor:
     return (wide * cos + torch.stack([odd, -even], 4).flatten(3) * sin).to(x.dtype)
 
 
-def read(q: Tensor, k: Tensor, v: Tensor, grid: Grid, values: Values, backend: str | None, heads: int) -> Tensor:
-    """Like v: one linear read with the tokens' channels regrouped to `heads`, text as the options say."""
+def read(
+    q: Tensor, k: Tensor, v: Tensor, grid: Grid, values: Values, backend: str | None, heads: int
+) -> Tensor:
+    """Like v: one linear read with the tokens' channels regrouped to `heads`, text as the options
+    say.
+    """
     exact = bool(grid.text) and values.text == "exact"
     below = _below(q, k, values)
     first = grid.text if exact else 0
-    linear = (each if each is None else _regrouped(each[:, first:], heads) for each in (q, k, v, *below))
+    linear = (
+        each if each is None else _regrouped(each[:, first:], heads) for each in (q, k, v, *below)
+    )
     out = _linear(*linear, values, backend).reshape(v[:, first:].shape)
     if not exact:
         return out
@@ -57,7 +65,11 @@ def read(q: Tensor, k: Tensor, v: Tensor, grid: Grid, values: Values, backend: s
 
 
 def _linear(q, k, v, below_q, below_k, values: Values, backend: str | None) -> Tensor:
-    how = {"feature_map": values.feature_map, "shift": SHIFTS[values.feature_map], "eps": values.eps}
+    how = {
+        "feature_map": values.feature_map,
+        "shift": SHIFTS[values.feature_map],
+        "eps": values.eps,
+    }
     normaliser = None if below_q is None else (below_q, below_k)
     return linear_attention(q, k, v, **how, normaliser=normaliser, backend=backend)
 
@@ -78,14 +90,20 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-# The definition ------------------------------------------------------------------------------------------------------
+# The definition
+# ---------------------------------------------------------------------------------------------
 
 
 def dense(q: Tensor, k: Tensor, grid: Grid, values: Values, heads: int) -> Tensor:
     """The N x N weights: of `heads` heads, or of the teacher's where text is exact."""
-    below = [each if other is None else other for each, other in zip((q, k), _below(q, k, values), strict=True)]
+    below = [
+        each if other is None else other
+        for each, other in zip((q, k), _below(q, k, values), strict=True)
+    ]
     if not grid.text or values.text == "joint":
-        return linear_map(*(_regrouped(each, heads) for each in (q, k, *below)), values.feature_map, values.eps)
+        return linear_map(
+            *(_regrouped(each, heads) for each in (q, k, *below)), values.feature_map, values.eps
+        )
     text, share = grid.text, grid.picture / grid.tokens
     picture = (_regrouped(each[:, text:], heads) for each in (q, k, *below))
     linear = linear_map(*picture, values.feature_map, values.eps)
@@ -95,7 +113,9 @@ def dense(q: Tensor, k: Tensor, grid: Grid, values: Values, heads: int) -> Tenso
     return torch.cat([weight[:, :, :text].softmax(-1), torch.cat([on_text, on_picture], 3)], 2)
 
 
-def linear_map(q: Tensor, k: Tensor, below_q: Tensor, below_k: Tensor, feature_map: str, eps: float) -> Tensor:
+def linear_map(
+    q: Tensor, k: Tensor, below_q: Tensor, below_k: Tensor, feature_map: str, eps: float
+) -> Tensor:
     """(batch, heads, tokens, tokens); the last two are the denominator's queries and keys."""
     weights, below = (
         torch.einsum("bihd,bjhd->bhij", phi(one, feature_map), phi(two, feature_map))

@@ -1,7 +1,9 @@
 """How the tokens of one forward lie on the picture.
 
-- Text tokens first (if the family has any), then the picture's rows from top to bottom, each from left to right.
-- A `Grid` is a value: operators get it with every call and keep none, so one module serves every size.
+- Text tokens first (if the family has any), then the picture's rows from top to bottom, each from
+  left to right.
+- A `Grid` is a value: operators get it with every call and keep none, so one module serves every
+  size.
 - Height and width are both given: the number of tokens alone does not tell 8 x 32 from 16 x 16.
 """
 
@@ -22,7 +24,9 @@ class Grid:
             size = getattr(self, name)
             # torch.compile carries sizes as SymInt, which is no int.
             if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) or size < least:
-                raise ValueError(f"a grid's {name} is a whole number of tokens from {least} on, not {size!r}")
+                raise ValueError(
+                    f"a grid's {name} is a whole number of tokens from {least} on, not {size!r}"
+                )
 
     @property
     def picture(self) -> int:

@@ -1,11 +1,14 @@
-"""LinFusion (arXiv 2409.02097): normalised linear attention whose queries and keys pass a small learned function.
+"""LinFusion (arXiv 2409.02097): normalised linear attention whose queries and keys pass a small
+learned function.
 
-- Q = Wq (x + f_q(x)), K = Wk (x + f_k(x)), V = Wv x, with f = Linear, LayerNorm, LeakyReLU, Linear of width `hidden`.
-- The last Linear is zero at conversion, so f = 0 and the student starts as ELU + 1 linear attention with the teacher's
-  projections. This is the paper's recipe and the first public trainer's. The later public trainer re-initialises all
-  weights, which we treat as a bug.
+- Q = Wq (x + f_q(x)), K = Wk (x + f_k(x)), V = Wv x, with f = Linear, LayerNorm, LeakyReLU, Linear
+  of width `hidden`.
+- The last Linear is zero at conversion, so f = 0 and the student starts as ELU + 1 linear attention
+  with the teacher's projections. This is the paper's recipe and the first public trainer's. The
+  later public trainer re-initialises all weights, which we treat as a bug.
 - hidden=0 is no function at all. The public code doubles x there; this one does not.
-- eps is added to the mean-normalised denominator; the papers' 1e-4 keeps fp16 finite where 1e-6 gave NaN.
+- eps is added to the mean-normalised denominator; the papers' 1e-4 keeps fp16 finite where 1e-6
+  gave NaN.
 - Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py).
 """
 
@@ -23,7 +26,9 @@ class Shift(nn.Sequential):
     """f(x): what is added to the input of a projection; zero at first."""
 
     def __init__(self, width: int, hidden: int):
-        super().__init__(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(), nn.Linear(hidden, width))
+        super().__init__(
+            nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(), nn.Linear(hidden, width)
+        )
         nn.init.zeros_(self[-1].weight)
         nn.init.zeros_(self[-1].bias)
 
@@ -50,7 +55,9 @@ class LinFusion(Operator):
             return x, x, x
         return x + self.query(x), x + self.key(x), x
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
+    def core(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
         return features.read(q, k, v, grid, values, self.backend, self.shape.heads)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:

@@ -1,14 +1,16 @@
-"""LiT (arXiv 2501.12976): ReLU linear attention with few heads and a depth-wise convolution on the values.
+"""LiT (arXiv 2501.12976): ReLU linear attention with few heads and a depth-wise convolution on the
+values.
 
-- The teacher's channels are regrouped into fewer, wider heads: the weights stay loadable, what a head means does not.
+- The teacher's channels are regrouped into fewer, wider heads: the weights stay loadable, what a
+  head means does not.
 - phi(z) = ReLU(z) + 1e-6; eps is added to the mean-normalised denominator.
-- The convolution's head_dim x kernel x kernel weights serve all heads (shared_conv=False: each channel its own).
-  The paper draws them as any convolution; a conversion starts them at zero.
-- heads=None is the paper's number, elsewhere a quarter of the teacher's; more where those would be wider than the
-  kernels' 288 (SD 1.5, SDXL, SD3.5-L, FLUX).
+- The convolution's head_dim x kernel x kernel weights serve all heads (shared_conv=False: each
+  channel its own). The paper draws them as any convolution; a conversion starts them at zero.
+- heads=None is the paper's number, elsewhere a quarter of the teacher's; more where those would be
+  wider than the kernels' 288 (SD 1.5, SDXL, SD3.5-L, FLUX).
 - The state has channels^2 / heads numbers: below about head_dim + 12 tokens softmax is cheaper.
-- Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py), whose softmax keeps the
-  teacher's heads; the convolution sees the picture.
+- Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py), whose
+  softmax keeps the teacher's heads; the convolution sees the picture.
 """
 
 from torch import Tensor
@@ -27,8 +29,9 @@ PUBLISHED_HEADS = {384: 2, 768: 3, 1024: 4, 1152: 4}  # DiT-S, B, L, XL
 def few_heads(shape: LayerShape) -> int:
     """The paper's number of heads for a DiT of that width, else at most a quarter of the teacher's.
 
-    Where those would be wider than the kernels take (a quarter of FLUX's is 6 heads of 512), the fewest that are not:
-    the paper's own are 192 to 288 wide, and a default should not leave a GPU to PyTorch's path.
+    Where those would be wider than the kernels take (a quarter of FLUX's is 6 heads of 512), the
+    fewest that are not: the paper's own are 192 to 288 wide, and a default should not leave a GPU
+    to PyTorch's path.
     """
     most = PUBLISHED_HEADS.get(shape.width) or max(1, shape.heads // 4)
     few = next(heads for heads in range(most, 0, -1) if shape.channels % heads == 0)
@@ -52,19 +55,26 @@ class LiT(Operator):
         super().__init__(shape, **options)
         self.heads = self.values.heads or few_heads(shape)
         if shape.channels % self.heads:
-            raise ValueError(f"lit: heads={self.heads} does not divide the layer's {shape.channels} channels")
+            raise ValueError(
+                f"lit: heads={self.heads} does not divide the layer's {shape.channels} channels"
+            )
         if "exact" in self.ever("text") and shape.heads % self.heads:
             raise ValueError(
-                f"lit: text=exact needs heads that divide the teacher's {shape.heads}; {self.heads} do not"
+                f"lit: text=exact needs heads that divide the teacher's {shape.heads}; "
+                f"{self.heads} do not"
             )
         if side := max(self.ever("kernel")):
-            self.convolution = DepthwiseConvolution(shape.channels, side, self.heads if self.values.shared_conv else 1)
+            self.convolution = DepthwiseConvolution(
+                shape.channels, side, self.heads if self.values.shared_conv else 1
+            )
 
     @property
     def head_dim(self) -> int:
         return self.shape.channels // self.heads
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
+    def core(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
         return features.read(q, k, v, grid, values, self.backend, self.heads)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:

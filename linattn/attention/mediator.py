@@ -1,14 +1,17 @@
-"""Attention Mediators (arXiv 2408.05710): a few mediators read the keys, every query reads the mediators.
+"""Attention Mediators (arXiv 2408.05710): a few mediators read the keys, every query reads the
+mediators.
 
-- Mediators are queries averaged over a rows x columns partition of the picture (source="query"), or learned tokens.
-  The same mediator is query of the first softmax and key of the second; both are scaled by 1 / sqrt(head_dim).
-- Without biases nothing depends on the count, so one checkpoint serves several: count can follow the noise
-  (few at the noisy end), which is what the paper's switching between three models comes down to.
-- With biases (factorised: rows + columns, full: and a 7 x 7 table) they are stored at one size and interpolated to the
-  count and the picture at hand: tables bilinearly, rows and columns linearly with aligned corners, as the paper does
-  between resolutions. Zero at first.
-- Text tokens (not in the paper): their keys are read by the mediators, their queries read the mediators; mediators are
-  made of the picture's queries alone, and biases know the picture only.
+- Mediators are queries averaged over a rows x columns partition of the picture (source="query"), or
+  learned tokens. The same mediator is query of the first softmax and key of the second; both are
+  scaled by 1 / sqrt(head_dim).
+- Without biases nothing depends on the count, so one checkpoint serves several: count can follow
+  the noise (few at the noisy end), which is what the paper's switching between three models comes
+  down to.
+- With biases (factorised: rows + columns, full: and a 7 x 7 table) they are stored at one size and
+  interpolated to the count and the picture at hand: tables bilinearly, rows and columns linearly
+  with aligned corners, as the paper does between resolutions. Zero at first.
+- Text tokens (not in the paper): their keys are read by the mediators, their queries read the
+  mediators; mediators are made of the picture's queries alone, and biases know the picture only.
 - A depth-wise convolution of the values restores the detail that mediators average away.
 """
 
@@ -28,11 +31,15 @@ from linattn_kernels.check import MOST_SOFTMAX
 
 Count = int | tuple[int, int]
 TABLE = 7  # the paper's side of the tables
-SIDE = 16  # length of the stored row and column biases: 256 tokens, what the paper trains its 256 px models with
+# length of the stored row and column biases: 256 tokens, what the paper trains its 256 px models
+# with
+SIDE = 16
 
 
 def partition(count: Count, grid: Grid) -> tuple[int, int]:
-    """Rows and columns of mediators: as given, square where the count is, else nearest to the picture's ratio."""
+    """Rows and columns of mediators: as given, square where the count is, else nearest to the
+    picture's ratio.
+    """
     if not isinstance(count, int):
         return tuple(count)
     root = math.isqrt(count)
@@ -46,7 +53,9 @@ def partition(count: Count, grid: Grid) -> tuple[int, int]:
 def counts(default: Count) -> Option:
     def checked(value: object) -> Count:
         sides = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        wrong = any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides)
+        wrong = any(
+            not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides
+        )
         if wrong or (isinstance(value, (list, tuple)) and len(sides) != 2):
             raise ValueError("a whole number from 1 on or (rows, columns)")
         return sides if len(sides) == 2 else sides[0]
@@ -55,19 +64,28 @@ def counts(default: Count) -> Option:
 
 
 class Bias(nn.Module):
-    """The bias of one softmax between mediators and places, (heads, mediators, places), made for any size."""
+    """The bias of one softmax between mediators and places, (heads, mediators, places), made for
+    any size.
+    """
 
     def __init__(self, heads: int, stored: tuple[int, int], kind: str):
         super().__init__()
         self.rows = nn.Parameter(torch.zeros(heads, *stored, SIDE))
         self.columns = nn.Parameter(torch.zeros(heads, *stored, SIDE))
-        self.cells = nn.Parameter(torch.zeros(heads, *stored, TABLE, TABLE)) if kind == "full" else None
+        self.cells = (
+            nn.Parameter(torch.zeros(heads, *stored, TABLE, TABLE)) if kind == "full" else None
+        )
 
     def forward(self, rows: int, columns: int, grid: Grid, dtype: torch.dtype) -> Tensor:
-        # Stored mediators of all heads first; in the core's dtype, since half precision misplaces the samples.
-        down, across = (table.to(dtype).flatten(0, 2).unsqueeze(2) for table in (self.rows, self.columns))
-        down = _along(interpolation(SIDE, grid.height, down, corners=True), down)  # (mediators, height, 1)
-        across = _along(interpolation(SIDE, grid.width, across, corners=True), across)  # (mediators, width, 1)
+        # Stored mediators of all heads first; in the core's dtype, since half precision misplaces
+        # the samples.
+        down, across = (
+            table.to(dtype).flatten(0, 2).unsqueeze(2) for table in (self.rows, self.columns)
+        )
+        # (mediators, height, 1)
+        down = _along(interpolation(SIDE, grid.height, down, corners=True), down)
+        # (mediators, width, 1)
+        across = _along(interpolation(SIDE, grid.width, across, corners=True), across)
         bias = down.unsqueeze(2) + across.unsqueeze(1)  # (mediators, height, width, 1)
         if self.cells is not None:
             cells = self.cells.to(dtype).flatten(0, 2).unsqueeze(3)  # (mediators, TABLE, TABLE, 1)
@@ -82,7 +100,8 @@ def resized(table: Tensor, rows: int, columns: int) -> Tensor:
         return table
     down = interpolation(table.shape[1], rows, table)
     across = interpolation(table.shape[2], columns, table)
-    table = _along(down, table.flatten(2)).unflatten(2, table.shape[2:])  # (a, new rows, columns, b)
+    # (a, new rows, columns, b)
+    table = _along(down, table.flatten(2)).unflatten(2, table.shape[2:])
     return _along(across, table.flatten(0, 1)).unflatten(0, table.shape[:2])
 
 
@@ -105,15 +124,21 @@ class Mediator(Operator):
         super().__init__(shape, **options)
         if side := max(self.ever("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
-        # Stored at the largest count as a square picture has it. Other counts are interpolated from it, and so is that
-        # count itself where a picture's ratio turns it: 8 is stored 2 x 4, and a tall picture has 4 x 2.
+        # Stored at the largest count as a square picture has it. Other counts are interpolated from
+        # it, and so is that count itself where a picture's ratio turns it: 8 is stored 2 x 4, and a
+        # tall picture has 4 x 2.
         stored = max((partition(count, Grid(1, 1)) for count in self.ever("count")), key=math.prod)
         kind = self.values.bias
-        self.reading_bias = None if kind == "none" else Bias(shape.heads, stored, kind)  # stage 1, mediators on keys
-        self.query_bias = None if kind == "none" else Bias(shape.heads, stored, kind)  # stage 2, queries on mediators
+        self.reading_bias = (
+            None if kind == "none" else Bias(shape.heads, stored, kind)
+        )  # stage 1, mediators on keys
+        self.query_bias = (
+            None if kind == "none" else Bias(shape.heads, stored, kind)
+        )  # stage 2, queries on mediators
         self.tokens: nn.Parameter | None = None
         if self.values.source == "learned":
-            # Of the size of projected queries; from zero all mediators would stay the same one for ever.
+            # Of the size of projected queries; from zero all mediators would stay the same one for
+            # ever.
             self.tokens = nn.Parameter(torch.randn(1, *stored, shape.channels))
 
     def mediators(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
@@ -123,30 +148,44 @@ class Mediator(Operator):
             cells = resized(self.tokens.to(wide), rows, columns).expand(q.shape[0], -1, -1, -1)
         else:
             picture = grid.rows(q).flatten(3).to(wide)  # (batch, height, width, channels)
-            bands = averages(grid.height, rows, picture) @ picture.flatten(2)  # (batch, rows, width x channels)
+            # (batch, rows, width x channels)
+            bands = averages(grid.height, rows, picture) @ picture.flatten(2)
             cells = averages(grid.width, columns, picture) @ bands.unflatten(2, (grid.width, -1))
         return cells.flatten(1, 2).unflatten(2, q.shape[2:]).to(q.dtype)
 
-    def biases(self, grid: Grid, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    def biases(
+        self, grid: Grid, rows: int, columns: int, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor | None]:
         """(heads, mediators, tokens) and (heads, tokens, mediators); zero for text."""
         if self.reading_bias is None:
             return None, None
-        reading, query = (bias(rows, columns, grid, dtype) for bias in (self.reading_bias, self.query_bias))
-        # Transposed before it is padded: torch.compile mistakes the strides of a padded transposed gradient.
+        reading, query = (
+            bias(rows, columns, grid, dtype) for bias in (self.reading_bias, self.query_bias)
+        )
+        # Transposed before it is padded: torch.compile mistakes the strides of a padded transposed
+        # gradient.
         return F.pad(reading, (grid.text, 0)), F.pad(query.transpose(1, 2), (0, 0, grid.text, 0))
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
+    def core(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
         rows, columns = partition(values.count, grid)
         mediators = self.mediators(q, grid, rows, columns)
         reading, query = self.biases(grid, rows, columns, common(q, least=torch.float32))
-        return mediator_attention(q, k, v, mediators, bias_in=reading, bias_out=query, backend=self.backend)
+        return mediator_attention(
+            q, k, v, mediators, bias_in=reading, bias_out=query, backend=self.backend
+        )
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         rows, columns = partition(values.count, grid)
         mediators, scale = self._cell_means(q, grid, rows, columns), self.shape.head_dim**-0.5
-        reading, query = (0 if bias is None else bias for bias in self.biases(grid, rows, columns, q.dtype))
-        first = (scores(mediators, k, scale) + reading).softmax(-1)  # (batch, heads, mediators, tokens)
-        second = (scores(q, mediators, scale) + query).softmax(-1)  # (batch, heads, tokens, mediators)
+        reading, query = (
+            0 if bias is None else bias for bias in self.biases(grid, rows, columns, q.dtype)
+        )
+        # (batch, heads, mediators, tokens)
+        first = (scores(mediators, k, scale) + reading).softmax(-1)
+        # (batch, heads, tokens, mediators)
+        second = (scores(q, mediators, scale) + query).softmax(-1)
         return second @ first
 
     def _cell_means(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
@@ -154,7 +193,8 @@ class Mediator(Operator):
         if self.tokens is not None:
             return self.mediators(q, grid, rows, columns)
         channels_first = grid.rows(q).flatten(3).permute(0, 3, 1, 2)
-        cells = F.adaptive_avg_pool2d(channels_first, (rows, columns))  # (batch, channels, rows, columns)
+        # (batch, channels, rows, columns)
+        cells = F.adaptive_avg_pool2d(channels_first, (rows, columns))
         return cells.flatten(2).transpose(1, 2).unflatten(2, q.shape[2:])
 
     def cost(self, grid: Grid, values: Values) -> int:

@@ -1,7 +1,7 @@
 """Averages and interpolation along one axis as small matrices.
 
-- PyTorch's adaptive pooling and bilinear resizing have no deterministic backward on GPUs; a matrix product has, in
-  every dtype, and its cost is nothing beside the attention.
+- PyTorch's adaptive pooling and bilinear resizing have no deterministic backward on GPUs; a matrix
+  product has, in every dtype, and its cost is nothing beside the attention.
 - Same numbers as `adaptive_avg_pool1d` and `interpolate(mode="linear")`.
 """
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def averages(size: int, cells: int, like: Tensor) -> Tensor:
-    """(cells, size): row i averages positions floor(i size / cells) up to ceil((i + 1) size / cells)."""
+    """(cells, size): row i averages positions floor(i size / cells) up to ceil((i + 1) size /
+    cells).
+    """
     cell = torch.arange(cells, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
     start, end = cell * size // cells, -(-(cell + 1) * size // cells)
@@ -19,9 +21,13 @@ def averages(size: int, cells: int, like: Tensor) -> Tensor:
 
 
 def interpolation(size: int, target: int, like: Tensor, corners: bool = False) -> Tensor:
-    """(target, size): linear interpolation from `size` to `target` samples; `corners` aligns the outermost samples."""
+    """(target, size): linear interpolation from `size` to `target` samples; `corners` aligns the
+    outermost samples.
+    """
     position = torch.arange(target, device=like.device, dtype=like.dtype)
     step = (size - 1) / max(target - 1, 1) if corners else size / target
     position = position * step if corners else (position + 0.5) * step - 0.5
-    distance = position.clamp(0, size - 1)[:, None] - torch.arange(size, device=like.device, dtype=like.dtype)
+    distance = position.clamp(0, size - 1)[:, None] - torch.arange(
+        size, device=like.device, dtype=like.dtype
+    )
     return (1 - distance.abs()).clamp(min=0)

@@ -1,7 +1,9 @@
-"""The dense control: the teacher's own softmax attention, with or without a convolution on the values.
+"""The dense control: the teacher's own softmax attention, with or without a convolution on the
+values.
 
 - conv=0 is the teacher, exactly: what distillation does to a model that lost nothing.
-- conv=3 or 5 is the control that the papers lack: their gain over softmax mixes the operator with its convolution.
+- conv=3 or 5 is the control that the papers lack: their gain over softmax mixes the operator with
+  its convolution.
 """
 
 from torch import Tensor
@@ -22,7 +24,9 @@ class Softmax(Operator):
         if side := max(self.ever("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values) -> Tensor:
+    def core(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
         return attend(q, k, v, self.shape.head_dim**-0.5)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:

@@ -26,7 +26,9 @@ class Data(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Asked]:
-        """Return latents (count, channels, height, width) and their prompts: labels (count,) or captions."""
+        """Return latents (count, channels, height, width) and their prompts: labels (count,) or
+        captions.
+        """
 
 
 @dataclass(frozen=True)
@@ -53,32 +55,45 @@ class DistillConfig:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    scratch: str | None = None  # folder of the checkpoints; None keeps none, and a killed run starts from the beginning
+    # folder of the checkpoints; None keeps none, and a killed run starts from the beginning
+    scratch: str | None = None
     log_every: int = 20
     checkpoint_every: int = 50
 
     def __post_init__(self):
         objectives.create(self.objective)
-        choices_of = {"trains": get_args(Trains), "dtype": tuple(DTYPES), "times": ("teacher", "uniform")}
+        choices_of = {
+            "trains": get_args(Trains),
+            "dtype": tuple(DTYPES),
+            "times": ("teacher", "uniform"),
+        }
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                )
         for name in ("batch", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if min(self.steps, self.layerwise_steps) < 0:
-            raise ValueError(f"steps are {self.layerwise_steps} and {self.steps}; neither may be negative")
+            raise ValueError(
+                f"steps are {self.layerwise_steps} and {self.steps}; neither may be negative"
+            )
 
     @functools.cached_property
     def terms(self) -> Objective:
         return objectives.create(self.objective)
 
     def settings(self) -> Settings:
-        return Settings(**{setting.name: getattr(self, setting.name) for setting in fields(Settings)})
+        return Settings(
+            **{setting.name: getattr(self, setting.name) for setting in fields(Settings)}
+        )
 
     def recipe(self, teacher: Teacher, samples: Data) -> dict[str, Any]:
         """Return everything the result depends on. A checkpoint of another recipe is refused."""
-        settings = {name: value for name, value in asdict(self).items() if name not in NOT_IN_RECIPE}
+        settings = {
+            name: value for name, value in asdict(self).items() if name not in NOT_IN_RECIPE
+        }
         ends = torch.tensor([0, len(samples) - 1])
         return settings | {
             "objective": asdict(self.terms),
@@ -107,11 +122,14 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 
 def of_params(student: Any, recipe: Any, seed: int) -> DistillConfig:
-    """Build the config of a student of params.yaml from `params.Student` and its profile's `params.Distill`.
+    """Build the config of a student of params.yaml from `params.Student` and its profile's
+    `params.Distill`.
 
     Settings are matched by name.
     """
     names = [setting.name for setting in fields(DistillConfig)]
     settings = {name: getattr(recipe, name) for name in names if hasattr(recipe, name)}
-    settings |= {name: getattr(student, name) for name in ("operator", "options", "layers", "initialise")}
+    settings |= {
+        name: getattr(student, name) for name in ("operator", "options", "layers", "initialise")
+    }
     return DistillConfig(**settings, seed=seed)

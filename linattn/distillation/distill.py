@@ -1,11 +1,15 @@
-"""Distil one student from its teacher: layer by layer, then end to end, on data the teacher drew itself.
+"""Distil one student from its teacher: layer by layer, then end to end, on data the teacher drew
+itself.
 
-- Layerwise: one forward of the teacher gives every self-attention's input and output. Each student layer runs on the
-  teacher's input alone and is regressed onto the teacher's output, so that all layers learn at once, independently.
-- End to end: the loss is a weighted sum of terms (objectives.py) on the same noisy latents (lesson.py).
-- `trains` names the parameters that learn: the replaced layers, only the parameters they added, or all. The others
-  keep every bit.
-- Either stage may have no steps. After a kill at any step, the same call goes on and ends with the same weights.
+- Layerwise: one forward of the teacher gives every self-attention's input and output. Each student
+  layer runs on the teacher's input alone and is regressed onto the teacher's output, so that all
+  layers learn at once, independently.
+- End to end: the loss is a weighted sum of terms (objectives.py) on the same noisy latents
+  (lesson.py).
+- `trains` names the parameters that learn: the replaced layers, only the parameters they added, or
+  all. The others keep every bit.
+- Either stage may have no steps. After a kill at any step, the same call goes on and ends with the
+  same weights.
 """
 
 import contextlib
@@ -30,7 +34,8 @@ from linattn.teachers import Teacher
 @dataclass(frozen=True)
 class Result:
     model: nn.Module
-    history: list[dict[str, Any]]  # means between two log steps: stage, step, seconds, loss terms, gradient norm
+    # means between two log steps: stage, step, seconds, loss terms, gradient norm
+    history: list[dict[str, Any]]
     seconds: float
     samples_per_second: float
     trained: int  # parameters
@@ -55,7 +60,9 @@ def distill(
     """
     accelerator = accelerator or Accelerator(cpu=teacher.device.type == "cpu")
     if config.batch % accelerator.num_processes:
-        raise ValueError(f"batch {config.batch} does not divide among {accelerator.num_processes} processes")
+        raise ValueError(
+            f"batch {config.batch} does not divide among {accelerator.num_processes} processes"
+        )
     if hasattr(teacher, "pipe"):
         teacher.pipe.to(accelerator.device)  # moves the text encoders too
     original = frozen(teacher.model, accelerator.device)
@@ -63,10 +70,14 @@ def distill(
     before = evaluate(student) if evaluate else None
 
     history = History(config.log_every, shown=accelerator.is_main_process)
-    lesson = Lesson(config, original, student, teacher.diffusion, teacher.conditions, samples, accelerator)
+    lesson = Lesson(
+        config, original, student, teacher.diffusion, teacher.conditions, samples, accelerator
+    )
     recipe = config.recipe(teacher, samples)
     stages = (
-        Stage("layerwise", config.layerwise_steps, config.layerwise_learning_rate, lesson.layerwise),
+        Stage(
+            "layerwise", config.layerwise_steps, config.layerwise_learning_rate, lesson.layerwise
+        ),
         Stage("end-to-end", config.steps, config.learning_rate, lesson.end_to_end),
     )
     chosen = select(student, config.trains)
@@ -75,7 +86,16 @@ def distill(
             learning = inside_attention(student, chosen) if stage.name == "layerwise" else chosen
             if stage.steps and learning:
                 require(student, learning)
-                fit(stage, learning, muon_matrices(student), config.settings(), history, scratch, recipe, accelerator)
+                fit(
+                    stage,
+                    learning,
+                    muon_matrices(student),
+                    config.settings(),
+                    history,
+                    scratch,
+                    recipe,
+                    accelerator,
+                )
     require(student, [])
     student.eval()
     after = evaluate(student) if evaluate else None
@@ -95,12 +115,14 @@ def distill(
     )
 
 
-# The student and its trainable parameters ----------------------------------------------------------------------------
+# The student and its trainable parameters
+# ----------------------------------------------------------------------------
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model on the device, in eval mode and without gradients."""
-    # In training mode DiT would drop labels too, independently in every block, on top of the drops of lesson.py.
+    # In training mode DiT would drop labels too, independently in every block, on top of the drops
+    # of lesson.py.
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -112,9 +134,16 @@ def select(student: nn.Module, trains: Trains) -> Named:
     """List the parameters that `trains` names, or raise if there are none."""
     if trains == "all":
         return [(name, p) for name, p in student.named_parameters() if p.is_floating_point()]
-    chosen = surgery.new_parameters(student) if trains == "new" else surgery.attention_parameters(student)
+    chosen = (
+        surgery.new_parameters(student)
+        if trains == "new"
+        else surgery.attention_parameters(student)
+    )
     if not chosen:
-        raise ValueError(f"trains is {trains!r}, but the student has no such parameters; train 'attention' or 'all'")
+        raise ValueError(
+            f"trains is {trains!r}, but the student has no such parameters; train 'attention' or "
+            "'all'"
+        )
     return list(chosen)
 
 
@@ -144,7 +173,8 @@ def count(parameters: Named) -> int:
 
 @contextlib.contextmanager
 def compiled(enabled: bool, *models: nn.Module) -> Iterator[None]:
-    """Compile the models' blocks one by one with torch.compile, so that capturing the attentions breaks no graph.
+    """Compile the models' blocks one by one with torch.compile, so that capturing the attentions
+    breaks no graph.
 
     Compilation is off by default, because it takes longer than a short run on a CPU.
     """

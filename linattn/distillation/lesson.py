@@ -1,10 +1,13 @@
-"""Compute the losses of one step in both stages: draw its batch, run teacher and student on it, compare them.
+"""Compute the losses of one step in both stages: draw its batch, run teacher and student on it,
+compare them.
 
-- A step's pictures, times, noise, dropped prompts and scheduled options come from (seed, step). They are drawn for the
-  whole batch before processes take their slices, so two processes of 16 compute what one of 32 computes.
-- All students of one seed see the same pictures, times and noise at the same step, so that operators compare.
-- Prompts are dropped here, and teacher and student get the same ones. Both models are in eval mode, so DiT's blocks
-  drop none.
+- A step's pictures, times, noise, dropped prompts and scheduled options come from (seed, step).
+  They are drawn for the whole batch before processes take their slices, so two processes of 16
+  compute what one of 32 computes.
+- All students of one seed see the same pictures, times and noise at the same step, so that
+  operators compare.
+- Prompts are dropped here, and teacher and student get the same ones. Both models are in eval mode,
+  so DiT's blocks drop none.
 """
 
 import contextlib
@@ -60,7 +63,8 @@ def pinned(student: nn.Module, choice: float) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for layer in families.layers(student):
             if layer.operator is not None and layer.operator.schedule:
-                # Below the last `until` the operator's own options hold, and they count as one more entry.
+                # Below the last `until` the operator's own options hold, and they count as one more
+                # entry.
                 entries = layer.operator.choices + [{}] * (layer.operator.schedule[-1][0] > 0)
                 stack.enter_context(layer.operator.pin(**entries[int(choice * len(entries))]))
         yield
@@ -68,7 +72,9 @@ def pinned(student: nn.Module, choice: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Hold teacher, student and data; `layerwise` and `end_to_end` compute the losses of the two stages."""
+    """Hold teacher, student and data; `layerwise` and `end_to_end` compute the losses of the two
+    stages.
+    """
 
     config: DistillConfig
     teacher: nn.Module
@@ -82,18 +88,26 @@ class Lesson:
         """Return this process's slice of the batch of a step, on its device."""
         drawn = draw(self.config, self.diffusion, self.samples, step)
         size = self.config.batch // self.accelerator.num_processes
-        local = slice(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
+        local = slice(
+            size * self.accelerator.process_index, size * (self.accelerator.process_index + 1)
+        )
         device = self.accelerator.device
         clean, dropped = drawn.clean[local].to(device), drawn.dropped[local].to(device)
         eps, t = drawn.eps[local].to(device), drawn.t[local].to(device)
         prompts = drawn.prompts[local]
-        return Batch(clean, prompts, dropped, eps, t, drawn.choice, self.conditioning(prompts, dropped))
+        return Batch(
+            clean, prompts, dropped, eps, t, drawn.choice, self.conditioning(prompts, dropped)
+        )
 
     @torch.no_grad()
     def conditioning(self, prompts: Asked, dropped: Tensor) -> Rows:
         """Encode the prompts, with the empty prompt in place of dropped ones."""
         encoded = self.conditions.rows(prompts)
-        return conditions.dropped(encoded, self.conditions.nothing(), dropped) if dropped.any() else encoded
+        return (
+            conditions.dropped(encoded, self.conditions.nothing(), dropped)
+            if dropped.any()
+            else encoded
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES[self.config.dtype]
@@ -116,7 +130,9 @@ class Lesson:
         outputs = []
         with self.autocast(), pinned(self.student, batch.choice):
             for layer, record in zip(replaced, layer_records, strict=True):
-                output = families.apply(layer, record["input"], record["grid"], record["noise"], **record["more"])
+                output = families.apply(
+                    layer, record["input"], record["grid"], record["noise"], **record["more"]
+                )
                 outputs.append(output.float())
         targets = [record["output"].float() for record in layer_records]
         return {"loss": objectives.layerwise(outputs, targets, "l1").mean()}

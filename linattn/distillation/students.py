@@ -1,12 +1,14 @@
-"""Make one student of params.yaml: distil it for every seed, and write its weights and training curve.
+"""Make one student of params.yaml: distil it for every seed, and write its weights and training
+curve.
 
-- reports/students/<name>/ holds the replaced layers, as `linattn.load` reads them, and the training curve. The curve
-  leaves out times, so that the same code gives the same bytes.
+- reports/students/<name>/ holds the replaced layers, as `linattn.load` reads them, and the training
+  curve. The curve leaves out times, so that the same code gives the same bytes.
 - Under `accelerate launch` all processes train and one writes.
-- Checkpoints lie in a scratch folder named by everything the result depends on, code included. A killed run therefore
-  goes on from its checkpoint, and edited code starts a new run.
+- Checkpoints lie in a scratch folder named by everything the result depends on, code included. A
+  killed run therefore goes on from its checkpoint, and edited code starts a new run.
 
-`python -m linattn.distill --student clear --profile nano`, or `accelerate launch -m linattn.distill ...`.
+`python -m linattn.distill --student clear --profile nano`, or `accelerate launch -m linattn.distill
+...`.
 """
 
 import argparse
@@ -39,12 +41,16 @@ def make(name: str, profile: str | None = None) -> list[Result]:
     results = []
     for seed in recipe.seeds:
         config = of_params(student, recipe, seed)
-        scratch = project.scratch(f"distill-{name}", code=project.code(), **config.recipe(teacher, samples))
+        scratch = project.scratch(
+            f"distill-{name}", code=project.code(), **config.recipe(teacher, samples)
+        )
         folder = project.student(name, None if seed == first else seed, write=True)
         config = dataclasses.replace(config, scratch=str(scratch))
         results.append(distill(config, teacher, samples, folder=folder, accelerator=accelerator))
         if accelerator.is_main_process:
-            project.write_json(folder / "training.json", training(config, results[-1], len(samples)))
+            project.write_json(
+                folder / "training.json", training(config, results[-1], len(samples))
+            )
             shutil.rmtree(scratch, ignore_errors=True)
     if accelerator.is_main_process:
         _write_run(name, results)
@@ -61,7 +67,9 @@ def _write_run(name: str, results: list[Result]) -> None:
 
 
 def training(config: DistillConfig, result: Result, samples: int) -> dict[str, Any]:
-    """Return steps, sizes and the curve of one training, with one loss a logged step and the stages in sequence."""
+    """Return steps, sizes and the curve of one training, with one loss a logged step and the stages
+    in sequence.
+    """
     history = [_without_times(logged) for logged in result.history]
     return {
         "steps": config.layerwise_steps + config.steps,
@@ -97,4 +105,7 @@ def main() -> None:
     parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")
     arguments = parser.parse_args()
     for result in make(arguments.student, arguments.profile):
-        print(f"{result.folder}: {result.trained:,} parameters trained in {result.seconds:.0f} s", flush=True)
+        print(
+            f"{result.folder}: {result.trained:,} parameters trained in {result.seconds:.0f} s",
+            flush=True,
+        )

@@ -1,10 +1,13 @@
-"""Run the training loop that every stage of every student shares: optimizers, learning rate, average and history.
+"""Run the training loop that every stage of every student shares: optimizers, learning rate,
+average and history.
 
-- A stage is a function from a step's number to its loss terms. Its randomness comes from (seed, step) alone, so a run
-  that is killed at any step ends with the weights of an undisturbed run.
-- Several processes take slices of the same batch. Their gradients are averaged here rather than by a wrapper around
-  the model, because the layerwise stage never runs the model as a whole. Only the main process writes.
-- Muon trains the hidden matrices and AdamW the other parameters, as in the teachers' training, or AdamW trains all.
+- A stage is a function from a step's number to its loss terms. Its randomness comes from (seed,
+  step) alone, so a run that is killed at any step ends with the weights of an undisturbed run.
+- Several processes take slices of the same batch. Their gradients are averaged here rather than by
+  a wrapper around the model, because the layerwise stage never runs the model as a whole. Only the
+  main process writes.
+- Muon trains the hidden matrices and AdamW the other parameters, as in the teachers' training, or
+  AdamW trains all.
 - A loss or gradient that is not finite stops the run before weights or checkpoint change.
 """
 
@@ -67,8 +70,11 @@ class Trained:
 
     @torch.no_grad()
     def update_average(self, step: int, decay: float) -> None:
-        # The decay is smaller in the first steps; otherwise these would still weigh in the average after 100 steps.
-        torch._foreach_lerp_(self.average, self.parameters, 1 - min(decay, (1 + step) / (10 + step)))
+        # The decay is smaller in the first steps; otherwise these would still weigh in the average
+        # after 100 steps.
+        torch._foreach_lerp_(
+            self.average, self.parameters, 1 - min(decay, (1 + step) / (10 + step))
+        )
 
     @torch.no_grad()
     def use_average(self) -> None:
@@ -87,8 +93,12 @@ class Trained:
                 tensor.copy_(state[key][name])
 
 
-def optimizers(parameters: Named, muon_matrices: set[str], settings: Settings) -> dict[str, torch.optim.Optimizer]:
-    """Create the optimizers by name: Muon for the named matrices inside the blocks, AdamW for the others or for all."""
+def optimizers(
+    parameters: Named, muon_matrices: set[str], settings: Settings
+) -> dict[str, torch.optim.Optimizer]:
+    """Create the optimizers by name: Muon for the named matrices inside the blocks, AdamW for the
+    others or for all.
+    """
     if settings.optimizer not in ("muon", "adamw"):
         raise ValueError(f"optimizer is {settings.optimizer!r}; choose 'muon' or 'adamw'")
     muon = [p for name, p in parameters if settings.optimizer == "muon" and name in muon_matrices]
@@ -97,16 +107,22 @@ def optimizers(parameters: Named, muon_matrices: set[str], settings: Settings) -
     decay = settings.weight_decay
     created: dict[str, torch.optim.Optimizer] = {}
     if muon:
-        # adjust_lr_fn makes updates as large as AdamW's. These matrices tolerate larger updates (MUON_LR_MULTIPLIER),
-        # so that one learning rate fits both optimizers.
-        created["muon"] = torch.optim.Muon(muon, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        # adjust_lr_fn makes updates as large as AdamW's. These matrices tolerate larger updates
+        # (MUON_LR_MULTIPLIER), so that one learning rate fits both optimizers.
+        created["muon"] = torch.optim.Muon(
+            muon, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
     if adamw:
-        created["adamw"] = torch.optim.AdamW(adamw, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+        created["adamw"] = torch.optim.AdamW(
+            adamw, betas=(0.9, 0.99), weight_decay=decay, fused=True
+        )
     return created
 
 
 def rate(step: int, steps: int, peak: float, settings: Settings) -> float:
-    """Return the learning rate of a step: a linear warm-up, then half a cosine down to 0, or the constant peak."""
+    """Return the learning rate of a step: a linear warm-up, then half a cosine down to 0, or the
+    constant peak.
+    """
     warmup = min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.schedule == "constant":
         return peak * warmup
@@ -114,7 +130,9 @@ def rate(step: int, steps: int, peak: float, settings: Settings) -> float:
 
 
 class History:
-    """Collect a row of means every `every` steps; the main process prints it, or shows a bar in a notebook."""
+    """Collect a row of means every `every` steps; the main process prints it, or shows a bar in a
+    notebook.
+    """
 
     def __init__(self, every: int, shown: bool = True):
         self.every, self.shown = every, shown
@@ -123,7 +141,12 @@ class History:
         self.samples = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "seconds": self.seconds, "samples": self.samples, "sums": self.sums}
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "sums": self.sums,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
@@ -138,7 +161,9 @@ class History:
         """Measure the time of the steps from step `start` on, and show the bar meanwhile."""
         self.clock = time.monotonic()
         if self.shown and in_notebook():
-            self.bar = tqdm(total=self.stage.steps, initial=start, desc=self.stage.name, unit="step")
+            self.bar = tqdm(
+                total=self.stage.steps, initial=start, desc=self.stage.name, unit="step"
+            )
         try:
             yield
         finally:
@@ -161,7 +186,9 @@ class History:
         count = self.sums.pop("steps")
         means = {name: value / count for name, value in self.sums.items()}
         self.sums = {}
-        self.rows.append({"stage": self.stage.name, "step": step, "seconds": round(self.seconds, 3), **means})
+        self.rows.append(
+            {"stage": self.stage.name, "step": step, "seconds": round(self.seconds, 3), **means}
+        )
         if self.bar is not None:
             self.bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
         elif self.shown:
@@ -169,7 +196,9 @@ class History:
             remaining = (self.stage.steps - step) * self.batch / speed
             losses = " ".join(f"{name} {value:.4g}" for name, value in means.items())
             progress = f"{self.stage.name} {step}/{self.stage.steps}"
-            print(f"{progress} {losses} | {speed:.1f} samples/s, {remaining:.0f} s left", flush=True)
+            print(
+                f"{progress} {losses} | {speed:.1f} samples/s, {remaining:.0f} s left", flush=True
+            )
 
 
 def in_notebook() -> bool:
@@ -235,7 +264,9 @@ def averaged(terms: Terms, accelerator: Accelerator) -> dict[str, float]:
 
 
 @torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter], clip: float | None, accelerator: Accelerator) -> float:
+def average_gradients(
+    parameters: Sequence[nn.Parameter], clip: float | None, accelerator: Accelerator
+) -> float:
     """Average the gradients over the processes, clip them, and return their norm before clipping."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if accelerator.num_processes > 1:
@@ -243,18 +274,25 @@ def average_gradients(parameters: Sequence[nn.Parameter], clip: float | None, ac
             gradient.copy_(accelerator.reduce(gradient, "mean"))
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_([p for p in parameters if p.grad is not None], clip, norm)
+        torch.nn.utils.clip_grads_with_norm_(
+            [p for p in parameters if p.grad is not None], clip, norm
+        )
     return norm.item()
 
 
-def check_finite(values: Mapping[str, float], stage: Stage, step: int, learning_rate: float, loop: Resumable) -> None:
+def check_finite(
+    values: Mapping[str, float], stage: Stage, step: int, learning_rate: float, loop: Resumable
+) -> None:
     """Raise NotFinite if a loss or the gradient norm of this step is not finite."""
     not_finite = {name: value for name, value in values.items() if not math.isfinite(value)}
     if not not_finite:
         return
-    checkpoint = f"{loop.path} holds step {loop.saved}" if loop.saved else "no checkpoint was written yet"
+    checkpoint = (
+        f"{loop.path} holds step {loop.saved}" if loop.saved else "no checkpoint was written yet"
+    )
     losses = ", ".join(f"{name} is {value}" for name, value in not_finite.items())
     raise NotFinite(
-        f"step {step + 1} of {stage.steps} of stage {stage.name}: {losses} at learning rate {learning_rate:.2g}; "
+        f"step {step + 1} of {stage.steps} of stage {stage.name}: {losses} at learning rate "
+        f"{learning_rate:.2g}; "
         f"lower it, warm up longer, or train in float32. Nothing was changed: {checkpoint}"
     )

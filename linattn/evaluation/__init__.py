@@ -1,4 +1,5 @@
-"""Measure what a student is worth: its distance to the teacher, its marks, its costs, and its teacher's attention.
+"""Measure what a student is worth: its distance to the teacher, its marks, its costs, and its
+teacher's attention.
 
 `evaluation.evaluate` makes a row and `evaluation.told` writes it as a Markdown table.
 """
@@ -6,7 +7,8 @@
 import importlib
 from typing import Any
 
-# Imported on first access: timing attention alone (costs.py, amdahl.py) then loads neither judge nor teachers.
+# Imported on first access: timing attention alone (costs.py, amdahl.py) then loads neither judge
+# nor teachers.
 _MODULES = {"evaluate": "linattn.evaluation.evaluation", "told": "linattn.evaluation.markdown"}
 
 

@@ -1,10 +1,12 @@
 """Measure what a faster attention gives a whole step, and the most it could give by Amdahl's law.
 
-- `share` is the fraction of the dense model's step that its attention takes. The attention of all layers is timed alone
-  on tensors of the model's size. `most` = 1 / (1 - share) is the speed-up if the replacement cost nothing.
+- `share` is the fraction of the dense model's step that its attention takes. The attention of all
+  layers is timed alone on tensors of the model's size. `most` = 1 / (1 - share) is the speed-up if
+  the replacement cost nothing.
 - Converted models are not trained, because the time does not depend on the weights.
-- Each converted model is timed in turns with the dense model, so that a busy minute hits both. Only two models must fit
-  in memory at a time. Shares come from turns of the dense step and its attention.
+- Each converted model is timed in turns with the dense model, so that a busy minute hits both. Only
+  two models must fit in memory at a time. Shares come from turns of the dense step and its
+  attention.
 """
 
 import copy
@@ -35,23 +37,30 @@ def time_steps(
     limit: float = 60.0,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Time one forward of one picture at each latent side, for the dense model and then for every operator.
+    """Time one forward of one picture at each latent side, for the dense model and then for every
+    operator.
 
-    Each returned row is {operator, side, tokens, seconds, fastest, slowest, repeats, ratio, backend} and the facts. The
-    dense model's rows also have share and most.
+    Each returned row is {operator, side, tokens, seconds, fastest, slowest, repeats, ratio,
+    backend} and the facts. The dense model's rows also have share and most.
     """
     rows: list[Row] = []
     for label in (DENSE, *operators):
         converted = None if label == DENSE else _convert(model, *operators[label])
         for side in sorted(set(sides)):
-            row = {"operator": label, "side": side, **_time_step(model, converted, side, repeats, limit)}
+            row = {
+                "operator": label,
+                "side": side,
+                **_time_step(model, converted, side, repeats, limit),
+            }
             rows.append(row)
             if progress is not None:
                 progress(row)
     return rows
 
 
-def _time_step(model: nn.Module, converted: nn.Module | None, side: int, repeats: int, limit: float) -> Row:
+def _time_step(
+    model: nn.Module, converted: nn.Module | None, side: int, repeats: int, limit: float
+) -> Row:
     """Time a converted model's step beside the dense step.
 
     Without a converted model, time the dense step beside the dense attention alone.
@@ -61,12 +70,19 @@ def _time_step(model: nn.Module, converted: nn.Module | None, side: int, repeats
     if converted is None:
         timed_model, models, other = model, [model], _dense_attention(model, inputs)
     else:
-        timed_model, models, other = converted, [model, converted], functools.partial(converted, **inputs)
+        timed_model, models, other = (
+            converted,
+            [model, converted],
+            functools.partial(converted, **inputs),
+        )
     calls = {DENSE: functools.partial(model, **inputs), OTHER: other}
     with evaluating(nn.ModuleList(models)):
         seconds = costs.interleaved(calls, repeats, limit, weight.device)
     dense_median, other_median = (statistics.median(seconds[name]) for name in (DENSE, OTHER))
-    row = {"tokens": tokens, **costs.timed(seconds[DENSE if converted is None else OTHER], dense_median)}
+    row = {
+        "tokens": tokens,
+        **costs.timed(seconds[DENSE if converted is None else OTHER], dense_median),
+    }
     if converted is None:
         share = min(other_median / dense_median, 1.0)
         row |= {"share": share, "most": None if share == 1 else 1 / (1 - share)}
@@ -77,13 +93,16 @@ def _time_step(model: nn.Module, converted: nn.Module | None, side: int, repeats
 def _convert(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Module:
     """Return a converted copy of the model with untrained operators.
 
-    The copy is never restored, so it does not keep the original attention, which takes memory at large sizes.
+    The copy is never restored, so it does not keep the original attention, which takes memory at
+    large sizes.
     """
     return surgery.linearize(copy.deepcopy(model), name, keep_original=False, **options)
 
 
 def _dense_attention(model: nn.Module, inputs: Mapping[str, Any]) -> Callable[[], None]:
-    """Return a call that runs the dense attention of all layers, one after the other, without projections."""
+    """Return a call that runs the dense attention of all layers, one after the other, without
+    projections.
+    """
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     layer_inputs = []

@@ -1,8 +1,11 @@
-"""Measure the teacher's attention, and draw every operator's map of one token beside the teacher's map.
+"""Measure the teacher's attention, and draw every operator's map of one token beside the teacher's
+map.
 
-- The numbers are means over pictures and heads, one for each layer and noise level. diagnostics.py says what they mean.
-- The maps come from converted, untrained operators on the teacher's queries and keys. They show what the form of an
-  operator can express before anything is learned. params.yaml lists these operators apart from the students.
+- The numbers are means over pictures and heads, one for each layer and noise level. diagnostics.py
+  says what they mean.
+- The maps come from converted, untrained operators on the teacher's queries and keys. They show
+  what the form of an operator can express before anything is learned. params.yaml lists these
+  operators apart from the students.
 """
 
 import dataclasses
@@ -31,7 +34,9 @@ NAMES = {
 
 
 def chosen_layers(count: int, wanted: int | None) -> list[int]:
-    """Return the numbers of `wanted` of `count` layers, evenly spread, with the first and the last among them."""
+    """Return the numbers of `wanted` of `count` layers, evenly spread, with the first and the last
+    among them.
+    """
     if wanted is None or wanted >= count:
         return list(range(count))
     if wanted == 1:
@@ -42,20 +47,26 @@ def chosen_layers(count: int, wanted: int | None) -> list[int]:
 def of_teacher(teacher: Teacher, samples: Samples, settings: params.Anatomy) -> dict[str, Any]:
     """Measure the teacher's attention on the first samples.
 
-    The result is {n, noise, layers, heads, units, teacher: {measure: [layer][noise]}, by_head: {measure:
-    [head][layer][noise]}}.
+    The result is {n, noise, layers, heads, units, teacher: {measure: [layer][noise]}, by_head:
+    {measure: [head][layer][noise]}}.
     """
     latents, conditioning = samples.first(min(settings.pictures, len(samples)))
     total = len(families.layers(teacher.model))
     layers = chosen_layers(total, settings.layers)
-    rows = diagnostics.anatomy(teacher, latents, conditioning, settings.noise, layers=layers, seed=settings.seed)
-    values = {(row["measure"], row["layer"], row["noise"], row["head"]): row["value"] for row in rows}
+    rows = diagnostics.anatomy(
+        teacher, latents, conditioning, settings.noise, layers=layers, seed=settings.seed
+    )
+    values = {
+        (row["measure"], row["layer"], row["noise"], row["head"]): row["value"] for row in rows
+    }
     heads = 1 + max(row["head"] for row in rows if row["head"] is not None)
 
     def table(measure: str, head: int | None) -> list[list[float | None]]:
         layer_rows = []
         for layer in layers:
-            layer_rows.append([values.get((measure, layer, noise, head)) for noise in settings.noise])
+            layer_rows.append(
+                [values.get((measure, layer, noise, head)) for noise in settings.noise]
+            )
         return layer_rows
 
     by_head = {}
@@ -75,7 +86,11 @@ def of_teacher(teacher: Teacher, samples: Samples, settings: params.Anatomy) -> 
 
 @torch.no_grad()
 def maps(
-    teacher: Teacher, samples: Samples, operators: dict[str, params.Student], settings: params.Anatomy, query: int
+    teacher: Teacher,
+    samples: Samples,
+    operators: dict[str, params.Student],
+    settings: params.Anatomy,
+    query: int,
 ) -> dict[str, Tensor]:
     """Return one picture, and the attention map of token `query` for the teacher and each operator.
 
@@ -91,7 +106,9 @@ def maps(
         one_layer = dataclasses.replace(operator, layers=(layer,))
         models[name] = converted(teacher.model, one_layer, settings.seed)
     for name, model in models.items():
-        attention_map, grid = diagnostics.layer_maps(teacher, noisy, t, conditioning, [layer], model=model)[layer]
+        attention_map, grid = diagnostics.layer_maps(
+            teacher, noisy, t, conditioning, [layer], model=model
+        )[layer]
         token = grid.text + min(query, grid.picture - 1)
         row = attention_map[0, :, token, grid.text :].mean(0)  # (picture tokens,)
         tensors[f"map.{name}"] = row.float().reshape(grid.height, grid.width).contiguous()

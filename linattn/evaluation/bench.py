@@ -1,8 +1,10 @@
-"""Hold what all rows of a teacher share: settings, teacher, judge, and the pictures that the teacher drew.
+"""Hold what all rows of a teacher share: settings, teacher, judge, and the pictures that the
+teacher drew.
 
-- Captions ask for one thing and for two things in turn. Pictures of one thing are marked for shape and colour; pictures
-  of two things are marked for both shapes, both colours and their relation.
-- No model was trained on these inputs: labels, noise and world pictures come from a separate seed and index.
+- Captions ask for one thing and for two things in turn. Pictures of one thing are marked for shape
+  and colour; pictures of two things are marked for both shapes, both colours and their relation.
+- No model was trained on these inputs: labels, noise and world pictures come from a separate seed
+  and index.
 """
 
 from dataclasses import dataclass
@@ -54,7 +56,9 @@ class Bench:
 
     @property
     def reads(self) -> bool:
-        """Say whether the teacher is conditioned on captions; otherwise it is conditioned on labels."""
+        """Say whether the teacher is conditioned on captions; otherwise it is conditioned on
+        labels.
+        """
         return not isinstance(self.teacher.conditions, Labels)
 
     def asked(self, count: int) -> Asked:
@@ -71,14 +75,20 @@ class Bench:
 
     def labels(self, count: int) -> Tensor:
         """Return the class of the first thing of each picture."""
-        return torch.tensor([scene.label for scene in self.scenes(count)]) if self.reads else self.asked(count)
+        return (
+            torch.tensor([scene.label for scene in self.scenes(count)])
+            if self.reads
+            else self.asked(count)
+        )
 
     def singles(self, count: int) -> slice:
         """Select those of `count` pictures that show one thing."""
         return slice(0, count, 2 if self.reads else 1)
 
     def inputs(self, level: float) -> dict[str, Any]:
-        """Return the arguments of one forward of one picture, at the side the teacher was trained at."""
+        """Return the arguments of one forward of one picture, at the side the teacher was trained
+        at.
+        """
         sides = sampling.latent_sides(sampling.Source.of(self.teacher), self.side)
         return self.teacher.conditions.example(*sides, self.asked(1), level)
 
@@ -88,7 +98,9 @@ class Bench:
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
-        """Return the judge's features of the teacher's pictures and of the world, which students are compared with."""
+        """Return the judge's features of the teacher's pictures and of the world, which students
+        are compared with.
+        """
         scenes = self.scenes(max(self.part.pictures, self.part.quick_pictures))
         features = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
         return features | {"world": self.features(eight_bits(world.render(scenes, self.side)))}

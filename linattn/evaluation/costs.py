@@ -1,14 +1,16 @@
 """Measure what a model costs: multiply-accumulates, parameters, memory, seconds.
 
-- MACs are counted twice: by formula, as the papers do, and by torch's flop counter, which sees what a fast path really
-  multiplies, tiles and masked entries included. Neither count holds softmax, norms, activations or other element-wise
-  work.
-- Memory is the peak that PyTorch's allocator hands out during one call, above what was allocated before. It holds every
-  temporary that a kernel takes from the allocator. It does not hold inputs, weights, or scratch inside a BLAS library.
-  Unlike the resident set, it does not depend on what the process did before.
-- Every time stands beside that of `scaled_dot_product_attention`, which runs in the same loop. Repeats are interleaved,
-  and the time is their median.
-- An operator is timed at no larger size once its last size predicts more than `limit` seconds; its row then says so.
+- MACs are counted twice: by formula, as the papers do, and by torch's flop counter, which sees what
+  a fast path really multiplies, tiles and masked entries included. Neither count holds softmax,
+  norms, activations or other element-wise work.
+- Memory is the peak that PyTorch's allocator hands out during one call, above what was allocated
+  before. It holds every temporary that a kernel takes from the allocator. It does not hold inputs,
+  weights, or scratch inside a BLAS library. Unlike the resident set, it does not depend on what the
+  process did before.
+- Every time stands beside that of `scaled_dot_product_attention`, which runs in the same loop.
+  Repeats are interleaved, and the time is their median.
+- An operator is timed at no larger size once its last size predicts more than `limit` seconds; its
+  row then says so.
 """
 
 import math
@@ -35,11 +37,14 @@ from linattn.sampling import evaluating
 from linattn_kernels import flops, use_backend  # noqa: F401 (flops registers the operations with torch's flop counter)
 
 BASELINE = "scaled_dot_product_attention"
-WITH_INPUTS = " + inputs"  # suffix of a label whose time includes what the operator computes before the projections
+# suffix of a label whose time includes what the operator computes before the projections
+WITH_INPUTS = " + inputs"
 
 
 def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the facts without which a time means nothing: device, dtype, threads and version of torch."""
+    """Return the facts without which a time means nothing: device, dtype, threads and version of
+    torch.
+    """
     device_type = torch.device(device).type
     return {
         "device": torch.cuda.get_device_name(device) if device_type == "cuda" else device_type,
@@ -49,21 +54,26 @@ def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     }
 
 
-# Multiply-accumulates ------------------------------------------------------------------------------------------------
+# Multiply-accumulates
+# ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def macs(
-    model: nn.Module, side: int | None = None, noise: float = 0.5, inputs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    side: int | None = None,
+    noise: float = 0.5,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
-    """Count the MACs of one picture by formula: self-attention cores, their projections, and the rest.
+    """Count the MACs of one picture by formula: self-attention cores, their projections, and the
+    rest.
 
-    The latents are side x side. `inputs` replaces the arguments of the forward, for example with a text of its real
-    length.
+    The latents are side x side. `inputs` replaces the arguments of the forward, for example with a
+    text of its real length.
 
-    The core is the operator's `macs`, or 2 N^2 channels where the layer is dense. Linear layers, convolutions and
-    cross-attention are counted by hooks during one forward, on the meta device too, so the count assumes nothing about
-    the structure of a block.
+    The core is the operator's `macs`, or 2 N^2 channels where the layer is dense. Linear layers,
+    convolutions and cross-attention are counted by hooks during one forward, on the meta device
+    too, so the count assumes nothing about the structure of a block.
     """
     model = families.model_of(model)
     inputs = inputs or example(model, side, noise=noise)
@@ -84,10 +94,16 @@ def macs(
         x, text = args[0] if args else kwargs["hidden_states"], kwargs["encoder_hidden_states"]
         counts["rest"] += 2 * x.shape[0] * x.shape[1] * text.shape[1] * attn.inner_dim
 
-    products = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and id(m) not in operator_ids]
+    products = [
+        m
+        for m in model.modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d)) and id(m) not in operator_ids
+    ]
     cross_attentions = [m for m in families.attentions(model) if id(m) not in attention_ids]
     hooks = [module.register_forward_hook(count_products) for module in products]
-    hooks += [module.register_forward_hook(count_scores, with_kwargs=True) for module in cross_attentions]
+    hooks += [
+        module.register_forward_hook(count_scores, with_kwargs=True) for module in cross_attentions
+    ]
     try:
         with evaluating(model):
             grids = families.grids(model, **inputs)
@@ -95,7 +111,12 @@ def macs(
         for hook in hooks:
             hook.remove()
     core = sum(_core_macs(layer, grid, noise) for layer, grid in zip(layers, grids, strict=True))
-    return {"core": core, **counts, "total": core + sum(counts.values()), "tokens": max(grid.tokens for grid in grids)}
+    return {
+        "core": core,
+        **counts,
+        "total": core + sum(counts.values()),
+        "tokens": max(grid.tokens for grid in grids),
+    }
 
 
 def _products_per_output(module: nn.Module) -> int:
@@ -114,12 +135,15 @@ def _core_macs(layer: Any, grid: Grid, noise: float) -> int:
 
 @torch.no_grad()
 def counted_macs(
-    model: nn.Module, side: int | None = None, noise: float = 0.5, inputs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    side: int | None = None,
+    noise: float = 0.5,
+    inputs: Mapping[str, Any] | None = None,
 ) -> int:
     """Count the MACs of the same forward by torch's flop counter.
 
-    Fused attention would count as nothing, so PyTorch's unfused attention runs here. The operators run their PyTorch
-    paths, whose tiles are the same on every machine.
+    Fused attention would count as nothing, so PyTorch's unfused attention runs here. The operators
+    run their PyTorch paths, whose tiles are the same on every machine.
     """
     model = families.model_of(model)
     inputs = inputs or example(model, side, noise=noise)
@@ -130,23 +154,34 @@ def counted_macs(
 def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:
     """Count the MACs of one call by torch's flop counter, with `model` in evaluation mode."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), evaluating(nn.Identity() if model is None else model), counter:
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        evaluating(nn.Identity() if model is None else model),
+        counter,
+    ):
         call()
     return counter.get_total_flops() // 2
 
 
-def example(model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5) -> dict[str, Any]:
-    """Return arguments for a forward of `batch` pictures at one noise level, in the model's dtype on its device."""
+def example(
+    model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5
+) -> dict[str, Any]:
+    """Return arguments for a forward of `batch` pictures at one noise level, in the model's dtype
+    on its device.
+    """
     return families.family(model).example(model, side, batch, noise)
 
 
-# Parameters ----------------------------------------------------------------------------------------------------------
+# Parameters
+# ---------------------------------------------------------------------------------------------
 
 
 def parameters(model: nn.Module, trained: Iterable[str] | None = None) -> dict[str, int]:
     """Count the parameters: in total, added by the operators, and trained.
 
-    The trained ones are those named in `trained`, or those that require a gradient where nothing is named.
+    The trained ones are those named in `trained`, or those that require a gradient where nothing is
+    named.
     """
     model = families.model_of(model)
     named = dict(model.named_parameters())
@@ -155,7 +190,10 @@ def parameters(model: nn.Module, trained: Iterable[str] | None = None) -> dict[s
     else:
         names = set(trained)
         if unknown := sorted(names - named.keys()):
-            raise ValueError(f"{unknown[0]!r} is no parameter of {type(model).__name__} ({len(unknown)} unknown names)")
+            raise ValueError(
+                f"{unknown[0]!r} is no parameter of {type(model).__name__} ({len(unknown)} unknown "
+                "names)"
+            )
     operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
     return {
         "total": sum(parameter.numel() for parameter in named.values()),
@@ -170,15 +208,20 @@ def _added_parameters(operator: nn.Module) -> int:
     return sum(named[name].numel() for name in operator.new_parameters())
 
 
-# Memory --------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu", warm: bool = False) -> int:
-    """Return the peak of allocated bytes during the second call, above the bytes allocated when it began.
+def peak_memory(
+    call: Callable[[], Any], device: str | torch.device = "cpu", warm: bool = False
+) -> int:
+    """Return the peak of allocated bytes during the second call, above the bytes allocated when it
+    began.
 
-    The first call fills caches; it is left out where the caches are `warm`. On the CPU, torch.profiler records the
-    allocator's events, which are summed in their order. On a GPU the allocator keeps the peak itself.
+    The first call fills caches; it is left out where the caches are `warm`. On the CPU,
+    torch.profiler records the allocator's events, which are summed in their order. On a GPU the
+    allocator keeps the peak itself.
     """
     if not warm:
         call()
@@ -189,9 +232,14 @@ def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu", war
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        _silent_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         call()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         allocated += event.nbytes()
@@ -201,7 +249,9 @@ def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu", war
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Redirect the file descriptor of stderr to nothing: Kineto announces itself there, whatever its log level."""
+    """Redirect the file descriptor of stderr to nothing: Kineto announces itself there, whatever
+    its log level.
+    """
     try:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -232,7 +282,8 @@ def forward_memory(
         return peak_memory(lambda: model(**inputs), next(model.parameters()).device)
 
 
-# Time ----------------------------------------------------------------------------------------------------------------
+# Time
+# ---------------------------------------------------------------------------------------------
 
 
 def interleaved(
@@ -243,14 +294,16 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Time every repeat of every call in turns, so that a busy minute hits all calls alike.
 
-    One warm-up of each call is thrown away, unless it took longer than `limit` seconds. Then the warm-up is the only
-    measurement of its call.
+    One warm-up of each call is thrown away, unless it took longer than `limit` seconds. Then the
+    warm-up is the only measurement of its call.
     """
     if repeats < 1:
         raise ValueError(f"{repeats} repeats; a median needs at least 1")
     warm_ups = {name: seconds_of(call, device) for name, call in calls.items()}
     slow = {name for name, seconds in warm_ups.items() if seconds > limit}
-    times: dict[str, list[float]] = {name: [warm_ups[name]] if name in slow else [] for name in calls}
+    times: dict[str, list[float]] = {
+        name: [warm_ups[name]] if name in slow else [] for name in calls
+    }
     for _ in range(repeats):
         for name, call in calls.items():
             if name not in slow:
@@ -288,10 +341,12 @@ def time_operators(
     """Time `mix` alone against `scaled_dot_product_attention` on the same q, k, v in the same loop.
 
     - A call is one forward of one picture.
-    - `operators` maps a label to (operator's name, options). An operator that computes something before its
-      projections (LinFusion's MLPs) has a second label, see `with_inputs`, where this is timed as well.
-    - A row is {operator, tokens, grid, seconds, fastest, slowest, repeats, ratio, baseline, baseline_seconds, bytes,
-      backend} and the facts. `ratio` says how many times faster than the baseline; `backend` names the kernels' path.
+    - `operators` maps a label to (operator's name, options). An operator that computes something
+      before its projections (LinFusion's MLPs) has a second label, see `with_inputs`, where this is
+      timed as well.
+    - A row is {operator, tokens, grid, seconds, fastest, slowest, repeats, ratio, baseline,
+      baseline_seconds, bytes, backend} and the facts. `ratio` says how many times faster than the
+      baseline; `backend` names the kernels' path.
     - A row that was not measured has seconds None, and `skipped` gives the reason.
     """
     rows: list[Row] = []
@@ -299,7 +354,12 @@ def time_operators(
     cases = with_inputs(operators)
     for count in sorted(set(tokens)):
         grid = Grid(*sides(count))
-        shared = {"tokens": count, "grid": [grid.height, grid.width], "baseline": BASELINE, **machine}
+        shared = {
+            "tokens": count,
+            "grid": [grid.height, grid.width],
+            "baseline": BASELINE,
+            **machine,
+        }
         tensors = _tensors(grid, heads, head_dim, device, dtype)
         calls, skipped = {}, {}
         for label in (BASELINE, *cases):
@@ -317,12 +377,22 @@ def time_operators(
             else:
                 measured = timed(times[label], baseline_seconds)
                 measure_memory = memory and times[label][0] <= limit
-                measured["bytes"] = peak_memory(calls[label], device, warm=True) if measure_memory else None
+                measured["bytes"] = (
+                    peak_memory(calls[label], device, warm=True) if measure_memory else None
+                )
             backend = {}
             if label != BASELINE:
                 operator = _operator(label, cases, tensors)
                 backend["backend"] = operator.runs(tensors[0].device, dtype).path
-            rows.append({"operator": label, **shared, "baseline_seconds": baseline_seconds, **backend, **measured})
+            rows.append(
+                {
+                    "operator": label,
+                    **shared,
+                    "baseline_seconds": baseline_seconds,
+                    **backend,
+                    **measured,
+                }
+            )
             if progress is not None:
                 progress(rows[-1])
     return rows
@@ -336,14 +406,18 @@ def _why_skipped(predicted: float, limit: float) -> str:
 
 
 def sides(count: int) -> tuple[int, int]:
-    """Return the rows and columns nearest a square that make exactly `count` tokens; a prime is one row."""
+    """Return the rows and columns nearest a square that make exactly `count` tokens; a prime is one
+    row.
+    """
     if count < 1:
         raise ValueError(f"{count} tokens; a picture has at least 1")
     height = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
     return height, count // height
 
 
-def _tensors(grid: Grid, heads: int, head_dim: int, device: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _tensors(
+    grid: Grid, heads: int, head_dim: int, device: Any, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     """Draw q, k, v (1, tokens, heads, head_dim) and the layer's input x (1, tokens, width)."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, grid.tokens, heads, head_dim)
@@ -352,8 +426,12 @@ def _tensors(grid: Grid, heads: int, head_dim: int, device: Any, dtype: torch.dt
     return q, k, v, x
 
 
-def with_inputs(operators: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Add an entry '<label> + inputs' for operators that transform x before projecting, so that it is timed too."""
+def with_inputs(
+    operators: Mapping[str, tuple[str, Mapping[str, Any]]],
+) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Add an entry '<label> + inputs' for operators that transform x before projecting, so that it
+    is timed too.
+    """
     cases, grid, x = {}, Grid(1, 1), torch.zeros(1, 1, 8)
     for label, (name, options) in operators.items():
         cases[label] = (name, options)
@@ -373,7 +451,8 @@ def _call(
     """Return the call that is timed under a label."""
     q, k, v, x = tensors
     if label == BASELINE:
-        heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]  # (1, heads, tokens, head_dim)
+        # (1, heads, tokens, head_dim)
+        heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]
         return lambda: F.scaled_dot_product_attention(*heads_first)
     operator = _operator(label, operators, tensors)
     level = None if noise is None else q.new_full((1,), noise)
@@ -394,7 +473,9 @@ def _operator(
 
 
 def timed(seconds: Sequence[float], dense: float | None) -> Row:
-    """Summarise the repeats of one call; `ratio` is the median of the dense call over that of this call."""
+    """Summarise the repeats of one call; `ratio` is the median of the dense call over that of this
+    call.
+    """
     median = statistics.median(seconds)
     return {
         "seconds": median,

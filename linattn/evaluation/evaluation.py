@@ -1,8 +1,9 @@
 """Evaluate a teacher, then its students beside it, and write the rows that the report shows.
 
-- Rows that only bound the others (undistilled, twice the side) take fewer pictures and steps. Their reference is what
-  the teacher draws with as many.
-- A result names no time and no machine, so the same code writes the same bytes. Times and machine go to the run file.
+- Rows that only bound the others (undistilled, twice the side) take fewer pictures and steps. Their
+  reference is what the teacher draws with as many.
+- A result names no time and no machine, so the same code writes the same bytes. Times and machine
+  go to the run file.
 """
 
 import copy
@@ -36,7 +37,8 @@ from linattn.surgery.conversion import converted
 from linattn.world import marks, pairs
 from linattn.world.marks import judge_kid
 
-# The teacher, and chance ---------------------------------------------------------------------------------------------
+# The teacher, and chance
+# ---------------------------------------------------------------------------------------------
 
 
 def evaluate_teacher(bench: Bench) -> dict[str, Any]:
@@ -82,15 +84,26 @@ def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     """
     values = marks.chance()
     if bench.reads:
-        values |= pairs.chance(bench.judge, on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2])
-    quality = {name: {"value": value, "low": None, "high": None, "n": None} for name, value in values.items()}
+        values |= pairs.chance(
+            bench.judge, on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2]
+        )
+    quality = {
+        name: {"value": value, "low": None, "high": None, "n": None}
+        for name, value in values.items()
+    }
     quality |= {f"cross_{name}": value for name, value in quality.items()}
-    row = {"student": project.chance_row(bench.role), "teacher": bench.role, "profile": bench.settings.profile}
+    row = {
+        "student": project.chance_row(bench.role),
+        "teacher": bench.role,
+        "profile": bench.settings.profile,
+    }
     return row | {"quality": quality}
 
 
 def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, float]) -> None:
-    """Write the run file: facts of the machine, seconds (those of the distillation too), backend and peak memory."""
+    """Write the run file: facts of the machine, seconds (those of the distillation too), backend
+    and peak memory.
+    """
     distill_path = project.run_result(f"{name}.distill")
     distill_seconds = project.read_json(distill_path)["seconds"] if distill_path.exists() else {}
     all_seconds = {**distill_seconds, **seconds}
@@ -100,12 +113,15 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
         "facts": facts,
         "seconds": {key: round(value, 2) for key, value in all_seconds.items()},
         "backend": backend,
-        "memory": max(costs.forward_memory(model, noise=level, inputs=bench.inputs(level)) for level in levels),
+        "memory": max(
+            costs.forward_memory(model, noise=level, inputs=bench.inputs(level)) for level in levels
+        ),
     }
     project.write_json(project.run_result(name, write=True), run)
 
 
-# Students ------------------------------------------------------------------------------------------------------------
+# Students
+# ---------------------------------------------------------------------------------------------
 
 
 def distilled(bench: Bench, folder: Path) -> nn.Module:
@@ -114,7 +130,9 @@ def distilled(bench: Bench, folder: Path) -> nn.Module:
 
 
 def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
-    """Evaluate one student distilled from every seed, and the same student converted but not distilled."""
+    """Evaluate one student distilled from every seed, and the same student converted but not
+    distilled.
+    """
     began, draw_seconds = time.monotonic(), 0.0
     student, recipe = bench.settings.student(name), bench.settings.recipe(name)
     settings, first_seed = bench.part, recipe.seeds[0]
@@ -135,11 +153,18 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         rows.append({"error": error["mean"], **truths, **distance(bench, pictures, "pictures")})
         if seed == first_seed:
             first_pictures, first_cross, first_model = pictures, cross, model
-    say(f"{name}, converted and not distilled: {settings.quick_pictures} pictures of {settings.quick_steps} steps")
+    say(
+        f"{name}, converted and not distilled: {settings.quick_pictures} pictures of "
+        f"{settings.quick_steps} steps"
+    )
     undistilled_model = converted(bench.teacher.model, student, first_seed)
-    undistilled_pictures = draw(bench, undistilled_model, settings.quick_pictures, settings.quick_steps)
+    undistilled_pictures = draw(
+        bench, undistilled_model, settings.quick_pictures, settings.quick_steps
+    )
     undistilled_error = errors(bench, undistilled_model)
-    undistilled = truth(bench, undistilled_pictures) | distance(bench, undistilled_pictures, "quick")
+    undistilled = truth(bench, undistilled_pictures) | distance(
+        bench, undistilled_pictures, "quick"
+    )
     undistilled |= {"error": undistilled_error["mean"]}
     training = project.read_json(project.student(name) / "training.json")
     quality = {}
@@ -147,7 +172,10 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         quality[key] = combine([row[key] for row in rows], WITHIN.get(key))
     by_noise = {
         "noise": list(settings.noise),
-        "error": [combine(list(over_seeds), WITHIN["error"]) for over_seeds in zip(*error_levels, strict=True)],
+        "error": [
+            combine(list(over_seeds), WITHIN["error"])
+            for over_seeds in zip(*error_levels, strict=True)
+        ],
         "undistilled": [plain(measure) for measure in undistilled_error["levels"]],
     }
     result = {
@@ -172,7 +200,9 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     }
     save_file(tensors, project.pictures(name, write=True))
     project.write_json(project.result(name, write=True), result)
-    write_run(bench, name, first_model, {"draw": draw_seconds, "evaluate": time.monotonic() - began})
+    write_run(
+        bench, name, first_model, {"draw": draw_seconds, "evaluate": time.monotonic() - began}
+    )
     return result
 
 

@@ -1,4 +1,6 @@
-"""Estimate how a cost grows with tokens: the exponent of the measured sizes, and the seconds of the next size."""
+"""Estimate how a cost grows with tokens: the exponent of the measured sizes, and the seconds of the
+next size.
+"""
 
 import math
 import statistics
@@ -11,8 +13,8 @@ Row = dict[str, Any]  # holds tokens and seconds, among others
 def predict(rows: Sequence[Row], tokens: int) -> float:
     """Predict the seconds at `tokens` from the last size in the rows.
 
-    The exponent of the growth is the slope of the last two sizes, kept within 1 and 2, or 2 after a single size. The
-    prediction is 0 without a row, and infinite after a size that was skipped.
+    The exponent of the growth is the slope of the last two sizes, kept within 1 and 2, or 2 after a
+    single size. The prediction is 0 without a row, and infinite after a size that was skipped.
     """
     if not rows:
         return 0.0
@@ -24,10 +26,11 @@ def predict(rows: Sequence[Row], tokens: int) -> float:
 
 
 def exponent(rows: Sequence[Row]) -> float | None:
-    """Fit p of seconds ~ tokens^p by least squares on logarithms, over the larger half of the sizes (at least two).
+    """Fit p of seconds ~ tokens^p by least squares on logarithms, over the larger half of the sizes
+    (at least two).
 
-    The smaller sizes are left out because they mostly measure the overhead of a call. The result is None with fewer
-    than two sizes.
+    The smaller sizes are left out because they mostly measure the overhead of a call. The result is
+    None with fewer than two sizes.
     """
     by_size = {row["tokens"]: row for row in rows if row["seconds"]}
     sizes = sorted(by_size)

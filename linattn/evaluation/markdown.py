@@ -23,7 +23,10 @@ def told(result: Mapping[str, Any]) -> str:
     """Return the row as a Markdown table, with the undistilled row beside it where there is one."""
     columns = [name for name in ("quality", "undistilled") if name in result]
     titles = {"quality": result["student"], "undistilled": "converted, not distilled"}
-    lines = ["| | " + " | ".join(titles[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [
+        "| | " + " | ".join(titles[name] for name in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for key, (description, scale, digits) in LINES.items():
         cells = [_cell(result[name].get(key), scale, digits) for name in columns]
         if any(cells):
@@ -32,7 +35,9 @@ def told(result: Mapping[str, Any]) -> str:
 
 
 def _cell(measure: Mapping[str, Any] | None, scale: float, digits: int) -> str:
-    """Write a value with its interval and number of pictures, where it has them; a missing value is empty."""
+    """Write a value with its interval and number of pictures, where it has them; a missing value is
+    empty.
+    """
     if not measure or measure["value"] is None:
         return ""
     text = f"{measure['value'] * scale:.{digits}f}"

@@ -1,9 +1,11 @@
-"""Make the parts of a row: a model's pictures, their distance to the teacher and to the truth, and the model's cost.
+"""Make the parts of a row: a model's pictures, their distance to the teacher and to the truth, and
+the model's cost.
 
-- All models share the noise, the labels or captions, and the latents, so picture i of a student differs from picture i
-  of its teacher by the attention alone. Pictures are compared in 8 bits, as anyone would save them.
-- With several training seeds the value is the mean over seeds, and the interval covers the choice of both pictures and
-  seeds.
+- All models share the noise, the labels or captions, and the latents, so picture i of a student
+  differs from picture i of its teacher by the attention alone. Pictures are compared in 8 bits, as
+  anyone would save them.
+- With several training seeds the value is the mean over seeds, and the interval covers the choice
+  of both pictures and seeds.
 """
 
 import math
@@ -21,8 +23,19 @@ from linattn.evaluation.distance import distance as picture_distance, prediction
 from linattn.world import pairs
 from linattn.world.marks import judge_accuracy, judge_fid, judge_kid
 
-# 97.5 % of Student's t by degrees of freedom, since a handful of training seeds says little about their spread.
-STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# 97.5 % of Student's t by degrees of freedom, since a handful of training seeds says little about
+# their spread.
+STUDENT_T = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+    6: 2.447,
+    7: 2.365,
+    8: 2.306,
+    9: 2.262,
+}
 OF_ONE = ("shape", "colour", "both")
 SHARES = (*OF_ONE, *pairs.NAMES, *(f"cross_{name}" for name in (*OF_ONE, *pairs.NAMES)))
 # Intervals are cut at these bounds, which no value can pass.
@@ -35,7 +48,8 @@ WITHIN = {
 Measures = dict[str, dict[str, Any]]
 
 
-# Drawing -------------------------------------------------------------------------------------------------------------
+# Drawing
+# ---------------------------------------------------------------------------------------------
 
 
 def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: int = 1) -> Tensor:
@@ -50,12 +64,16 @@ def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: i
         batch=max(1, bench.part.batch // scale**2),
     )
     if not pictures.isfinite().all():
-        raise ArithmeticError(f"{(~pictures.isfinite()).sum()} pixels are not finite: the student diverged")
+        raise ArithmeticError(
+            f"{(~pictures.isfinite()).sum()} pixels are not finite: the student diverged"
+        )
     return eight_bits(pictures)
 
 
 def draw_reference(bench: Bench) -> dict[str, Tensor]:
-    """Draw the teacher's pictures for the whole table, and the latents that predictions are compared on."""
+    """Draw the teacher's pictures for the whole table, and the latents that predictions are
+    compared on.
+    """
     settings, conditioning = bench.part, bench.asked(bench.part.pictures)
     say(f"teacher: {settings.pictures} pictures of {settings.steps} steps")
     latents = sampling.draw_latents(
@@ -74,7 +92,11 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
     quick = draw(bench, None, settings.quick_pictures, settings.quick_steps)
     cross = draw(bench, None, settings.cross_pictures, settings.quick_steps, settings.cross)
     teacher_predictions = predictions(
-        bench.teacher, bench.teacher.model, (latents, conditioning), settings.noise, **_error_options(bench)
+        bench.teacher,
+        bench.teacher.model,
+        (latents, conditioning),
+        settings.noise,
+        **_error_options(bench),
     )
     return {
         "latents": latents,
@@ -86,11 +108,14 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
     }
 
 
-# Measures ------------------------------------------------------------------------------------------------------------
+# Measures
+# ---------------------------------------------------------------------------------------------
 
 
 def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
-    """Measure the distance to the teacher's pictures from the same noise, and that of both sets in judge features."""
+    """Measure the distance to the teacher's pictures from the same noise, and that of both sets in
+    judge features.
+    """
     seed, features = bench.part.seed, bench.features(pictures)
     measures = picture_distance(unit(pictures), unit(bench.reference[reference]), seed)
     measures["kid_teacher"] = judge_kid(features, bench.known[reference], seed)
@@ -114,7 +139,9 @@ def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
     settings = bench.part
     samples = (bench.reference["latents"], bench.asked(settings.pictures))
     theirs = bench.reference["predictions"]
-    return prediction_error(bench.teacher, model, samples, settings.noise, theirs=theirs, **_error_options(bench))
+    return prediction_error(
+        bench.teacher, model, samples, settings.noise, theirs=theirs, **_error_options(bench)
+    )
 
 
 def _error_options(bench: Bench) -> dict[str, int]:
@@ -124,30 +151,45 @@ def _error_options(bench: Bench) -> dict[str, int]:
 
 
 def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
-    """Count the labels' shapes (rows) by the shapes that the judge sees (columns), in pictures of one thing."""
+    """Count the labels' shapes (rows) by the shapes that the judge sees (columns), in pictures of
+    one thing.
+    """
     single = bench.singles(len(pictures))
     batches = pictures[single].split(256)
     seen = torch.cat([bench.judge(on_device(batch)).shape.argmax(1).cpu() for batch in batches])
     expected = bench.labels(len(pictures))[single] // len(world.COLOURS)
     shapes = len(world.SHAPES)
-    return torch.bincount(expected * shapes + seen, minlength=shapes**2).reshape(shapes, shapes).tolist()
+    return (
+        torch.bincount(expected * shapes + seen, minlength=shapes**2)
+        .reshape(shapes, shapes)
+        .tolist()
+    )
 
 
 def levels_of(bench: Bench, model: nn.Module) -> list[float]:
     """Return the noise levels that a cost is averaged over.
 
-    Where an operator's options follow a schedule, they are all levels that a draw visits; otherwise any one level.
+    Where an operator's options follow a schedule, they are all levels that a draw visits; otherwise
+    any one level.
     """
-    operators = [layer.operator for layer in families.layers(families.model_of(model)) if layer.operator is not None]
+    operators = [
+        layer.operator
+        for layer in families.layers(families.model_of(model))
+        if layer.operator is not None
+    ]
     scheduled = any(operator.schedule for operator in operators)
     return sampling.noise_levels(bench.teacher, bench.part.steps) if scheduled else [0.5]
 
 
 def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
-    """Measure one forward of one picture at the teacher's training side, averaged over a draw's steps."""
+    """Measure one forward of one picture at the teacher's training side, averaged over a draw's
+    steps.
+    """
     levels = levels_of(bench, model)
     formula = [costs.macs(model, noise=level, inputs=bench.inputs(level)) for level in levels]
-    counted = [costs.counted_macs(model, noise=level, inputs=bench.inputs(level)) for level in levels]
+    counted = [
+        costs.counted_macs(model, noise=level, inputs=bench.inputs(level)) for level in levels
+    ]
     return {
         "macs": round(statistics.mean(macs["total"] for macs in formula)),
         "core_macs": round(statistics.mean(macs["core"] for macs in formula)),
@@ -162,11 +204,13 @@ def plain(measure: Mapping[str, Any]) -> dict[str, Any]:
     return {key: measure.get(key) for key in ("value", "low", "high", "n")}
 
 
-def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] | None = None) -> dict[str, Any]:
+def combine(
+    measures: Sequence[Mapping[str, Any]], within: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """Average a measure over training seeds.
 
-    The interval's half-width is sqrt(half-width of the pictures ^2 + half-width of the seeds ^2), the latter by
-    Student's t.
+    The interval's half-width is sqrt(half-width of the pictures ^2 + half-width of the seeds ^2),
+    the latter by Student's t.
     """
     if len(measures) == 1:
         return plain(measures[0])
@@ -186,7 +230,8 @@ def combine(measures: Sequence[Mapping[str, Any]], within: tuple[float, float] |
     return {"value": mean, **bounds, "n": measures[0]["n"], "seeds": values}
 
 
-# The settings that a row names ---------------------------------------------------------------------------------------
+# The settings that a row names
+# ---------------------------------------------------------------------------------------
 
 
 def shown_of(bench: Bench) -> dict[str, Any]:

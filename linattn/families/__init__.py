@@ -1,7 +1,9 @@
-"""The border to diffusers: where each family keeps its self-attention, and how a layer learns grid and noise.
+"""The border to diffusers: where each family keeps its self-attention, and how a layer learns grid
+and noise.
 
-A `Family` says which layers there are, in the order the forward meets them, and reads grid and noise from the
-arguments of the model's forward; a sibling is one more class and one more line in `registry.FAMILIES`.
+A `Family` says which layers there are, in the order the forward meets them, and reads grid and
+noise from the arguments of the model's forward; a sibling is one more class and one more line in
+`registry.FAMILIES`.
 """
 
 from linattn.families.base import KEY, Context, Family, Layer, noise_level

@@ -1,10 +1,13 @@
-"""What a family is: which layers a model has, and how to read grid and noise from a call of its forward.
+"""What a family is: which layers a model has, and how to read grid and noise from a call of its
+forward.
 
-- Grid and noise travel with the call, as one entry of the keyword dictionary that diffusers hands down to every
-  attention. Nothing is stored between calls, so two forwards before one backward, gradient checkpointing (whose
-  recomputation gets the arguments of its own forward), threads and deepcopy have nothing to mix up.
-- The grid travels as the shape of an empty tensor: torch.compile then treats its sides as dynamic sizes, where
-  plain integers would cost two graphs a size (measured; the fifth size hit the recompile limit).
+- Grid and noise travel with the call, as one entry of the keyword dictionary that diffusers hands
+  down to every attention. Nothing is stored between calls, so two forwards before one backward,
+  gradient checkpointing (whose recomputation gets the arguments of its own forward), threads and
+  deepcopy have nothing to mix up.
+- The grid travels as the shape of an empty tensor: torch.compile then treats its sides as dynamic
+  sizes, where plain integers would cost two graphs a size (measured; the fifth size hit the
+  recompile limit).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +21,8 @@ from linattn.attention.base import LayerShape, Operator
 from linattn.attention.grid import Grid
 from linattn.families.processors import Processor, SelfAttention
 
-KEY = "linattn"  # the operator's name in its attention, and the context's among the attention's arguments
+# the operator's name in its attention, and the context's among the attention's arguments
+KEY = "linattn"
 
 
 @dataclass(frozen=True)
@@ -62,23 +66,34 @@ Found = tuple[str, nn.Module, type[Processor], int | None]
 class Family:
     """What differs between the families; `model` is always of a class that `FAMILIES` names."""
 
-    handed_down = "cross_attention_kwargs"  # the argument that diffusers passes on to every attention
+    # the argument that diffusers passes on to every attention
+    handed_down = "cross_attention_kwargs"
     rotates = False  # whether its queries and keys carry rotary positions
 
     def attentions(self, model: nn.Module) -> Iterator[Found]:
-        """Name, module, processor and trained tokens of every self-attention, in the order the forward meets them."""
+        """Name, module, processor and trained tokens of every self-attention, in the order the
+        forward meets them.
+        """
         raise NotImplementedError
 
-    def read(self, model: nn.Module, arguments: Mapping[str, Any]) -> tuple[Grid, Tensor | None, Tensor]:
+    def read(
+        self, model: nn.Module, arguments: Mapping[str, Any]
+    ) -> tuple[Grid, Tensor | None, Tensor]:
         """Grid, noise and a tensor on the right device, from the arguments of the model's forward."""
         raise NotImplementedError
 
-    def example(self, model: nn.Module, side: int | None, batch: int, noise: float) -> dict[str, Tensor]:
-        """Arguments for a forward of pictures with latents side x side, on the model's device and in its dtype."""
+    def example(
+        self, model: nn.Module, side: int | None, batch: int, noise: float
+    ) -> dict[str, Tensor]:
+        """Arguments for a forward of pictures with latents side x side, on the model's device and
+        in its dtype.
+        """
         raise NotImplementedError
 
     def levels(self, model: nn.Module) -> list[nn.Module]:
-        """Modules below which another grid holds: that of the first argument, (batch, channels, height, width)."""
+        """Modules below which another grid holds: that of the first argument, (batch, channels,
+        height, width).
+        """
         return []
 
     def layers(self, model: nn.Module) -> list[Layer]:
@@ -94,7 +109,9 @@ class Family:
 
 
 def layer_shape(attn: nn.Module, index: int, trained: int | None, has_text: bool) -> LayerShape:
-    return LayerShape(attn.query_dim, attn.heads, attn.inner_dim // attn.heads, has_text, index, trained)
+    return LayerShape(
+        attn.query_dim, attn.heads, attn.inner_dim // attn.heads, has_text, index, trained
+    )
 
 
 def noise_level(timestep: Any, sample: Tensor, steps: int = 1000) -> Tensor | None:
@@ -109,7 +126,9 @@ def latents(model: nn.Module, side: int | None, batch: int, patch: int = 1) -> T
     """Empty ones, (batch, channels, side, side)."""
     side = model.config.sample_size if side is None else side
     if side < patch or side % patch:
-        raise ValueError(f"latents of side {side} cannot be cut into patches of {patch}; choose a multiple")
+        raise ValueError(
+            f"latents of side {side} cannot be cut into patches of {patch}; choose a multiple"
+        )
     return next(model.parameters()).new_zeros(batch, model.config.in_channels, side, side)
 
 

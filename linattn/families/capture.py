@@ -14,11 +14,14 @@ from linattn.families.processors import normalised, projections
 from linattn.families.registry import layers, model_of
 from linattn.families.rotary import position
 
-MORE = ("encoder_hidden_states", "image_rotary_emb")  # what else a layer may be given, by diffusers' names
+# what else a layer may be given, by diffusers' names
+MORE = ("encoder_hidden_states", "image_rotary_emb")
 
 
 def apply(layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = None, **more: Any) -> Tensor:
-    """One layer alone, linearised or not: what it makes of hidden states x (batch, tokens, width), text first."""
+    """One layer alone, linearised or not: what it makes of hidden states x (batch, tokens, width),
+    text first.
+    """
     context = {} if layer.operator is None else {KEY: Context.of(grid, noise, x)}
     return joined(layer.attn(x, **more, **context))
 
@@ -30,11 +33,13 @@ def joined(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
 
 @contextmanager
 def capture(model_or_pipeline: Any, detach: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """A list that each forward fills anew, an entry a self-attention in forward order, linearised or not:
+    """A list that each forward fills anew, an entry a self-attention in forward order, linearised
+    or not:
 
-    {"input": x, "more": text and RoPE where the layer is given them, "output": what the attention gave after to_out,
-    text first, "grid": Grid, "noise": (batch,) or None}; `apply(layer, input, grid, noise, **more)` gives the output.
-    Tensors keep their graph, so a loss on them reaches the weights; `detach` cuts it.
+    {"input": x, "more": text and RoPE where the layer is given them, "output": what the attention
+    gave after to_out, text first, "grid": Grid, "noise": (batch,) or None}; `apply(layer, input,
+    grid, noise, **more)` gives the output. Tensors keep their graph, so a loss on them reaches the
+    weights; `detach` cuts it.
     """
     model = model_of(model_or_pipeline)
     every, seen, running = layers(model), [], {}
@@ -47,13 +52,15 @@ def capture(model_or_pipeline: Any, detach: bool = False) -> Iterator[list[dict[
         running.clear()
         if output is not None and len(seen) != len(every):
             raise RuntimeError(
-                f"capture saw {len(seen)} of {len(every)} self-attentions: torch.compile ignores hooks that come after "
+                f"capture saw {len(seen)} of {len(every)} self-attentions: torch.compile ignores "
+                "hooks that come after "
                 "it has compiled; capture a model that is not"
             )
 
     def layer_begin(attn: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if running:  # gradient checkpointing computes the layer again, in the backward
-            running["forward"][id(attn)] = kwargs[KEY]  # which the next hook takes away where nobody asks for it
+            # which the next hook takes away where nobody asks for it
+            running["forward"][id(attn)] = kwargs[KEY]
 
     def layer_end(layer: Layer, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if not running:
@@ -74,7 +81,10 @@ def capture(model_or_pipeline: Any, detach: bool = False) -> Iterator[list[dict[
         handles = [
             model.register_forward_pre_hook(begin, prepend=True),
             model.register_forward_hook(end, always_call=True),
-            *(layer.attn.register_forward_pre_hook(layer_begin, with_kwargs=True, prepend=True) for layer in every),
+            *(
+                layer.attn.register_forward_pre_hook(layer_begin, with_kwargs=True, prepend=True)
+                for layer in every
+            ),
             *(layer.attn.register_forward_hook(ends(layer), with_kwargs=True) for layer in every),
         ]
         try:
@@ -90,10 +100,15 @@ def grids(model_or_pipeline: Any, **inputs: Any) -> list[Grid]:
     every = layers(model)
 
     def told(layer: Layer) -> Any:
-        return lambda attn, args, kwargs: found.update({layer.index: layer.processor.grid(kwargs[KEY].grid)})
+        return lambda attn, args, kwargs: found.update(
+            {layer.index: layer.processor.grid(kwargs[KEY].grid)}
+        )
 
     with _watching(model):
-        handles = [layer.attn.register_forward_pre_hook(told(layer), with_kwargs=True, prepend=True) for layer in every]
+        handles = [
+            layer.attn.register_forward_pre_hook(told(layer), with_kwargs=True, prepend=True)
+            for layer in every
+        ]
         try:
             model(**inputs)
         finally:
@@ -121,11 +136,18 @@ def _detached(found: Any) -> Any:
     return tuple(each.detach() for each in found) if isinstance(found, tuple) else found.detach()
 
 
-def attention_map(layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = None, **more: Any) -> Tensor:
+def attention_map(
+    layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = None, **more: Any
+) -> Tensor:
     """(batch, heads, tokens, tokens): whom each token reads in this layer, float32 or wider."""
-    q, k, _ = projections(layer.attn, normalised(layer.attn, x), grid, *(more.get(name) for name in MORE))
+    q, k, _ = projections(
+        layer.attn, normalised(layer.attn, x), grid, *(more.get(name) for name in MORE)
+    )
     if layer.operator is not None:
-        return layer.operator.attention_map(q, k, grid, noise, position(more.get("image_rotary_emb")))
+        return layer.operator.attention_map(
+            q, k, grid, noise, position(more.get("image_rotary_emb"))
+        )
     wide = torch.promote_types(q.dtype, torch.float32)
-    q, k = q.to(wide).transpose(1, 2), k.to(wide).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+    # (batch, heads, tokens, head_dim)
+    q, k = q.to(wide).transpose(1, 2), k.to(wide).transpose(1, 2)
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)

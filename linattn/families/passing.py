@@ -1,6 +1,8 @@
-"""Grid and noise on their way to the layers: hooks on the model, on a UNet's levels and on every attention.
+"""Grid and noise on their way to the layers: hooks on the model, on a UNet's levels and on every
+attention.
 
-- Hooks are plain functions that reach everything through their arguments: a deepcopy keeps them, for the copy.
+- Hooks are plain functions that reach everything through their arguments: a deepcopy keeps them,
+  for the copy.
 """
 
 import functools
@@ -50,19 +52,33 @@ def arguments_of(module: nn.Module) -> tuple[str, ...]:
 
 def attentions(model: nn.Module) -> list[nn.Module]:
     """Every one of them, cross-attention included: all are handed the same arguments."""
-    return [module for module in model.modules() if hasattr(module, "set_processor") and hasattr(module, "heads")]
+    return [
+        module
+        for module in model.modules()
+        if hasattr(module, "set_processor") and hasattr(module, "heads")
+    ]
 
 
 def bound(names: tuple[str, ...], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _send(model: nn.Module, args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str) -> Call:
+def _send(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str
+) -> Call:
     given = bound(names, args, kwargs)
-    return _handed(args, kwargs, names, key, {**(given.get(key) or {}), KEY: family(model).context(model, given)})
+    return _handed(
+        args,
+        kwargs,
+        names,
+        key,
+        {**(given.get(key) or {}), KEY: family(model).context(model, given)},
+    )
 
 
-def _narrow(module: nn.Module, args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str) -> Call:
+def _narrow(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str
+) -> Call:
     """The level's own grid, from its first argument (batch, channels, height, width)."""
     given = bound(names, args, kwargs)
     extras, sample = given[key], given[names[0]]
@@ -70,7 +86,9 @@ def _narrow(module: nn.Module, args: tuple, kwargs: dict[str, Any], names: tuple
     return _handed(args, kwargs, names, key, {**extras, KEY: here})
 
 
-def _handed(args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str, extras: dict[str, Any]) -> Call:
+def _handed(
+    args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str, extras: dict[str, Any]
+) -> Call:
     position = names.index(key)
     if position < len(args):
         return (*args[:position], extras, *args[position + 1 :]), kwargs
@@ -78,20 +96,28 @@ def _handed(args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: st
 
 
 def _deliver(attn: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Call:
-    """A layer without an operator is called as if linattn were not there; one with an operator must use it."""
+    """A layer without an operator is called as if linattn were not there; one with an operator must
+    use it.
+    """
     if not hasattr(attn, KEY):
         return args, {name: value for name, value in kwargs.items() if name != KEY}
     if not isinstance(attn.processor, Processor):
         raise RuntimeError(
-            f"a linearised layer lost its processor to {type(attn.processor).__name__} (attention slicing, fused "
-            "projections, an IP-Adapter for joint attention and set_attn_processor do that) and would be softmax "
+            f"a linearised layer lost its processor to {type(attn.processor).__name__} (attention "
+            "slicing, fused "
+            "projections, an IP-Adapter for joint attention and set_attn_processor do that) and "
+            "would be softmax "
             "again: undo that, or call linattn.families.reattach(model)"
         )
     return args, kwargs
 
 
 def _hooks(module: nn.Module, function: Any) -> list[int]:
-    return [n for n, hook in module._forward_pre_hooks.items() if getattr(hook, "func", hook) is function]
+    return [
+        n
+        for n, hook in module._forward_pre_hooks.items()
+        if getattr(hook, "func", hook) is function
+    ]
 
 
 def _remove(module: nn.Module, function: Any) -> None:

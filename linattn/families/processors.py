@@ -1,8 +1,10 @@
 """The layers' own halves, with an operator in the place of softmax.
 
-- Processors are stateless and take no argument, since diffusers rebuilds them as `processor.__class__()`; the operator
-  is a child of the attention, `attn.linattn`. Projections are called as modules, so that a LoRA on them counts.
-- An operator sees text tokens first. Where text has projections of its own, `inputs` and `x` are the picture's.
+- Processors are stateless and take no argument, since diffusers rebuilds them as
+  `processor.__class__()`; the operator is a child of the attention, `attn.linattn`. Projections are
+  called as modules, so that a LoRA on them counts.
+- An operator sees text tokens first. Where text has projections of its own, `inputs` and `x` are
+  the picture's.
 - `has_text`: the layer's tokens begin with the text.
 """
 
@@ -39,11 +41,14 @@ class SelfAttention(Processor):
         linattn: Any = None,
     ) -> Tensor:
         if encoder_hidden_states is not None or attention_mask is not None:
-            raise ValueError("a linearised self-attention takes neither a mask nor another sequence to read from")
+            raise ValueError(
+                "a linearised self-attention takes neither a mask nor another sequence to read from"
+            )
         grid = self.grid(_required(linattn).grid)
         x = normalised(attn, hidden_states, temb)  # (batch, tokens, width)
         q, k, v = projections(attn, x, grid)
-        out = attn.linattn.mix(q, k, v, grid, x=x, noise=linattn.noise)  # (batch, tokens, heads, head_dim)
+        # (batch, tokens, heads, head_dim)
+        out = attn.linattn.mix(q, k, v, grid, x=x, noise=linattn.noise)
         out = _leave(attn, out.flatten(2).to(q.dtype))  # (batch, tokens, width)
         if hidden_states.ndim == 4:
             out = out.transpose(1, 2).reshape(hidden_states.shape)
@@ -55,8 +60,8 @@ class SelfAttention(Processor):
 class JointAttention(Processor):
     """JointAttnProcessor2_0, FluxAttnProcessor, QwenDoubleStreamAttnProcessor2_0.
 
-    Gives (picture, text) where text has projections of its own. In FLUX's single blocks both are one sequence already,
-    and the block projects the result.
+    Gives (picture, text) where text has projections of its own. In FLUX's single blocks both are
+    one sequence already, and the block projects the result.
     """
 
     has_text = True
@@ -85,21 +90,34 @@ class JointAttention(Processor):
         return _leave(attn, picture), text if ends_here else attn.to_add_out(text)
 
 
-def projections(attn: nn.Module, x: Tensor, grid: Grid, text: Tensor | None = None, rope: Rope | None = None) -> QKV:
-    """q, k, v as the layer's attention takes them, linearised or not, (batch, tokens, heads, head_dim), text first."""
+def projections(
+    attn: nn.Module, x: Tensor, grid: Grid, text: Tensor | None = None, rope: Rope | None = None
+) -> QKV:
+    """q, k, v as the layer's attention takes them, linearised or not, (batch, tokens, heads,
+    head_dim), text first.
+    """
     operator = getattr(attn, "linattn", None)
     inputs = (x, x, x) if operator is None else operator.inputs(x, grid)
     q, k, v = _heads(attn, inputs, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
     if text is not None:
-        own = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
-        q, k, v = (torch.cat(pair, 1) for pair in zip(_heads(attn, (text,) * 3, *own), (q, k, v), strict=True))
+        own = (
+            (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+            (attn.norm_added_q, attn.norm_added_k),
+        )
+        q, k, v = (
+            torch.cat(pair, 1)
+            for pair in zip(_heads(attn, (text,) * 3, *own), (q, k, v), strict=True)
+        )
     if rope is not None:
         q, k = rotated(q, rope), rotated(k, rope)
     return q, k, v
 
 
 def _heads(attn: nn.Module, inputs: QKV, projects: tuple, norms: tuple) -> QKV:
-    q, k, v = (project(each).unflatten(-1, (attn.heads, -1)) for project, each in zip(projects, inputs, strict=True))
+    q, k, v = (
+        project(each).unflatten(-1, (attn.heads, -1))
+        for project, each in zip(projects, inputs, strict=True)
+    )
     q, k = (each if norm is None else norm(each) for each, norm in zip((q, k), norms, strict=True))
     return q, k, v
 
@@ -109,7 +127,9 @@ def _leave(attn: nn.Module, out: Tensor) -> Tensor:
 
 
 def normalised(attn: nn.Module, x: Tensor, temb: Tensor | None = None) -> Tensor:
-    """(batch, tokens, width), by the norms that some layers of the class `Attention` hold themselves."""
+    """(batch, tokens, width), by the norms that some layers of the class `Attention` hold
+    themselves.
+    """
     if getattr(attn, "spatial_norm", None) is not None:
         x = attn.spatial_norm(x, temb)
     if x.ndim == 4:
@@ -125,8 +145,10 @@ def refuse_padding(mask: Tensor | None) -> None:
         return
     lengths = mask.bool().sum(1).tolist()
     raise ValueError(
-        f"encoder_hidden_states_mask hides padding: the texts of this batch have {lengths} tokens of {mask.shape[1]}, "
-        "and an operator reads every token; draw one prompt a call, or prompts of one length, and cut the padding off"
+        f"encoder_hidden_states_mask hides padding: the texts of this batch have {lengths} tokens "
+        f"of {mask.shape[1]}, "
+        "and an operator reads every token; draw one prompt a call, or prompts of one length, and "
+        "cut the padding off"
     )
 
 

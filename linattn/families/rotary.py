@@ -1,8 +1,9 @@
 """Rotary positions, in the two forms that families hand down: how q and k are rotated, and by what.
 
-- FLUX: (cos, sin) of text and picture as one sequence, (tokens, head_dim). Qwen-Image: (picture, text), each of complex
-  factors, (tokens, head_dim / 2). Both turn neighbouring channels.
-- Each is rotated by its family's own function: the two round differently, and a student should get its teacher's bits.
+- FLUX: (cos, sin) of text and picture as one sequence, (tokens, head_dim). Qwen-Image: (picture,
+  text), each of complex factors, (tokens, head_dim / 2). Both turn neighbouring channels.
+- Each is rotated by its family's own function: the two round differently, and a student should get
+  its teacher's bits.
 """
 
 import torch

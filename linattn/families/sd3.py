@@ -1,7 +1,8 @@
-"""SD3 and SD3.5: joint attention of text and picture, and in dual blocks a second one of the picture alone.
+"""SD3 and SD3.5: joint attention of text and picture, and in dual blocks a second one of the
+picture alone.
 
-- The pipeline puts text last; the operators see it first. Attention does not mind the order, and positions are added
-  before the blocks.
+- The pipeline puts text last; the operators see it first. Attention does not mind the order, and
+  positions are added before the blocks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,13 +27,18 @@ class SD3(Family):
                 picture = (model.config.sample_size // model.config.patch_size) ** 2
                 yield f"transformer_blocks.{index}.attn2", block.attn2, SelfAttention, picture
 
-    def read(self, model: nn.Module, arguments: Mapping[str, Any]) -> tuple[Grid, Tensor | None, Tensor]:
-        sample, patch = arguments["hidden_states"], model.config.patch_size  # (batch, channels, height, width)
+    def read(
+        self, model: nn.Module, arguments: Mapping[str, Any]
+    ) -> tuple[Grid, Tensor | None, Tensor]:
+        # (batch, channels, height, width)
+        sample, patch = arguments["hidden_states"], model.config.patch_size
         text = arguments["encoder_hidden_states"].shape[1]
         grid = Grid(sample.shape[-2] // patch, sample.shape[-1] // patch, text)
         return grid, noise_level(arguments.get("timestep"), sample), sample
 
-    def example(self, model: nn.Module, side: int | None, batch: int, noise: float) -> dict[str, Tensor]:
+    def example(
+        self, model: nn.Module, side: int | None, batch: int, noise: float
+    ) -> dict[str, Tensor]:
         sample, config = latents(model, side, batch, model.config.patch_size), model.config
         return {
             "hidden_states": sample,

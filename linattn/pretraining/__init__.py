@@ -1,4 +1,6 @@
-"""Small teachers from scratch: an autoencoder and a denoiser, trained on the world, gated by the judge."""
+"""Small teachers from scratch: an autoencoder and a denoiser, trained on the world, gated by the
+judge.
+"""
 
 from pathlib import Path
 

@@ -1,8 +1,10 @@
-"""The small teachers' autoencoder: 64 px pictures as 16 x 16 latents, trained on the world from scratch.
+"""The small teachers' autoencoder: 64 px pictures as 16 x 16 latents, trained on the world from
+scratch.
 
 - An `AutoencoderKL`, since that is what every diffusers pipeline declares.
-- The latents' mean and deviation are folded into its two 1 x 1 convolutions after training: scaling_factor is 1 and
-  shift_factor 0 for every pipeline, of which some ignore the shift and others crash without it.
+- The latents' mean and deviation are folded into its two 1 x 1 convolutions after training:
+  scaling_factor is 1 and shift_factor 0 for every pipeline, of which some ignore the shift and
+  others crash without it.
 - Half of the steps take pictures of 32 px, so that a teacher can begin on 8 x 8 latents.
 """
 
@@ -59,8 +61,12 @@ def train(
 ) -> AutoencoderKL:
     torch.manual_seed(seed)
     vae = build(**shape).to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.05
+    )
     recipe = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed, **shape}
     parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule}
     for step in Resumable(scratch / "autoencoder.safetensors", parts, steps, recipe):
@@ -69,7 +75,9 @@ def train(
         picture = pictures(world.scenes(count, seed, start=step * 2 * batch), side)
         picture = picture.to(device)
         latent = side // 2 ** (len(vae.config.block_out_channels) - 1)
-        noise = torch.randn(count, vae.config.latent_channels, latent, latent, generator=generator(seed, step))
+        noise = torch.randn(
+            count, vae.config.latent_channels, latent, latent, generator=generator(seed, step)
+        )
         with torch.autocast(device, torch.bfloat16):
             value = loss(vae, picture, noise.to(device))
         optimizer.zero_grad()
@@ -85,7 +93,9 @@ def train(
 
 @torch.no_grad()
 def fold(vae: AutoencoderKL, seed: int = 0, count: int = 2048) -> None:
-    """Make the latents of the world zero-mean and unit-variance a channel without changing what is decoded."""
+    """Make the latents of the world zero-mean and unit-variance a channel without changing what is
+    decoded.
+    """
     means, device = [], vae.device
     for start in range(0, count, 256):
         picture = pictures(world.scenes(min(256, count - start), seed, start=start), 64).to(device)
@@ -109,4 +119,8 @@ def fold(vae: AutoencoderKL, seed: int = 0, count: int = 2048) -> None:
 def psnr(vae: AutoencoderKL, side: int = 64, count: int = 256) -> float:
     picture = pictures(world.scenes(count, seed=1, start=world.HELD_OUT), side).to(vae.device)
     decoded = vae.decode(vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
-    return (10 * torch.log10(4 / F.mse_loss(decoded, picture, reduction="none").mean((1, 2, 3)))).mean().item()
+    return (
+        (10 * torch.log10(4 / F.mse_loss(decoded, picture, reduction="none").mean((1, 2, 3))))
+        .mean()
+        .item()
+    )

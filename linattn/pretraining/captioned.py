@@ -1,4 +1,5 @@
-"""What the teachers with text share: captions of one and of two things, and a gate on held-out ones.
+"""What the teachers with text share: captions of one and of two things, and a gate on held-out
+ones.
 
 - Half of the pictures show one thing, half two.
 - A dropped caption is the empty one, as the pipelines' own negative prompt is.
@@ -33,7 +34,9 @@ class Captioned(Kind):
 
     def data(self, vae: AutoencoderKL, recipe: Recipe, side: int, scratch: Path) -> Data:
         half = recipe.pictures // 2
-        latents = [encoded_world(vae, scratch, side, half, recipe.seed, objects)[0] for objects in (1, 2)]
+        latents = [
+            encoded_world(vae, scratch, side, half, recipe.seed, objects)[0] for objects in (1, 2)
+        ]
         scenes = [scene for objects in (1, 2) for scene in world.scenes(half, recipe.seed, objects)]
         return {"latents": torch.cat(latents), **self.tokens([scene.caption for scene in scenes])}
 
@@ -47,15 +50,22 @@ class Captioned(Kind):
         return {"clean": data["latents"][rows], "eps": eps, "t": t, **ids}
 
     def measure(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
-        """Held-out captions of one thing, judged for shape and colour; and of two, with chance beside them."""
+        """Held-out captions of one thing, judged for shape and colour; and of two, with chance
+        beside them.
+        """
         eye, count = judge.load(project.ROOT / "data" / "judge"), recipe.gate["pictures"]
         one, two = (world.scenes(count, recipe.seed, objects, world.HELD_OUT) for objects in (1, 2))
-        single, double = (self.drawn(folder, [each.caption for each in scenes], recipe) for scenes in (one, two))
+        single, double = (
+            self.drawn(folder, [each.caption for each in scenes], recipe) for scenes in (one, two)
+        )
         save_grid(torch.cat([single[:36], double[:24]]), folder / "grid.png")
         marks = judge_accuracy(eye, single, torch.tensor([scene.label for scene in one]))
         chance = pairs.chance(eye, double, two)
         shares = pairs.shares(eye, double, two)
-        found = {name.replace("_", " "): {**each, "chance": round(chance[name], 4)} for name, each in shares.items()}
+        found = {
+            name.replace("_", " "): {**each, "chance": round(chance[name], 4)}
+            for name, each in shares.items()
+        }
         return {**marks, **found}
 
     @torch.no_grad()
@@ -63,7 +73,11 @@ class Captioned(Kind):
         """What the stored pipeline draws for them, (captions, 3, side, side) in [0, 1]."""
         pipe = DiffusionPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
-        how = {"num_inference_steps": recipe.sampler["steps"], "output_type": "pt", **self.asked(recipe)}
+        how = {
+            "num_inference_steps": recipe.sampler["steps"],
+            "output_type": "pt",
+            **self.asked(recipe),
+        }
         dice, found = torch.Generator().manual_seed(recipe.gate["seed"]), []
         for start in range(0, len(captions), batch):
             found.append(pipe(captions[start : start + batch], generator=dice, **how).images)

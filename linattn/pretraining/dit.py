@@ -1,7 +1,8 @@
 """dit-nano: a DiT with learned variance, class-conditional, on the world of one thing.
 
-- First on the 8 x 8 latents of 32 px pictures, whose 64 positions lie at every second place of the 16 x 16 grid: the
-  weights carry over, and the stage that costs a quarter does more than half of the work.
+- First on the 8 x 8 latents of 32 px pictures, whose 64 positions lie at every second place of the
+  16 x 16 grid: the weights carry over, and the stage that costs a quarter does more than half of
+  the work.
 - Labels are dropped once a step, coherently for all blocks.
 """
 
@@ -37,7 +38,9 @@ RECIPE = Recipe(
 class DiT(Kind):
     name = "dit-nano"
 
-    def build(self, recipe: Recipe, latent_side: int = 16, channels: int = 4) -> DiTTransformer2DModel:
+    def build(
+        self, recipe: Recipe, latent_side: int = 16, channels: int = 4
+    ) -> DiTTransformer2DModel:
         model = DiTTransformer2DModel(
             num_attention_heads=recipe.heads,
             attention_head_dim=recipe.width // recipe.heads,
@@ -53,7 +56,8 @@ class DiT(Kind):
             norm_elementwise_affine=False,
         )
         for block in model.transformer_blocks:
-            # Each block would draw its own label drops: the unconditional branch would never be seen whole.
+            # Each block would draw its own label drops: the unconditional branch would never be
+            # seen whole.
             block.norm1.emb.class_embedder.dropout_prob = 0.0
             silence(block.norm1.linear)  # adaLN-Zero: every block begins as the identity
             nn.init.normal_(block.norm1.emb.class_embedder.embedding_table.weight, std=0.02)
@@ -77,8 +81,13 @@ class DiT(Kind):
         return {"clean": data["latents"][rows], "labels": labels, "eps": eps, "t": t}
 
     def loss(self, model: nn.Module, given: Data) -> Tensor:
-        """DiT's: squared error of the prediction plus the variational bound, which trains the variance alone."""
-        process, (clean, labels, eps, t) = diffusion(), (given[name] for name in ("clean", "labels", "eps", "t"))
+        """DiT's: squared error of the prediction plus the variational bound, which trains the
+        variance alone.
+        """
+        process, (clean, labels, eps, t) = (
+            diffusion(),
+            (given[name] for name in ("clean", "labels", "eps", "t")),
+        )
         noisy = process.noised(clean, eps, t)
         with torch.autocast(clean.device.type, torch.bfloat16):
             output = model(noisy, timestep=t, class_labels=labels, return_dict=False)[0]
@@ -86,7 +95,9 @@ class DiT(Kind):
         error = F.mse_loss(prediction, process.target(clean, eps, t))
         return error + process.variational_bound(prediction, raw, clean, noisy, t).mean()
 
-    def assemble(self, model: nn.Module, vae: AutoencoderKL, labels: Sequence[str] = world.LABELS) -> DiTPipeline:
+    def assemble(
+        self, model: nn.Module, vae: AutoencoderKL, labels: Sequence[str] = world.LABELS
+    ) -> DiTPipeline:
         """Its labels are registered, or saving would forget them."""
         names = dict(enumerate(labels))
         pipe = DiTPipeline(model, vae, DPMSolverMultistepScheduler(**SCHEDULER), id2label=names)

@@ -1,15 +1,21 @@
 """flux-nano: double and single blocks, RoPE, a CLIP and a T5 encoder of its own, flow matching.
 
 - FLUX packs 2 x 2 latents into a token: 256 tokens at 64 px take an autoencoder of factor 2.
-- The straight path: noisy = (1 - sigma) clean + sigma eps, the model predicts eps - clean and is told sigma; times are
-  logit-normal, as in the trials for SD3.
-- T5's padding is read like words (the pipeline masks nothing), so text length is part of the model: the card names it.
+- The straight path: noisy = (1 - sigma) clean + sigma eps, the model predicts eps - clean and is
+  told sigma; times are logit-normal, as in the trials for SD3.
+- T5's padding is read like words (the pipeline masks nothing), so text length is part of the model:
+  the card names it.
 """
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,7 +52,8 @@ class Reader(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
         height, width = (side // 2 for side in noisy.shape[-2:])
-        # RoPE knows distances in tokens: those of a small picture are told as far apart as they will be in a large one.
+        # RoPE knows distances in tokens: those of a small picture are told as far apart as they
+        # will be in a large one.
         ids = places(height, width, noisy.device) * (SIDE / max(height, width))
         given = {
             "hidden_states": packed(noisy),
@@ -55,7 +62,8 @@ class Reader(nn.Module):
             "img_ids": ids,
             "txt_ids": ids.new_zeros(t5_ids.shape[1], 3),
         }
-        found = self.transformer(timestep=sigma, **given, return_dict=False)[0]  # (batch, tokens, 4 channels)
+        # (batch, tokens, 4 channels)
+        found = self.transformer(timestep=sigma, **given, return_dict=False)[0]
         return unpacked(found, noisy)
 
 
@@ -84,7 +92,11 @@ class Flux(Captioned):
         for block in model.single_transformer_blocks:
             silence(block.norm.linear)
         silence(model.proj_out)
-        return Reader(model, language.clip_encoder(width, layers, heads), language.t5_encoder(width, layers, heads))
+        return Reader(
+            model,
+            language.clip_encoder(width, layers, heads),
+            language.t5_encoder(width, layers, heads),
+        )
 
     def is_hidden(self, name: str) -> bool:
         inside = (
@@ -141,10 +153,14 @@ class Flux(Captioned):
     def described(self, card: dict[str, Any]) -> tuple[str, str]:
         counts, training = card["parameters"], card["training"]
         return (
-            "A `FluxPipeline` that draws one or two coloured shapes before a background from a caption, 64 px.\n"
-            f"Pass height=64, width=64, max_sequence_length={card['text_length']}, negative_prompt='' and\n"
+            "A `FluxPipeline` that draws one or two coloured shapes before a background from a "
+            "caption, 64 px.\n"
+            f"Pass height=64, width=64, max_sequence_length={card['text_length']}, "
+            "negative_prompt='' and\n"
             "true_cfg_scale (its guidance): captions are words of the world.",
-            f"Transformer: {counts['transformer'] / 1e6:.2f} M parameters, width {training['width']}, "
-            f"{training['layers']} double and {2 * training['layers']} single blocks, {training['heads']} heads, 256 "
+            f"Transformer: {counts['transformer'] / 1e6:.2f} M parameters, width "
+            f"{training['width']}, "
+            f"{training['layers']} double and {2 * training['layers']} single blocks, "
+            f"{training['heads']} heads, 256 "
             f"tokens, flow matching; text encoders {(counts['text_encoder'] + counts['text_encoder_2']) / 1e6:.2f} M",
         )

@@ -1,4 +1,6 @@
-"""What differs between the small teachers, and the latents of the world that all of them learn from."""
+"""What differs between the small teachers, and the latents of the world that all of them learn
+from.
+"""
 
 import functools
 from pathlib import Path
@@ -72,7 +74,9 @@ def diffusion() -> Diffusion:
 def encoded_world(
     vae: AutoencoderKL, folder: Path, side: int, count: int, seed: int, objects: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Latents and labels of `count` scenes, kept in shards so that a killed run goes on where it was."""
+    """Latents and labels of `count` scenes, kept in shards so that a killed run goes on where it
+    was.
+    """
     latents, labels = [], []
     for start in range(0, count, 2048):
         path = folder / f"world-{side}-{objects}-{start}.safetensors"
@@ -81,7 +85,10 @@ def encoded_world(
             picture = autoencoder.pictures(scenes, side).to(vae.device)
             with torch.no_grad():
                 parts = [vae.encode(part).latent_dist.mean.cpu() for part in picture.split(256)]
-            checkpoint.save(path, {"latents": torch.cat(parts), "labels": torch.tensor([s.label for s in scenes])})
+            checkpoint.save(
+                path,
+                {"latents": torch.cat(parts), "labels": torch.tensor([s.label for s in scenes])},
+            )
         shard = checkpoint.load(path)
         latents.append(shard["latents"])
         labels.append(shard["labels"])

@@ -11,7 +11,9 @@ from linattn import project
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training: pictures of `side` px, the learning rate falling linearly from `rate` to `final`."""
+    """One stretch of training: pictures of `side` px, the learning rate falling linearly from
+    `rate` to `final`.
+    """
 
     side: int
     steps: int

@@ -1,13 +1,20 @@
-"""sd-nano: a Stable Diffusion UNet and its CLIP text encoder, learned together on captions of one and of two things.
+"""sd-nano: a Stable Diffusion UNet and its CLIP text encoder, learned together on captions of one
+and of two things.
 
 - Latents are dit-nano's: the same autoencoder.
-- Self-attention at 16 x 16 and at 8 x 8 tokens. The text is read by cross-attention, which nobody replaces.
+- Self-attention at 16 x 16 and at 8 x 8 tokens. The text is read by cross-attention, which nobody
+  replaces.
 """
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,7 +83,10 @@ class SD(Captioned):
         return diffusion().draw_times(count, dice)
 
     def loss(self, model: nn.Module, given: Data) -> Tensor:
-        process, (clean, ids, eps, t) = diffusion(), (given[name] for name in ("clean", "ids", "eps", "t"))
+        process, (clean, ids, eps, t) = (
+            diffusion(),
+            (given[name] for name in ("clean", "ids", "eps", "t")),
+        )
         with torch.autocast(clean.device.type, torch.bfloat16):
             prediction = model(process.noised(clean, eps, t), t, ids)
         return F.mse_loss(prediction.float(), process.target(clean, eps, t))
@@ -87,7 +97,8 @@ class SD(Captioned):
             text_encoder=model.text,
             tokenizer=language.clip_tokenizer(),
             unet=model.unet,
-            scheduler=DPMSolverMultistepScheduler(**SCHEDULER, steps_offset=1),  # another is overwritten at load
+            # another is overwritten at load
+            scheduler=DPMSolverMultistepScheduler(**SCHEDULER, steps_offset=1),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -102,8 +113,10 @@ class SD(Captioned):
     def described(self, card: dict[str, Any]) -> tuple[str, str]:
         counts, training = card["parameters"], card["training"]
         return (
-            "A `StableDiffusionPipeline` that draws one or two coloured shapes before a background from a caption, "
+            "A `StableDiffusionPipeline` that draws one or two coloured shapes before a background "
+            "from a caption, "
             f"64 px. Captions are words of the world, {card['text_length']} tokens at most.",
-            f"UNet: {counts['unet'] / 1e6:.2f} M parameters, widths {training['width']}, heads {training['heads']}, "
+            f"UNet: {counts['unet'] / 1e6:.2f} M parameters, widths {training['width']}, heads "
+            f"{training['heads']}, "
             f"256 and 64 tokens, velocity prediction; text encoder {counts['text_encoder'] / 1e6:.2f} M",
         )

@@ -1,4 +1,5 @@
-"""What is committed of a small teacher: a stock pipeline's folder, its card, its grid, behind its gate.
+"""What is committed of a small teacher: a stock pipeline's folder, its card, its grid, behind its
+gate.
 
 - A teacher that fails its gate stays in scratch with its card; it never replaces one that passed.
 """
@@ -32,12 +33,16 @@ def make(folder: Path, kind: Kind, recipe: Recipe, device: str | None = None) ->
     draft = scratch / "draft"
     store(kind, kind.assemble(model.cpu(), vae.cpu()), draft, recipe, scratch)
     marks = kind.measure(draft, recipe)
-    write_card(kind, draft, {name: {**mark, "seed": recipe.gate["seed"]} for name, mark in marks.items()})
+    write_card(
+        kind, draft, {name: {**mark, "seed": recipe.gate["seed"]} for name, mark in marks.items()}
+    )
     for part in ("shape", "colour"):
         if marks[part]["value"] < recipe.gate[part]:
             raise FailedGate(
-                f"the judge finds the right {part} in {marks[part]['value']:.1%}, the gate asks for "
-                f"{recipe.gate[part]:.0%}; it stays in {draft}: add steps to a stage of the recipe and run again"
+                f"the judge finds the right {part} in {marks[part]['value']:.1%}, the gate asks "
+                "for "
+                f"{recipe.gate[part]:.0%}; it stays in {draft}: add steps to a stage of the recipe "
+                "and run again"
             )
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(draft, folder)
@@ -67,7 +72,9 @@ def store(kind: Kind, pipe: DiffusionPipeline, folder: Path, recipe: Recipe, scr
         "factor": 2 ** (len(pipe.vae.config.block_out_channels) - 1),
         "channels": pipe.vae.config.latent_channels,
         "seconds": Stopwatch(scratch / "seconds.json").read(),
-        "autoencoder_psnr": {f"{side}px": round(autoencoder.psnr(pipe.vae, side), 2) for side in (64, 128)},
+        "autoencoder_psnr": {
+            f"{side}px": round(autoencoder.psnr(pipe.vae, side), 2) for side in (64, 128)
+        },
         "facts": project.facts(),
     }
     project.write_json(folder / "card.json", card)
@@ -77,11 +84,14 @@ def _forget_place(path: Path) -> None:
     """diffusers writes down where a part was loaded from: a path of this machine."""
     config = project.read_json(path)
     if "_name_or_path" in config:
-        project.write_json(path, {key: value for key, value in config.items() if key != "_name_or_path"})
+        project.write_json(
+            path, {key: value for key, value in config.items() if key != "_name_or_path"}
+        )
 
 
 def save_grid(pictures: Tensor, path: Path, columns: int = 12) -> None:
-    rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # (rows, side, columns, side, 3)
+    # (rows, side, columns, side, 3)
+    rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
     pixels = rows.flatten(2, 3).flatten(0, 1).mul(255).round().byte()
     Image.fromarray(pixels.numpy()).save(path, optimize=True)
 
@@ -92,7 +102,9 @@ def write_card(kind: Kind, folder: Path, marks: Mapping[str, Any]) -> None:
     project.write_json(folder / "card.json", card)
     training, facts, (what, made_of) = card["training"], card["facts"], kind.described(card)
     marked = "; ".join(f"{name} {_said(mark)}" for name, mark in marks.items())
-    stages = "; ".join(f"{s['steps']} steps of {s['batch']} at {s['side']} px" for s in training["stages"])
+    stages = "; ".join(
+        f"{s['steps']} steps of {s['batch']} at {s['side']} px" for s in training["stages"]
+    )
     minutes = sum(card["seconds"].values()) / 60
     hardware, latents = facts["hardware"], training["autoencoder"]
     learned = f"that of {latents['of']}" if "of" in latents else f"{latents['steps']} steps"

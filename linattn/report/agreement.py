@@ -1,8 +1,9 @@
 """Compare this machine's run with the committed one: the same rows, figure by figure.
 
-Processors differ in the order of their sums, so a training ends with other bits, and its figures move a little. A
-figure agrees where each run's value lies in the other's 95 % interval, or where both print alike: untrained softmax has
-an error of 1e-13 and an interval as narrow. A figure without an interval, such as a cost, must be equal.
+Processors differ in the order of their sums, so a training ends with other bits, and its figures
+move a little. A figure agrees where each run's value lies in the other's 95 % interval, or where
+both print alike: untrained softmax has an error of 1e-13 and an interval as narrow. A figure
+without an interval, such as a cost, must be equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,11 @@ def of_teacher(data: Data) -> Agreement:
     """Compare all rows of a teacher that both runs have."""
     here, committed = rows(data.here), rows(data.committed)
     pairs = {name: (here[name], committed[name]) for name in here if name in committed}
-    columns = tuple(column for column in COLUMNS if any(column.read(a) and column.read(b) for a, b in pairs.values()))
+    columns = tuple(
+        column
+        for column in COLUMNS
+        if any(column.read(a) and column.read(b) for a, b in pairs.values())
+    )
     return Agreement(columns, tuple(_row(name, columns, *pair) for name, pair in pairs.items()))
 
 
@@ -96,11 +101,17 @@ def agree(column: Column, here: Measure, committed: Measure) -> bool:
 
 
 def summary(data: Data, agreement: Agreement) -> str:
-    """Say in one sentence for one teacher how many figures agree, which rows do not, and which were not compared."""
+    """Say in one sentence for one teacher how many figures agree, which rows do not, and which were
+    not compared.
+    """
     if data.all_published:
         return f"{data.name} was not run here: its rows are the committed run's."
     kept = [name for name in ("teacher", *data.students) if name in data.published]
-    lost = [name for name in rows(data.committed) if name not in rows(data.here) and "not distilled" not in name]
+    lost = [
+        name
+        for name in rows(data.committed)
+        if name not in rows(data.here) and "not distilled" not in name
+    ]
     apart = [row.name for row in agreement.rows if not row.agrees]
     parts = [
         _counts(agreement),
@@ -115,9 +126,13 @@ def summary(data: Data, agreement: Agreement) -> str:
 def _counts(agreement: Agreement) -> str:
     if not agreement.rows:
         return ""
-    figures, same = [figure.agrees for figure in agreement.figures], sum(row.same for row in agreement.rows)
+    figures, same = (
+        [figure.agrees for figure in agreement.figures],
+        sum(row.same for row in agreement.rows),
+    )
     return (
-        f"{sum(figures)} of {number(len(figures), 'figure')} agree, in {number(len(agreement.rows), 'row')}; "
+        f"{sum(figures)} of {number(len(figures), 'figure')} agree, in "
+        f"{number(len(agreement.rows), 'row')}; "
         f"{same} of the rows {'is' if same == 1 else 'are'} the same to the last digit"
     )
 

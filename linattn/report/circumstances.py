@@ -1,4 +1,6 @@
-"""The circumstances of the numbers: how many pictures, steps and seeds, which machine, which attention backend."""
+"""The circumstances of the numbers: how many pictures, steps and seeds, which machine, which
+attention backend.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -37,19 +39,25 @@ def _sizes(data: Data) -> str:
         return ""
     quick = size["quick_steps"]
     return (
-        f"{size['pictures']} pictures a row, of {size['steps']} steps; the error over {size['errors']} of the "
-        f"teacher's latents; at {size['cross']} times the side {size['cross_pictures']} pictures of {quick} steps. "
-        f"Rows that were not distilled have {size['quick_pictures']} pictures of {quick} steps and are compared with "
+        f"{size['pictures']} pictures a row, of {size['steps']} steps; the error over "
+        f"{size['errors']} of the "
+        f"teacher's latents; at {size['cross']} times the side {size['cross_pictures']} pictures "
+        f"of {quick} steps. "
+        f"Rows that were not distilled have {size['quick_pictures']} pictures of {quick} steps and "
+        "are compared with "
         f"the teacher's of {quick}."
     )
 
 
 def machine(data: Data | Report, name: str | None = None) -> list[tuple[str, str]]:
-    """Return the machine and versions as (title, text) lines; where runs differ, the text names the rows of each.
+    """Return the machine and versions as (title, text) lines; where runs differ, the text names the
+    rows of each.
 
     `name` limits the lines to the run of one row.
     """
-    runs = [(row, run) for row, run in data.runs.items() if run.get("facts") and name in (None, row)]
+    runs = [
+        (row, run) for row, run in data.runs.items() if run.get("facts") and name in (None, row)
+    ]
     if not runs and data.facts:
         runs = [("", {"facts": data.facts})]
     rows_by_value: dict[str, dict[str, list[str]]] = {}
@@ -61,7 +69,9 @@ def machine(data: Data | Report, name: str | None = None) -> list[tuple[str, str
         if len(values) == 1:
             lines.append((title, next(iter(values))))
         else:
-            lines.append((title, "; ".join(f"{value} ({', '.join(rows)})" for value, rows in values.items())))
+            lines.append(
+                (title, "; ".join(f"{value} ({', '.join(rows)})" for value, rows in values.items()))
+            )
     return lines
 
 
@@ -69,7 +79,10 @@ def _backends(backend: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     """Say which backend the layers' attention uses, and why."""
     counts = Counter(backend.values())
     if counts:
-        yield "Attention", ", ".join(f"{number(count, 'layer')} {path}" for path, count in counts.items())
+        yield (
+            "Attention",
+            ", ".join(f"{number(count, 'layer')} {path}" for path, count in counts.items()),
+        )
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -83,7 +96,10 @@ def _facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if facts.get("system"):
         yield "System", f"{facts['system']}, Python {facts.get('python', 'unknown')}"
     if versions:
-        yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        yield (
+            "Versions",
+            ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        )
 
 
 def counts(data: Data | Report) -> list[tuple[str, str]]:
@@ -117,5 +133,7 @@ def _training(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _seconds(data: Data | Report) -> str:
-    times = {name: (data.runs.get(name, {}).get("seconds") or {}).get("distill") for name in data.done}
+    times = {
+        name: (data.runs.get(name, {}).get("seconds") or {}).get("distill") for name in data.done
+    }
     return ", ".join(f"{name} {value:.0f}" for name, value in times.items() if value)

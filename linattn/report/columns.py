@@ -1,4 +1,6 @@
-"""The measures, one for each column: the key in a result, the better direction, and the number's format."""
+"""The measures, one for each column: the key in a result, the better direction, and the number's
+format.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

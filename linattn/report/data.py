@@ -24,7 +24,9 @@ class Measured:
 
 @dataclass
 class Data:
-    """Hold all data of one teacher; `students` maps a name to its entry in params.yaml, in that order."""
+    """Hold all data of one teacher; `students` maps a name to its entry in params.yaml, in that
+    order.
+    """
 
     profile: str
     students: dict[str, Result]
@@ -44,13 +46,17 @@ class Data:
     shapes: tuple[str, ...] = ()
     facts: Result = field(default_factory=dict)
     show: int = 8  # pictures in a row
-    published: set[str] = field(default_factory=set)  # rows that were not run here: the committed run's are shown
-    committed: Measured = field(default_factory=Measured)  # the committed run's results of rows that were run here too
+    # rows that were not run here: the committed run's are shown
+    published: set[str] = field(default_factory=set)
+    # the committed run's results of rows that were run here too
+    committed: Measured = field(default_factory=Measured)
 
     @property
     def here(self) -> Measured:
         """Return the results of this machine's run."""
-        students = {name: result for name, result in self.results.items() if name not in self.published}
+        students = {
+            name: result for name, result in self.results.items() if name not in self.published
+        }
         if "teacher" in self.published:
             return Measured({}, {}, students)
         return Measured(self.teacher, self.chance, students)
@@ -79,7 +85,9 @@ class Data:
 
     @property
     def all_published(self) -> bool:
-        """Every row is the committed run's: nothing was run on this machine, and nothing is missing."""
+        """Every row is the committed run's: nothing was run on this machine, and nothing is
+        missing.
+        """
         return {"teacher", *self.students} <= self.published
 
     def mark(self, row: str) -> str:
@@ -96,7 +104,9 @@ class Data:
 
     @property
     def done(self) -> list[str]:
-        return [name for name in self.students if name in self.results and name not in self.failures]
+        return [
+            name for name in self.students if name in self.results and name not in self.failures
+        ]
 
     @property
     def methods(self) -> list[str]:
@@ -109,7 +119,9 @@ class Data:
 
 @dataclass
 class Report:
-    """Hold all teachers by role, in the order in which params.yaml first names them, and the side studies."""
+    """Hold all teachers by role, in the order in which params.yaml first names them, and the side
+    studies.
+    """
 
     profile: str
     parts: dict[str, Data]
@@ -148,7 +160,9 @@ class Report:
 
     @property
     def looks(self) -> dict[str, Look]:
-        """Return the looks, chosen teacher by teacher, so that an operator has one colour on every page."""
+        """Return the looks, chosen teacher by teacher, so that an operator has one colour on every
+        page.
+        """
         return _merged(data.looks for data in self.parts.values())
 
     @property

@@ -48,12 +48,14 @@ def _drawn(function):
     return draw
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
 # Pictures
 
 
 def _bytes(pictures: Any) -> np.ndarray:
-    """Turn (count, 3, height, width) in [0, 1], of any kind of array, into (count, height, width, 3) bytes."""
+    """Turn (count, 3, height, width) in [0, 1], of any kind of array, into (count, height, width,
+    3) bytes.
+    """
     array = np.asarray(pictures.detach().cpu() if hasattr(pictures, "detach") else pictures)
     if array.ndim == 3:
         array = array[None]
@@ -61,11 +63,20 @@ def _bytes(pictures: Any) -> np.ndarray:
         raise ValueError(f"pictures have shape (count, 3, height, width), not {array.shape}")
     if array.dtype == np.uint8:
         return array.transpose(0, 2, 3, 1)
-    return (np.clip(array.astype(np.float64), 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    return (
+        (np.clip(array.astype(np.float64), 0, 1) * 255)
+        .round()
+        .astype(np.uint8)
+        .transpose(0, 2, 3, 1)
+    )
 
 
-def strip(pictures: Any, alt: str, *, columns: int | None = None, scale: int = 2, gap: int = 8) -> Picture:
-    """Draw pictures side by side, `columns` in a row, each pixel `scale` dots wide; the gaps are transparent."""
+def strip(
+    pictures: Any, alt: str, *, columns: int | None = None, scale: int = 2, gap: int = 8
+) -> Picture:
+    """Draw pictures side by side, `columns` in a row, each pixel `scale` dots wide; the gaps are
+    transparent.
+    """
     frames = _bytes(pictures).repeat(scale, 1).repeat(scale, 2)
     count, height, width, _ = frames.shape
     columns = min(columns or count, count)
@@ -87,13 +98,18 @@ def change(teacher: Any, student: Any, gain: float = 1.0) -> np.ndarray:
     """
     left, right = (_bytes(pictures).astype(np.float64) / 255 for pictures in (teacher, student))
     if left.shape != right.shape:
-        raise ValueError(f"pictures of shape {left.shape} cannot be compared with pictures of shape {right.shape}")
+        raise ValueError(
+            f"pictures of shape {left.shape} cannot be compared with pictures of shape "
+            f"{right.shape}"
+        )
     amount = np.clip(np.abs(left - right).mean(-1) * gain, 0, 1)
     return matplotlib.colormaps["Reds"](amount)[..., :3].transpose(0, 3, 1, 2)
 
 
 @_drawn
-def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None = None, *, room: int = 4) -> Picture:
+def grid(
+    rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None = None, *, room: int = 4
+) -> Picture:
     """Draw a row of pictures for each name, with the same noise and prompt down each column.
 
     The width has room for `room` pictures or more.
@@ -103,7 +119,9 @@ def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None =
     cell = (WIDTH - 1.1) / max(count, room)
     titles = [_stacked(title, cell) for title in columns]
     head = 0.3 + 0.15 * max((title.count("\n") - 1 for title in titles), default=0)
-    figure, axes = _axes(1.1 + cell * count, cell * len(names) * 1.03 + head, len(names), count, squeeze=False)
+    figure, axes = _axes(
+        1.1 + cell * count, cell * len(names) * 1.03 + head, len(names), count, squeeze=False
+    )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, (name, pictures) in enumerate(zip(names, frames, strict=True)):
         for column, axis in enumerate(axes[row]):
@@ -117,15 +135,22 @@ def grid(rows: Mapping[str, Any], columns: Sequence[str] = (), alt: str | None =
                 axis.set_title(titles[column], fontsize=8, fontweight="normal", loc="center", pad=3)
         axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
     titles_text = f" The columns are {', '.join(columns)}." if columns else ""
-    return _finish(figure, alt or f"Grid of pictures, one row each for {', '.join(names)}.{titles_text}")
+    return _finish(
+        figure, alt or f"Grid of pictures, one row each for {', '.join(names)}.{titles_text}"
+    )
 
 
 def _stacked(title: str, inches: float) -> str:
-    """Put a class's two words on two lines, and wrap a caption to the width of the picture below it.
+    """Put a class's two words on two lines, and wrap a caption to the width of the picture below
+    it.
 
     A letter of 8 pt is .062 inches wide.
     """
-    return title.replace(" ", "\n") if title.count(" ") < 2 else textwrap.fill(title, max(9, int(inches / 0.062)))
+    return (
+        title.replace(" ", "\n")
+        if title.count(" ") < 2
+        else textwrap.fill(title, max(9, int(inches / 0.062)))
+    )
 
 
 def _fitted(name: str, inches: float, most: float) -> float:
@@ -137,7 +162,9 @@ def _fitted(name: str, inches: float, most: float) -> float:
 
 
 @_drawn
-def difference(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "student")) -> Picture:
+def difference(
+    teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "student")
+) -> Picture:
     """Draw one picture of the teacher, one of the student, and their difference with its scale."""
     left, right = _bytes(teacher)[0], _bytes(student)[0]
     gap = np.abs(left.astype(float) - right.astype(float)).mean(-1) / 255
@@ -152,25 +179,38 @@ def difference(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", 
 
 
 def _over(axis: Any, picture: np.ndarray, weights: np.ndarray, query: int, vmax: float) -> None:
-    """Draw a query's attention weights over the picture: the picture is grey, the query has a frame."""
+    """Draw a query's attention weights over the picture: the picture is grey, the query has a
+    frame.
+    """
     height, width = weights.shape
     grey = picture.mean(-1)
-    axis.imshow(grey, cmap="gray", vmin=-120, vmax=375, extent=(0, width, height, 0), interpolation="nearest")
+    axis.imshow(
+        grey,
+        cmap="gray",
+        vmin=-120,
+        vmax=375,
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )
     share = np.clip(weights / vmax, 0, 1)
     colours = matplotlib.colormaps["magma_r"](share)
     colours[..., 3] = 0.25 + 0.7 * np.sqrt(share)
     axis.imshow(colours, extent=(0, width, height, 0), interpolation="nearest")
     row, column = divmod(query, width)
-    axis.add_patch(matplotlib.patches.Rectangle((column, row), 1, 1, fill=False, ec="#00b7ff", lw=1.8))
+    axis.add_patch(
+        matplotlib.patches.Rectangle((column, row), 1, 1, fill=False, ec="#00b7ff", lw=1.8)
+    )
     axis.set_axis_off()
 
 
 @_drawn
-def attention_over(picture: Any, weights: Mapping[str, Any], query: int, columns: int = 3) -> Picture:
+def attention_over(
+    picture: Any, weights: Mapping[str, Any], query: int, columns: int = 3
+) -> Picture:
     """Draw the attention of one query token, with a panel for each name.
 
-    `weights` are rows of the attention maps, (height, width). Each panel has a scale of its own, up to its 99.5th
-    percentile, and states this value.
+    `weights` are rows of the attention maps, (height, width). Each panel has a scale of its own, up
+    to its 99.5th percentile, and states this value.
     """
     frame = _bytes(picture)[0]
     panels = {name: np.asarray(array, dtype=float) for name, array in weights.items()}
@@ -183,26 +223,40 @@ def attention_over(picture: Any, weights: Mapping[str, Any], query: int, columns
         top = max(float(np.quantile(panel, 0.995)), 1e-12)
         _over(axis, frame, panel, query, top)
         size = _fitted(name, cell, 9.5)
-        # The title's empty second line makes room for the scale; smaller letters need padding for the same room.
+        # The title's empty second line makes room for the scale; smaller letters need padding for
+        # the same room.
         axis.set_title(f"{name}\n", loc="center", fontsize=size, pad=2 * (9.5 - size))
-        axis.text(0.5, 1.03, f"up to {100 * top:.2g} %", transform=axis.transAxes, ha="center", fontsize=8, color=SOFT)
+        axis.text(
+            0.5,
+            1.03,
+            f"up to {100 * top:.2g} %",
+            transform=axis.transAxes,
+            ha="center",
+            fontsize=8,
+            color=SOFT,
+        )
         scales.append(f"{name} up to {100 * top:.2g} %")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     height, width = next(iter(panels.values())).shape
     where = f"row {query // width + 1} of {height}, column {query % width + 1} of {width}"
     return _finish(
-        figure, f"Attention of the token at {where} over the picture: {', '.join(scales)} of its weight on one token."
+        figure,
+        f"Attention of the token at {where} over the picture: {', '.join(scales)} of its weight on one token.",
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
 # Quality, cost, speed, training
 
 
 @_drawn
-def quality_cost(points: Sequence[Mapping[str, Any]], *, x: str, y: str, log: bool = True) -> Picture:
-    """Draw points {name, x, y, low?, high?, look?}; a point without a look is a reference and is drawn in grey."""
+def quality_cost(
+    points: Sequence[Mapping[str, Any]], *, x: str, y: str, log: bool = True
+) -> Picture:
+    """Draw points {name, x, y, low?, high?, look?}; a point without a look is a reference and is
+    drawn in grey.
+    """
     figure, axis = _axes(height=3.9)
     for point in points:
         look = point.get("look") or Look(SOFT, "*", "-", False)
@@ -222,7 +276,9 @@ def quality_cost(points: Sequence[Mapping[str, Any]], *, x: str, y: str, log: bo
     axis.set(xlabel=x, ylabel=y)
     axis.margins(y=0.12)
     _label_points(figure, axis, points)
-    values_text = "; ".join(f"{point['name']} {short(point['y'])} at {short(point['x'])}" for point in points)
+    values_text = "; ".join(
+        f"{point['name']} {short(point['y'])} at {short(point['x'])}" for point in points
+    )
     return _finish(figure, f"Scatter plot of {y} against {x}: {values_text}.")
 
 
@@ -235,7 +291,10 @@ def _label_points(figure: Figure, axis: Any, points: Sequence[Mapping[str, Any]]
         x, y = axis.transData.transform((point["x"], point["y"]))
         width = len(point["name"]) * 0.62 * 9 * DPI / 72
         label_y = y
-        while any(abs(label_y - other) < step and x < end and begin < x + width for begin, end, other in placed):
+        while any(
+            abs(label_y - other) < step and x < end and begin < x + width
+            for begin, end, other in placed
+        ):
             label_y -= step / 4
         placed.append((x, x + width, label_y))
         shift = (label_y - y) * 72 / DPI
@@ -257,7 +316,9 @@ def _darker(colour: str) -> str:
 
 @_drawn
 def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baseline: str) -> Picture:
-    """Draw rows of `costs.time_operators`: time against tokens on log axes, each line with its fitted exponent."""
+    """Draw rows of `costs.time_operators`: time against tokens on log axes, each line with its
+    fitted exponent.
+    """
     figure, axis = _axes(height=4.3)
     lines, slopes = _series(rows), exponents(rows)
     labels, descriptions = [], []
@@ -273,18 +334,27 @@ def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baselin
         label = "dense" if name == baseline else name
         labels.append({"name": f"{label}{fitted}", "x": tokens[-1], "y": times[-1], "look": look})
         descriptions.append(
-            f"{name} {seconds(times[-1])} at {tokens[-1]:,} tokens" + (f", exponent {slope:.2f}" if slope else "")
+            f"{name} {seconds(times[-1])} at {tokens[-1]:,} tokens"
+            + (f", exponent {slope:.2f}" if slope else "")
         )
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="time of one call")
     ticks = sorted({size for tokens, _ in lines.values() for size in tokens})
     spacing = max(1, len(ticks) // 4)
-    axis.set_xticks(ticks, [f"{tick:,}" if index % spacing == 0 else "" for index, tick in enumerate(ticks)])
+    axis.set_xticks(
+        ticks, [f"{tick:,}" if index % spacing == 0 else "" for index, tick in enumerate(ticks)]
+    )
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
-    axis.set_xlim(ticks[0] / 1.25, ticks[-1] * (ticks[-1] / ticks[0]) ** 0.62 if len(ticks) > 1 else ticks[0] * 4)
+    axis.set_xlim(
+        ticks[0] / 1.25,
+        ticks[-1] * (ticks[-1] / ticks[0]) ** 0.62 if len(ticks) > 1 else ticks[0] * 4,
+    )
     _label_points(figure, axis, labels)
     listing = "; ".join(descriptions)
-    return _finish(figure, f"Time of one attention call against tokens, log axes, baseline {baseline}: {listing}.")
+    return _finish(
+        figure,
+        f"Time of one attention call against tokens, log axes, baseline {baseline}: {listing}.",
+    )
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
@@ -304,10 +374,14 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], lis
 def training(
     curves: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping[str, Look], y: str = "loss"
 ) -> Picture:
-    """Draw a panel for each student's {step, loss}, its own line in colour and the others' in grey for comparison."""
+    """Draw a panel for each student's {step, loss}, its own line in colour and the others' in grey
+    for comparison.
+    """
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = _axes(WIDTH, max(1.55 * rows + 0.35, 2.6), rows, columns, squeeze=False, sharex=True, sharey=True)
+    figure, axes = _axes(
+        WIDTH, max(1.55 * rows + 0.35, 2.6), rows, columns, squeeze=False, sharex=True, sharey=True
+    )
     for axis, name in zip(axes.flat, curves, strict=False):
         for other, curve in curves.items():
             if other != name:
@@ -321,17 +395,21 @@ def training(
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
     for axis in axes.flat[max(0, len(curves) - columns) : len(curves)]:
-        axis.tick_params(labelbottom=True)  # the lowest panel of a column, also where the last row is not full
+        # the lowest panel of a column, also where the last row is not full
+        axis.tick_params(labelbottom=True)
     figure.supxlabel("step", fontsize=10)
     figure.supylabel(y, fontsize=10)
     losses = "; ".join(
-        f"{name} from {short(curve['loss'][0])} to {short(curve['loss'][-1])}" for name, curve in curves.items()
+        f"{name} from {short(curve['loss'][0])} to {short(curve['loss'][-1])}"
+        for name, curve in curves.items()
     )
     return _finish(figure, f"Training curves, {y} by step on a log axis: {losses}.")
 
 
 def _curve(axis: Any, curve: Mapping[str, Sequence[Any]], **style: Any) -> None:
-    """Draw a line for each stage, since layer by layer and end to end are losses of different kinds."""
+    """Draw a line for each stage, since layer by layer and end to end are losses of different
+    kinds.
+    """
     stages = curve.get("stage") or [""] * len(curve["step"])
     for stage in dict.fromkeys(stages):
         indices = [index for index, name in enumerate(stages) if name == stage]
@@ -354,7 +432,11 @@ def _smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:
 
 @_drawn
 def by_noise(
-    noise: Sequence[float], lines: Mapping[str, Sequence[float]], styles: Mapping[str, Look], y: str, log: bool = True
+    noise: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    styles: Mapping[str, Look],
+    y: str,
+    log: bool = True,
 ) -> Picture:
     """Draw a line for each student over the noise levels, where 0 is clean and 1 is pure noise."""
     figure, axis = _axes(height=4.0)
@@ -369,7 +451,9 @@ def by_noise(
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
         axis.yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside lower center", ncols=min(3, len(lines)), handlelength=2.6, columnspacing=1.4)
+    figure.legend(
+        loc="outside lower center", ncols=min(3, len(lines)), handlelength=2.6, columnspacing=1.4
+    )
     descriptions = []
     for name, values in lines.items():
         descriptions.append(f"{name} {', '.join(short(value, 2) for value in values)}")
@@ -378,8 +462,11 @@ def by_noise(
 
 
 @_drawn
-def bars(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], x: str, log: bool = True) -> Picture:
-    """Draw a line for each student from its value before to the value after: {name: {before, after}}.
+def bars(
+    values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], x: str, log: bool = True
+) -> Picture:
+    """Draw a line for each student from its value before to the value after: {name: {before,
+    after}}.
 
     The farther left the value after, the better the student became.
     """
@@ -387,7 +474,9 @@ def bars(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], 
     for row, (name, pair) in enumerate(values.items()):
         look = styles.get(name, Look(INK, "o", "-", False))
         if pair.get("before") is not None:
-            axis.plot([pair["before"], pair["after"]], [row, row], color=look.colour, lw=2.2, alpha=0.45)
+            axis.plot(
+                [pair["before"], pair["after"]], [row, row], color=look.colour, lw=2.2, alpha=0.45
+            )
             axis.plot(pair["before"], row, "o", color=look.colour, mfc=PAPER, mew=1.6, ms=7)
         axis.plot(pair["after"], row, "o", color=look.colour, ms=7)
     axis.set_yticks(range(len(values)), list(values))
@@ -403,16 +492,22 @@ def bars(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], 
     for name, pair in values.items():
         start = f"from {short(pair['before'])} to " if pair.get("before") is not None else ""
         descriptions.append(f"{name} {start}{short(pair['after'])}")
-    return _finish(figure, f"{x} before distillation (hollow) and after (filled): {'; '.join(descriptions)}.")
+    return _finish(
+        figure, f"{x} before distillation (hollow) and after (filled): {'; '.join(descriptions)}."
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
 # Anatomy and mistakes
 
 
 @_drawn
-def heatmap(values: Any, *, rows: Sequence[str], columns: Sequence[str], title: str, x: str, y: str) -> Picture:
-    """Draw a table of numbers as colours, with the number in each cell: layers down, noise levels across."""
+def heatmap(
+    values: Any, *, rows: Sequence[str], columns: Sequence[str], title: str, x: str, y: str
+) -> Picture:
+    """Draw a table of numbers as colours, with the number in each cell: layers down, noise levels
+    across.
+    """
     filled = []
     for row in values:
         filled.append([math.nan if value is None else value for value in row])
@@ -445,14 +540,18 @@ def heatmap(values: Any, *, rows: Sequence[str], columns: Sequence[str], title: 
 
 
 def _scale_end(table: np.ndarray) -> float:
-    """Return the end of the colour scale, which lies above its start even where all values are equal."""
+    """Return the end of the colour scale, which lies above its start even where all values are
+    equal.
+    """
     low, high = np.nanmin(table), np.nanmax(table)
     return high if high > low else low + 1
 
 
 @_drawn
 def confusion(matrix: Any, names: Sequence[str]) -> Picture:
-    """Draw how often the judge saw each shape (columns) for each prompted shape (rows), in per cent of the row."""
+    """Draw how often the judge saw each shape (columns) for each prompted shape (rows), in per cent
+    of the row.
+    """
     counts = np.asarray(matrix, float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axis = _axes(WIDTH, WIDTH * 0.86)
@@ -464,13 +563,23 @@ def confusion(matrix: Any, names: Sequence[str]) -> Picture:
     for (row, column), value in np.ndenumerate(share):
         if value >= 0.5:
             colour = PAPER if value > 55 else INK
-            axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour)
+            axis.text(
+                column, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour
+            )
     axis.set(xlabel="shape the judge saw", ylabel="shape asked for")
     wrong = []
     for row, asked in enumerate(names):
-        wrong += [(share[row, column], asked, seen) for column, seen in enumerate(names) if column != row]
+        wrong += [
+            (share[row, column], asked, seen) for column, seen in enumerate(names) if column != row
+        ]
     worst_first = sorted(wrong, key=lambda mistake: -mistake[0])[:3]
-    worst = [f"{asked} seen as {seen} {value:.0f} %" for value, asked, seen in worst_first if value >= 0.5]
+    worst = [
+        f"{asked} seen as {seen} {value:.0f} %"
+        for value, asked, seen in worst_first
+        if value >= 0.5
+    ]
     right = counts.trace() / max(counts.sum(), 1)
-    alt = f"Confusion of shapes in per cent: {100 * right:.0f} % right; " + ("; ".join(worst) or "no mistakes")
+    alt = f"Confusion of shapes in per cent: {100 * right:.0f} % right; " + (
+        "; ".join(worst) or "no mistakes"
+    )
     return _finish(figure, alt + ".")

@@ -1,7 +1,8 @@
-"""The kernels' times on a GPU beside their targets, from reports/gpu/bench.csv, which `make gpu-check` writes.
+"""The kernels' times on a GPU beside their targets, from reports/gpu/bench.csv, which `make
+gpu-check` writes.
 
-A target is a share of the floor, executed TFLOP/s, or milliseconds. The floor is the time this GPU needs to move all
-bytes that must move, or to do all multiplications, measured in the same run.
+A target is a share of the floor, executed TFLOP/s, or milliseconds. The floor is the time this GPU
+needs to move all bytes that must move, or to do all multiplications, measured in the same run.
 """
 
 import csv
@@ -89,21 +90,35 @@ def pictures() -> list[Path]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of every target, the value reached, and the peers' times relative to ours."""
+    """Return a Markdown table of every target, the value reached, and the peers' times relative to
+    ours.
+    """
     timed = {(row["case"], row["provider"]): row for row in rows if not row["skipped"]}
-    heads = ["kernel, model, tokens", "ms", "reached", "target", *(f"{name} takes" for name in PEERS)]
+    heads = [
+        "kernel, model, tokens",
+        "ms",
+        "reached",
+        "target",
+        *(f"{name} takes" for name in PEERS),
+    ]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for target in TARGETS:
         ours = timed.get((target.case, "ours"))
         if ours is None:
-            lines.append([target.case, "–", "not measured", target.text(target.wanted), *["–"] * len(PEERS)])
+            lines.append(
+                [target.case, "–", "not measured", target.text(target.wanted), *["–"] * len(PEERS)]
+            )
             continue
         value = ours[target.measure]
         reached = f"**{target.text(value)}**" if target.met(value) else target.text(value)
         peers = [timed.get((target.case, name)) for name in PEERS.values()]
         times = [f"{peer['ms'] / ours['ms']:.3g}x" if peer else "–" for peer in peers]
-        lines.append([target.case, f"{ours['ms']:.3g}", reached, target.text(target.wanted), *times])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + circumstances(rows)
+        lines.append(
+            [target.case, f"{ours['ms']:.3g}", reached, target.text(target.wanted), *times]
+        )
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + circumstances(rows)
+    )
 
 
 def circumstances(rows: list[dict[str, Any]]) -> str:

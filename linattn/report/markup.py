@@ -1,4 +1,6 @@
-"""HTML that other programs wrote, made to fit the report: without scripts and without anything to fetch."""
+"""HTML that other programs wrote, made to fit the report: without scripts and without anything to
+fetch.
+"""
 
 import re
 
@@ -9,11 +11,18 @@ def slug(text: str) -> str:
 
 
 def without_addresses(body: str) -> str:
-    """Replace outside links by their text, remove scripts and style sheets, and strip the scheme of bare addresses."""
+    """Replace outside links by their text, remove scripts and style sheets, and strip the scheme of
+    bare addresses.
+    """
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.S | re.I)
     body = re.sub(r"<link\b[^>]*>", "", body, flags=re.I)
-    body = re.sub(r'<a\b[^>]*href="(?:https?:)?//[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.S | re.I)
     body = re.sub(
-        r'<img\b[^>]*src="(?:https?:)?//[^"]*"[^>]*>', "(a picture that is not on this machine)", body, flags=re.I
+        r'<a\b[^>]*href="(?:https?:)?//[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.S | re.I
+    )
+    body = re.sub(
+        r'<img\b[^>]*src="(?:https?:)?//[^"]*"[^>]*>',
+        "(a picture that is not on this machine)",
+        body,
+        flags=re.I,
     )
     return re.sub(r"\bhttps?://", "", body)

@@ -11,13 +11,17 @@ from linattn.report.reading import FIRST
 
 
 def executed(report: Report) -> dict[str, Path]:
-    """Map titles to the notebooks that have run; with several teachers a title begins with the teacher's name."""
+    """Map titles to the notebooks that have run; with several teachers a title begins with the
+    teacher's name.
+    """
     names: dict[str, str] = {}  # by title
     for data in report.parts.values():
         names |= _of_teacher(data, f"{data.name}: " if report.several else "")
     names |= {f"{name}: distillation": f"04_distill/{name}" for name in report.students}
     names |= {f"{name}: evaluation": f"05_evaluate/{name}" for name in report.students}
-    return {title: path for title, name in names.items() if (path := project.executed(name)).exists()}
+    return {
+        title: path for title, name in names.items() if (path := project.executed(name)).exists()
+    }
 
 
 def _of_teacher(data: Data, prefix: str) -> dict[str, str]:
@@ -39,7 +43,9 @@ def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(path, as_version=4)
-    exporter = HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", mermaid_js_url="")
+    exporter = HTMLExporter(
+        template_name="basic", mathjax_url="", require_js_url="", mermaid_js_url=""
+    )
     body, _ = exporter.from_notebook_node(notebook)
     body = without_addresses(_described(body))
     body = _demoted(body)
@@ -58,7 +64,9 @@ def _described(body: str) -> str:
 
 
 def _demoted(body: str) -> str:
-    """Turn first-level headings into chapters, since the page has an h1; a single one repeats the title and is cut."""
+    """Turn first-level headings into chapters, since the page has an h1; a single one repeats the
+    title and is cut.
+    """
     if len(re.findall(r"<h1\b", body)) > 1:
         return re.sub(r"(</?)h1\b", r"\1h2", body)
     return re.sub(r"<h1\b.*?</h1>", "", body, flags=re.S)

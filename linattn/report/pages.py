@@ -1,4 +1,6 @@
-"""The pages: index.html, and in pages/ one for each student, each notebook, and each of several teachers."""
+"""The pages: index.html, and in pages/ one for each student, each notebook, and each of several
+teachers.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,9 @@ Link = Mapping[str, str]
 
 
 def write(report: Report, folder: Path, notebooks: Mapping[str, Path] | None = None) -> Path:
-    """Write `folder`/index.html and `folder`/pages/*.html; `notebooks` maps a title to an executed notebook."""
+    """Write `folder`/index.html and `folder`/pages/*.html; `notebooks` maps a title to an executed
+    notebook.
+    """
     folder = Path(folder)
     (folder / "pages").mkdir(parents=True, exist_ok=True)
     links = []
@@ -44,7 +48,10 @@ def index_html(report: Report, notebooks: Sequence[Link] = ()) -> str:
     """Return the first page: everything of the only teacher, or one table over several teachers."""
     if not report.several:
         return teacher_html(report, report.only.role, notebooks)
-    shown = [{"data": data, "findings": sentences.in_short(data), **_glimpse(data)} for data in report.parts.values()]
+    shown = [
+        {"data": data, "findings": sentences.in_short(data), **_glimpse(data)}
+        for data in report.parts.values()
+    ]
     return _render(
         "index.html.j2", title=_title(report), whole=report, data=report, table=tables.table(report), parts_shown=shown,
         findings=sentences.of_all(report), by_idea=tables.ideas(report), ideas=_ideas(report),
@@ -75,7 +82,11 @@ def student_html(report: Report, name: str, notebooks: Sequence[Link] = ()) -> s
     """Return the page of one student."""
     data = report.of(name)
     entry, several = data.students[name], report.several
-    title = f"{name}: one student of {data.name} in detail" if several else f"{name}: one student in detail"
+    title = (
+        f"{name}: one student of {data.name} in detail"
+        if several
+        else f"{name}: one student in detail"
+    )
     links = [link for link in notebooks if _is_of(link["title"], [name])]
     return _render(
         "student.html.j2", title=title, whole=report, data=data, name=name, entry=entry, options=options(entry),
@@ -90,7 +101,9 @@ def student_html(report: Report, name: str, notebooks: Sequence[Link] = ()) -> s
 def notebook_html(path: Path, title: str) -> str:
     """Return the page of an executed notebook."""
     body, chapters, style = notebook_body(path)
-    return _render("notebook.html.j2", title=title, body=body, chapters=chapters, code_style=style, root="../")
+    return _render(
+        "notebook.html.j2", title=title, body=body, chapters=chapters, code_style=style, root="../"
+    )
 
 
 def _is_of(title: str, names: Sequence[str]) -> bool:
@@ -130,9 +143,17 @@ def _numbers(data: Data, name: str) -> list[dict[str, Any]]:
         after = column.read(result)
         if after is None:
             continue
-        before = column.read({"quality": result.get("undistilled") or {}}) if column.part == "quality" else None
-        cells = [tables.cell(column, measure) for measure in (column.read(data.teacher), before, after)]
-        lines.append({"title": column.title, "note": column.note, "better": column.better, "cells": cells})
+        before = (
+            column.read({"quality": result.get("undistilled") or {}})
+            if column.part == "quality"
+            else None
+        )
+        cells = [
+            tables.cell(column, measure) for measure in (column.read(data.teacher), before, after)
+        ]
+        lines.append(
+            {"title": column.title, "note": column.note, "better": column.better, "cells": cells}
+        )
     return lines
 
 

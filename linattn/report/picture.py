@@ -1,9 +1,12 @@
-"""A Picture is a PNG that knows its own alt text; a Look is how a student is drawn, the same in every figure.
+"""A Picture is a PNG that knows its own alt text; a Look is how a student is drawn, the same in
+every figure.
 
-- An operator has a colour; its second and third student have the same hue, paler, with another marker and dash. So a
-  student looks the same in every figure and on every page. The hues are Okabe and Ito's, which colour-blind readers can
-  tell apart; marker and dash tell them apart in grey print.
-- Figures are readable on a phone: 5.2 inches wide with 10.5 pt text is 9 px type when squeezed to 360 px.
+- An operator has a colour; its second and third student have the same hue, paler, with another
+  marker and dash. So a student looks the same in every figure and on every page. The hues are Okabe
+  and Ito's, which colour-blind readers can tell apart; marker and dash tell them apart in grey
+  print.
+- Figures are readable on a phone: 5.2 inches wide with 10.5 pt text is 9 px type when squeezed to
+  360 px.
 - In a notebook a Picture shows itself as <img alt="...">, which nbconvert keeps.
 """
 
@@ -65,7 +68,9 @@ class Picture:
 
     def __post_init__(self):
         if not self.alt.strip():
-            raise ValueError("a picture needs an alt text: one or two sentences that say what it shows")
+            raise ValueError(
+                "a picture needs an alt text: one or two sentences that say what it shows"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,16 +82,21 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
     def html(self, width: int | None = None) -> str:
-        """Return an <img> at most `width` CSS pixels wide (default: half its own, for fine screens)."""
+        """Return an <img> at most `width` CSS pixels wide (default: half its own, for fine
+        screens).
+        """
         pixels_wide, pixels_high = self.size
         width = width or pixels_wide // 2
         alt = html.escape(self.alt, quote=True)
         height = round(pixels_high * width / pixels_wide)
         style = "max-width:100%;height:auto"
-        return f'<img src="{self.uri}" alt="{alt}" width="{width}" height="{height}" style="{style}">'
+        return (
+            f'<img src="{self.uri}" alt="{alt}" width="{width}" height="{height}" style="{style}">'
+        )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        # text/html and not image/png, because nbconvert's lab template writes an image without an alt text
+        # text/html and not image/png, because nbconvert's lab template writes an image without an
+        # alt text
         return {"text/html": self.html(), "text/plain": self.alt}
 
 
@@ -99,7 +109,9 @@ class Look:
 
 
 def looks(operators: Mapping[str, str]) -> dict[str, Look]:
-    """Map each student to its look; `operators` maps student to operator, in the order of params.yaml."""
+    """Map each student to its look; `operators` maps student to operator, in the order of
+    params.yaml.
+    """
     result, seen, spare = {}, {}, list(SPARE_HUES)
     hues = dict(HUES)
     for student, operator in operators.items():
@@ -107,7 +119,9 @@ def looks(operators: Mapping[str, str]) -> dict[str, Look]:
             hues[operator] = spare.pop(0) if spare else SOFT
         nth = seen[operator] = seen.get(operator, -1) + 1
         colour = _paler(hues[operator], min(0.22 * nth, 0.44))
-        result[student] = Look(colour, MARKERS[nth % len(MARKERS)], DASHES[nth % len(DASHES)], nth % 2 == 1)
+        result[student] = Look(
+            colour, MARKERS[nth % len(MARKERS)], DASHES[nth % len(DASHES)], nth % 2 == 1
+        )
     return result
 
 

@@ -19,7 +19,9 @@ def strips(data: Data, names: Sequence[str] | None = None) -> list[dict[str, Any
             if name in data.failures:
                 rows.append({"name": name, "picture": None, "note": "failed"})
             continue
-        rows.append({"name": name, "picture": strip(data, name, entry["pictures"], "drawn by"), "note": ""})
+        rows.append(
+            {"name": name, "picture": strip(data, name, entry["pictures"], "drawn by"), "note": ""}
+        )
     return rows
 
 
@@ -28,7 +30,9 @@ def strip(data: Data, name: str, pictures: np.ndarray, words: str) -> Picture:
     frames = pictures[: data.show]
     separator = "; " if data.captions else ", "
     prompts = separator.join(column_names(data)[: len(frames)])
-    return figures.strip(frames, f"{len(frames)} pictures {words} {name}; asked for, from left to right: {prompts}.")
+    return figures.strip(
+        frames, f"{len(frames)} pictures {words} {name}; asked for, from left to right: {prompts}."
+    )
 
 
 def column_names(data: Data) -> list[str]:
@@ -42,17 +46,29 @@ def column_names(data: Data) -> list[str]:
 
 
 def detail(data: Data, name: str) -> list[dict[str, Any]]:
-    """Return strips of the teacher, the student, their difference, and the student before distillation."""
+    """Return strips of the teacher, the student, their difference, and the student before
+    distillation.
+    """
     teacher, student = data.pictures.get("teacher"), data.pictures.get(name)
     if student is None:
         return []
     rows = []
     if teacher is not None:
-        rows.append({"name": "teacher", "picture": strip(data, "the teacher", teacher["pictures"], "drawn by")})
+        rows.append(
+            {
+                "name": "teacher",
+                "picture": strip(data, "the teacher", teacher["pictures"], "drawn by"),
+            }
+        )
     rows.append({"name": name, "picture": strip(data, name, student["pictures"], "drawn by")})
     if teacher is not None:
         change = figures.change(teacher["pictures"][: data.show], student["pictures"][: data.show])
-        rows.append({"name": "difference", "picture": strip(data, name, change, "of where the teacher differs from")})
+        rows.append(
+            {
+                "name": "difference",
+                "picture": strip(data, name, change, "of where the teacher differs from"),
+            }
+        )
     if "undistilled" in student:
         before = strip(data, f"{name} before distillation", student["undistilled"], "drawn by")
         rows.append({"name": "not distilled", "picture": before})

@@ -1,7 +1,8 @@
-"""Read result files into a `Report`, by the names in params.yaml and never by the files in a folder.
+"""Read result files into a `Report`, by the names in params.yaml and never by the files in a
+folder.
 
-A row that was not run on this machine is the committed run's, and says so. For a row that was, the committed result is
-kept for comparison.
+A row that was not run on this machine is the committed run's, and says so. For a row that was, the
+committed result is kept for comparison.
 """
 
 import json
@@ -28,10 +29,11 @@ def read(
     teachers: Mapping[str, Any] | None = None,
     committed: bool = False,
 ) -> Report:
-    """Read the results of these students and no others; an entry is params.py's Student or params.yaml's dictionary.
+    """Read the results of these students and no others; an entry is params.py's Student or
+    params.yaml's dictionary.
 
-    `teachers` maps a role to params.py's Teacher, which gives its name; otherwise the result files name the teacher.
-    `committed` leaves out whatever was run on this machine.
+    `teachers` maps a role to params.py's Teacher, which gives its name; otherwise the result files
+    name the teacher. `committed` leaves out whatever was run on this machine.
     """
     entries = {name: _entry(entry) for name, entry in students.items()}
     roles = dict.fromkeys(role_of(entry) for entry in entries.values()) or {FIRST: None}
@@ -51,7 +53,9 @@ def role_of(entry: Mapping[str, Any]) -> str:
 
 def options(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the operator's options in an entry of params.yaml."""
-    return {key: value for key, value in entry.items() if key not in ("operator", "teacher", "recipe")}
+    return {
+        key: value for key, value in entry.items() if key not in ("operator", "teacher", "recipe")
+    }
 
 
 def _entry(student: Any) -> Result:
@@ -75,7 +79,9 @@ def _make_names_unique(parts: Mapping[str, Data]) -> None:
 
 
 def _fill(data: Data, local: Callable[[str], Path]) -> Data:
-    """Read all files of a teacher into `data`; `local` gives the path of a file of this machine's run."""
+    """Read all files of a teacher into `data`; `local` gives the path of a file of this machine's
+    run.
+    """
     from linattn import world
 
     data.labels, data.shapes = world.LABELS, tuple(world.SHAPES)
@@ -124,7 +130,9 @@ def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
 
 
 def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> Result:
-    """Read what belongs to a teacher and is no row; the committed one only where the committed teacher fits."""
+    """Read what belongs to a teacher and is no row; the committed one only where the committed
+    teacher fits.
+    """
     here = _json(local(path))
     fits = "teacher" in data.published or data.committed.teacher
     committed = _json(project.published(path)) if fits else None
@@ -135,20 +143,23 @@ def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> R
 
 @dataclass(frozen=True)
 class Row:
-    """Hold one row: its run, its result or the problem with it, and the committed result beside one made here."""
+    """Hold one row: its run, its result or the problem with it, and the committed result beside one
+    made here.
+    """
 
     run: Result
     result: Result
     problem: str | None
     committed: Result | None = None
-    published: bool = False  # True: the row was not run here, and run and result are the committed ones
+    # True: the row was not run here, and run and result are the committed ones
+    published: bool = False
 
 
 def _row(name: str, local: Callable[[str], Path], misfit: Callable[[Result], str | None]) -> Row:
     """Read one row's files.
 
-    `misfit` says why a result belongs to other settings than those in params.yaml. A committed result that does is not
-    used for comparison.
+    `misfit` says why a result belongs to other settings than those in params.yaml. A committed
+    result that does is not used for comparison.
     """
     file, run_file = f"results/{name}.json", f"runs/{name}.run.json"
     committed = _json(project.published(file))
@@ -176,12 +187,17 @@ def _result(path: Path) -> tuple[Result, str | None]:
     except (OSError, ValueError) as error:
         return {}, f"the result file is damaged: {error}"
     if not isinstance(content, dict):
-        return {}, f"the result file is damaged: {path.name} holds a {type(content).__name__} and no object"
+        return (
+            {},
+            f"the result file is damaged: {path.name} holds a {type(content).__name__} and no object",
+        )
     return content, None
 
 
 def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | None:
-    """Say why a result is of other settings: params.yaml was edited and the stage has not run since."""
+    """Say why a result is of other settings: params.yaml was edited and the stage has not run
+    since.
+    """
     folder = result.get("folder") or data.folder
     actual = _settings_of_result(result) | {"folder": folder}
     expected = _settings_of_entry(data, name) | {"folder": data.folder or folder}
@@ -194,7 +210,11 @@ def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | N
 
 
 def _settings_of_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {"profile": result.get("profile"), "operator": result.get("operator"), **(result.get("options") or {})}
+    settings = {
+        "profile": result.get("profile"),
+        "operator": result.get("operator"),
+        **(result.get("options") or {}),
+    }
     for key, default in USUAL.items():
         settings[key] = result.get(key, default)
     return settings | {"teacher": result.get("teacher", FIRST)}
@@ -209,7 +229,9 @@ def _settings_of_entry(data: Data, name: str) -> dict[str, Any]:
 
 
 def _other_teacher(data: Data, result: Mapping[str, Any]) -> str | None:
-    """The same of a teacher: its role may have been given to another folder, or the profile changed."""
+    """The same of a teacher: its role may have been given to another folder, or the profile
+    changed.
+    """
     made, profile = result.get("folder"), result.get("profile")
     if data.folder and made and made != data.folder:
         return f"its result is of {made}, and params.yaml now names {data.folder}: make repro"

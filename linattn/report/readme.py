@@ -1,8 +1,9 @@
 """The README's tables and pictures, from the committed results: no number there is typed by hand.
 
-`python -m linattn.readme` rewrites what stands between the marks; `--check` says whether that is needed. All it takes
-is in Git: reports/results, reports/runs and reports/gpu. What ran on this machine since counts for nothing here, until
-`make publish`, which draws the grids in docs/ too (`--pictures`), since pictures lie only where the run was.
+`python -m linattn.readme` rewrites what stands between the marks; `--check` says whether that is
+needed. All it takes is in Git: reports/results, reports/runs and reports/gpu. What ran on this
+machine since counts for nothing here, until `make publish`, which draws the grids in docs/ too
+(`--pictures`), since pictures lie only where the run was.
 """
 
 import argparse
@@ -24,30 +25,43 @@ NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.
 
 
 def table(data: report.Report) -> str:
-    """Return the report's table as Markdown, where the undistilled rows are a column instead of a group."""
+    """Return the report's table as Markdown, where the undistilled rows are a column instead of a
+    group.
+    """
     full = report.table(data)
     chosen = [index for index, column in enumerate(full.columns) if column.key in report.OVERVIEW]
     columns = [full.columns[index] for index in chosen]
     titles = [column.title for column in columns]
-    lines = [_line(["", *titles, "Error undistilled"]), _line(["---", *["---:"] * (len(titles) + 1)])]
+    lines = [
+        _line(["", *titles, "Error undistilled"]),
+        _line(["---", *["---:"] * (len(titles) + 1)]),
+    ]
     for group in full.groups:
         lines += _heading(group, len(titles)) if data.several else []
-        lines += [_row(data, row, full.columns, chosen) for row in group.rows if row.kind != "undistilled"]
+        lines += [
+            _row(data, row, full.columns, chosen) for row in group.rows if row.kind != "undistilled"
+        ]
     notes = "; ".join(f"{column.title}: {column.note}" for column in columns)
     best = "the best method of each teacher" if data.several else "the best of the four methods"
     return "\n".join(lines) + f"\n\n{notes}. Brackets hold 95 % intervals, bold is {best}."
 
 
 def _heading(group: report.Group, columns: int) -> list[str]:
-    """Write a teacher's name into the first cell of an empty row, since Markdown has no cell that spans."""
+    """Write a teacher's name into the first cell of an empty row, since Markdown has no cell that
+    spans.
+    """
     waiting = ": no results yet" if group.waiting else ""
     return [_line([f"**{group.heading}**, {group.note}{waiting}", *[""] * (columns + 1)])]
 
 
-def _row(data: report.Report, row: report.Row, columns: tuple[report.Column, ...], chosen: list[int]) -> str:
+def _row(
+    data: report.Report, row: report.Row, columns: tuple[report.Column, ...], chosen: list[int]
+) -> str:
     if row.failure:
         return _line([f"{row.name}: failed ({row.failure})", *[""] * (len(chosen) + 1)])
-    return _line([row.name, *(_cell(row.cells[index]) for index in chosen), _before(data, row.name, columns)])
+    return _line(
+        [row.name, *(_cell(row.cells[index]) for index in chosen), _before(data, row.name, columns)]
+    )
 
 
 def _line(cells: list[str]) -> str:
@@ -75,7 +89,9 @@ def _commits(data: report.Report) -> str:
 def circumstances(data: report.Report) -> str:
     """Say how many pictures, which seeds and which machine the numbers come from."""
     facts, training_seeds = data.facts, {tuple(result["seeds"]) for result in data.results.values()}
-    sizes = [part.teacher["pictures"] for part in data.parts.values() if part.teacher.get("pictures")]
+    sizes = [
+        part.teacher["pictures"] for part in data.parts.values() if part.teacher.get("pictures")
+    ]
     evaluation_seeds = sorted({str(size["seed"]) for size in sizes})
     words = [
         f"Profile {data.profile}: {' '.join(report.all_sizes(data)).rstrip('.')}",
@@ -93,7 +109,11 @@ def circumstances(data: report.Report) -> str:
 
 def pictures(data: report.Report) -> dict[str, Picture]:
     """Draw a grid for every teacher with results, by its path in the repository."""
-    return {place(part.role): picture(part) for part in data.parts.values() if part.teacher and part.results}
+    return {
+        place(part.role): picture(part)
+        for part in data.parts.values()
+        if part.teacher and part.results
+    }
 
 
 def place(role: str) -> str:
@@ -102,10 +122,14 @@ def place(role: str) -> str:
 
 
 def picture(data: report.Data) -> Picture:
-    """Draw the grid of the teacher and every student that finished, with the same prompts and the same noise."""
+    """Draw the grid of the teacher and every student that finished, with the same prompts and the
+    same noise.
+    """
     names = ("teacher", *data.done)
     if missing := [name for name in names if name not in data.pictures]:
-        raise FileNotFoundError(f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them")
+        raise FileNotFoundError(
+            f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them"
+        )
     count, room = (min(data.show, CAPTIONED), ROOM) if data.captions else (data.show, data.show)
     rows = {name: data.pictures[name]["pictures"][:count] for name in names}
     return figures.grid(rows, report.column_names(data)[:count], room=room)
@@ -149,12 +173,20 @@ def written(text: str, content: str, marks: tuple[str, str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m linattn.readme", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is behind")
-    parser.add_argument("--pictures", action="store_true", help="draw the grids too, from this machine's pictures")
+    parser = argparse.ArgumentParser(
+        prog="python -m linattn.readme", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 if the README is behind"
+    )
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw the grids too, from this machine's pictures"
+    )
     parsed = parser.parse_args(arguments)
     settings = params.load()
-    data = report.read(settings.students, settings.profile, teachers=settings.teachers, committed=True)
+    data = report.read(
+        settings.students, settings.profile, teachers=settings.teachers, committed=True
+    )
     rows = gpu.read()
     path: Path = project.ROOT / "README.md"
     text = path.read_text()

@@ -1,4 +1,6 @@
-"""Sentences that follow from the numbers, whatever these are: no sentence is written for a hoped-for result."""
+"""Sentences that follow from the numbers, whatever these are: no sentence is written for a
+hoped-for result.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +12,9 @@ from linattn.report.words import NO_RESULT, are, listed, methods, number, percen
 
 
 def findings(report: Report) -> list[str]:
-    """Return the sentences of the only teacher, or those over several teachers and then each one's with its name."""
+    """Return the sentences of the only teacher, or those over several teachers and then each one's
+    with its name.
+    """
     if not report.several:
         return of_teacher(report.only)
     sentences = of_all(report)
@@ -29,18 +33,25 @@ def of_teacher(data: Data) -> list[str]:
 
 def in_short(data: Data) -> list[str]:
     """Return the sentences of one of several teachers on the first page."""
-    return [sentence for maker in (_failed, _closest, _truth, _two_things) for sentence in maker(data)]
+    return [
+        sentence for maker in (_failed, _closest, _truth, _two_things) for sentence in maker(data)
+    ]
 
 
 def of_all(report: Report) -> list[str]:
-    """Say whether the teachers agree about the closest idea, among the ideas of which all have a student."""
+    """Say whether the teachers agree about the closest idea, among the ideas of which all have a
+    student.
+    """
     parts = [data for data in report.parts.values() if closest(data)]
     if len(parts) < 2:
         return []
     shared = set.intersection(*(_ideas(data) for data in parts))
     if len(shared) < 2:
         return []
-    firsts = [(data, next(name for name in closest(data) if _idea(data, name) in shared)) for data in parts]
+    firsts = [
+        (data, next(name for name in closest(data) if _idea(data, name) in shared))
+        for data in parts
+    ]
     ideas = {_idea(data, name) for data, name in firsts}
     pairs = listed([f"{name} to {data.name}" for data, name in firsts])
     among = f"Of the ideas that {listed([data.name for data in parts])} share ({listed(sorted(shared))})"
@@ -91,7 +102,8 @@ def _closest(data: Data) -> Iterable[str]:
         return
     name, first = ranked[0]
     sentence = (
-        f"Closest to the teacher's prediction is {name}: its squared error is {said(first)} of the teacher's square"
+        f"Closest to the teacher's prediction is {name}: its squared error is {said(first)} of the "
+        "teacher's square"
     )
     if len(ranked) > 1:
         second, value = ranked[1]
@@ -108,9 +120,17 @@ def _truth(data: Data) -> Iterable[str]:
         return
     name, first = ranked[0]
     gap = 100 * (teacher["value"] - first["value"])
-    word = f"{abs(gap):.1f} points {'behind' if gap > 0 else 'ahead of'}" if abs(gap) >= 0.05 else "level with"
+    word = (
+        f"{abs(gap):.1f} points {'behind' if gap > 0 else 'ahead of'}"
+        if abs(gap) >= 0.05
+        else "level with"
+    )
     finding = f"the judge finds the asked shape in {said(first)}"
-    drawn = f"Of the pictures of one thing that {name} draws" if data.captions else f"Of what {name} draws"
+    drawn = (
+        f"Of the pictures of one thing that {name} draws"
+        if data.captions
+        else f"Of what {name} draws"
+    )
     yield f"{drawn}, {finding}, {word} the teacher's {said(teacher)}."
     if len(ranked) > 1:
         yield f"The least right by shape is {ranked[-1][0]} with {said(ranked[-1][1])}."
@@ -124,7 +144,9 @@ def _truth(data: Data) -> Iterable[str]:
 
 
 def _two_things(data: Data) -> Iterable[str]:
-    """Say how colours are bound and how things are placed, which captions of two things ask for and labels cannot."""
+    """Say how colours are bound and how things are placed, which captions of two things ask for and
+    labels cannot.
+    """
     templates = {
         "two_colours": "Where two things were asked for, {} gets both colours right most often",
         "relation": "How the two lie to each other is right most often with {}",
@@ -142,14 +164,21 @@ def _two_things(data: Data) -> Iterable[str]:
 def _bought(data: Data) -> Iterable[str]:
     gains, worse = [], []
     for name in data.methods:
-        before, after = measure(data.results[name], "error", "undistilled"), measure(data.results[name], "error")
+        before, after = (
+            measure(data.results[name], "error", "undistilled"),
+            measure(data.results[name], "error"),
+        )
         if before and after:
-            (gains if after["value"] < before["value"] else worse).append((name, before["value"], after["value"]))
+            (gains if after["value"] < before["value"] else worse).append(
+                (name, before["value"], after["value"])
+            )
     if gains:
         name, before, after = max(gains, key=lambda gain: gain[1] / max(gain[2], 1e-12))
         yield (
-            f"Distillation reduced the error of {methods(len(gains), len(gains) + len(worse))}; most of all "
-            f"{name}'s, from {percent(before)} to {percent(after)}, {before / max(after, 1e-12):.1f} times less."
+            f"Distillation reduced the error of {methods(len(gains), len(gains) + len(worse))}; "
+            "most of all "
+            f"{name}'s, from {percent(before)} to {percent(after)}, "
+            f"{before / max(after, 1e-12):.1f} times less."
         )
     if worse:
         yield f"It did not help {listed([name for name, *_ in worse])}: the error after is not below the error before."
@@ -161,12 +190,15 @@ def _against_control(data: Data) -> Iterable[str]:
         return
     control, moved = controls[0], measure(data.results[controls[0]], "error")
     yield (
-        f"The control {control} keeps softmax and trains as the others do; it moves {said(moved, 2)} away from the "
+        f"The control {control} keeps softmax and trains as the others do; it moves "
+        f"{said(moved, 2)} away from the "
         "teacher it began as. So much of any error here is the training's, not the attention's."
     )
     ranked = _ranked(data, data.methods, "error", "lower")
     near = [name for name, value in ranked if not _apart(value, moved)]
-    nearer = [name for name, value in ranked if _apart(value, moved) and value["value"] < moved["value"]]
+    nearer = [
+        name for name, value in ranked if _apart(value, moved) and value["value"] < moved["value"]
+    ]
     if near:
         yield f"By error {listed(near)} cannot be told from that control."
     if nearer:
@@ -248,7 +280,9 @@ def _slower(names: list[str]) -> str:
     return f"{listed(names)} {are(names)} slower"
 
 
-def _ranked(data: Data, names: Iterable[str], key: str, better: str) -> list[tuple[str, dict[str, Any]]]:
+def _ranked(
+    data: Data, names: Iterable[str], key: str, better: str
+) -> list[tuple[str, dict[str, Any]]]:
     """Return names and measures, the best first; names without the measure are left out."""
     values = [(name, value) for name in names if (value := measure(data.results[name], key))]
     return sorted(values, key=lambda pair: pair[1]["value"], reverse=better == "higher")

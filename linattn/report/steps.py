@@ -1,4 +1,6 @@
-"""Times of whole steps as a table: a column for each size, lines for the dense step, its bound and the operators."""
+"""Times of whole steps as a table: a column for each size, lines for the dense step, its bound and
+the operators.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

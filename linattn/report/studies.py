@@ -1,8 +1,11 @@
-"""Side studies in the report: each study's module has a function `sections` that shows its <name>.json.
+"""Side studies in the report: each study's module has a function `sections` that shows its
+<name>.json.
 
 - The result of a run on this machine is shown in place of the published one.
-- `sections()` returns (title, HTML) pairs; a study without its JSON or without its module is not shown.
-- A study that cannot be shown is named with the reason, so that a broken study does not break the report.
+- `sections()` returns (title, HTML) pairs; a study without its JSON or without its module is not
+  shown.
+- A study that cannot be shown is named with the reason, so that a broken study does not break the
+  report.
 """
 
 import html
@@ -42,7 +45,10 @@ def _sections(name: str, module: str) -> list[Section]:
         if not _exists(module):
             return []
         titled = importlib.import_module(module).sections()
-        return [Section(f"study-{name}-{slug(title)}", title, without_addresses(body)) for title, body in titled]
+        return [
+            Section(f"study-{name}-{slug(title)}", title, without_addresses(body))
+            for title, body in titled
+        ]
     except Exception as error:
         reason = html.escape(f"{type(error).__name__}: {error}")
         text = f'<p class="failure">The study {name} cannot be shown ({reason}).</p>'
@@ -50,7 +56,9 @@ def _sections(name: str, module: str) -> list[Section]:
 
 
 def _exists(module: str) -> bool:
-    """Say whether a module exists, without running it; a missing parent package is a missing module too."""
+    """Say whether a module exists, without running it; a missing parent package is a missing module
+    too.
+    """
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

@@ -1,7 +1,7 @@
 """The common parts of the studies: running a stage, the sheet of pictures, tables in the report.
 
-- A sheet is a JPEG with a row of pictures for each name, from which the report cuts its grids. Arrays or PNG would put
-  a megabyte into Git.
+- A sheet is a JPEG with a row of pictures for each name, from which the report cuts its grids.
+  Arrays or PNG would put a megabyte into Git.
 - A table has the report's own style. A cell is a text, or a text and its interval.
 """
 
@@ -22,7 +22,9 @@ Cell = str | tuple[str, str]
 
 
 def run(study: str, notebook: str, stage: str, **names: str) -> int:
-    """Run a notebook of studies/<study> as the pipeline's are run; return 0, or 1 after printing the failure."""
+    """Run a notebook of studies/<study> as the pipeline's are run; return 0, or 1 after printing
+    the failure.
+    """
     home = f"studies/{study}"
     out = project.ROOT / "reports" / "notebooks" / home / f"{stage}.ipynb"
     try:
@@ -71,10 +73,13 @@ def cell(measure: Mapping[str, Any], scale: float = 100, digits: int = 1) -> Cel
 
 
 def table(label: str, heads: Iterable[str], rows: Iterable[tuple[str, Iterable[Cell]]]) -> str:
-    """Write a table in HTML; a row is its name and its cells, and screen readers read `label` as its caption."""
+    """Write a table in HTML; a row is its name and its cells, and screen readers read `label` as
+    its caption.
+    """
     top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
     body = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_td, cells))}</tr>' for name, cells in rows
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_td, cells))}</tr>'
+        for name, cells in rows
     )
     element = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     return f'<div class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0">\n{element}\n</div>'

@@ -83,7 +83,9 @@ def _group(data: Data, columns: Sequence[Column]) -> Group:
 
 def _columns(parts: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
     """Return the columns of `keys` for which any row has a number."""
-    results = [result for data in parts for result in (data.teacher, data.chance, *data.results.values())]
+    results = [
+        result for data in parts for result in (data.teacher, data.chance, *data.results.values())
+    ]
     chosen = [column for column in COLUMNS if column.key in keys]
     return tuple(column for column in chosen if any(column.read(result) for result in results))
 
@@ -92,7 +94,15 @@ def references(data: Data, columns: Sequence[Column]) -> list[Row]:
     """Return the rows that bound the students: the teacher, the teacher with fewer steps, guessing."""
     steps = (data.teacher.get("pictures") or {}).get("steps")
     note = ", ".join(filter(None, [f"{steps} steps" if steps else "", data.mark("teacher")]))
-    rows = [Row("teacher", "reference", _cells(columns, data.teacher), failure=data.teacher_failure, note=note)]
+    rows = [
+        Row(
+            "teacher",
+            "reference",
+            _cells(columns, data.teacher),
+            failure=data.teacher_failure,
+            note=note,
+        )
+    ]
     if quick := data.teacher.get("quick"):
         few = f"teacher, {data.teacher['pictures']['quick_steps']} steps"
         rows.append(Row(few, "reference", _cells(columns, {"quality": quick})))
@@ -134,15 +144,20 @@ def page_of(name: str) -> str:
 
 
 def _cells(
-    columns: Sequence[Column], result: Mapping[str, Any], best: Mapping[str, float | None] | None = None
+    columns: Sequence[Column],
+    result: Mapping[str, Any],
+    best: Mapping[str, float | None] | None = None,
 ) -> tuple[Cell, ...]:
-    return tuple(cell(column, column.read(result), (best or {}).get(column.key)) for column in columns)
+    return tuple(
+        cell(column, column.read(result), (best or {}).get(column.key)) for column in columns
+    )
 
 
 def _best(column: Column, results: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the best value, or None where no result has one."""
     values = [measure["value"] for measure in map(column.read, results) if measure]
-    if column.key.startswith("kid"):  # below zero is as good as zero: estimates of a zero distance have both signs
+    # below zero is as good as zero: estimates of a zero distance have both signs
+    if column.key.startswith("kid"):
         values = [max(0.0, value) for value in values]
     if not values:
         return None
@@ -154,7 +169,9 @@ def cell(column: Column, measure: Mapping[str, Any] | None, best: float | None =
     if measure is None:
         return Cell("–")
     value, low, high = (measure.get(key) for key in ("value", "low", "high"))
-    interval = f"{column.text(low)} to {column.text(high)}" if low is not None and high is not None else ""
+    interval = (
+        f"{column.text(low)} to {column.text(high)}" if low is not None and high is not None else ""
+    )
     # Values that print alike are equal: two students on 93.8 % are both best.
     level = max(0.0, value) if column.key.startswith("kid") else value
     is_best = best is not None and column.text(level) == column.text(best)
@@ -175,7 +192,8 @@ class Idea:
 
 
 def ideas(report: Report) -> list[tuple[str, list[Idea | None]]]:
-    """Return a line for each operator: for every teacher the operator's student with the least error, or None.
+    """Return a line for each operator: for every teacher the operator's student with the least
+    error, or None.
 
     The lines are empty where fewer than two teachers can be compared.
     """
@@ -192,7 +210,9 @@ def ideas(report: Report) -> list[tuple[str, list[Idea | None]]]:
 
 def _least(data: Data) -> dict[str, Idea]:
     """Return the student with the least error of each operator."""
-    errors = {name: value for name in data.methods if (value := measure(data.results[name], "error"))}
+    errors = {
+        name: value for name in data.methods if (value := measure(data.results[name], "error"))
+    }
     ranked = sorted(errors, key=lambda name: errors[name]["value"])
     texts = {name: percent(errors[name]["value"]) for name in ranked}
     # The worst comes first, so that the best student of an operator overwrites the others.

@@ -1,1 +1,3 @@
-"""Studies beside the pipeline, run by `make study`: plug-ins with replaced attention, and sizes nobody trained at."""
+"""Studies beside the pipeline, run by `make study`: plug-ins with replaced attention, and sizes
+nobody trained at.
+"""

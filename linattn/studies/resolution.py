@@ -1,12 +1,16 @@
-"""Sizes nobody trained at: pictures enlarged step by step, and what one forward costs up to 2048 px.
+"""Sizes nobody trained at: pictures enlarged step by step, and what one forward costs up to 2048
+px.
 
-- The teacher draws at the side it was trained at. From there each model, teacher or student, draws the enlarged
-  pictures again (`linattn.upscale`), twice. Enlarging alone is the row that all models must beat.
-- The judge marks shapes and colours. It averages large pictures down, so enlarging keeps these marks. Enlarging cannot
-  keep `edges`: their steepness divided by that of true pictures of the same size (1 is a true picture's).
-- PSNR compares with the teacher's own pictures of that size from the same noise, as in CLEAR's table.
-- Times depend on the machine and go to the run file, which names it. Bytes do not depend on it, and neither does the
-  largest size, which a limit of multiply-accumulates sets.
+- The teacher draws at the side it was trained at. From there each model, teacher or student, draws
+  the enlarged pictures again (`linattn.upscale`), twice. Enlarging alone is the row that all models
+  must beat.
+- The judge marks shapes and colours. It averages large pictures down, so enlarging keeps these
+  marks. Enlarging cannot keep `edges`: their steepness divided by that of true pictures of the same
+  size (1 is a true picture's).
+- PSNR compares with the teacher's own pictures of that size from the same noise, as in CLEAR's
+  table.
+- Times depend on the machine and go to the run file, which names it. Bytes do not depend on it, and
+  neither does the largest size, which a limit of multiply-accumulates sets.
 """
 
 import dataclasses
@@ -52,7 +56,9 @@ class Settings:
 
 
 def load(path: str | Path = PARAMS) -> Settings:
-    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an error."""
+    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an
+    error.
+    """
     return params.read(Settings, YAML(typ="safe").load(project.ROOT / path), str(path))
 
 
@@ -61,16 +67,28 @@ def student(bench: Bench, name: str) -> nn.Module:
     return distilled(bench, project.published(f"students/{name}"))
 
 
-# Pictures ------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------
 
 
-def chain(bench: Bench, settings: Settings, small: Tensor, model: nn.Module | None, ntk: float = 1.0) -> list[Tensor]:
+def chain(
+    bench: Bench, settings: Settings, small: Tensor, model: nn.Module | None, ntk: float = 1.0
+) -> list[Tensor]:
     """Draw the pictures at every size, each from the pictures of the size before."""
     prompts, pictures = bench.asked(settings.pictures), [small]
     for level, strength in enumerate(settings.strengths):
         seed = settings.seed + 1 + level
-        kwargs = {"asked": prompts, "steps": settings.steps, "seed": seed, "model": model, "ntk": ntk, "batch": 4}
-        pictures.append(redraw.upscale(bench.teacher, pictures[-1], settings.factor, strength, **kwargs))
+        kwargs = {
+            "asked": prompts,
+            "steps": settings.steps,
+            "seed": seed,
+            "model": model,
+            "ntk": ntk,
+            "batch": 4,
+        }
+        pictures.append(
+            redraw.upscale(bench.teacher, pictures[-1], settings.factor, strength, **kwargs)
+        )
     return pictures[1:]
 
 
@@ -109,7 +127,9 @@ def marks(bench: Bench, pictures: Tensor, reference: Tensor) -> dict[str, Any]:
 def enlarged_by(
     bench: Bench, settings: Settings, names: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Draw with every model; return a row for each, with its marks at every size, and the pictures of the last size."""
+    """Draw with every model; return a row for each, with its marks at every size, and the pictures
+    of the last size.
+    """
     options = {"size": bench.side, "steps": settings.steps, "seed": settings.seed}
     small = sampling.draw(bench.teacher, bench.asked(settings.pictures), **options)
     reference = chain(bench, settings, small, None)
@@ -118,7 +138,9 @@ def enlarged_by(
         drawn[name] = chain(bench, settings, small, student(bench, name))
     if hasattr(getattr(bench.teacher.model, "pos_embed", None), "theta"):
         model = student(bench, names[0])
-        drawn[f"{names[0]}, ntk {settings.ntk:g}"] = chain(bench, settings, small, model, settings.ntk)
+        drawn[f"{names[0]}, ntk {settings.ntk:g}"] = chain(
+            bench, settings, small, model, settings.ntk
+        )
     rows = []
     for name, pictures in drawn.items():
         by_size = [marks(bench, *pair) for pair in zip(pictures, reference, strict=True)]
@@ -133,13 +155,15 @@ def _marks_text(mark: Mapping[str, Any]) -> str:
     return f"{mark['side']} px, {values}"
 
 
-# One forward ---------------------------------------------------------------------------------------------------------
+# One forward
+# ---------------------------------------------------------------------------------------------
 
 
 def growing(bench: Bench, settings: Settings, model: nn.Module) -> list[dict[str, Any]]:
     """Measure one forward of one picture at every side: seconds, bytes and multiply-accumulates.
 
-    The rows end before the first side that is predicted to exceed the limit of multiply-accumulates.
+    The rows end before the first side that is predicted to exceed the limit of
+    multiply-accumulates.
     """
     rows: list[dict[str, Any]] = []
     source = sampling.Source.of(bench.teacher)
@@ -153,9 +177,16 @@ def growing(bench: Bench, settings: Settings, model: nn.Module) -> list[dict[str
         with torch.no_grad(), sampling.evaluating(model):
             call = functools.partial(model, **inputs)
             device = next(model.parameters()).device
-            seconds, size = costs.seconds_of(call, device), costs.peak_memory(call, device, warm=True)
-        rows.append({"side": side, "tokens": tokens, "macs": macs, "seconds": seconds, "bytes": size})
-        say(f"  {side} px: {macs:.3g} multiply-accumulates, {seconds:.3g} s, {size / 2**20:.0f} MiB")
+            seconds, size = (
+                costs.seconds_of(call, device),
+                costs.peak_memory(call, device, warm=True),
+            )
+        rows.append(
+            {"side": side, "tokens": tokens, "macs": macs, "seconds": seconds, "bytes": size}
+        )
+        say(
+            f"  {side} px: {macs:.3g} multiply-accumulates, {seconds:.3g} s, {size / 2**20:.0f} MiB"
+        )
     return rows
 
 
@@ -165,14 +196,18 @@ def _as_seconds(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, A
 
 
 def without_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what is the same on every machine, with the exponents of bytes and multiply-accumulates.
+    """Return what is the same on every machine, with the exponents of bytes and
+    multiply-accumulates.
 
     An exponent is p in bytes ~ tokens^p, fitted over the larger half of the sizes.
     """
     kept = []
     for row in rows:
         kept.append({key: value for key, value in row.items() if key != "seconds"})
-    return {"rows": kept, "exponents": {key: exponent(_as_seconds(rows, key)) for key in ("bytes", "macs")}}
+    return {
+        "rows": kept,
+        "exponents": {key: exponent(_as_seconds(rows, key)) for key in ("bytes", "macs")},
+    }
 
 
 def seconds_alone(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -181,11 +216,14 @@ def seconds_alone(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"rows": kept, "exponent": exponent(_as_seconds(rows, "seconds"))}
 
 
-# The study -----------------------------------------------------------------------------------------------------------
+# The study
+# ---------------------------------------------------------------------------------------------
 
 
 def measure(settings: Settings | None = None) -> dict[str, Any]:
-    """Measure every model of every teacher; write and return the result, write the sheets and the run file."""
+    """Measure every model of every teacher; write and return the result, write the sheets and the
+    run file.
+    """
     settings, teachers, times = settings or load(), {}, {}
     for role, names in settings.teachers.items():
         bench = Bench(params.load(), role)
@@ -201,7 +239,9 @@ def measure(settings: Settings | None = None) -> dict[str, Any]:
         teachers[role] = {"folder": folder, "asked": prompts, "rows": rows, "forwards": forwards}
         times[role] = {name: seconds_alone(by_side) for name, by_side in grown.items()}
         studyparts.write_sheet(pictures, project.study(sheet(role), write=True), quality=85)
-    result = {key: value for key, value in dataclasses.asdict(settings).items() if key != "teachers"}
+    result = {
+        key: value for key, value in dataclasses.asdict(settings).items() if key != "teachers"
+    }
     result |= {"teachers": teachers}
     run = {"facts": project.facts(), "times": times}
     project.write_json(studyparts.run_file("resolution", write=True), run)
@@ -214,7 +254,8 @@ def sheet(role: str) -> str:
     return f"resolution-{role}.jpg"
 
 
-# The report ----------------------------------------------------------------------------------------------------------
+# The report
+# ---------------------------------------------------------------------------------------------
 
 
 def sections() -> list[tuple[str, str]]:
@@ -229,7 +270,9 @@ def sections() -> list[tuple[str, str]]:
     for role, teacher in result["teachers"].items():
         body = table(teacher["rows"]) + growth(teacher["forwards"], times.get(role, {}))
         if project.study(sheet(role)).exists():
-            pictures = studyparts.read_sheet([row["model"] for row in teacher["rows"]], project.study(sheet(role)))
+            pictures = studyparts.read_sheet(
+                [row["model"] for row in teacher["rows"]], project.study(sheet(role))
+            )
             alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(teacher['asked'])}."
             body += f"<figure>{figures.grid(pictures, alt=alt).html()}</figure>"
         titled.append((f"{teacher['folder']} from {_first_side(teacher)} px on", body))
@@ -242,11 +285,16 @@ def _first_side(teacher: Mapping[str, Any]) -> int:
 
 def _intro(result: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
     strengths = " and ".join(f"{strength:g}" for strength in result["strengths"])
-    where = f" Seconds were measured on {html.escape(studyparts.measured_on(facts))}." if facts else ""
+    where = (
+        f" Seconds were measured on {html.escape(studyparts.measured_on(facts))}." if facts else ""
+    )
     return (
-        f"<p>{result['pictures']} pictures of each teacher, enlarged {result['factor']} times and drawn again from "
-        f"noise of strength {strengths} ({result['steps']} steps, seed {result['seed']}). Edges are over those of true "
-        "pictures of that size, 1 is as steep; enlarging alone keeps shapes and loses edges. PSNR is to what the "
+        f"<p>{result['pictures']} pictures of each teacher, enlarged {result['factor']} times and "
+        "drawn again from "
+        f"noise of strength {strengths} ({result['steps']} steps, seed {result['seed']}). Edges "
+        "are over those of true "
+        "pictures of that size, 1 is as steep; enlarging alone keeps shapes and loses edges. PSNR "
+        "is to what the "
         f"teacher makes of the same noise. Shapes are over those that show one thing.{where}</p>"
     )
 
@@ -270,7 +318,9 @@ def _cell(mark: Mapping[str, Any], key: str) -> studyparts.Cell:
 
 
 def growth(forwards: Mapping[str, Any], times: Mapping[str, Any]) -> str:
-    """Write one forward's seconds and memory by side, with the exponents of both and of the arithmetic."""
+    """Write one forward's seconds and memory by side, with the exponents of both and of the
+    arithmetic.
+    """
     sides = sorted({row["side"] for forward in forwards.values() for row in forward["rows"]})
     powers = [f"{what} ~ tokens to the" for what in ("Time", "Memory", "Arithmetic")]
     rows = []
@@ -280,7 +330,9 @@ def growth(forwards: Mapping[str, Any], times: Mapping[str, Any]) -> str:
         memory = {row["side"]: row["bytes"] for row in forward["rows"]}
         exponents = (timed["exponent"], forward["exponents"]["bytes"], forward["exponents"]["macs"])
         cells = [_forward_cell(seconds.get(side), memory.get(side)) for side in sides]
-        rows.append((name, [*cells, *("–" if power is None else f"{power:.2f}" for power in exponents)]))
+        rows.append(
+            (name, [*cells, *("–" if power is None else f"{power:.2f}" for power in exponents)])
+        )
     heads = ["One forward", *(f"{side} px" for side in sides), *powers]
     return studyparts.table("One forward by size", heads, rows)
 

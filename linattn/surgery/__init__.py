@@ -1,11 +1,18 @@
-"""Replace the attention of a diffusers model: convert, restore and inspect it, and save a student in a folder.
+"""Replace the attention of a diffusers model: convert, restore and inspect it, and save a student
+in a folder.
 
 The public functions of the package are available here, as they are from `linattn`.
 """
 
 from linattn.surgery.convert import linearize, restore
 from linattn.surgery.folder import CARD, WEIGHTS, load, save
-from linattn.surgery.look import attention_map, attention_parameters, backends, describe, new_parameters
+from linattn.surgery.look import (
+    attention_map,
+    attention_parameters,
+    backends,
+    describe,
+    new_parameters,
+)
 
 __all__ = [
     "CARD", "WEIGHTS", "attention_map", "attention_parameters", "backends", "describe", "linearize", "load",

@@ -1,7 +1,7 @@
 """Build an untrained student: a converted copy of the teacher's model.
 
-Distillation, the report's row without distillation, the maps of anatomy and the explorer all start from this copy, so
-that one student and one seed give one model everywhere.
+Distillation, the report's row without distillation, the maps of anatomy and the explorer all start
+from this copy, so that one student and one seed give one model everywhere.
 """
 
 import copy
@@ -16,8 +16,8 @@ from linattn.surgery.convert import linearize
 def converted(model: nn.Module, student: Any, seed: int) -> nn.Module:
     """Return a converted copy of `model`, in eval mode and without gradients.
 
-    Fresh weights depend on the seed alone. `student` is an entry of params.yaml or a DistillConfig: it names the
-    operator, layers, initialise policy and options.
+    Fresh weights depend on the seed alone. `student` is an entry of params.yaml or a DistillConfig:
+    it names the operator, layers, initialise policy and options.
     """
     with torch.random.fork_rng(devices=[]):  # operators are drawn on the CPU, wherever the model is
         torch.manual_seed(seed)

@@ -2,8 +2,9 @@
 
 - Everything is checked before anything is changed, and a conversion that fails half way is undone.
 - A layer is always converted from its original weights, however often it is converted.
-- `linearize` keeps its record as an attribute of the model, so a deepcopy is an independent student. The copies share
-  the CPU copies of the original weights, because nothing ever writes them.
+- `linearize` keeps its record as an attribute of the model, so a deepcopy is an independent
+  student. The copies share the CPU copies of the original weights, because nothing ever writes
+  them.
 """
 
 import copy
@@ -56,11 +57,13 @@ def linearize(
     backend: str | None = None,
     **options: Any,
 ) -> Any:
-    """Replace the attention of the chosen self-attention layers in place, and return `model_or_pipeline`.
+    """Replace the attention of the chosen self-attention layers in place, and return
+    `model_or_pipeline`.
 
-    A second call on other layers mixes operators. A second call on the same layers starts from their original weights.
-    `keep_original=False` saves the memory of a CPU copy and gives up `restore`. `backend` is triton, torch or
-    reference; None leaves the choice to the device, and `describe` names the one that runs.
+    A second call on other layers mixes operators. A second call on the same layers starts from
+    their original weights. `keep_original=False` saves the memory of a CPU copy and gives up
+    `restore`. `backend` is triton, torch or reference; None leaves the choice to the device, and
+    `describe` names the one that runs.
     """
     model = _require_reachable(families.model_of(model_or_pipeline))
     if initialise not in attention.POLICIES:
@@ -70,13 +73,17 @@ def linearize(
     previous = _conversion(model)
     if lost := [layer.name for layer in chosen if previous and layer.name in previous.unrestorable]:
         raise ValueError(
-            f"the original weights of {_shortened(lost)} were not kept (keep_original=False), and a layer is always "
+            f"the original weights of {_shortened(lost)} were not kept (keep_original=False), and "
+            "a layer is always "
             "converted from its original: load the base again"
         )
     operators = [_build_operator(layer, name, options, backend) for layer in chosen]
     _check_text(model, name, options, operators)
     if backend is not None and operators[0].max_head_dim is None:
-        raise ValueError(f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out backend")
+        raise ValueError(
+            f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out "
+            "backend"
+        )
 
     def set_weights(layer: Layer, operator: nn.Module) -> None:
         operator.initialise(layer.attn, initialise)
@@ -90,8 +97,9 @@ def linearize(
 def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
     """Restore the original model in place, bit for bit.
 
-    No copy is kept of weights outside the replaced layers. If such weights were trained, `restore` raises an error
-    that names them, and changes nothing. `strict=False` restores the replaced layers and leaves the others trained.
+    No copy is kept of weights outside the replaced layers. If such weights were trained, `restore`
+    raises an error that names them, and changes nothing. `strict=False` restores the replaced
+    layers and leaves the others trained.
     """
     model = _require_reachable(families.model_of(model_or_pipeline))
     conversion = _require_conversion(model)
@@ -102,8 +110,10 @@ def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
         )
     if strict and (trained := _trained_elsewhere(model, conversion)):
         raise ValueError(
-            f"{len(trained)} tensors outside the replaced layers have changed since linearize, so the original cannot "
-            f"be restored: {_shortened(trained)}; load the base again, or take back the replaced layers alone by "
+            f"{len(trained)} tensors outside the replaced layers have changed since linearize, so "
+            "the original cannot "
+            f"be restored: {_shortened(trained)}; load the base again, or take back the replaced "
+            "layers alone by "
             "restore(model, strict=False)"
         )
     _copy_into(identity.tensors(model), conversion.originals)
@@ -131,7 +141,9 @@ def _install(
     live, undo = identity.tensors(model), []
     try:
         for layer, operator, policy in zip(chosen, operators, policies, strict=True):
-            inside = {name: tensor for name, tensor in live.items() if name.startswith(f"{layer.name}.")}
+            inside = {
+                name: tensor for name, tensor in live.items() if name.startswith(f"{layer.name}.")
+            }
             values = _cpu_copies(inside)
             undo.append((layer, inside, values, layer.operator, layer.attn.processor))
             if layer.name in conversion.processors:
@@ -164,11 +176,13 @@ def _attach_conversion(model: nn.Module, conversion: Conversion) -> None:
     families.watch(model)
 
 
-def _build_operator(layer: Layer, name: str, options: dict[str, Any], backend: str | None = None) -> nn.Module:
+def _build_operator(
+    layer: Layer, name: str, options: dict[str, Any], backend: str | None = None
+) -> nn.Module:
     """Create the operator of one layer with the device, dtype and mode of that layer."""
     weight = identity.tensors(layer.attn)["to_q.weight"]
-    # Weights are drawn on the CPU, so that a seed means the same on every device. A model on meta keeps its operators
-    # on meta, because those of FLUX would take 8 GB.
+    # Weights are drawn on the CPU, so that a seed means the same on every device. A model on meta
+    # keeps its operators on meta, because those of FLUX would take 8 GB.
     with torch.device("meta" if weight.is_meta else "cpu"):
         operator = attention.create(name, layer.shape, **options)
     operator.backend = None if operator.max_head_dim is None else backend
@@ -176,18 +190,26 @@ def _build_operator(layer: Layer, name: str, options: dict[str, Any], backend: s
     return operator.to(weight.device, dtype).train(layer.attn.training)
 
 
-def _check_text(model: nn.Module, name: str, options: dict[str, Any], operators: Sequence[nn.Module]) -> None:
+def _check_text(
+    model: nn.Module, name: str, options: dict[str, Any], operators: Sequence[nn.Module]
+) -> None:
     """Refuse options about text or rotary positions where the chosen layers have none."""
-    joint = [option for option in options if option in operators[0].table and operators[0].table[option].joint]
+    joint = [
+        option
+        for option in options
+        if option in operators[0].table and operators[0].table[option].joint
+    ]
     if joint and not any(operator.shape.has_text for operator in operators):
         raise ValueError(
-            f"{name}: {joint[0]} says how text takes part, but in the chosen layers of this {type(model).__name__} "
+            f"{name}: {joint[0]} says how text takes part, but in the chosen layers of this "
+            f"{type(model).__name__} "
             "only the picture's tokens attend; leave it out"
         )
     rope = operators[0].ever("rope") if "rope" in operators[0].table else []
     if "numerator" in rope and not families.family(model).rotates:
         raise ValueError(
-            f"{name}: rope='numerator' divides by queries and keys before their rotation, and those of this "
+            f"{name}: rope='numerator' divides by queries and keys before their rotation, and "
+            "those of this "
             f"{type(model).__name__} are not rotated; leave it out"
         )
 
@@ -205,8 +227,10 @@ def _detach_conversion(model: nn.Module) -> None:
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
     raise ValueError(
-        "save_pretrained would write a folder that loads as the softmax model again, with weights that do not fit it: "
-        "write the student with linattn.save(model, folder) and read it with linattn.load(base, folder), "
+        "save_pretrained would write a folder that loads as the softmax model again, with weights "
+        "that do not fit it: "
+        "write the student with linattn.save(model, folder) and read it with linattn.load(base, "
+        "folder), "
         "or linattn.restore(model) first"
     )
 
@@ -214,8 +238,8 @@ def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
 def _require_reachable(model: nn.Module) -> nn.Module:
     """Return the model, or raise if its weights are offloaded or its projections fused.
 
-    Offloaded weights lie on meta between calls, and an operator built or copied from meta would silently hold noise.
-    Fused projections are a copy of the weights that `restore` would not reach.
+    Offloaded weights lie on meta between calls, and an operator built or copied from meta would
+    silently hold noise. Fused projections are a copy of the weights that `restore` would not reach.
     """
     modules = dict(model.named_modules())
     hooked = [name for name, module in modules.items() if hasattr(module, "_hf_hook")]
@@ -226,18 +250,24 @@ def _require_reachable(model: nn.Module) -> nn.Module:
             "call pipe.remove_all_hooks() before, and enable_sequential_cpu_offload() again after"
         )
     if fused := [name for name, module in modules.items() if _is_fused(module)]:
-        raise ValueError(f"the projections of {_shortened(fused)} are fused: call unfuse_qkv_projections() before")
+        raise ValueError(
+            f"the projections of {_shortened(fused)} are fused: call unfuse_qkv_projections() "
+            "before"
+        )
     return model
 
 
 def _is_fused(module: nn.Module) -> bool:
     """Say whether the projections of an attention are fused.
 
-    diffusers' older attention keeps its flag when it is unfused, so for that class the processor decides.
+    diffusers' older attention keeps its flag when it is unfused, so for that class the processor
+    decides.
     """
     if not getattr(module, "fused_projections", False):
         return False
-    return hasattr(module, "unfuse_projections") or type(module.processor).__name__.startswith("Fused")
+    return hasattr(module, "unfuse_projections") or type(module.processor).__name__.startswith(
+        "Fused"
+    )
 
 
 def _conversion(model: nn.Module) -> Conversion | None:
@@ -247,7 +277,10 @@ def _conversion(model: nn.Module) -> Conversion | None:
 def _require_conversion(model: nn.Module) -> Conversion:
     conversion = _conversion(model)
     if conversion is None:
-        raise ValueError(f"this {type(model).__name__} is not linearised: call linattn.linearize(model, name) first")
+        raise ValueError(
+            f"this {type(model).__name__} is not linearised: call linattn.linearize(model, name) "
+            "first"
+        )
     return conversion
 
 
@@ -273,7 +306,9 @@ def _trained_elsewhere(model: nn.Module, conversion: Conversion) -> list[str]:
     outside = {
         name: tensor
         for name, tensor in identity.tensors(model).items()
-        if not name.startswith(inside) and name not in conversion.originals and name in conversion.digests
+        if not name.startswith(inside)
+        and name not in conversion.originals
+        and name in conversion.digests
     }
     return identity.changed(outside, conversion.digests)
 

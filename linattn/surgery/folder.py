@@ -1,9 +1,9 @@
 """Keep what was learned in a small folder, and make a base the student that a folder holds.
 
-- A student's folder holds all weights of the replaced layers, any other weights that were trained, and `linattn.json`.
-  That card names the base: class, public config and a digest of the weights.
-- `load` refuses another base, because a student of equal shapes would load silently and draw nonsense.
-  `load(..., strict=False)` takes a fine-tune of the base.
+- A student's folder holds all weights of the replaced layers, any other weights that were trained,
+  and `linattn.json`. That card names the base: class, public config and a digest of the weights.
+- `load` refuses another base, because a student of equal shapes would load silently and draw
+  nonsense. `load(..., strict=False)` takes a fine-tune of the base.
 - A load that fails half way leaves the model unchanged.
 """
 
@@ -44,7 +44,8 @@ CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
 
 
 def save(model_or_pipeline: Any, folder: str | Path) -> Path:
-    """Write the replaced layers and every other tensor that differs from the base, and return the folder.
+    """Write the replaced layers and every other tensor that differs from the base, and return the
+    folder.
 
     The base itself is not written.
     """
@@ -53,12 +54,15 @@ def save(model_or_pipeline: Any, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     delta = _delta(model, conversion)
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in delta.items()}
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in delta.items()
+    }
     weights, card = folder / f".{WEIGHTS}.draft", folder / f".{CARD}.draft"
     try:
         save_file(tensors, weights, metadata={"format": "pt"})
         card.write_text(json.dumps(_card(model, conversion, _sha256(weights)), indent=2) + "\n")
-        shutil.copymode(card, weights)  # safetensors writes 0600, which another user of the folder cannot read
+        # safetensors writes 0600, which another user of the folder cannot read
+        shutil.copymode(card, weights)
         os.replace(weights, folder / WEIGHTS)
         os.replace(card, folder / CARD)
     except (OSError, SafetensorError) as error:
@@ -73,7 +77,11 @@ def _delta(model: nn.Module, conversion: Conversion) -> dict[str, Tensor]:
     """Collect the tensors by which the model differs from its base, operators included."""
     live = identity.tensors(model)
     inside = tuple(f"{name}." for name in conversion.processors)
-    outside = {name: t for name, t in live.items() if not name.startswith(inside) and name in conversion.digests}
+    outside = {
+        name: t
+        for name, t in live.items()
+        if not name.startswith(inside) and name in conversion.digests
+    }
     trained = set(identity.changed(outside, conversion.digests))
     changed = {name: t for name, t in live.items() if name.startswith(inside) or name in trained}
     return {**changed, **_operator_state(families.layers(model))}
@@ -102,7 +110,12 @@ def _card(model: nn.Module, conversion: Conversion, digest: str) -> dict[str, An
         for layer in families.layers(model)
         if layer.operator is not None
     ]
-    return {"format": FORMAT, "weights": {"file": WEIGHTS, "sha256": digest}, "layers": layers, "base": conversion.base}
+    return {
+        "format": FORMAT,
+        "weights": {"file": WEIGHTS, "sha256": digest},
+        "layers": layers,
+        "base": conversion.base,
+    }
 
 
 def load(
@@ -117,13 +130,13 @@ def load(
 ) -> Any:
     """Turn the base into a saved student in place, and return `model_or_pipeline`.
 
-    A model that is already a student is restored first. A base of another class, public config or weights is refused.
-    `strict=False` takes any base whose tensors have the same shapes, for instance a fine-tune, and warns about the
-    differences. Nothing is unpickled. `backend` has the meaning it has in `linearize`; it belongs to the machine, so
-    no folder holds it.
+    A model that is already a student is restored first. A base of another class, public config or
+    weights is refused. `strict=False` takes any base whose tensors have the same shapes, for
+    instance a fine-tune, and warns about the differences. Nothing is unpickled. `backend` has the
+    meaning it has in `linearize`; it belongs to the machine, so no folder holds it.
 
-    The weights that LinFusion and CLEAR released are read too (released.py). Their files name no base, and CLEAR's
-    files name no radius: `options` gives what a file lacks.
+    The weights that LinFusion and CLEAR released are read too (released.py). Their files name no
+    base, and CLEAR's files name no radius: `options` gives what a file lacks.
     """
     model = _require_reachable(families.model_of(model_or_pipeline))
     _check_backend(backend)
@@ -134,7 +147,10 @@ def load(
         entries, tensors = released.read(folder, options)
         card = {"layers": entries}
     elif options and (folder / CARD).is_file():
-        raise ValueError(f"{folder} is a student of linattn's, which holds its options; leave out {', '.join(options)}")
+        raise ValueError(
+            f"{folder} is a student of linattn's, which holds its options; leave out "
+            f"{', '.join(options)}"
+        )
     else:
         card, tensors = _read(folder)
         _check_base(conversion.base, card["base"], folder, strict)
@@ -147,12 +163,16 @@ def load(
         restore(model)
         conversion = Conversion(conversion.base, conversion.digests)
     outside = _outside(chosen, tensors)
-    overwritten = _cpu_copies({name: tensor for name, tensor in identity.tensors(model).items() if name in outside})
+    overwritten = _cpu_copies(
+        {name: tensor for name, tensor in identity.tensors(model).items() if name in outside}
+    )
 
     def set_weights(layer: Layer, operator: nn.Module) -> None:
         state = {name: tensors[f"{layer.name}.{KEY}.{name}"] for name in operator.state_dict()}
         operator.load_state_dict(state)
-        inside = {f"{layer.name}.{name}": tensor for name, tensor in identity.tensors(layer.attn).items()}
+        inside = {
+            f"{layer.name}.{name}": tensor for name, tensor in identity.tensors(layer.attn).items()
+        }
         _copy_into(inside, tensors)
 
     policies = [entry["initialise"] for entry in card["layers"]]
@@ -180,7 +200,11 @@ def _reinstatement(model: nn.Module) -> Callable[[], None]:
     inside = tuple(f"{layer.name}." for layer in replaced)
     live = identity.tensors(model)
     values = _cpu_copies(
-        {name: t for name, t in live.items() if name.startswith(inside) or name in conversion.originals}
+        {
+            name: t
+            for name, t in live.items()
+            if name.startswith(inside) or name in conversion.originals
+        }
     )
 
     def reinstate() -> None:
@@ -209,19 +233,27 @@ def _folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
     if folder.exists():
         raise ValueError(f"{folder} is a file; a student is a folder with {CARD} and {WEIGHTS}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
-        raise ValueError(f"there is no folder {str(folder)!r}, and it is no id of the Hugging Face hub (owner/name)")
-    # The cards come first: with the id of a base in place of a student's, the weights would be tens of gigabytes.
+        raise ValueError(
+            f"there is no folder {str(folder)!r}, and it is no id of the Hugging Face hub "
+            "(owner/name)"
+        )
+    # The cards come first: with the id of a base in place of a student's, the weights would be tens
+    # of gigabytes.
     cards = _downloaded(folder, revision, [CARD, released.CONFIG])
     if not (cards / CARD).is_file() and not released.recognised(cards):
         raise ValueError(
-            f"{folder} on the Hugging Face hub is no student: it has neither {CARD} nor LinFusion's {released.CONFIG}; "
+            f"{folder} on the Hugging Face hub is no student: it has neither {CARD} nor "
+            f"LinFusion's {released.CONFIG}; "
             "is it the base's id? (CLEAR's files are read from a path: download the one you want)"
         )
     return _downloaded(folder, revision, [CARD, released.CONFIG, "*.safetensors"], ["*/*"])
 
 
-def _downloaded(name: Path, revision: str | None, allowed: list[str], ignored: list[str] | None = None) -> Path:
-    from huggingface_hub import snapshot_download  # takes a second to import, and a local folder does not need it
+def _downloaded(
+    name: Path, revision: str | None, allowed: list[str], ignored: list[str] | None = None
+) -> Path:
+    # takes a second to import, and a local folder does not need it
+    from huggingface_hub import snapshot_download
 
     kwargs = {"revision": revision, "allow_patterns": allowed, "ignore_patterns": ignored}
     try:
@@ -237,16 +269,26 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the card and the tensors of a folder that `save` wrote."""
     for name in (CARD, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no student: {name} is missing (linattn.save writes it)")
+            raise ValueError(
+                f"{folder} holds no student: {name} is missing (linattn.save writes it)"
+            )
     try:
         card = json.loads((folder / CARD).read_text())
         _check_card(card)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CARD} is damaged or was not written by linattn.save ({error})") from error
+        raise ValueError(
+            f"{folder / CARD} is damaged or was not written by linattn.save ({error})"
+        ) from error
     if card["format"] != FORMAT:
-        raise ValueError(f"{folder / CARD} has format {card['format']}; this linattn reads {FORMAT}: use a newer one")
+        raise ValueError(
+            f"{folder / CARD} has format {card['format']}; this linattn reads {FORMAT}: use a "
+            "newer one"
+        )
     if _sha256(folder / WEIGHTS) != card["weights"]["sha256"]:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: not the file that {CARD} was written with; fetch it again")
+        raise ValueError(
+            f"{folder / WEIGHTS} is damaged: not the file that {CARD} was written with; fetch it "
+            "again"
+        )
     try:
         return card, load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -270,7 +312,9 @@ def _check_card(card: Any) -> None:
 
 
 def _check_base(ours: dict[str, Any], theirs: dict[str, Any], folder: Path, strict: bool) -> None:
-    """Raise if the student's base differs from this one; without `strict`, only warn where the class is the same."""
+    """Raise if the student's base differs from this one; without `strict`, only warn where the
+    class is the same.
+    """
     differences = identity.differences(theirs, ours)
     if not differences:
         return
@@ -289,7 +333,10 @@ def _operators(
     """Find the layers that the card names, and build their operators."""
     layers = {layer.name: layer for layer in families.layers(model)}
     if unknown := [entry["name"] for entry in card["layers"] if entry["name"] not in layers]:
-        raise ValueError(f"{folder} replaces {_shortened(unknown)}, which this {type(model).__name__} does not have")
+        raise ValueError(
+            f"{folder} replaces {_shortened(unknown)}, which this {type(model).__name__} does not "
+            "have"
+        )
     chosen = [layers[entry["name"]] for entry in card["layers"]]
     try:
         operators = [
@@ -309,7 +356,8 @@ def _check_tensors(
     folder: Path,
     partial: bool = False,
 ) -> None:
-    """Raise unless every tensor of the replaced layers is there, none is unknown, and all have the base's shapes.
+    """Raise unless every tensor of the replaced layers is there, none is unknown, and all have the
+    base's shapes.
 
     With `partial`, tensors that the base has itself may be missing, and a warning names them.
     """
@@ -317,7 +365,9 @@ def _check_tensors(
     inside = tuple(f"{layer.name}." for layer in chosen)
     required = {name: tensor for name, tensor in known.items() if name.startswith(inside)}
     for layer, operator in zip(chosen, operators, strict=True):
-        required.update({f"{layer.name}.{KEY}.{name}": tensor for name, tensor in operator.state_dict().items()})
+        required.update(
+            {f"{layer.name}.{KEY}.{name}": tensor for name, tensor in operator.state_dict().items()}
+        )
     known = {**known, **required}
     missing = sorted(set(required) - set(tensors))
     unknown = sorted(set(tensors) - set(known))
@@ -327,12 +377,19 @@ def _check_tensors(
     if missing or unknown:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit this {type(model).__name__}: "
-            f"missing {_shortened(missing) or 'nothing'}, unknown {_shortened(unknown) or 'nothing'}"
+            f"missing {_shortened(missing) or 'nothing'}, unknown "
+            f"{_shortened(unknown) or 'nothing'}"
         )
-    shapes = [(name, tuple(tensor.shape), tuple(known[name].shape)) for name, tensor in tensors.items()]
-    mismatches = [f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here]
+    shapes = [
+        (name, tuple(tensor.shape), tuple(known[name].shape)) for name, tensor in tensors.items()
+    ]
+    mismatches = [
+        f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here
+    ]
     if mismatches:
-        raise ValueError(f"{folder} does not fit this {type(model).__name__}: {_shortened(mismatches)}")
+        raise ValueError(
+            f"{folder} does not fit this {type(model).__name__}: {_shortened(mismatches)}"
+        )
 
 
 def _sha256(path: Path) -> str:

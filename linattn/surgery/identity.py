@@ -1,10 +1,14 @@
-"""Identify the base of a student, and name what has changed in it, by digests of weights and of the public config.
+"""Identify the base of a student, and name what has changed in it, by digests of weights and of the
+public config.
 
-- A tensor has a sha256 of its bits and one of its bits after a cast to every narrower float. A base that was only cast
-  to half precision is therefore still that base, and only training counts as a change.
-- Names are those of the plain model. They exclude operators, LoRA factors and IP-Adapters (weights in processors and
-  the projection of their pictures), and `to_q.base_layer.weight` is `to_q.weight`.
-- Cost: sha256 read 0.6 GB/s a thread on a busy 2-core machine; 50 ms for `dit-nano`, of the 80 ms of `linearize`.
+- A tensor has a sha256 of its bits and one of its bits after a cast to every narrower float. A base
+  that was only cast to half precision is therefore still that base, and only training counts as a
+  change.
+- Names are those of the plain model. They exclude operators, LoRA factors and IP-Adapters (weights
+  in processors and the projection of their pictures), and `to_q.base_layer.weight` is
+  `to_q.weight`.
+- Cost: sha256 read 0.6 GB/s a thread on a busy 2-core machine; 50 ms for `dit-nano`, of the 80 ms
+  of `linearize`.
 """
 
 import hashlib
@@ -22,7 +26,8 @@ from linattn.families import KEY
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # widest first
 Digests = dict[str, str]  # dtype -> digest, the tensor's own dtype first
-PLUGIN_NAMES = (".lora_", ".processor.", ".image_projection_layers.")  # mark the tensors of a plug-in
+# mark the tensors of a plug-in
+PLUGIN_NAMES = (".lora_", ".processor.", ".image_projection_layers.")
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -39,7 +44,9 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def digests(tensor: Tensor) -> Digests:
     """Digest a tensor in its own dtype and in every narrower float."""
     tensor = tensor.detach()
-    return {_name(dtype): _bits(tensor.to(dtype)) for dtype in (tensor.dtype, *_narrower(tensor.dtype))}
+    return {
+        _name(dtype): _bits(tensor.to(dtype)) for dtype in (tensor.dtype, *_narrower(tensor.dtype))
+    }
 
 
 def all_digests(named: Mapping[str, Tensor]) -> dict[str, Digests]:
@@ -58,7 +65,8 @@ def _is_unchanged(tensor: Tensor, recorded: Digests) -> bool:
     tensor, widest = tensor.detach(), next(iter(recorded))
     if _name(tensor.dtype) in recorded:
         return _bits(tensor) == recorded[_name(tensor.dtype)]
-    narrow = tensor.to(getattr(torch, widest))  # a base recorded in half precision may have been widened since
+    # a base recorded in half precision may have been widened since
+    narrow = tensor.to(getattr(torch, widest))
     return _bits(narrow) == recorded[widest] and torch.equal(narrow.to(tensor.dtype), tensor)
 
 
@@ -76,8 +84,14 @@ def base(model: nn.Module, recorded: Mapping[str, Digests] | None = None) -> dic
 
 
 def public_config(model: nn.Module) -> dict[str, Any]:
-    """Return the arguments the model was built with, without its origin and the version that wrote it."""
-    config = {name: value for name, value in sorted(dict(model.config).items()) if not name.startswith("_")}
+    """Return the arguments the model was built with, without its origin and the version that wrote
+    it.
+    """
+    config = {
+        name: value
+        for name, value in sorted(dict(model.config).items())
+        if not name.startswith("_")
+    }
     return json.loads(json.dumps(config, default=str))
 
 
@@ -88,7 +102,9 @@ def public_name(model: nn.Module) -> str:
         return "/".join(cached.groups())
     if not os.path.exists(origin) and re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
         return origin
-    parts = [part for part in re.split(r"[/\\]", origin) if part not in ("", ".", "transformer", "unet")]
+    parts = [
+        part for part in re.split(r"[/\\]", origin) if part not in ("", ".", "transformer", "unet")
+    ]
     return parts[-1] if parts else "unnamed"
 
 
@@ -98,7 +114,9 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
         return [f"class {theirs['class']} there, {ours['class']} here"]
     names = sorted({*theirs["config"], *ours["config"]})
     values = [(name, theirs["config"].get(name), ours["config"].get(name)) for name in names]
-    reasons = [f"{name} {there!r} there, {here!r} here" for name, there, here in values if there != here]
+    reasons = [
+        f"{name} {there!r} there, {here!r} here" for name, there, here in values if there != here
+    ]
     if not reasons and not _same_weights(theirs["weights"], ours["weights"]):
         reasons = ["the weights (the same architecture, trained otherwise)"]
     return reasons
@@ -115,7 +133,9 @@ def _same_weights(theirs: Digests, ours: Digests) -> bool:
 
 
 def _model_digests(recorded: Mapping[str, Digests]) -> Digests:
-    """Return one digest of the model for every dtype in which all float tensors were digested, widest first."""
+    """Return one digest of the model for every dtype in which all float tensors were digested,
+    widest first.
+    """
     float_names = [_name(dtype) for dtype in FLOATS]
     of_floats = [by_dtype for by_dtype in recorded.values() if next(iter(by_dtype)) in float_names]
     shared = [dtype for dtype in float_names if all(dtype in by_dtype for by_dtype in of_floats)]
@@ -123,7 +143,9 @@ def _model_digests(recorded: Mapping[str, Digests]) -> Digests:
 
 
 def _lines(recorded: Mapping[str, Digests], dtype: str) -> str:
-    """List every tensor with its digest in `dtype`, or in its own dtype where it has no such digest."""
+    """List every tensor with its digest in `dtype`, or in its own dtype where it has no such
+    digest.
+    """
     lines = []
     for name, by_dtype in sorted(recorded.items()):
         own_digest = next(iter(by_dtype.values()))
@@ -134,7 +156,8 @@ def _lines(recorded: Mapping[str, Digests], dtype: str) -> str:
 def _narrower(dtype: torch.dtype) -> Iterable[torch.dtype]:
     """Return the narrower floats of a dtype.
 
-    A half precision has none, because a cast from one half precision to the other would round twice.
+    A half precision has none, because a cast from one half precision to the other would round
+    twice.
     """
     if dtype in (torch.float64, torch.float32):
         return FLOATS[FLOATS.index(dtype) + 1 :]

@@ -1,4 +1,6 @@
-"""Choose self-attention layers of a model: by number, by name, by a phrase such as every:2, or by a predicate."""
+"""Choose self-attention layers of a model: by number, by name, by a phrase such as every:2, or by a
+predicate.
+"""
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +13,8 @@ Selection = str | int | Sequence[int | str] | Callable[[Layer], bool]
 def select(layers: Sequence[Layer], which: Selection = "all") -> list[Layer]:
     """Return the chosen layers in forward order.
 
-    `which` is all, every:2 (0, 2, ...), first:4, last:4, except:<any of these>, a layer's number or name, a list of
-    these, or a predicate of the layer.
+    `which` is all, every:2 (0, 2, ...), first:4, last:4, except:<any of these>, a layer's number or
+    name, a list of these, or a predicate of the layer.
     """
     indices = _indices(layers, which)
     if not indices:
@@ -41,9 +43,15 @@ def _phrase_indices(layers: Sequence[Layer], which: str) -> set[int]:
     if word in ("first", "last", "every") and rest.isdecimal():
         count = int(rest)
         if not 1 <= count <= len(layers):
-            raise ValueError(f"layers={which!r}: a number from 1 to {len(layers)}, the layers of this model")
+            raise ValueError(
+                f"layers={which!r}: a number from 1 to {len(layers)}, the layers of this model"
+            )
         total = len(layers)
-        spans = {"first": range(count), "last": range(total - count, total), "every": range(0, total, count)}
+        spans = {
+            "first": range(count),
+            "last": range(total - count, total),
+            "every": range(0, total, count),
+        }
         return set(spans[word])
     return {_index(layers, which)}
 

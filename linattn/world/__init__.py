@@ -1,6 +1,8 @@
-"""Define the small world that all models here are trained and judged on: its pictures, its words and its marks.
+"""Define the small world that all models here are trained and judged on: its pictures, its words
+and its marks.
 
-`from linattn import world` gives the names of `drawing.py`. To mark pictures, import judge, pairs or marks.
+`from linattn import world` gives the names of `drawing.py`. To mark pictures, import judge, pairs
+or marks.
 """
 
 from linattn.world.drawing import (

@@ -1,12 +1,15 @@
 """Draw pictures by formula from an exact description.
 
-- A `Scene` describes a picture: one or two `Thing`s before a `Background`. Drawing a scene is deterministic.
-- Shapes are signed distances and edges are anti-aliased by coverage, so a scene looks the same at every resolution:
-  256 px averaged down to 64 is the picture at 64, up to anti-aliasing.
-- `scene(seed, index)` depends on its arguments alone, so shards, workers and machines agree on picture 17.
+- A `Scene` describes a picture: one or two `Thing`s before a `Background`. Drawing a scene is
+  deterministic.
+- Shapes are signed distances and edges are anti-aliased by coverage, so a scene looks the same at
+  every resolution: 256 px averaged down to 64 is the picture at 64, up to anti-aliasing.
+- `scene(seed, index)` depends on its arguments alone, so shards, workers and machines agree on
+  picture 17.
 - Because the description is known, a model's picture of it can be marked right or wrong (judge.py).
 
-Units: the picture is the unit square, x to the right, y down. Pictures are (batch, 3, side, side) in [0, 1].
+Units: the picture is the unit square, x to the right, y down. Pictures are (batch, 3, side, side)
+in [0, 1].
 """
 
 import math
@@ -65,7 +68,8 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
     angle = torch.remainder(torch.atan2(x, -y) + sector / 2, sector) - sector / 2
     radius = torch.hypot(x, y)
     along, across = radius * angle.cos(), radius * angle.sin().abs()
-    # The edge runs from the tip (1, 0) to the notch, which is half a sector away at .42 of the radius.
+    # The edge runs from the tip (1, 0) to the notch, which is half a sector away at .42 of the
+    # radius.
     notch = (0.42 * math.cos(sector / 2), 0.42 * math.sin(sector / 2))
     length = math.hypot(1 - notch[0], notch[1])
     return ((along - 1) * notch[1] + across * (1 - notch[0])) / length
@@ -79,7 +83,8 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
 def _heart(x: Tensor, y: Tensor) -> Tensor:
     x = x.abs()
     lobe = torch.hypot(x - 0.44, y + 0.32) - 0.50
-    # The body runs from the tip (0, .9) along the lobe's tangent. A chord inside the lobes closes it above.
+    # The body runs from the tip (0, .9) along the lobe's tangent. A chord inside the lobes closes
+    # it above.
     body = torch.maximum(0.737 * x + 0.676 * (y - 0.90), 0.539 * x - 0.842 * (y + 0.50))
     return torch.minimum(lobe, body)
 
@@ -176,7 +181,9 @@ def relation(first: Any, second: Any) -> str:
 def label_parts(label: int) -> tuple[int, int]:
     """Return the (shape, colour) indices of a class."""
     if not 0 <= label < len(LABELS):
-        raise ValueError(f"label {label} is not one of the {len(LABELS)} classes 0..{len(LABELS) - 1}")
+        raise ValueError(
+            f"label {label} is not one of the {len(LABELS)} classes 0..{len(LABELS) - 1}"
+        )
     return divmod(label, len(COLOURS))
 
 
@@ -197,7 +204,9 @@ def scene(seed: int, index: int, objects: int = 1, label: int | None = None) -> 
 
 
 def _two_things(generator: random.Random, first: tuple[str, str]) -> tuple[Thing, Thing]:
-    """Place two things side by side or one above the other, so far apart that their relation is beyond doubt."""
+    """Place two things side by side or one above the other, so far apart that their relation is
+    beyond doubt.
+    """
     second = (generator.choice(tuple(SHAPES)), generator.choice(tuple(COLOURS)))
     sizes = [generator.uniform(0.15, 0.25) for _ in range(2)]
     near = generator.uniform(sizes[0], 1 - 2 * sizes[1] - sizes[0])
@@ -230,7 +239,9 @@ def render(scenes: Sequence[Scene], side: int) -> Tensor:
     if not SIDES[0] <= side <= SIDES[1]:
         raise ValueError(f"a side of {side} px is outside {SIDES[0]}..{SIDES[1]}")
     batch = max(1, PIXELS_AT_ONCE // side**2)
-    batches = [_render_batch(scenes[start : start + batch], side) for start in range(0, len(scenes), batch)]
+    batches = [
+        _render_batch(scenes[start : start + batch], side) for start in range(0, len(scenes), batch)
+    ]
     return torch.cat(batches) if batches else torch.empty(0, 3, side, side)
 
 
@@ -240,19 +251,26 @@ def _render_batch(scenes: Sequence[Scene], side: int) -> Tensor:
     y, x = ticks[:, None], ticks[None, :]  # (side, 1), (1, side)
     pictures = _draw_backgrounds([scene.background for scene in scenes], x, y, side)
     for slot in range(max(len(scene.things) for scene in scenes)):
-        slot_things = {index: scene.things[slot] for index, scene in enumerate(scenes) if len(scene.things) > slot}
+        slot_things = {
+            index: scene.things[slot]
+            for index, scene in enumerate(scenes)
+            if len(scene.things) > slot
+        }
         for shape, distance in SHAPES.items():
             indices = [index for index, thing in slot_things.items() if thing.shape == shape]
             if not indices:
                 continue
             things = [slot_things[index] for index in indices]
-            coverage = _thing_coverage(things, distance, x, y, side)[:, None]  # (things, 1, side, side)
+            # (things, 1, side, side)
+            coverage = _thing_coverage(things, distance, x, y, side)[:, None]
             paint = torch.tensor([COLOURS[thing.colour] for thing in things])[:, :, None, None]
             pictures[indices] = torch.lerp(pictures[indices], paint, coverage)
     return pictures
 
 
-def _thing_coverage(things: list[Thing], distance: Callable, x: Tensor, y: Tensor, side: int) -> Tensor:
+def _thing_coverage(
+    things: list[Thing], distance: Callable, x: Tensor, y: Tensor, side: int
+) -> Tensor:
     """Return the share of every pixel that each thing covers: (things, side, side)."""
     size = torch.tensor([thing.size for thing in things])[:, None, None]
     centre_x = torch.tensor([thing.x for thing in things])[:, None, None]
@@ -270,7 +288,9 @@ def _edge_coverage(pixels: Tensor) -> Tensor:
 
 
 def _wave(phase: Tensor, scale: Tensor, side: int) -> Tensor:
-    """Alternate 0 and 1, each half a period wide, anti-aliased by the distance to the nearest switch."""
+    """Alternate 0 and 1, each half a period wide, anti-aliased by the distance to the nearest
+    switch.
+    """
     position = torch.remainder(phase, 1.0)
     return _edge_coverage(((position - 0.5).abs() - 0.25) * scale * side)
 
@@ -309,7 +329,9 @@ def _draw_backgrounds(backgrounds: list[Background], x: Tensor, y: Tensor, side:
         if not indices:
             continue
         scale = torch.tensor([backgrounds[index].scale for index in indices])[:, None, None]
-        tones = torch.tensor([TONES[backgrounds[index].colour] for index in indices])[..., None, None]
+        tones = torch.tensor([TONES[backgrounds[index].colour] for index in indices])[
+            ..., None, None
+        ]
         mask = pattern(x, y, scale, side)[:, None]  # (indices, 1, side, side)
         pictures[indices] = torch.lerp(tones[:, 0].expand(-1, -1, side, side), tones[:, 1], mask)
     return pictures

@@ -1,9 +1,10 @@
 """The judge: a small classifier of the world that marks what a model drew.
 
 - The label of every picture names its shape and colour, so accuracy needs no downloaded network.
-- The judge's 128 features are the space of FID and KID here. Compare them between rows of this repository only, never
-  with a published (Inception) FID.
-- The judge is trained on blurred and noisy copies too, so that it recognises a slightly soft picture of a star.
+- The judge's 128 features are the space of FID and KID here. Compare them between rows of this
+  repository only, never with a published (Inception) FID.
+- The judge is trained on blurred and noisy copies too, so that it recognises a slightly soft
+  picture of a star.
 """
 
 import itertools
@@ -57,7 +58,9 @@ class Judge(nn.Module):
         self.colour = nn.Linear(self.num_features, len(drawing.COLOURS))
 
     def forward(self, pictures: Tensor) -> Marks:
-        """Mark pictures (batch, 3, side, side) in [0, 1] of any side, averaged or stretched to 64 px."""
+        """Mark pictures (batch, 3, side, side) in [0, 1] of any side, averaged or stretched to 64
+        px.
+        """
         if pictures.shape[-2:] != (SIDE, SIDE):
             pictures = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
         maps = self.stages(pictures * 2 - 1)  # (batch, 128, 4, 4)
@@ -89,7 +92,9 @@ def train(
     torch.manual_seed(seed)
     judge = Judge().to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.1
+    )
     recipe = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     state = {"judge": judge, "optimizer": optimizer, "schedule": schedule}
     for step in Resumable(Path(scratch) / "judge.safetensors", state, steps, recipe):
@@ -111,7 +116,9 @@ def train(
 
 
 def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur a third of the pictures and add a little noise to another third, as generative models do to edges."""
+    """Blur a third of the pictures and add a little noise to another third, as generative models do
+    to edges.
+    """
     fate = torch.rand(len(pictures), 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     noise = torch.randn(pictures.shape, generator=generator) * 0.06
@@ -127,14 +134,20 @@ def accuracy(judge: Judge, seed: int = 1, count: int = 4000, side: int = SIDE) -
         shape, colour = judge(drawing.render(scenes, side)).right(labels)
         right_shapes += shape.sum().item()
         right_colours += colour.sum().item()
-    return {"shape": right_shapes / count, "colour": right_colours / count, "n": count, "seed": seed}
+    return {
+        "shape": right_shapes / count,
+        "colour": right_colours / count,
+        "n": count,
+        "seed": seed,
+    }
 
 
 def main() -> None:
     """Train the judge, refuse it below 99 % accuracy, and write its weights and its card."""
     from linattn import project
 
-    # Gradients sink below 1e-38 once the judge is nearly always right; such numbers are 20 times slower on a CPU.
+    # Gradients sink below 1e-38 once the judge is nearly always right; such numbers are 20 times
+    # slower on a CPU.
     torch.set_flush_denormal(True)
     folder = project.ROOT / "data" / "judge"
     settings = {"steps": 2000, "batch": 64, "learning_rate": 2e-3, "seed": 7}
@@ -142,9 +155,16 @@ def main() -> None:
     accuracies = {f"held_out_{side}px": accuracy(judge, side=side) for side in (64, 128)}
     for name, held_out in accuracies.items():
         if min(held_out["shape"], held_out["colour"]) < 0.99:
-            raise SystemExit(f"{name}: {held_out}; a judge needs at least 99 %: train it for more steps")
+            raise SystemExit(
+                f"{name}: {held_out}; a judge needs at least 99 %: train it for more steps"
+            )
     # The card quotes the first line of this module's docstring.
-    card = {"what": __doc__.split("\n")[0], "training": settings, **accuracies, "facts": project.facts()}
+    card = {
+        "what": __doc__.split("\n")[0],
+        "training": settings,
+        **accuracies,
+        "facts": project.facts(),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(judge.state_dict(), folder / "judge.safetensors")
     (folder / "judge.safetensors").chmod(0o644)  # safetensors writes 0600

@@ -1,8 +1,9 @@
 """Build tokenizers and small text encoders for the world's words, without a download.
 
-- Every word of a caption is one token of either tokenizer. Other words fall back to letters (CLIP) or to the unknown
-  token (T5).
-- Encoders start from random weights here and are trained with the model that reads them (pretraining).
+- Every word of a caption is one token of either tokenizer. Other words fall back to letters (CLIP)
+  or to the unknown token (T5).
+- Encoders start from random weights here and are trained with the model that reads them
+  (pretraining).
 """
 
 import functools
@@ -11,7 +12,14 @@ import string
 from collections import Counter
 
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from linattn.world import drawing
 
@@ -31,9 +39,9 @@ def words() -> tuple[str, ...]:
 def _clip_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
     """Learn the vocabulary and the byte-pair merges from the words alone.
 
-    The commonest pair is merged first; ties are broken by the alphabet. The library's trainer is not used because it
-    breaks ties by hashes and so gives another vocabulary in every process. Merges written by hand would split words,
-    since the lowest merge applies anywhere.
+    The commonest pair is merged first; ties are broken by the alphabet. The library's trainer is
+    not used because it breaks ties by hashes and so gives another vocabulary in every process.
+    Merges written by hand would split words, since the lowest merge applies anywhere.
     """
     token_lists = [[*word[:-1], word[-1] + LAST] for word in words()]
     merges: list[tuple[str, str]] = []
@@ -42,7 +50,13 @@ def _clip_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
         merges.append(commonest)
         token_lists = [_merge_pair(tokens, commonest) for tokens in token_lists]
     letters = [letter for letter in string.printable if not letter.isspace()]
-    vocabulary = [BEGIN, END, *letters, *(letter + LAST for letter in letters), *(a + b for a, b in merges)]
+    vocabulary = [
+        BEGIN,
+        END,
+        *letters,
+        *(letter + LAST for letter in letters),
+        *(a + b for a, b in merges),
+    ]
     return {token: number for number, token in enumerate(vocabulary)}, tuple(merges)
 
 
@@ -75,8 +89,8 @@ def clip_tokenizer() -> CLIPTokenizer:
 def clip_encoder(width: int, layers: int, heads: int) -> CLIPTextModel:
     """Build a CLIP text encoder with random weights.
 
-    The ids of its special tokens are those of the world's vocabulary. With CLIP's ids the pooled vector would be the
-    same for every prompt.
+    The ids of its special tokens are those of the world's vocabulary. With CLIP's ids the pooled
+    vector would be the same for every prompt.
     """
     config = CLIPTextConfig(
         vocab_size=len(_clip_vocabulary()[0]),
@@ -96,14 +110,18 @@ def clip_encoder(width: int, layers: int, heads: int) -> CLIPTextModel:
 
 def clip_ids(captions: list[str]) -> Tensor:
     """Return CLIP's token ids of the captions: (captions, LENGTH)."""
-    return clip_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return clip_tokenizer()(
+        captions, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def t5_tokenizer() -> T5Tokenizer:
     """Build T5's tokenizer with the world's words as pieces."""
     special = ["<pad>", "</s>", "<unk>"]
     pieces = [*special, "\u2581", *("\u2581" + word for word in words())]
-    return T5Tokenizer(vocab=[(piece, 0.0) for piece in pieces], extra_ids=0, model_max_length=LENGTH)
+    return T5Tokenizer(
+        vocab=[(piece, 0.0) for piece in pieces], extra_ids=0, model_max_length=LENGTH
+    )
 
 
 def t5_encoder(width: int, layers: int, heads: int) -> T5EncoderModel:
@@ -123,4 +141,6 @@ def t5_encoder(width: int, layers: int, heads: int) -> T5EncoderModel:
 
 def t5_ids(captions: list[str]) -> Tensor:
     """Return T5's token ids of the captions: (captions, LENGTH)."""
-    return t5_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return t5_tokenizer()(
+        captions, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids

@@ -1,7 +1,8 @@
-"""Mark many pictures with the judge: count right shapes and colours, and measure the distance of two sets.
+"""Mark many pictures with the judge: count right shapes and colours, and measure the distance of
+two sets.
 
-`judge_kid` and `judge_fid` use the feature space of this repository's judge. They rank rows of one table and are never
-comparable to a published (Inception) KID or FID.
+`judge_kid` and `judge_fid` use the feature space of this repository's judge. They rank rows of one
+table and are never comparable to a published (Inception) KID or FID.
 """
 
 import math
@@ -14,15 +15,22 @@ from torchmetrics.image.kid import poly_kernel
 from linattn.intervals import NORMAL, Result, wilson
 from linattn.world.drawing import COLOURS, SHAPES
 
-FID_PICTURES = 2048  # with fewer pictures the bias of FID exceeds the differences that it should show
+# with fewer pictures the bias of FID exceeds the differences that it should show
+FID_PICTURES = 2048
 KID_SUBSET = 1000  # subset size for larger sets, the size that published KIDs take
 
 
 @torch.no_grad()
-def judge_marks(judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
-    """Say whether the judge finds the label's shape and the label's colour in each picture, both (n,) boolean."""
+def judge_marks(
+    judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Say whether the judge finds the label's shape and the label's colour in each picture, both
+    (n,) boolean.
+    """
     if len(pictures) != len(labels) or len(pictures) == 0:
-        raise ValueError(f"{len(pictures)} pictures and {len(labels)} labels; pass as many of each, at least 1")
+        raise ValueError(
+            f"{len(pictures)} pictures and {len(labels)} labels; pass as many of each, at least 1"
+        )
     device = next(judge.parameters()).device
     shapes, colours = [], []
     batches = zip(pictures.split(batch), labels.to(device).split(batch), strict=True)
@@ -33,7 +41,9 @@ def judge_marks(judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int =
     return torch.cat(shapes).cpu(), torch.cat(colours).cpu()
 
 
-def judge_accuracy(judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256) -> dict[str, Result]:
+def judge_accuracy(
+    judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256
+) -> dict[str, Result]:
     """Count how often shape, colour and both are those of the label, with Wilson's intervals."""
     shape, colour = judge_marks(judge, pictures, labels, batch)
     marks = {"shape": shape, "colour": colour, "both": shape & colour}
@@ -69,52 +79,78 @@ class _PrecomputedFeatures(nn.Module):
 
 
 def judge_kid(
-    features: Tensor, reference: Tensor, seed: int = 0, subsets: int = 100, subset_size: int | None = None
+    features: Tensor,
+    reference: Tensor,
+    seed: int = 0,
+    subsets: int = 100,
+    subset_size: int | None = None,
 ) -> Result:
     """Estimate the kernel distance of two sets of judge features whose rows are pairs.
 
     The pictures of a pair have the same index, label and noise.
 
-    - KID's usual estimate is far too low for pairs (-9 for a set against itself), because it counts the kernel of a
-      picture and its partner as one of two unrelated pictures. Without those terms the estimate is zero for two equal
-      sets, and unbiased where pairs are drawn independently.
-    - Labels dealt evenly are not quite independent: unrelated pictures share a label less often than by chance, so
-      differences between classes weigh less (a third, at 128 pictures of 60 classes). All rows of a table are dealt the
-      same labels, so this estimate ranks rows and is not the distance of two distributions.
-    - The features are divided by the reference's root mean square, because a cubic kernel depends on their scale.
+    - KID's usual estimate is far too low for pairs (-9 for a set against itself), because it counts
+      the kernel of a picture and its partner as one of two unrelated pictures. Without those terms
+      the estimate is zero for two equal sets, and unbiased where pairs are drawn independently.
+    - Labels dealt evenly are not quite independent: unrelated pictures share a label less often
+      than by chance, so differences between classes weigh less (a third, at 128 pictures of 60
+      classes). All rows of a table are dealt the same labels, so this estimate ranks rows and is
+      not the distance of two distributions.
+    - The features are divided by the reference's root mean square, because a cubic kernel depends
+      on their scale.
     - The interval is that of the delete-half jackknife: the spread over random halves.
     """
     ours, theirs = _check_features(features, reference)
     n = len(ours)
     if len(theirs) != n:
-        raise ValueError(f"{n} pictures and a reference of {len(theirs)}; KID here compares pairs, so as many of each")
+        raise ValueError(
+            f"{n} pictures and a reference of {len(theirs)}; KID here compares pairs, so as many "
+            "of each"
+        )
     if n < 4 and subset_size is None:
-        return {"value": None, "low": None, "high": None, "n": n, "reason": f"{n} pictures; KID needs 4"}
+        return {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": n,
+            "reason": f"{n} pictures; KID needs 4",
+        }
     size = min(n // 2, KID_SUBSET) if subset_size is None else subset_size
     if not 2 <= size <= n:
         raise ValueError(f"subsets of {size} from {n} pictures; choose 2 to {n}")
     scale = theirs.square().mean().sqrt().clamp_min(1e-12)
     generator = torch.Generator().manual_seed(seed)
     subset_rows = [torch.randperm(n, generator=generator)[:size] for _ in range(subsets)]
-    values = torch.stack([_paired_mmd(ours[rows] / scale, theirs[rows] / scale) for rows in subset_rows])
+    values = torch.stack(
+        [_paired_mmd(ours[rows] / scale, theirs[rows] / scale) for rows in subset_rows]
+    )
     mean = values.mean().item()
     if size == n:
         return {"value": mean, "low": None, "high": None, "n": n, "subset_size": size}
     half_width = NORMAL * values.std(correction=0).item() * math.sqrt(size / (n - size))
-    return {"value": mean, "low": mean - half_width, "high": mean + half_width, "n": n, "subset_size": size}
+    return {
+        "value": mean,
+        "low": mean - half_width,
+        "high": mean + half_width,
+        "n": n,
+        "subset_size": size,
+    }
 
 
 def _paired_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Return the squared maximum mean discrepancy over all pairs of different rows (Gretton et al. 2012, lemma 6)."""
-    kernels = poly_kernel(x, x) + poly_kernel(y, y) - poly_kernel(x, y) - poly_kernel(y, x)  # (n, n)
+    """Return the squared maximum mean discrepancy over all pairs of different rows (Gretton et al.
+    2012, lemma 6).
+    """
+    # (n, n)
+    kernels = poly_kernel(x, x) + poly_kernel(y, y) - poly_kernel(x, y) - poly_kernel(y, x)
     return (kernels.sum() - kernels.trace()) / (len(x) * (len(x) - 1))
 
 
 def judge_fid(features: Tensor, reference: Tensor, seed: int = 0, resamples: int = 40) -> Result:
     """Return the Frechet distance of two sets of judge features, for at least 2,048 pictures a set.
 
-    A bootstrap of FID is biased upwards, since a resample has fewer distinct pictures. Only its spread is used: the
-    interval is value +- 1.96 standard deviations over resamples.
+    A bootstrap of FID is biased upwards, since a resample has fewer distinct pictures. Only its
+    spread is used: the interval is value +- 1.96 standard deviations over resamples.
     """
     ours, theirs = _check_features(features, reference)
     n = min(len(ours), len(theirs))

@@ -1,9 +1,11 @@
-"""Mark pictures of two things: find both things by their saturation, cut them out, and show them to the judge.
+"""Mark pictures of two things: find both things by their saturation, cut them out, and show them to
+the judge.
 
-- Things are far more saturated than any background, so a mask of saturated pixels falls into patches. The two largest
-  patches are the things.
-- There are two readings of which patch is which thing. The reading with more of the two shapes and two colours right
-  is taken, and the relation is judged by it. A picture without two patches is wrong in all marks.
+- Things are far more saturated than any background, so a mask of saturated pixels falls into
+  patches. The two largest patches are the things.
+- There are two readings of which patch is which thing. The reading with more of the two shapes and
+  two colours right is taken, and the relation is judged by it. A picture without two patches is
+  wrong in all marks.
 - The marks of true pictures bound what any model can reach. Captions of other pictures give chance.
 """
 
@@ -19,11 +21,16 @@ from torch.nn import functional as F
 from linattn import intervals
 from linattn.world import drawing
 
-SATURATED = 0.45  # largest minus smallest of red, green, blue: backgrounds reach .24, the palest thing has .55
+# largest minus smallest of red, green, blue: backgrounds reach .24, the palest thing has .55
+SATURATED = 0.45
 LEAST = 0.004  # share of the picture's area below which a patch is ignored as a speck
 NAMES = ("two_shapes", "two_colours", "relation")
-SHIFTS = 8  # chance is the mean over the captions of this many other pictures: one gave 50 % where eight give 37
-FRAME = 1.4  # side of the cut in sides of the patch's box (right shapes of true pictures: 99.8 %; with 2.4: 83 %)
+# chance is the mean over the captions of this many other pictures: one gave 50 % where eight give
+# 37
+SHIFTS = 8
+# side of the cut in sides of the patch's box (right shapes of true pictures: 99.8 %; with 2.4: 83
+# %)
+FRAME = 1.4
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,9 @@ class Patch:
 
 
 def patches(picture: Tensor, most: int = 2) -> list[Patch]:
-    """Return the largest saturated patches of a picture (3, side, side) in [0, 1], the largest first."""
+    """Return the largest saturated patches of a picture (3, side, side) in [0, 1], the largest
+    first.
+    """
     mask = picture.amax(0) - picture.amin(0) > SATURATED
     components = _components(mask)
     candidates = []
@@ -55,7 +64,9 @@ def _patch(y: Tensor, x: Tensor, side: int) -> Patch:
 
 
 def _components(mask: Tensor) -> Tensor:
-    """Number the connected patches of a mask, with 0 outside: the largest index spreads until nothing changes."""
+    """Number the connected patches of a mask, with 0 outside: the largest index spreads until
+    nothing changes.
+    """
     numbers = torch.arange(1, mask.numel() + 1, device=mask.device).view(mask.shape).float() * mask
     while True:
         spread = F.max_pool2d(numbers[None], 3, stride=1, padding=1)[0] * mask
@@ -106,8 +117,8 @@ def _mark(seen: list[tuple[Patch, int, int]], scene: drawing.Scene) -> tuple[boo
 def _read(seen: list[tuple[Patch, int, int]], scene: drawing.Scene) -> tuple[int, bool, bool, bool]:
     """Compare the patches with the scene's things in their order.
 
-    The result is the number of right shapes and colours, then whether all shapes, all colours and the relation are
-    right.
+    The result is the number of right shapes and colours, then whether all shapes, all colours and
+    the relation are right.
     """
     shape_names, colour_names = tuple(drawing.SHAPES), tuple(drawing.COLOURS)
     shapes, colours = [], []
@@ -118,17 +129,25 @@ def _read(seen: list[tuple[Patch, int, int]], scene: drawing.Scene) -> tuple[int
     return sum(shapes) + sum(colours), all(shapes), all(colours), relation
 
 
-def shares(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> dict[str, dict[str, Any]]:
+def shares(
+    judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]
+) -> dict[str, dict[str, Any]]:
     """Count the pictures that are right in each mark, with Wilson's interval."""
     columns = marks(judge, pictures, scenes).T  # (3, pictures)
-    return {name: intervals.wilson(int(right.sum()), len(right)) for name, right in zip(NAMES, columns, strict=True)}
+    return {
+        name: intervals.wilson(int(right.sum()), len(right))
+        for name, right in zip(NAMES, columns, strict=True)
+    }
 
 
 def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> dict[str, float]:
-    """Mark the pictures against captions of other pictures: the mean over as many shifts as there are, up to SHIFTS."""
+    """Mark the pictures against captions of other pictures: the mean over as many shifts as there
+    are, up to SHIFTS.
+    """
     if len(scenes) < 2:
         raise ValueError(
-            f"{len(scenes)} pictures of two things; chance needs another picture's caption: take 2 or more"
+            f"{len(scenes)} pictures of two things; chance needs another picture's caption: take 2 "
+            "or more"
         )
     results = []
     for shift in range(1, min(SHIFTS, len(scenes) - 1) + 1):

@@ -1,6 +1,10 @@
-"""Small plug-ins for the small Stable Diffusion, trained here: do they work where self-attention was replaced?
+"""Small plug-ins for the small Stable Diffusion, trained here: do they work where self-attention
+was replaced?
 
-- `plugin.py` holds the interface; `control`, `lora`, `adapter` and `recolour` implement it, a file each.
-- All are trained on the softmax teacher and never on a student. They are stored as diffusers' own loaders read them.
-- `make.py` trains them, `study.py` measures them (`make study STUDY=plugins`), `report.py` writes their sections.
+- `plugin.py` holds the interface; `control`, `lora`, `adapter` and `recolour` implement it, a file
+  each.
+- All are trained on the softmax teacher and never on a student. They are stored as diffusers' own
+  loaders read them.
+- `make.py` trains them, `study.py` measures them (`make study STUDY=plugins`), `report.py` writes
+  their sections.
 """

@@ -1,4 +1,5 @@
-"""A stage of the study: `python -m linattn.plugins train control`, `python -m linattn.plugins measure`.
+"""A stage of the study: `python -m linattn.plugins train control`, `python -m linattn.plugins
+measure`.
 
 Each is a notebook in studies/plugins, run as the pipeline's are.
 """
@@ -11,7 +12,9 @@ from linattn.studies.plugins.settings import PLUGINS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m linattn.plugins", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m linattn.plugins", description=__doc__.splitlines()[0]
+    )
     stages = parser.add_subparsers(dest="stage", required=True)
     stages.add_parser("train").add_argument("plugin", choices=PLUGINS)
     stages.add_parser("measure")

@@ -1,11 +1,14 @@
-"""An IP-Adapter: a picture replaces the caption; cross-attention reads it with keys and values of its own.
+"""An IP-Adapter: a picture replaces the caption; cross-attention reads it with keys and values of
+its own.
 
-- The four tokens of a picture are first trained to be the text encoder's states of colour, shape and background
-  (`words`), which the UNet can read already. From a random start, with an encoder trained on fewer pictures, the shape
-  was right in 12 % of 32 pictures after 700 steps, and the colour in 97 %.
-- Most training captions are empty: after a caption that says everything, the picture would add nothing.
-- Training uses the modules as diffusers' own loader builds them. The adapter is stored in the published layout:
-  models/ip.safetensors beside models/image_encoder.
+- The four tokens of a picture are first trained to be the text encoder's states of colour, shape
+  and background (`words`), which the UNet can read already. From a random start, with an encoder
+  trained on fewer pictures, the shape was right in 12 % of 32 pictures after 700 steps, and the
+  colour in 97 %.
+- Most training captions are empty: after a caption that says everything, the picture would add
+  nothing.
+- Training uses the modules as diffusers' own loader builds them. The adapter is stored in the
+  published layout: models/ip.safetensors beside models/image_encoder.
 """
 
 import copy
@@ -28,7 +31,8 @@ from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
 SUBFOLDER, FILE = "models", "ip.safetensors"
-# The tokens of "begin a red ring on sand dots end" that a picture learns to give: as many as the loader expects.
+# The tokens of "begin a red ring on sand dots end" that a picture learns to give: as many as the
+# loader expects.
 TOKENS = (2, 3, 5, 6)
 EMPTY = 0.6  # share of empty captions, beyond those that every training drops
 HIDDEN = 0.1  # share of pictures whose vector is zero
@@ -39,12 +43,16 @@ class Adapter(Plugin):
     what = "an IP-Adapter with an image encoder"
     obeys = ("shape", "colour", "background")
 
-    def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
+    def make(
+        self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
+    ) -> list[dict[str, Any]]:
         image_encoder, encoder_rows = encoder.train(
             recipe.encoder, teacher.card["side"], scratch / "encoder", teacher.device
         )
         projection, words_rows = words(teacher, image_encoder, recipe.words, scratch / "words")
-        store(_state(projection, _text_keys_values(teacher.model)), image_encoder, scratch / "fresh")
+        store(
+            _state(projection, _text_keys_values(teacher.model)), image_encoder, scratch / "fresh"
+        )
         pipe = self.mount(copy.deepcopy(teacher.pipe), scratch / "fresh")
         plugin_rows = _tune(teacher, pipe, recipe, scratch)
         (projection,) = pipe.unet.encoder_hid_proj.image_projection_layers
@@ -74,7 +82,10 @@ class Adapter(Plugin):
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         kinds = tuple(world.BACKGROUNDS)
         wanted = torch.tensor([kinds.index(scene.background.kind) for scene in question.scenes])
-        return {**marks.asked(judge, pictures, question.scenes), "background": marks.backgrounds(pictures) == wanted}
+        return {
+            **marks.asked(judge, pictures, question.scenes),
+            "background": marks.backgrounds(pictures) == wanted,
+        }
 
 
 def words(
@@ -92,16 +103,23 @@ def words(
     def loss(step: int) -> Tensor:
         true, generator = batch.of_step(recipe.seed, step, recipe.batch)
         hidden = torch.rand(len(true), generator=generator) < HIDDEN
-        captions = ["" if drop else plainly(scene) for scene, drop in zip(true, hidden.tolist(), strict=True)]
+        captions = [
+            "" if drop else plainly(scene)
+            for scene, drop in zip(true, hidden.tolist(), strict=True)
+        ]
         with torch.no_grad():
             states = teacher.conditions.rows(captions)["encoder_hidden_states"][:, list(TOKENS)]
-        return F.mse_loss(projection(vectors(image_encoder, world.render(true, side), hidden)), states)
+        return F.mse_loss(
+            projection(vectors(image_encoder, world.render(true, side), hidden)), states
+        )
 
     return projection, learn(recipe, projection, list(projection.named_parameters()), loss, scratch)
 
 
 def plainly(scene: world.Scene) -> str:
-    """Return the scene's caption without a size, so that every word has the same position in all captions."""
+    """Return the scene's caption without a size, so that every word has the same position in all
+    captions.
+    """
     thing = scene.things[0]
     return f"a {thing.colour} {thing.shape} on {scene.background}"
 
@@ -113,7 +131,9 @@ def vectors(image_encoder: nn.Module, pictures: Tensor, hidden: Tensor) -> Tenso
     return embeddings.masked_fill(hidden[:, None].to(embeddings.device), 0.0)
 
 
-def _tune(teacher: Teacher, pipe: DiffusionPipeline, recipe: Recipe, scratch: Path) -> list[dict[str, Any]]:
+def _tune(
+    teacher: Teacher, pipe: DiffusionPipeline, recipe: Recipe, scratch: Path
+) -> list[dict[str, Any]]:
     """Train all parameters that the adapter adds to the UNet, with the UNet's own loss."""
     unet, side = pipe.unet, teacher.card["side"]
     parameters = [
@@ -124,8 +144,12 @@ def _tune(teacher: Teacher, pipe: DiffusionPipeline, recipe: Recipe, scratch: Pa
 
     def loss(step: int) -> Tensor:
         true, generator = batch.of_step(recipe.seed, step, recipe.batch)
-        empty, hidden = (torch.rand(len(true), generator=generator) < share for share in (EMPTY, HIDDEN))
-        captions = ["" if drop else scene.caption for scene, drop in zip(true, empty.tolist(), strict=True)]
+        empty, hidden = (
+            torch.rand(len(true), generator=generator) < share for share in (EMPTY, HIDDEN)
+        )
+        captions = [
+            "" if drop else scene.caption for scene, drop in zip(true, empty.tolist(), strict=True)
+        ]
         drawn = batch.draw(teacher, true, captions, recipe.side(step, side), generator)
         embeddings = vectors(pipe.image_encoder, world.render(true, side), hidden)[:, None]
         return drawn.loss(unet, added_cond_kwargs={"image_embeds": [embeddings]})
@@ -133,7 +157,8 @@ def _tune(teacher: Teacher, pipe: DiffusionPipeline, recipe: Recipe, scratch: Pa
     return learn(recipe, unet, parameters, loss, scratch)
 
 
-# The published layout ------------------------------------------------------------------------------------------------
+# The published layout
+# ---------------------------------------------------------------------------------------------
 
 
 def _text_keys_values(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
@@ -153,20 +178,32 @@ def _image_keys_values(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
         for index, processor in enumerate(unet.attn_processors.values())
         if hasattr(processor, "to_k_ip")
     }
-    return {index: (proc.to_k_ip[0].weight, proc.to_v_ip[0].weight) for index, proc in processors.items()}
+    return {
+        index: (proc.to_k_ip[0].weight, proc.to_v_ip[0].weight)
+        for index, proc in processors.items()
+    }
 
 
-def _state(projection: ImageProjection, pairs: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def _state(
+    projection: ImageProjection, pairs: dict[int, tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
     """Return the adapter's tensors by their names in the published file."""
     state = {}
     for part, layer in {"proj": projection.image_embeds, "norm": projection.norm}.items():
-        state |= {f"image_proj.{part}.{name}": parameter for name, parameter in layer.named_parameters()}
+        state |= {
+            f"image_proj.{part}.{name}": parameter for name, parameter in layer.named_parameters()
+        }
     for index, (key, value) in pairs.items():
-        state |= {f"ip_adapter.{index}.to_k_ip.weight": key, f"ip_adapter.{index}.to_v_ip.weight": value}
+        state |= {
+            f"ip_adapter.{index}.to_k_ip.weight": key,
+            f"ip_adapter.{index}.to_v_ip.weight": value,
+        }
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def store(state: dict[str, Tensor], image_encoder: CLIPVisionModelWithProjection, folder: Path) -> None:
+def store(
+    state: dict[str, Tensor], image_encoder: CLIPVisionModelWithProjection, folder: Path
+) -> None:
     """Write the adapter and its image encoder in the published layout."""
     image_encoder.save_pretrained(folder / SUBFOLDER / "image_encoder")
     save_file(state, folder / SUBFOLDER / FILE)

@@ -1,7 +1,9 @@
-"""The batch of one step of a plug-in's training: true pictures of the world, noised, with their captions.
+"""The batch of one step of a plug-in's training: true pictures of the world, noised, with their
+captions.
 
-Times are uniform, which is mostly noise. A plug-in's condition (where, which shape, which colour) is decided at high
-noise; the teacher's own times favour the middle, and with them the plug-in learns its condition later.
+Times are uniform, which is mostly noise. A plug-in's condition (where, which shape, which colour)
+is decided at high noise; the teacher's own times favour the middle, and with them the plug-in
+learns its condition later.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ from linattn.checkpoint import generator
 from linattn.conditions import Rows
 from linattn.teachers import Teacher
 
-DROP = 0.1  # share of empty captions, as in the teacher's own training: guidance needs both predictions
+# share of empty captions, as in the teacher's own training: guidance needs both predictions
+DROP = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Batch:
     rows: Rows  # the captions' conditioning, by the argument names of the UNet's forward
 
     def loss(self, unet: nn.Module, **kwargs: Any) -> Tensor:
-        """Return the squared error of the prediction; bfloat16 halves the time on a CPU that supports it."""
+        """Return the squared error of the prediction; bfloat16 halves the time on a CPU that
+        supports it.
+        """
         with torch.autocast(self.noisy.device.type, torch.bfloat16):
             prediction = unet(self.noisy, self.t, **self.rows, **kwargs, return_dict=False)[0]
         return F.mse_loss(prediction.float(), self.target)
@@ -37,7 +42,11 @@ class Batch:
 
 @torch.no_grad()
 def draw(
-    teacher: Teacher, scenes: Sequence[world.Scene], captions: Sequence[str], side: int, rng: torch.Generator
+    teacher: Teacher,
+    scenes: Sequence[world.Scene],
+    captions: Sequence[str],
+    side: int,
+    rng: torch.Generator,
 ) -> Batch:
     """Draw a batch of pictures of `scenes` with `captions`, of which some are dropped."""
     pictures = world.render(scenes, side).to(teacher.device)

@@ -1,4 +1,6 @@
-"""The bench that all rows of the study share: teacher, judge, bodies, and the stock pipelines' pictures."""
+"""The bench that all rows of the study share: teacher, judge, bodies, and the stock pipelines'
+pictures.
+"""
 
 import copy
 import dataclasses
@@ -20,7 +22,9 @@ from linattn.world import judge
 
 @dataclass(frozen=True)
 class Bench:
-    """Hold what all rows share, and cache the pictures without a plug-in, with which several rows are compared."""
+    """Hold what all rows share, and cache the pictures without a plug-in, with which several rows
+    are compared.
+    """
 
     settings: Settings
     drawn: dict[Any, Tensor] = dataclasses.field(default_factory=dict)
@@ -40,7 +44,9 @@ class Bench:
 
     @property
     def bodies(self) -> list[Body]:
-        students = [Body(name, project.published(f"students/{name}")) for name in self.settings.students]
+        students = [
+            Body(name, project.published(f"students/{name}")) for name in self.settings.students
+        ]
         return [Body(SOFTMAX), *students]
 
     def pipe(self) -> DiffusionPipeline:
@@ -50,19 +56,32 @@ class Bench:
         return pipe
 
     def questions(self, plugin: Plugin) -> dict[str, Question]:
-        return plugin.questions(self.settings.measure.pictures, self.settings.measure.seed, self.side)
+        return plugin.questions(
+            self.settings.measure.pictures, self.settings.measure.seed, self.side
+        )
 
     def draw(
-        self, pipe: DiffusionPipeline, question: Question, plugin: Plugin | None = None, steps: int = 0, **extra: Any
+        self,
+        pipe: DiffusionPipeline,
+        question: Question,
+        plugin: Plugin | None = None,
+        steps: int = 0,
+        **extra: Any,
     ) -> Tensor:
         """Draw the question's pictures, (captions, 3, side, side) in [0, 1], rounded to 8 bits.
 
-        The noise of picture i is seeded with (seed, i). `extra` are further keyword arguments of the pipeline.
+        The noise of picture i is seeded with (seed, i). `extra` are further keyword arguments of
+        the pipeline.
         """
         measure = self.settings.measure
-        kwargs = {"num_inference_steps": steps or measure.steps, "guidance_scale": self.teacher.card["guidance"]}
+        kwargs = {
+            "num_inference_steps": steps or measure.steps,
+            "guidance_scale": self.teacher.card["guidance"],
+        }
         kwargs |= {"height": self.side, "width": self.side, "output_type": "pt", **extra}
-        generators = iter([generator(measure.seed, index) for index in range(len(question.captions))])
+        generators = iter(
+            [generator(measure.seed, index) for index in range(len(question.captions))]
+        )
         pictures = []
         for call in question.split(measure.batch):
             inputs = {} if plugin is None else plugin.given(pipe, call)

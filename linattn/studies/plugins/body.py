@@ -1,4 +1,6 @@
-"""The model that a plug-in is mounted on: the teacher, with its own self-attention or with a student's layers."""
+"""The model that a plug-in is mounted on: the teacher, with its own self-attention or with a
+student's layers.
+"""
 
 import json
 import warnings
@@ -19,7 +21,8 @@ SOFTMAX = "softmax"
 class Body:
     name: str
     folder: Path | None = None  # the student's folder; None is the teacher with softmax
-    distilled: bool = True  # False converts as the student was converted, without its trained weights
+    # False converts as the student was converted, without its trained weights
+    distilled: bool = True
 
     def onto(self, pipe: DiffusionPipeline, fine_tuned: bool = False) -> None:
         """Put the student's layers into `pipe`, in place.
@@ -30,7 +33,9 @@ class Body:
             return
         if self.distilled:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*the same architecture, trained otherwise")
+                warnings.filterwarnings(
+                    "ignore", message=".*the same architecture, trained otherwise"
+                )
                 linattn.load(pipe, self.folder, strict=not fine_tuned)
             return
         with torch.random.fork_rng(devices=[]):
@@ -39,7 +44,9 @@ class Body:
 
     @property
     def operator(self) -> dict[str, Any]:
-        """Return the arguments of `linearize`; a student of this study has one operator in all its layers."""
+        """Return the arguments of `linearize`; a student of this study has one operator in all its
+        layers.
+        """
         first = json.loads((self.folder / surgery.CARD).read_text())["layers"][0]
         return {"name": first["operator"], **first["options"]}
 

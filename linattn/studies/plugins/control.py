@@ -1,6 +1,7 @@
 """A ControlNet whose condition is the edges of a picture.
 
-- Half of its training captions name the shape, half leave it out: the shape must then come from the edges.
+- Half of its training captions name the shape, half leave it out: the shape must then come from the
+  edges.
 - `save_pretrained` stores it, and the stock `StableDiffusionControlNetPipeline` calls it.
 """
 
@@ -18,11 +19,15 @@ from linattn.studies.plugins.plugin import Plugin, Question, scenes
 from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
-STEEP = 0.04  # least change between neighbours that is an edge: the faintest pattern's tones differ by .11 over two
+# least change between neighbours that is an edge: the faintest pattern's tones differ by .11 over
+# two
+STEEP = 0.04
 
 
 def edges(pictures: Tensor) -> Tensor:
-    """Draw the edges of pictures in [0, 1], (batch, 3, side, side): 1 where a picture changes, else 0."""
+    """Draw the edges of pictures in [0, 1], (batch, 3, side, side): 1 where a picture changes, else
+    0.
+    """
     down, right = torch.zeros_like(pictures), torch.zeros_like(pictures)
     down[:, :, :-1] = pictures.diff(dim=2).abs()
     right[..., :-1] = pictures.diff(dim=3).abs()
@@ -41,20 +46,33 @@ class Control(Plugin):
     what = "a ControlNet for edges"
     obeys = ("shape", "place")
 
-    def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
+    def make(
+        self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
+    ) -> list[dict[str, Any]]:
         unet = teacher.model.requires_grad_(False)
         control = _untrained(teacher, recipe.seed)
 
         def loss(step: int) -> Tensor:
             true, generator = batch.of_step(recipe.seed, step, recipe.batch)
             named = (torch.rand(len(true), generator=generator) < 0.5).tolist()
-            captions = [scene.caption if full else unnamed(scene) for scene, full in zip(true, named, strict=True)]
-            drawn = batch.draw(teacher, true, captions, recipe.side(step, teacher.card["side"]), generator)
+            captions = [
+                scene.caption if full else unnamed(scene)
+                for scene, full in zip(true, named, strict=True)
+            ]
+            drawn = batch.draw(
+                teacher, true, captions, recipe.side(step, teacher.card["side"]), generator
+            )
             with torch.autocast(drawn.noisy.device.type, torch.bfloat16):
                 down, middle = control(
-                    drawn.noisy, drawn.t, **drawn.rows, controlnet_cond=edges(drawn.pictures), return_dict=False
+                    drawn.noisy,
+                    drawn.t,
+                    **drawn.rows,
+                    controlnet_cond=edges(drawn.pictures),
+                    return_dict=False,
                 )
-            return drawn.loss(unet, down_block_additional_residuals=down, mid_block_additional_residual=middle)
+            return drawn.loss(
+                unet, down_block_additional_residuals=down, mid_block_additional_residual=middle
+            )
 
         rows = learn(recipe, control, list(control.named_parameters()), loss, scratch)
         control.to("cpu").save_pretrained(folder)
@@ -75,7 +93,9 @@ class Control(Plugin):
         """Do nothing: `mount` makes a new pipeline and leaves `pipe` unchanged."""
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
-        """Return captions that do not name the shape, that name it, and that name another than the edges show."""
+        """Return captions that do not name the shape, that name it, and that name another than the
+        edges show.
+        """
         true = scenes(count, seed)
         shown = edges(world.render(true, side))
         captions = {
@@ -94,11 +114,15 @@ class Control(Plugin):
 
 
 def _untrained(teacher: Teacher, seed: int) -> ControlNetModel:
-    """Return a ControlNet that copies the UNet's encoder; it halves its pictures as often as the autoencoder does."""
+    """Return a ControlNet that copies the UNet's encoder; it halves its pictures as often as the
+    autoencoder does.
+    """
     widths = tuple(16 * 2**level for level in range(teacher.factor.bit_length()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        control = ControlNetModel.from_unet(teacher.model, conditioning_embedding_out_channels=widths).eval()
+        control = ControlNetModel.from_unet(
+            teacher.model, conditioning_embedding_out_channels=widths
+        ).eval()
         control.controlnet_cond_embedding.conv_out.reset_parameters()
         return control.to(teacher.device)
 

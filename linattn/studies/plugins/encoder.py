@@ -1,7 +1,8 @@
-"""The image encoder of the IP-Adapter: a small CLIP vision model that learns to describe a picture of the world.
+"""The image encoder of the IP-Adapter: a small CLIP vision model that learns to describe a picture
+of the world.
 
-- It is trained on exact descriptions (shape, colour, background, size and position) rather than against captions: its
-  one vector must hold them.
+- It is trained on exact descriptions (shape, colour, background, size and position) rather than
+  against captions: its one vector must hold them.
 - Pictures are normalised as the pipeline's own CLIPImageProcessor does.
 """
 
@@ -24,8 +25,15 @@ POSITION = 3  # size, x, y
 
 
 def build(side: int, seed: int = 0) -> CLIPVisionModelWithProjection:
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 3}
-    config = CLIPVisionConfig(**sizes, image_size=side, patch_size=PATCH, projection_dim=VECTOR, hidden_act="gelu")
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+    }
+    config = CLIPVisionConfig(
+        **sizes, image_size=side, patch_size=PATCH, projection_dim=VECTOR, hidden_act="gelu"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIPVisionModelWithProjection(config).eval()
@@ -56,7 +64,9 @@ class Describer(nn.Module):
 
 
 def described(scenes: Sequence[world.Scene]) -> tuple[Tensor, Tensor]:
-    """Return the true description of scenes of one thing: (scenes, 4) indices, and (scenes, 3) size and position."""
+    """Return the true description of scenes of one thing: (scenes, 4) indices, and (scenes, 3) size
+    and position.
+    """
     kinds, tones = tuple(world.BACKGROUNDS), tuple(world.TONES)
     indices, positions = [], []
     for scene in scenes:
@@ -78,7 +88,10 @@ def train(
         indices, positions = (tensor.to(device) for tensor in described(scenes))
         with torch.autocast(device.type, torch.bfloat16):
             *logits, predicted = describer(world.render(scenes, side).to(device))
-        losses = [F.cross_entropy(output, target) for output, target in zip(logits, indices.T, strict=True)]
+        losses = [
+            F.cross_entropy(output, target)
+            for output, target in zip(logits, indices.T, strict=True)
+        ]
         return sum(losses) + 10 * F.mse_loss(predicted, positions)
 
     rows = learn(recipe, describer, list(describer.named_parameters()), loss, scratch, side=side)

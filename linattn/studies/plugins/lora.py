@@ -1,6 +1,7 @@
 """A LoRA for a style: dots behind everything, whatever background the caption asks for.
 
-- The study has two, in self-attention (attn1, which linattn replaces) and in cross-attention (attn2, which it keeps).
+- The study has two, in self-attention (attn1, which linattn replaces) and in cross-attention
+  (attn2, which it keeps).
 - `save_lora_weights` stores them, `load_lora_weights` reads them.
 """
 
@@ -37,23 +38,36 @@ class Lora(Plugin):
         self.name = f"lora-{attention}"
         self.what = f"a LoRA in {attention} for dotted backgrounds"
 
-    def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
+    def make(
+        self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
+    ) -> list[dict[str, Any]]:
         unet = copy.deepcopy(teacher.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             targets = rf".*{self.attention}\.(to_q|to_k|to_v|to_out\.0)"
             # alpha equals the rank, because the loader assumes this of a file that names no alpha
-            unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=targets))
-        factors = [(name, parameter) for name, parameter in unet.named_parameters() if ".lora_" in name]
+            unet.add_adapter(
+                LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=targets)
+            )
+        factors = [
+            (name, parameter) for name, parameter in unet.named_parameters() if ".lora_" in name
+        ]
 
         def loss(step: int) -> Tensor:
             plain, generator = batch.of_step(recipe.seed, step, recipe.batch)
-            captions, side = [scene.caption for scene in plain], recipe.side(step, teacher.card["side"])
-            return batch.draw(teacher, [styled(scene) for scene in plain], captions, side, generator).loss(unet)
+            captions, side = (
+                [scene.caption for scene in plain],
+                recipe.side(step, teacher.card["side"]),
+            )
+            return batch.draw(
+                teacher, [styled(scene) for scene in plain], captions, side, generator
+            ).loss(unet)
 
         about = {"attention": self.attention}
         rows = learn(recipe, unet, factors, loss, scratch, **about)
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet.to("cpu")))
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=get_peft_model_state_dict(unet.to("cpu"))
+        )
         return rows
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
@@ -69,8 +83,14 @@ class Lora(Plugin):
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
         """Return captions that ask for another background than the style's."""
-        plain = [scene for scene in scenes(2 * count, seed) if scene.background.kind != STYLE][:count]
-        return {"another background": Question([scene.caption for scene in plain], [styled(scene) for scene in plain])}
+        plain = [scene for scene in scenes(2 * count, seed) if scene.background.kind != STYLE][
+            :count
+        ]
+        return {
+            "another background": Question(
+                [scene.caption for scene in plain], [styled(scene) for scene in plain]
+            )
+        }
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         dotted = marks.backgrounds(pictures) == tuple(world.BACKGROUNDS).index(STYLE)

@@ -30,7 +30,9 @@ def train(name: str, settings: Settings | None = None) -> list[dict[str, Any]]:
 
 
 def _digest(teacher: Path) -> str:
-    """Return the digest of the teacher's weights: a training that began on other weights starts again."""
+    """Return the digest of the teacher's weights: a training that began on other weights starts
+    again.
+    """
     with next((teacher / "unet").glob("*.safetensors")).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -38,7 +40,11 @@ def _digest(teacher: Path) -> str:
 def files(name: str) -> dict[str, int]:
     """Return the stored files with their sizes in bytes."""
     home = folder(name)
-    return {str(path.relative_to(home)): path.stat().st_size for path in sorted(home.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(home)): path.stat().st_size
+        for path in sorted(home.rglob("*"))
+        if path.is_file()
+    }
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

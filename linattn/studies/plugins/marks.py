@@ -1,8 +1,9 @@
 """The marks of a picture, right or wrong, from the judge and by formula.
 
 - The judge marks shape and colour. Saturation says where a thing lies, as in pairs.py.
-- A background is a formula of its kind, tone and period. The nearest of all backgrounds to the pixels outside the thing
-  names its kind. This is right for all of 500 true pictures, both unchanged and through the autoencoder.
+- A background is a formula of its kind, tone and period. The nearest of all backgrounds to the
+  pixels outside the thing names its kind. This is right for all of 500 true pictures, both
+  unchanged and through the autoencoder.
 """
 
 import functools
@@ -16,8 +17,10 @@ from linattn import intervals, world
 from linattn.world.marks import judge_marks
 from linattn.world.pairs import SATURATED
 
-IN_PLACE = 0.5  # share of the union of drawn and wanted thing that both cover, from which on the place is right
-PERIODS = 33  # candidates for every pattern: a step of .005 shifts the last stripe by an eighth of its period
+# share of the union of drawn and wanted thing that both cover, from which on the place is right
+IN_PLACE = 0.5
+# candidates for every pattern: a step of .005 shifts the last stripe by an eighth of its period
+PERIODS = 33
 
 
 def shares(marks: Mapping[str, Tensor]) -> dict[str, intervals.Result]:
@@ -32,7 +35,9 @@ def asked(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> 
 
 
 def things(pictures: Tensor) -> Tensor:
-    """Mask the pixels of a thing, (pictures, side, side) booleans: backgrounds are far less saturated."""
+    """Mask the pixels of a thing, (pictures, side, side) booleans: backgrounds are far less
+    saturated.
+    """
     return pictures.amax(1) - pictures.amin(1) > SATURATED
 
 
@@ -45,19 +50,28 @@ def overlap(pictures: Tensor, scenes: Sequence[world.Scene]) -> Tensor:
 
 
 def backgrounds(pictures: Tensor) -> Tensor:
-    """Return indices of world.BACKGROUNDS, (pictures,): the nearest of all backgrounds outside the thing."""
+    """Return indices of world.BACKGROUNDS, (pictures,): the nearest of all backgrounds outside the
+    thing.
+    """
     patterns, kinds = _patterns(pictures.shape[-1])
-    near = F.max_pool2d(things(pictures)[:, None].float(), 5, stride=1, padding=2)  # with the thing's soft edge
+    # with the thing's soft edge
+    near = F.max_pool2d(things(pictures)[:, None].float(), 5, stride=1, padding=2)
     outside = (1 - near).expand(-1, 3, -1, -1).flatten(1)
     flat = pictures.flatten(1)
     # The squared distance is expanded, which needs no tensor of pictures x patterns x pixels.
-    error = (outside * flat**2).sum(1, keepdim=True) - 2 * (outside * flat) @ patterns.T + outside @ (patterns**2).T
+    error = (
+        (outside * flat**2).sum(1, keepdim=True)
+        - 2 * (outside * flat) @ patterns.T
+        + outside @ (patterns**2).T
+    )
     return kinds[error.argmin(1)]
 
 
 @functools.cache
 def _patterns(side: int) -> tuple[Tensor, Tensor]:
-    """Draw every background, (patterns, 3 side side); return them with the index of each one's kind."""
+    """Draw every background, (patterns, 3 side side); return them with the index of each one's
+    kind.
+    """
     periods = torch.linspace(0.20, 0.36, PERIODS).tolist()
     scenes, kinds = [], []
     for index, kind in enumerate(world.BACKGROUNDS):

@@ -18,12 +18,15 @@ from linattn.teachers import Teacher
 
 @dataclass(frozen=True)
 class Question:
-    """Hold the prompts of a pipeline: one caption for each picture, the plug-in's inputs, and the right scenes."""
+    """Hold the prompts of a pipeline: one caption for each picture, the plug-in's inputs, and the
+    right scenes.
+    """
 
     captions: Sequence[str]
     scenes: Sequence[world.Scene]
     shown: Tensor | None = None  # the plug-in's inputs, (captions, 3, side, side) in [0, 1]
-    at_once: int | None = None  # captions in one call: an IP-Adapter uses one picture for a whole call
+    # captions in one call: an IP-Adapter uses one picture for a whole call
+    at_once: int | None = None
 
     def __getitem__(self, indices: slice) -> "Question":
         shown = None if self.shown is None else self.shown[indices]
@@ -38,19 +41,28 @@ class Question:
 class Plugin:
     name: str
     what: str  # a description of a few words
-    obeys: tuple[str, ...]  # marks that measure the plug-in's own condition; the other marks measure side effects
+    # marks that measure the plug-in's own condition; the other marks measure side effects
+    obeys: tuple[str, ...]
     is_base = False  # True: a model on which a student is mounted, and not a part beside a student
 
-    def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
-        """Train on the teacher, write the published format into `folder`, and return the rows of the curve."""
+    def make(
+        self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
+    ) -> list[dict[str, Any]]:
+        """Train on the teacher, write the published format into `folder`, and return the rows of
+        the curve.
+        """
         raise NotImplementedError
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-        """Load the plug-in and return the pipeline to call: `pipe` itself, or a new one of the same parts."""
+        """Load the plug-in and return the pipeline to call: `pipe` itself, or a new one of the same
+        parts.
+        """
         raise NotImplementedError
 
     def silence(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """Set the plug-in's scale to 0; return call arguments that do so where the pipeline does not hold the scale."""
+        """Set the plug-in's scale to 0; return call arguments that do so where the pipeline does
+        not hold the scale.
+        """
         raise NotImplementedError
 
     def remove(self, pipe: DiffusionPipeline) -> None:

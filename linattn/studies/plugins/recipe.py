@@ -1,4 +1,6 @@
-"""A plug-in's training: its settings, and the call of the loop that trains the students too (training.py)."""
+"""A plug-in's training: its settings, and the call of the loop that trains the students too
+(training.py).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +27,8 @@ class Recipe:
     ema: float = 0.98  # averages over about a fiftieth of the steps
     rank: int | None = None  # the LoRA's
     encoder: "Recipe | None" = None  # the IP-Adapter's image encoder
-    words: "Recipe | None" = None  # the IP-Adapter's projection from the image encoder to text states
+    # the IP-Adapter's projection from the image encoder to text states
+    words: "Recipe | None" = None
 
     @classmethod
     def of(cls, entries: Mapping[str, Any], where: str) -> "Recipe":
@@ -49,15 +52,18 @@ def learn(
 ) -> list[dict[str, Any]]:
     """Train `parameters` of `model` and nothing else, and return the rows of the curve.
 
-    The parameters end as their moving average. `loss` takes a step's number, which seeds all its randomness. `about`
-    names whatever else the result depends on: a checkpoint of another training is not resumed.
+    The parameters end as their moving average. `loss` takes a step's number, which seeds all its
+    randomness. `about` names whatever else the result depends on: a checkpoint of another training
+    is not resumed.
     """
     model.requires_grad_(False)
     for _, parameter in parameters:
         parameter.requires_grad_(True)
     device = parameters[0][1].device.type
     intervals = {"log_every": 25, "checkpoint_every": EVERY}
-    settings = Settings(batch=recipe.batch, optimizer=recipe.optimizer, warmup=20, ema=recipe.ema, **intervals)
+    settings = Settings(
+        batch=recipe.batch, optimizer=recipe.optimizer, warmup=20, ema=recipe.ema, **intervals
+    )
     history = History(settings.log_every)
     stage = Stage("plugin", recipe.steps, recipe.rate, lambda step: {"loss": loss(step)})
     inputs = {**asdict(recipe), **about}

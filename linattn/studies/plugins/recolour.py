@@ -1,7 +1,9 @@
-"""A fine-tune of the teacher: the same world, where every colour's word means the colour two hues on.
+"""A fine-tune of the teacher: the same world, where every colour's word means the colour two hues
+on.
 
-- It is a base model of its own. The study tests whether layers that were distilled on the teacher work in it unchanged,
-  as CLEAR and LinFusion claim of theirs: `linattn.load(pipe, student, strict=False)`, and nothing is trained.
+- It is a base model of its own. The study tests whether layers that were distilled on the teacher
+  work in it unchanged, as CLEAR and LinFusion claim of theirs: `linattn.load(pipe, student,
+  strict=False)`, and nothing is trained.
 - Stored by the UNet's `save_pretrained`; text encoder and autoencoder stay the teacher's.
 """
 
@@ -38,13 +40,20 @@ class Recolour(Plugin):
     is_base = True
     obeys = ("colour",)
 
-    def make(self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path) -> list[dict[str, Any]]:
+    def make(
+        self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
+    ) -> list[dict[str, Any]]:
         unet = copy.deepcopy(teacher.model)
 
         def loss(step: int) -> Tensor:
             named, generator = batch.of_step(recipe.seed, step, recipe.batch)
-            captions, side = [scene.caption for scene in named], recipe.side(step, teacher.card["side"])
-            return batch.draw(teacher, [turned(scene) for scene in named], captions, side, generator).loss(unet)
+            captions, side = (
+                [scene.caption for scene in named],
+                recipe.side(step, teacher.card["side"]),
+            )
+            return batch.draw(
+                teacher, [turned(scene) for scene in named], captions, side, generator
+            ).loss(unet)
 
         rows = learn(recipe, unet, list(unet.named_parameters()), loss, scratch)
         unet.to("cpu").save_pretrained(folder)
@@ -61,7 +70,11 @@ class Recolour(Plugin):
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
         named = scenes(count, seed)
-        return {"colours turned": Question([scene.caption for scene in named], [turned(scene) for scene in named])}
+        return {
+            "colours turned": Question(
+                [scene.caption for scene in named], [turned(scene) for scene in named]
+            )
+        }
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         return marks.asked(judge, pictures, question.scenes)

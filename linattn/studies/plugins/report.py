@@ -1,4 +1,5 @@
-"""The report's sections on plug-ins, written from the study's result: `sections()` gives their titles and HTML.
+"""The report's sections on plug-ins, written from the study's result: `sections()` gives their
+titles and HTML.
 
 Sentences follow from the numbers: of a plug-in that does nothing on a student they say so.
 """
@@ -30,7 +31,8 @@ ASKED = {
     "lora-attn2": "The same style, learned by the layers that nobody replaces.",
     "adapter": "A true picture is shown and the caption is empty. Asked is its shape, colour and kind of background.",
     "recolour": "The teacher was trained on, in a world where every colour's word means the colour two hues on. Its "
-    "students' layers were put into that fine-tune as they are; “not distilled” is the fine-tune's own attention in "
+    "students' layers were put into that fine-tune as they are; “not distilled” is the fine-tune's "
+    "own attention in "
     "the student's form. Without: the same layers in the teacher.",
 }
 BITS = {
@@ -57,7 +59,8 @@ def sections() -> list[tuple[str, str]]:
 
 
 def findings(plugin: Mapping[str, Any]) -> list[str]:
-    """Say for every question how far the condition is obeyed, where it has no effect, and what the teacher does better.
+    """Say for every question how far the condition is obeyed, where it has no effect, and what the
+    teacher does better.
 
     `plugin` is the plug-in's entry in the result.
     """
@@ -73,14 +76,17 @@ def _obeyed(rows: Sequence[Row], obeys: Sequence[str]) -> str:
     clauses = []
     for row in rows:
         marks = [
-            f"{mark} {said(row['with'][mark])}, without it {percent(row['without'][mark]['value'])}" for mark in obeys
+            f"{mark} {said(row['with'][mark])}, without it {percent(row['without'][mark]['value'])}"
+            for mark in obeys
         ]
         clauses.append(f"on {row['body']} {', '.join(marks)}")
     return f"{rows[0]['question'].capitalize()}: {'; '.join(clauses)}."
 
 
 def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
-    """Name each mark of the condition whose interval with the plug-in is not above the interval without it."""
+    """Name each mark of the condition whose interval with the plug-in is not above the interval
+    without it.
+    """
     for row in rows:
         for mark in obeys:
             if row["with"][mark]["low"] <= row["without"][mark]["high"]:
@@ -107,10 +113,14 @@ def _marks(row: Row, obeys: Sequence[str]) -> list[str]:
 
 def _summary(result: Mapping[str, Any]) -> str:
     intro = (
-        f"Trained on the softmax teacher {result['teacher']} alone, stored in the published formats, loaded by "
-        "diffusers' own loaders, drawn by its own pipelines: on the teacher, and on students that never met them. "
-        f"{result['pictures']} pictures a row, {result['steps']} steps, guidance {result['guidance']:g}, seed "
-        f"{result['seed']}; intervals are Wilson's, of 95 %. Change is the mean difference of a pixel, of a range "
+        f"Trained on the softmax teacher {result['teacher']} alone, stored in the published "
+        "formats, loaded by "
+        "diffusers' own loaders, drawn by its own pipelines: on the teacher, and on students that "
+        "never met them. "
+        f"{result['pictures']} pictures a row, {result['steps']} steps, guidance "
+        f"{result['guidance']:g}, seed "
+        f"{result['seed']}; intervals are Wilson's, of 95 %. Change is the mean difference of a "
+        "pixel, of a range "
         f"of 1, between the pictures with and without it.{_where()}"
     )
     return f"<p>{html.escape(intro)}</p>\n{_bits(result)}"
@@ -173,7 +183,11 @@ def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def grid(name: str, plugin: Mapping[str, Any], shots: Mapping[str, Any]) -> Picture:
-    """Show the plug-in's inputs, and the pictures drawn without the plug-in, then with it on every body."""
+    """Show the plug-in's inputs, and the pictures drawn without the plug-in, then with it on every
+    body.
+    """
     captions = ", ".join(caption or "(empty)" for caption in dict.fromkeys(plugin["captions"]))
     rows = ", ".join(shots)
-    return figures.grid(shots, alt=f"Pictures with {plugin['what']}, one row each for {rows}. Captions: {captions}.")
+    return figures.grid(
+        shots, alt=f"Pictures with {plugin['what']}, one row each for {rows}. Captions: {captions}."
+    )

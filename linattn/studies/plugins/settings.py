@@ -16,7 +16,8 @@ from linattn.studies.plugins.recipe import Recipe
 from linattn.studies.plugins.recolour import Recolour
 
 PLUGINS: dict[str, Plugin] = {
-    plugin.name: plugin for plugin in (Control(), Lora("attn1"), Lora("attn2"), Adapter(), Recolour())
+    plugin.name: plugin
+    for plugin in (Control(), Lora("attn1"), Lora("attn2"), Adapter(), Recolour())
 }
 PARAMS = "studies/plugins/params.yaml"
 RESULT, SHEET = "plugins.json", "plugins.jpg"  # in one folder, here and published
@@ -41,7 +42,9 @@ class Settings:
 
 
 def load(path: str | Path = PARAMS) -> Settings:
-    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an error."""
+    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an
+    error.
+    """
     raw = YAML(typ="safe").load(project.ROOT / path)
     readers = {"recipes": _recipes, "measure": functools.partial(params.read, Measure)}
     inner = {key: read(raw[key], f"{path}: {key}") for key, read in readers.items() if key in raw}

@@ -1,9 +1,9 @@
 """Measure the plug-ins on the teacher, and on students that have never seen one.
 
-- A row of the result is a plug-in, a body (the teacher, or a student's layers in it) and a question, drawn with and
-  without the plug-in from the same noise.
-- Checks compare bits: a plug-in that is silenced or removed may leave no trace, and the order in which plug-in and
-  student are mounted may change nothing.
+- A row of the result is a plug-in, a body (the teacher, or a student's layers in it) and a
+  question, drawn with and without the plug-in from the same noise.
+- Checks compare bits: a plug-in that is silenced or removed may leave no trace, and the order in
+  which plug-in and student are mounted may change nothing.
 - The result holds no time and no machine; the run file beside it holds both.
 """
 
@@ -59,7 +59,10 @@ def _checked_part(bench: Bench, plugin: Plugin, body: Body, drawn: Any) -> dict[
     alone = drawn(pipe)
     student_first = drawn(plugin.mount(pipe, folder(plugin.name)), plugin)
     plugin.remove(pipe)
-    results = {"differs": not torch.equal(student_first, alone), "removed": torch.equal(drawn(pipe), alone)}
+    results = {
+        "differs": not torch.equal(student_first, alone),
+        "removed": torch.equal(drawn(pipe), alone),
+    }
     plugin_first = mounted(bench, plugin, body)
     if body.folder is not None:
         results["restored"] = torch.equal(drawn(linattn.restore(pipe)), drawn(bench.pipe()))
@@ -106,11 +109,17 @@ def measured(bench: Bench, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Te
 def _shares_text(row: Mapping[str, Any]) -> str:
     """Write a row's marks for the log."""
     pairs = ((name, row["with"][name], row["without"][name]) for name in row["with"])
-    return ", ".join(f"{name} {ours['value']:.1%} (without {plain['value']:.1%})" for name, ours, plain in pairs)
+    return ", ".join(
+        f"{name} {ours['value']:.1%} (without {plain['value']:.1%})" for name, ours, plain in pairs
+    )
 
 
-def measure(settings: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS)) -> dict[str, Any]:
-    """Measure every plug-in on every body; write and return the result, write its sheet and its run file."""
+def measure(
+    settings: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS)
+) -> dict[str, Any]:
+    """Measure every plug-in on every body; write and return the result, write its sheet and its run
+    file.
+    """
     began, bench, entries, sheet = time.monotonic(), Bench(settings or load()), {}, {}
     for name in plugins:
         entries[name], shots = measured(bench, PLUGINS[name])
@@ -120,7 +129,10 @@ def measure(settings: Settings | None = None, plugins: Sequence[str] = tuple(PLU
         "teacher": Path(bench.settings.teacher).name,
         "guidance": bench.teacher.card["guidance"],
         "bodies": [body.name for body in bench.bodies],
-        **{name: getattr(measure_settings, name) for name in ("pictures", "steps", "seed", "checked", "shown")},
+        **{
+            name: getattr(measure_settings, name)
+            for name in ("pictures", "steps", "seed", "checked", "shown")
+        },
         "order": list(entries),
         "plugins": entries,
         "sheet": list(sheet),
