@@ -1,219 +1,85 @@
-"""The contract, for every operator: fast path, definition, gradients, options, schedule, cost."""
+"""Operators by themselves, beside what linattn.testing holds each of them to (test_operators.py)."""
 
 import copy
-import dataclasses
 import json
 import pickle
 
 import pytest
 import torch
-from layers import FORMS, GRIDS, SHAPE, error, form, rotation, shaken, tensors
+from layers import FORMS, SHAPE, Mix, form, rotation, shaken, tensors
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from linattn.attention import OPERATORS, POLICIES, LayerShape, create
+from linattn.attention import OPERATORS, POLICIES, LayerShape, create, schedule as schedules
 from linattn.attention.grid import Grid
-from linattn.attention.mediator import partition
 from linattn.attention.resample import averages, interpolation
-from linattn_kernels import flops  # noqa: F401 (the counter must know the operations, whichever test runs first)
 
 forms = pytest.mark.parametrize("name", FORMS)
-grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.height}x{g.width}+{g.text}")
-SUBQUADRATIC = [name for name in FORMS if not name.startswith(("softmax", "clear-pool"))]
-
-
-@forms
-@grids
-def test_mix_is_its_definition(name, grid):
-    operator, (q, k, v), position = form(name), tensors(grid), rotation(grid)
-    out = operator.mix(q, k, v, grid, position=position)
-    assert out.shape == v.shape
-    assert out.dtype == torch.float64
-    assert (out - operator.definition(q, k, v, grid, position=position)).abs().max() < 1e-9
-
-
-@forms
-@pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 7, 3), Grid(9, 13, 3), Grid(17, 8)], ids=str)
-def test_gradients_are_those_of_the_definition(name, grid):
-    operator, inputs = form(name), tensors(grid, grad=True)
-    wanted = [*inputs, *(p for p in operator.parameters())]
-    weight = torch.randn_like(inputs[0])
-    fast, slow = (
-        torch.autograd.grad(
-            (f(*inputs, grid, position=rotation(grid)) * weight).sum(), wanted, allow_unused=True
-        )
-        for f in (operator.mix, operator.definition)
-    )
-    for ours, judge in zip(fast, slow, strict=True):
-        assert (ours is None) == (judge is None)
-        assert ours is None or (ours - judge).abs().max() < 1e-9 * max(1, judge.abs().max())
 
 
 @forms
 def test_gradcheck(name):
     grid, shape = Grid(3, 2, 1), LayerShape(4, 2, 2)
-    name_, options = FORMS[name]
-    operator = shaken(
-        create(name_, shape, **{**options, **({"heads": 1} if name_ == "lit" else {})})
-    )
-    # those act in inputs
+    operator = form(name, shape)
+    # The networks on the input act in `inputs`, which `mix` does not call.
     names = [n for n, _ in operator.named_parameters() if not n.startswith(("query.", "key."))]
 
     def run(q, k, v, *parameters):
-        given = {f"operator.{n}": p for n, p in zip(names, parameters, strict=True)}
-        return torch.func.functional_call(
-            _Mix(operator, rotation(grid, shape)), given, (q, k, v, grid)
-        )
+        replaced = {f"operator.{n}": p for n, p in zip(names, parameters, strict=True)}
+        module = Mix(operator, rotation(grid, shape))
+        return torch.func.functional_call(module, replaced, (q, k, v, grid))
 
     q, k, v = tensors(grid, shape, batch=1, grad=True)
     parameters = [p.detach().requires_grad_() for n, p in operator.named_parameters() if n in names]
-    sizes = sum(p.numel() for p in parameters)
-    if sizes > 400:  # the tables at 7 x 7 and 16 are covered by the gradients above
+    # Tables of 7 x 7 and 16 are covered by the comparison with the definition's gradients.
+    if sum(p.numel() for p in parameters) > 400:
         names.clear()
         parameters = []
     assert torch.autograd.gradcheck(run, (q, k, v, *parameters))
 
 
-class _Mix(nn.Module):
-    def __init__(self, operator, position=None):
-        super().__init__()
-        self.operator, self.position = operator, position
-
-    def forward(self, *arguments):
-        return self.operator.mix(*arguments, position=self.position)
-
-
-@forms
-@pytest.mark.parametrize(
-    ("dtype", "bound"),
-    [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)],
-    ids=["fp32", "fp16", "bf16"],
-)
-def test_precision(name, dtype, bound):
-    grid = Grid(9, 13, 3)
-    inputs, position = tensors(grid, dtype=dtype), rotation(grid)
-    operator = form(name).to(dtype)
-    out = operator.mix(*inputs, grid, position=position)
-    assert out.dtype == dtype
-    # The judge has the same rounded inputs and parameters in float64.
-    judge = operator.double().definition(*(t.double() for t in inputs), grid, position=position)
-    assert error(out, judge) < bound
-
-
-@forms
-def test_autocast_does_not_reach_the_core(name):
-    grid = Grid(6, 5, 2)
-    operator, inputs = form(name).float(), tensors(grid, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = operator.mix(*inputs, grid)
-        dense = operator.attention_map(*inputs[:2], grid)
-    assert torch.equal(inside, operator.mix(*inputs, grid))
-    assert torch.equal(dense, operator.attention_map(*inputs[:2], grid))
-
-
 @forms
 def test_what_is_added_starts_at_zero(name):
-    kind, options = FORMS[name]
-    bare = (
-        {"conv": 0} if "conv" in OPERATORS[kind].table else {"kernel": 0} if kind == "lit" else {}
-    )
-    bare |= {"bias": "none"} if kind == "mediator" else {}
+    operator, options = FORMS[name].operator, FORMS[name].options
+    nothing = {"conv": 0, "kernel": 0, "bias": "none"}
+    bare = {option: value for option, value in nothing.items() if option in operator.table}
     torch.manual_seed(1)
-    full = create(kind, SHAPE, **options).double()
+    full = operator(SHAPE, **options).double()
     torch.manual_seed(1)
-    plain = create(kind, SHAPE, **{**options, **bare}).double()
+    plain = operator(SHAPE, **{**options, **bare}).double()
     grid = Grid(9, 6, 2)
     inputs, x = tensors(grid), torch.randn(2, grid.tokens, SHAPE.width, dtype=torch.float64)
     # To the last bit but for biases, with which PyTorch takes another path through the same
     # softmax.
     bound = 1e-12 if options.get("bias", "none") != "none" else 0
     assert (full.mix(*inputs, grid) - plain.mix(*inputs, grid)).abs().max() <= bound
-    assert all(torch.equal(given, x) for given in full.inputs(x, grid))
+    assert all(torch.equal(projected, x) for projected in full.inputs(x, grid))
     assert not full.local(inputs[2], grid).any()
 
 
 @forms
-def test_rows_are_weights(name):
+def test_the_map_of_a_token_is_weights_that_sum_to_one(name):
     grid = Grid(7, 5, 2)
     q, k, _ = tensors(grid)
-    rows = form(
-        name, **({"eps": 0} if "eps" in OPERATORS[FORMS[name][0]].table else {})
-    ).attention_map(q, k, grid)
+    no_eps = {"eps": 0} if "eps" in FORMS[name].operator.table else {}
+    weights = form(name, **no_eps).attention_map(q, k, grid)
     if name.startswith("clear-pool"):  # the pooling kernel is not normalised
         return
-    assert rows.min() >= 0
-    assert (rows.sum(-1) - 1).abs().max() < 1e-12
-
-
-class Largest(TorchDispatchMode):
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                # Views (expand, as_strided) are as large as what they look at.
-                self.numel = max(
-                    self.numel, tensor.untyped_storage().nbytes() // tensor.element_size()
-                )
-        return out
-
-
-@pytest.mark.parametrize("name", SUBQUADRATIC)
-def test_no_tensor_is_as_large_as_the_map(name):
-    grid = Grid(64, 64)  # the map has 16.8 million numbers a head
-    shape = LayerShape(8, 2, 4)
-    operator, inputs = form(name, shape).float(), tensors(grid, shape, 1, torch.float32, grad=True)
-    with Largest() as largest:
-        operator.mix(*inputs, grid).sum().backward()
-    assert largest.numel < grid.tokens**2 / 2
-
-
-def test_the_largest_tensor_would_be_seen():
-    grid = Grid(64, 64)
-    q, k, _ = tensors(grid, LayerShape(1, 1, 1), 1, torch.float32)
-    with Largest() as largest:
-        create("linfusion", LayerShape(1, 1, 1)).attention_map(q, k, grid)
-    assert largest.numel >= grid.tokens**2
+    assert weights.min() >= 0
+    assert (weights.sum(-1) - 1).abs().max() < 1e-12
 
 
 @forms
-def test_two_sizes_in_turn_before_one_backward(name):
-    operator = form(name)
-    sizes = [Grid(4, 6), Grid(6, 4), Grid(4, 6, 2), Grid(4, 6)]
-    inputs = [tensors(grid, grad=True) for grid in sizes]
-    outs = [operator.mix(*given, grid) for given, grid in zip(inputs, sizes, strict=True)]
-    sum(out.square().sum() for out in outs).backward()
-    for given, grid, out in zip(inputs, sizes, outs, strict=True):
-        assert torch.equal(out, operator.mix(*given, grid))
-        alone = [t.detach().requires_grad_() for t in given]
-        operator.mix(*alone, grid).square().sum().backward()
-        assert all(torch.equal(a.grad, b.grad) for a, b in zip(alone, given, strict=True))
-
-
-@forms
-@pytest.mark.parametrize(
-    "twin",
-    [copy.deepcopy, lambda operator: pickle.loads(pickle.dumps(operator))],
-    ids=["deepcopy", "pickle"],
-)
-def test_copies_are_independent(name, twin):
+def test_a_pickled_operator_is_the_same(name):
     operator, grid = form(name), Grid(5, 4)
-    other, inputs = twin(operator), tensors(grid)
-    before = operator.mix(*inputs, grid)
-    assert torch.equal(other.mix(*inputs, grid), before)
-    for parameter in other.parameters():
-        nn.init.zeros_(parameter)
-    assert torch.equal(operator.mix(*inputs, grid), before)
+    twin, inputs = pickle.loads(pickle.dumps(operator)), tensors(grid)
+    assert torch.equal(twin.mix(*inputs, grid), operator.mix(*inputs, grid))
 
 
-@pytest.mark.parametrize("name", ["clear", "linfusion", "mediator-full", "lit"])
+@pytest.mark.parametrize("name", [*OPERATORS, "mediator-full"])
 def test_compiles_whole_with_sizes_left_open(name):
     operator = form(name)
     torch._dynamo.reset()
-    compiled = torch.compile(_Mix(operator), fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(Mix(operator), fullgraph=True, backend="aot_eager", dynamic=True)
     for grid in (Grid(4, 6, 2), Grid(7, 5, 2)):
         inputs = tensors(grid, grad=True)
         twins = [t.detach().clone().requires_grad_() for t in inputs]
@@ -221,44 +87,19 @@ def test_compiles_whole_with_sizes_left_open(name):
         assert (out - judge).abs().max() < 1e-12
         out.square().sum().backward()
         judge.square().sum().backward()
-        assert all(
-            (a.grad - b.grad).abs().max() < 1e-10 for a, b in zip(inputs, twins, strict=True)
-        )
+        for ours, twin in zip(inputs, twins, strict=True):
+            assert (ours.grad - twin.grad).abs().max() < 1e-10
 
 
 # Options
+# ---------------------------------------------------------------------------------------------
 
 
-@forms
-def test_options_are_json_and_build_the_same_operator(name):
-    operator = form(name)
-    options = json.loads(json.dumps(operator.options))
-    again = create(operator.name, SHAPE, **options).double()
-    assert again.options == options
-    again.load_state_dict(operator.state_dict())
-    grid = Grid(5, 6, 1)
-    inputs = tensors(grid)
-    assert torch.equal(again.mix(*inputs, grid), operator.mix(*inputs, grid))
-
-
-def test_defaults_are_the_published_ones():
-    alone = dataclasses.replace(SHAPE, has_text=False)
-    made = {name: create(name, alone).options for name in OPERATORS}
-    assert made == {
-        "softmax": {"conv": 0},
-        "clear": {"radius": 8, "pool": 1, "proportional": False, "trained": None},
-        "linfusion": {"feature_map": "elu1", "hidden": None, "eps": 1e-4},
-        "mediator": {"count": 64, "bias": "none", "conv": 3, "source": "query"},
-        "lit": {
-            "heads": None,
-            "kernel": 5,
-            "feature_map": "relu",
-            "eps": 1e-6,
-            "shared_conv": True,
-        },
-    }
-    for name in ("linfusion", "lit"):
-        assert create(name, SHAPE).options == {**made[name], "text": "joint", "rope": "map"}
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_defaults_are_the_papers(name):
+    options = create(name, SHAPE).options
+    published = OPERATORS[name].published
+    assert {option: options[option] for option in published} == published
 
 
 @pytest.mark.parametrize(
@@ -398,8 +239,8 @@ def test_an_until_is_reached_in_the_noise_s_own_precision():
         torch.tensor([700]) / 1000,
         torch.tensor([0.7], dtype=torch.float64),
     ):
-        assert operator._positions(level) == [0]
-    assert operator._positions(torch.tensor([0.699])) == [1]
+        assert schedules.positions(operator.schedule, level) == [0]
+    assert schedules.positions(operator.schedule, torch.tensor([0.699])) == [1]
 
 
 def test_one_level_serves_a_whole_batch_and_other_numbers_are_refused():
@@ -459,55 +300,6 @@ def test_wrong_schedules_are_refused(name, schedule, says):
 
 
 # Cost, parameters, initialisation
-
-
-def counted(operator, grid):
-    q, k, v = tensors(grid, batch=1, dtype=torch.float32)
-    x = torch.randn(1, grid.tokens, operator.shape.width)
-    # The CPU's fused attention has no formula in the counter; its plain twin is two matrix
-    # products.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        operator.inputs(x, grid)
-        operator.mix(q, k, v, grid)
-    return counter.get_total_flops() // 2
-
-
-@pytest.mark.parametrize("grid", [Grid(8, 8), Grid(9, 13, 3)], ids=str)
-@pytest.mark.parametrize("name", [name for name in FORMS if not name.startswith("clear")])
-def test_macs_are_what_the_counter_sees(name, grid):
-    operator = form(name).float()
-    seen = counted(operator, grid)
-    channels, formula = SHAPE.channels, operator.macs(grid)
-    if operator.name in ("linfusion", "lit"):
-        # The normaliser, a matrix product here, counts nothing in the papers.
-        formula += (grid.picture if operator.values.text == "exact" else grid.tokens) * channels
-    if operator.name == "mediator":
-        seen -= _resampling(operator, grid)
-    assert seen == formula
-
-
-def _resampling(operator, grid):
-    """Averages and interpolation are matrix products here; the papers count averages as free."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        rows, columns = partition(operator.values.count, grid)
-        operator.mediators(tensors(grid, batch=1, dtype=torch.float32)[0], grid, rows, columns)
-        operator.biases(grid, rows, columns, torch.float32)
-    return counter.get_total_flops() // 2
-
-
-@pytest.mark.parametrize("name", [name for name in FORMS if name.startswith("clear")])
-@grids
-def test_macs_of_clear_are_the_pairs_of_its_mask(name, grid):
-    operator = form(name)
-    pool, channels = operator.values.pool, SHAPE.channels
-    pairs = int(operator.allowed(grid, operator.values.radius, torch.device("cpu")).sum())
-    cells = (
-        len({(y // pool, x // pool) for y in range(grid.height) for x in range(grid.width)})
-        if pool > 1
-        else 0
-    )
-    pooling = 2 * grid.picture * channels if pool > 1 else 0
-    assert operator.macs(grid) == 2 * channels * (pairs + cells * grid.picture) + pooling
 
 
 def test_macs_follow_the_schedule():

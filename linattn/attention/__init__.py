@@ -1,24 +1,41 @@
-"""Name -> operator. A new operator is one file here and one line below."""
+"""The operators by name. A new one is one file here and one line below."""
 
 from typing import Any
 
-from linattn.attention.base import POLICIES, LayerShape, Operator
-from linattn.attention.clear import Clear
-from linattn.attention.linfusion import LinFusion
-from linattn.attention.lit import LiT
-from linattn.attention.mediator import Mediator
+from linattn.attention.base import LayerShape, Operator
 from linattn.attention.options import nearest
-from linattn.attention.softmax import Softmax
+from linattn.attention.policies import POLICIES, Activations, Policy, register_policy
+from linattn.attention.registry import Registry
 
-OPERATORS: dict[str, type[Operator]] = {
-    kind.name: kind for kind in (Softmax, Clear, LinFusion, Mediator, LiT)
-}
+OPERATORS = Registry(
+    "softmax:Softmax",
+    "clear:Clear",
+    "linfusion:LinFusion",
+    "mediator:Mediator",
+    "lit:LiT",
+)
 
 
 def create(name: str, shape: LayerShape, **options: Any) -> Operator:
+    """Build the operator of one layer."""
     if name not in OPERATORS:
         raise nearest("operator", name, OPERATORS)
     return OPERATORS[name](shape, **options)
 
 
-__all__ = ["OPERATORS", "POLICIES", "LayerShape", "Operator", "create"]
+def register(operator: type[Operator]) -> type[Operator]:
+    """Add an operator of another package under its name; also a decorator of its class."""
+    return OPERATORS.add(operator)
+
+
+__all__ = [
+    "OPERATORS",
+    "POLICIES",
+    "Activations",
+    "LayerShape",
+    "Operator",
+    "Policy",
+    "create",
+    "register",
+    "register_policy",
+]

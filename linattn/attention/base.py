@@ -1,40 +1,34 @@
-"""The contract of every operator: what a layer asks of its attention.
+"""The contract of every operator: what a layer needs of its attention.
 
 - An operator belongs to one layer and sees (batch, tokens, heads, head_dim), text tokens first,
   after the family's own projections, qk-norm and RoPE. It keeps parameters only: grid and noise
   come with every call.
 - `mix` is the fast path; `attention_map` and `local` are the definition, written apart from it and
   judging it.
-- A subclass writes `core`, `dense` and, if it has a convolution, `convolution`; `values` are its
-  options at the noise of that call, so that any of them can follow the noise without the subclass
-  knowing, and `values.position`, the (cos, sin) by which the family has rotated q and k, or None.
+- A subclass writes `core`, `dense`, `cost` and, if it has a convolution, `convolution`. `values`
+  are its options at the noise of that call, so that any of them can follow the noise without the
+  subclass knowing. `values.position` is the (cos, sin) by which the family has rotated q and k, or
+  None.
 - Autocast is off in the core, which gets float32 at least: half precision overflows in N-long sums
-  (methods: LiT reports NaN), and float64 stays float64. One that sums in float32 by itself (`wide =
-  False`) gets what was given.
-- `backend` asks for one of the kernels' paths; `runs` says which one is taken on a device, and why.
+  (LiT reports NaN), and float64 stays float64. An operator that sums in float32 by itself sets
+  `core_in_float32 = False` and gets the tensors as they are.
+- `backend` names one of the kernels' paths; `runs` says which one is taken on a device, and why.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from linattn.attention import schedule as schedules
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
-from linattn.attention.options import Option, Values, check, check_names, nearest, settle
+from linattn.attention.options import Option, Values, check, check_names, nearest, resolve
+from linattn.attention.policies import POLICIES, Activations, draw_afresh
 from linattn_kernels.launch import Backend, choose
-
-POLICIES = ("mlp_only", "out", "v", "all")
-KEPT = {
-    "mlp_only": (),
-    "out": ("to_out",),
-    "v": ("to_v", "to_out"),
-    "all": ("to_q", "to_k", "to_v", "to_out"),
-}
-
 
 Position = tuple[Tensor, Tensor]  # cos and sin of rotary positions, (tokens, head_dim)
 
@@ -60,46 +54,56 @@ class LayerShape:
 
 
 class Operator(nn.Module):
+    """Replace the softmax attention of one layer; a subclass has name, core, dense and cost."""
+
     name: ClassVar[str]
     table: ClassVar[dict[str, Option]] = {}
-    # the largest that its kernel takes; None: no kernel, PyTorch everywhere
+    # The largest head_dim that its Triton kernel takes; None: no kernel, always PyTorch.
     max_head_dim: ClassVar[int | None] = None
-    core_in_float32: ClassVar[bool] = True  # whether half precision is widened before the core
+    # Whether half precision is widened before the core.
+    core_in_float32: ClassVar[bool] = True
+
+    # What is said about it; the report, the README's tables and the figures read these.
+    about: ClassVar[str] = ""  # a sentence or two for a reader of the report
+    paper: ClassVar[str] = ""  # as in "CLEAR, arXiv 2412.16112"
+    text: ClassVar[str] = ""  # what it does with text tokens
+    hue: ClassVar[str] = ""  # its colour, as in "#0072b2"; without one it gets a spare hue
+    published: ClassVar[dict[str, Any]] = {}  # options as its paper has them: the table's defaults
+    # Options in which every test runs it, by a label; the defaults are run besides.
+    forms: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, shape: LayerShape, **options: Any):
         super().__init__()
         self.shape = shape
         self.convolution: DepthwiseConvolution | None = None
         self.backend: str | None = None  # None: the kernels' own choice, by device
-        given = dict(options)
-        entries = given.pop("schedule", None)
-        settled = settle(self.name, {**self.table, **_SCHEDULE}, given)
-        settled.pop("schedule")
-        self.values = Values(settled)
-        self.schedule = self._read_schedule(entries or [])
+        entries = options.pop("schedule", None)
+        check_names(self.name, {**self.table, **_SCHEDULE}, options)
+        self.values = Values(resolve(self.name, self.table, options))
+        self.schedule = schedules.read(self.name, entries or [], self._checked)
         self._pinned: dict[str, Any] | None = None
 
     # Options and their schedule over the noise
 
     @property
     def options(self) -> dict[str, Any]:
-        """Plain JSON values that build this operator again."""
-        schedule = [{"until": until, **changes} for until, changes in self.schedule]
-        told = {
-            n: value
-            for n, value in self.values.given.items()
-            if self.shape.has_text or not self.table[n].joint
-        }
-        return {**_plain(told), **({"schedule": _plain(schedule)} if schedule else {})}
+        """Return plain JSON values that build this operator again."""
+        options = {}
+        for name, value in self.values.by_name.items():
+            if self.shape.has_text or not self.table[name].needs:
+                options[name] = _plain(value)
+        if self.schedule:
+            options["schedule"] = _plain(schedules.write(self.schedule))
+        return options
 
     @property
     def choices(self) -> list[dict[str, Any]]:
-        """What the schedule chooses from: training draws one a step and pins it."""
+        """Return what the schedule chooses from: training draws one a step and pins it."""
         return [changes for _, changes in self.schedule]
 
     @property
     def pinned(self) -> dict[str, Any] | None:
-        """Values that hold whatever the noise; None: the schedule decides."""
+        """Return the values that hold whatever the noise; None: the schedule decides."""
         return self._pinned
 
     @pinned.setter
@@ -108,6 +112,7 @@ class Operator(nn.Module):
 
     @contextmanager
     def pin(self, **values: Any) -> Iterator[None]:
+        """Hold these values whatever the noise, inside the block."""
         before = self.pinned
         self.pinned = values
         try:
@@ -115,9 +120,10 @@ class Operator(nn.Module):
         finally:
             self._pinned = before
 
-    def ever(self, option: str) -> list[Any]:
-        """Every value the option can take: its own, then the schedule's."""
-        return [getattr(self.values, option), *(c[option] for c in self.choices if option in c)]
+    def possible(self, option: str) -> list[Any]:
+        """Return every value that the option can take: its own, then the schedule's."""
+        scheduled = [changes[option] for changes in self.choices if option in changes]
+        return [getattr(self.values, option), *scheduled]
 
     def _checked(self, values: dict[str, Any]) -> dict[str, Any]:
         free = [name for name, option in self.table.items() if option.scheduled]
@@ -128,88 +134,44 @@ class Operator(nn.Module):
                 raise ValueError(f"{self.name}: {name} cannot follow the noise; what can: {can}")
         return {name: check(self.name, self.table, name, value) for name, value in values.items()}
 
-    def _read_schedule(
-        self, entries: Sequence[dict[str, Any]]
-    ) -> list[tuple[float, dict[str, Any]]]:
-        if isinstance(entries, (str, dict)) or not all(
-            isinstance(entry, dict) for entry in entries
-        ):
-            shown = "[{until: 0.8, ...}, {until: 0.0, ...}]"
-            raise ValueError(f"{self.name}: schedule is a list like {shown}, not {entries!r}")
-        schedule = []
-        for entry in entries:
-            changes = dict(entry)
-            until = changes.pop("until", None)
-            if (
-                isinstance(until, bool)
-                or not isinstance(until, (int, float))
-                or not 0 <= until <= 1
-            ):
-                raise ValueError(
-                    f"{self.name}: until is a noise level in [0, 1], not {until!r} in {entry!r}"
-                )
-            if schedule and until >= schedule[-1][0]:
-                raise ValueError(
-                    f"{self.name}: schedules go from noise to picture; until {until} follows "
-                    f"{schedule[-1][0]}"
-                )
-            schedule.append((float(until), self._checked(changes)))
-        return schedule
-
     def at(self, noise: float | None = None) -> Values:
-        """The options that hold at one noise level; without a level, and below the last `until`,
-        the operator's own.
+        """Return the options that hold at one noise level.
+
+        Without a level, and below the last `until`, those are the operator's own.
         """
         if self._pinned is not None:
-            return self.values.but(self._pinned)
+            return self.values.replace(self._pinned)
         if noise is None or not self.schedule:
             return self.values
-        return self._entry(self._positions(torch.tensor([noise], dtype=torch.float64))[0])
+        level = torch.tensor([noise], dtype=torch.float64)
+        return self._values_at(schedules.positions(self.schedule, level)[0])
 
-    def _positions(self, noise: Tensor) -> list[int]:
-        # In the noise's own precision: 0.7 in float32 is below the double 0.7, yet it is the level
-        # that was meant.
-        untils = noise.new_tensor([until for until, _ in self.schedule])
-        return (noise.flatten()[:, None] < untils).sum(1).tolist()
+    def _values_at(self, position: int) -> Values:
+        return self.values.replace(schedules.changes(self.schedule, position))
 
-    def _entry(self, position: int) -> Values:
-        changes = self.schedule[position][1] if position < len(self.schedule) else {}
-        return self.values.but(changes)
-
-    def _grouped(
+    def _by_noise(
         self, function: Callable[..., Tensor], noise: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
-        """function(values, *tensors) for each part of the batch that shares its values, back in the
-        batch's order.
-        """
+        """Run function(values, *tensors) on the pictures of each entry, in the batch's order."""
         if self._pinned is not None or noise is None or not self.schedule:
             return function(self.at(), *tensors)
-        batch = tensors[0].shape[0]
+        batch = next(tensor.shape[0] for tensor in tensors if tensor is not None)
         if noise.numel() not in (1, batch):
             raise ValueError(
-                f"{self.name}: noise has {noise.numel()} levels for a batch of {batch}; give 1 or "
-                f"{batch}"
+                f"{self.name}: noise has {noise.numel()} levels for a batch of {batch}; "
+                f"give 1 or {batch}"
             )
-        positions = self._positions(noise)
-        if len(set(positions)) == 1:
-            return function(self._entry(positions[0]), *tensors)
-        groups = [
-            [i for i, p in enumerate(positions) if p == position]
-            for position in sorted(set(positions))
-        ]
-        rows = [torch.tensor(group, device=tensors[0].device) for group in groups]
-        parts = [
-            function(
-                self._entry(positions[group[0]]), *(t if t is None else t[row] for t in tensors)
-            )
-            for group, row in zip(groups, rows, strict=True)
-        ]
-        return torch.cat(parts)[torch.cat(rows).argsort()]
+
+        def at_position(position: int, *tensors: Tensor | None) -> Tensor:
+            return function(self._values_at(position), *tensors)
+
+        places = schedules.positions(self.schedule, noise)
+        return schedules.by_position(at_position, places, *tensors)
 
     # What the layer calls
 
     def inputs(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """What the projections of query, key and value see."""
+        """Return what the projections of query, key and value see."""
         return x, x, x
 
     def mix(
@@ -222,27 +184,26 @@ class Operator(nn.Module):
         noise: Tensor | None = None,
         position: Position | None = None,
     ) -> Tensor:
-        """The attention itself, (batch, tokens, heads, head_dim) like v; noise is (batch,), 1 is
-        pure noise.
+        """Compute the attention, (batch, tokens, heads, head_dim) like v.
+
+        `noise` is (batch,), and 1 is pure noise. `x` is what the layer's projections saw.
         """
         self._fits(grid, q, k, v)
         dtype = common(q, k, v, least=torch.float32 if self.core_in_float32 else None)
 
         def mixed(values: Values, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
-            out = self.core(q, k, v, grid, x, values.but({"position": position}))
-            return (
-                out
-                if self.convolution is None
-                else out + self.convolution(v, grid, self.side(values))
-            )
+            out = self.core(q, k, v, grid, x, values.replace({"position": position}))
+            if self.convolution is None:
+                return out
+            return out + self.convolution(v, grid, self.side(values))
 
         with torch.autocast(v.device.type, enabled=False):
-            return self._grouped(mixed, noise, q.to(dtype), k.to(dtype), v.to(dtype), x).to(v.dtype)
+            return self._by_noise(mixed, noise, q.to(dtype), k.to(dtype), v.to(dtype), x).to(
+                v.dtype
+            )
 
     def runs(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
-        """Say which path `mix` takes on a device, and why. The path is named "none" where it would
-        raise.
-        """
+        """Say which path `mix` takes on a device, and why; "none" where it would raise."""
         if self.max_head_dim is None:
             return Backend("torch", "PyTorch's own operations")
         try:
@@ -252,25 +213,28 @@ class Operator(nn.Module):
 
     @property
     def head_dim(self) -> int:
-        """Of the heads the core works with."""
+        """Return the width of the heads that the core works with."""
         return self.shape.head_dim
 
-    def initialise(self, attn: nn.Module, policy: str = "all") -> None:
-        """Keep of the teacher's projections what the policy names and draw the others afresh
-        (Xavier, as LiT does).
+    def initialise(
+        self, attn: nn.Module, policy: str = "all", activations: Activations | None = None
+    ) -> None:
+        """Keep of the teacher's projections what the policy names, and start the others afresh.
+
+        A policy with `fit` gets the activations of the layer that is replaced.
         """
-        if policy not in KEPT:
-            raise nearest("initialise policy", policy, KEPT)
-        for name in KEPT["all"]:
-            projection = getattr(attn, name, None)
-            if projection is None or name in KEPT[policy]:
-                continue
-            linear = (
-                projection if hasattr(projection, "weight") else projection[0]
-            )  # to_out is [Linear, Dropout]
-            nn.init.xavier_uniform_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        if policy not in POLICIES:
+            raise nearest("initialise policy", policy, POLICIES)
+        draw_afresh(attn, POLICIES[policy].keeps)
+        fit = POLICIES[policy].fit
+        if fit is None:
+            return
+        if activations is None:
+            raise ValueError(
+                f"initialise {policy!r} starts from the teacher's activations: pass "
+                "data=lambda model: ..., which runs the model once"
+            )
+        fit(self, attn, activations)
 
     # What it stands for
 
@@ -282,28 +246,30 @@ class Operator(nn.Module):
         noise: Tensor | None = None,
         position: Position | None = None,
     ) -> Tensor:
-        """The N x N matrix of every head, (batch, heads, tokens, tokens): row i says whom token i
-        reads.
+        """Return the N x N matrix of every head, (batch, heads, tokens, tokens).
+
+        Row i says which tokens token i reads.
         """
         self._fits(grid, q, k)
-        wide = common(q, k, least=torch.float32)
+        dtype = common(q, k, least=torch.float32)
 
         def dense(values: Values, q: Tensor, k: Tensor) -> Tensor:
-            return self.dense(q, k, grid, values.but({"position": position}))
+            return self.dense(q, k, grid, values.replace({"position": position}))
 
         with torch.autocast(q.device.type, enabled=False):
-            return self._grouped(dense, noise, q.to(wide), k.to(wide))
+            return self._by_noise(dense, noise, q.to(dtype), k.to(dtype))
 
     def local(self, v: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
-        """What a convolution adds to map @ v; zeros without one."""
+        """Return what a convolution adds to map @ v; zeros without one."""
         self._fits(grid, v)
-        if self.convolution is None:
+        convolution = self.convolution
+        if convolution is None:
             return torch.zeros_like(v)
-        return self._grouped(
-            lambda values, v: self.convolution.definition(v, grid, self.side(values)),
-            noise,
-            v.to(common(v, least=torch.float32)),
-        )
+
+        def convolved(values: Values, v: Tensor) -> Tensor:
+            return convolution.definition(v, grid, self.side(values))
+
+        return self._by_noise(convolved, noise, v.to(common(v, least=torch.float32)))
 
     def definition(
         self,
@@ -314,59 +280,70 @@ class Operator(nn.Module):
         noise: Tensor | None = None,
         position: Position | None = None,
     ) -> Tensor:
-        """What `mix` must equal: map @ v + local, v regrouped to the map's heads."""
+        """Compute what `mix` must equal: map @ v + local, with v regrouped to the map's heads."""
         # (batch, map_heads, tokens, tokens)
         weights = self.attention_map(q, k, grid, noise, position)
         # (batch, tokens, map_heads, -1)
         value = v.to(weights.dtype).flatten(2).unflatten(2, (weights.shape[1], -1))
-        read = torch.einsum("bhij,bjhd->bihd", weights, value)
-        return read.reshape(v.shape) + self.local(v, grid, noise)
+        out = torch.einsum("bhij,bjhd->bihd", weights, value)
+        return out.reshape(v.shape) + self.local(v, grid, noise)
 
     # What it costs
 
     def macs(self, grid: Grid, noise: float | None = None) -> int:
-        """Multiply-accumulates of this layer's core and added modules for one picture; the
-        teacher's projections, softmax, averages and divisions are not counted, as in the papers.
-        CLEAR's pooling is: it learns its weights.
+        """Count the multiply-accumulates of this layer's core and added modules for one picture.
+
+        The teacher's projections, softmax, averages and divisions are not counted, as in the
+        papers. CLEAR's pooling is counted, because its weights are learned.
         """
         values = self.at(noise)
         side = 0 if self.convolution is None else self.side(values)
         return self.cost(grid, values) + side * side * grid.picture * self.shape.channels
 
     def new_parameters(self) -> list[str]:
-        """Names of the parameters that the teacher does not have."""
+        """Name the parameters that the teacher does not have."""
         return [name for name, _ in self.named_parameters()]
 
-    # What a subclass writes; q, k, v have one dtype, in `dense` float32 at least
+    # What a subclass writes. q, k, v have one dtype, in `dense` float32 at least.
 
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        """Like v, sub-quadratic, without the convolution."""
+        """Compute the attention, shaped like v, without an N x N tensor or the convolution."""
         raise NotImplementedError
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
-        """The N x N matrix, by the letter of the paper."""
+        """Return the N x N matrix, by the letter of the paper."""
         raise NotImplementedError
 
     def cost(self, grid: Grid, values: Values) -> int:
-        """Multiply-accumulates without the convolution."""
+        """Count the multiply-accumulates of one picture, without the convolution."""
         raise NotImplementedError
 
+    def uncounted(self, grid: Grid, values: Values) -> int | Literal["pairs"] | None:
+        """Count the products of `core` that `cost` leaves out, such as averages made by a product.
+
+        `check_operator` adds them to `cost` and compares with what PyTorch's counter sees. "pairs"
+        says that `core` multiplies whole tiles of a sparse map, and `cost` is compared with the
+        entries of the map. None says that neither can judge it, and the operator's own tests do.
+        """
+        return 0
+
     def side(self, values: Values) -> int:
-        """The side of the convolution's kernel."""
+        """Return the side of the convolution's kernel."""
         return values.conv
 
     # Small things
 
     def _fits(self, grid: Grid, *tensors: Tensor) -> None:
+        heads, head_dim = self.shape.heads, self.shape.head_dim
+        expected = (grid.tokens, heads, head_dim)
         for tensor in tensors:
-            want = (grid.tokens, self.shape.heads, self.shape.head_dim)
-            if tensor.ndim != 4 or tuple(tensor.shape[1:]) != want:
+            if tensor.ndim != 4 or tuple(tensor.shape[1:]) != expected:
                 raise ValueError(
                     f"{self.name}: a tensor of shape {tuple(tensor.shape)} does not fit {grid} "
-                    f"with {self.shape.heads} "
-                    f"heads of {self.shape.head_dim}: expected (batch, {', '.join(map(str, want))})"
+                    f"with {heads} heads of {head_dim}: expected (batch, {grid.tokens}, {heads}, "
+                    f"{head_dim})"
                 )
 
     def extra_repr(self) -> str:
@@ -377,11 +354,11 @@ _SCHEDULE = {"schedule": Option(None, lambda value: value, scheduled=False)}
 
 
 def common(*tensors: Tensor, least: torch.dtype | None = None) -> torch.dtype:
-    """The dtype that holds them all, and `least`."""
-    found = least or tensors[0].dtype
+    """Return the dtype that holds them all, and `least`."""
+    dtype = least or tensors[0].dtype
     for tensor in tensors:
-        found = torch.promote_types(found, tensor.dtype)
-    return found
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
 def _plain(value: Any) -> Any:
@@ -393,11 +370,11 @@ def _plain(value: Any) -> Any:
 
 
 def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """scale * q k^T of every head, (batch, heads, queries, keys)."""
+    """Return scale * q k^T of every head, (batch, heads, queries, keys)."""
     return torch.einsum("bihd,bjhd->bhij", q, k) * scale
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """PyTorch's softmax attention of tensors laid out as (batch, tokens, heads, head_dim)."""
+    """Compute PyTorch's softmax attention of (batch, tokens, heads, head_dim)."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (batch, heads, tokens, head_dim)
     return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)

@@ -15,6 +15,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,24 +27,23 @@ from linattn.attention.options import Values, flag, number, whole
 from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
 
-UNTOLD = (
+NO_TRAINED = (
     "proportional needs to know how many tokens the model was trained with, and its config does "
-    "not say: pass trained, "
-    "text included (FLUX.1 at 1024 px: 4608)"
+    "not say: pass trained, text included (FLUX.1 at 1024 px: 4608)"
 )
 
 
 class Pooling(nn.Module):
-    """A kernel for each factor. Called, not looked up: accelerate brings offloaded weights back for
-    a call alone.
+    """Hold one pooling kernel for each factor.
+
+    It is called and not looked up, because accelerate brings offloaded weights back only for calls.
     """
 
     def __init__(self, factors: Sequence[int]):
         super().__init__()
         for factor in factors:
-            self.register_parameter(
-                str(factor), nn.Parameter(torch.full((factor, factor), 1 / factor**2))
-            )
+            kernel = torch.full((factor, factor), 1 / factor**2)
+            self.register_parameter(str(factor), nn.Parameter(kernel))
 
     def forward(self, factor: int) -> Tensor:
         return getattr(self, str(factor))
@@ -51,6 +51,13 @@ class Pooling(nn.Module):
 
 class Clear(Operator):
     name = "clear"
+    about = (
+        "CLEAR keeps softmax and the teacher's weights, but lets a token look only at those inside "
+        "a disc around it; pooled keys, where there are any, give back a coarse view of the rest."
+    )
+    paper = "CLEAR, arXiv 2412.16112"
+    text = "picture tokens read all text, text tokens read everything"
+    hue = "#0072b2"
     max_head_dim, core_in_float32 = MOST_SOFTMAX, False
     table = {
         "radius": number(8, above=0),
@@ -58,17 +65,22 @@ class Clear(Operator):
         "proportional": flag(False, scheduled=True),
         "trained": whole(None, least=2),
     }
+    published = {"radius": 8, "pool": 1, "proportional": False}
+    forms = {
+        "disc": {"radius": 3},
+        "fraction": {"radius": 2.5, "proportional": True, "trained": 50},
+        "single": {"radius": 0.5},
+        "pool2": {"radius": 2, "pool": 2},
+        "pool4": {"radius": 4, "pool": 4, "proportional": True, "trained": 50},
+    }
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
-        if (
-            True in self.ever("proportional")
-            and None in self.ever("trained")
-            and shape.trained is None
-        ):
-            raise ValueError(UNTOLD)
-        # One kernel for each factor a schedule asks for.
-        factors = sorted({factor for factor in self.ever("pool") if factor > 1})
+        proportional, trained = self.possible("proportional"), self.possible("trained")
+        if True in proportional and None in trained and shape.trained is None:
+            raise ValueError(NO_TRAINED)
+        # One kernel for each factor of the schedule.
+        factors = sorted({factor for factor in self.possible("pool") if factor > 1})
         self.pooling = Pooling(factors)
 
     def scale(self, grid: Grid, values: Values) -> float:
@@ -77,48 +89,53 @@ class Clear(Operator):
             return scale
         trained = values.trained or self.shape.trained
         if trained is None:
-            raise ValueError(UNTOLD)
+            raise ValueError(NO_TRAINED)
         tokens = grid.tokens * (10 if values.pool > 1 else 1)
         return scale * math.sqrt(math.log(tokens) / math.log(trained))
 
     def pooled(self, tokens: Tensor, grid: Grid, factor: int) -> Tensor:
-        """(batch, cells, heads, head_dim); what lies beyond the border is zero and adds nothing."""
-        wide = common(tokens, least=torch.float32)
-        rows = grid.rows(tokens.to(wide))  # (batch, height, width, heads, head_dim)
-        rows = F.pad(rows, (0, 0, 0, 0, 0, -grid.width % factor, 0, -grid.height % factor))
-        cells = rows.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
-        kernel = self.pooling(factor).to(wide)
+        """Pool each cell's tokens into one, (batch, cells, heads, head_dim).
+
+        What lies beyond the border is zero and adds nothing.
+        """
+        dtype = common(tokens, least=torch.float32)
+        picture = grid.rows(tokens.to(dtype))  # (batch, height, width, heads, head_dim)
+        picture = F.pad(picture, (0, 0, 0, 0, 0, -grid.width % factor, 0, -grid.height % factor))
+        cells = picture.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
+        kernel = self.pooling(factor).to(dtype)
         return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2).to(tokens.dtype)
 
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        extra = (
-            tuple(self.pooled(each, grid, values.pool) for each in (k, v))
-            if values.pool > 1
-            else None
+        extra = None
+        if values.pool > 1:
+            extra = self.pooled(k, grid, values.pool), self.pooled(v, grid, values.pool)
+        out = window_attention(
+            q,
+            k,
+            v,
+            height=grid.height,
+            width=grid.width,
+            radius=values.radius,
+            text=grid.text,
+            scale=self.scale(grid, values),
+            extra=extra,
+            backend=self.backend,
         )
-        place = {
-            "height": grid.height,
-            "width": grid.width,
-            "radius": values.radius,
-            "text": grid.text,
-        }
-        how = {"scale": self.scale(grid, values), "extra": extra, "backend": self.backend}
-        return window_attention(q, k, v, **place, **how)
+        return cast(Tensor, out)  # without the log-sum-exp
 
     def allowed(self, grid: Grid, radius: float, device: torch.device) -> Tensor:
-        """(tokens, tokens): whether the row reads the column."""
-        place = torch.arange(grid.picture, device=device)
-        y, x = place // grid.width, place % grid.width
+        """Say for each pair whether the first token reads the second, (tokens, tokens)."""
+        token = torch.arange(grid.picture, device=device)
+        y, x = token // grid.width, token % grid.width
         near = (y[:, None] - y).double() ** 2 + (x[:, None] - x).double() ** 2 < radius**2
         return F.pad(near, (grid.text, 0, grid.text, 0), value=True)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         text, scale = grid.text, self.scale(grid, values)
-        weight = scores(q, k, scale).masked_fill(
-            ~self.allowed(grid, values.radius, q.device), -math.inf
-        )
+        hidden = ~self.allowed(grid, values.radius, q.device)
+        weight = scores(q, k, scale).masked_fill(hidden, -math.inf)
         if values.pool == 1:
             return weight.softmax(-1)
         # A pooled key is a sum of keys, so its score is that sum of scores and its weight goes to
@@ -130,20 +147,24 @@ class Clear(Operator):
         return both[..., : grid.tokens] + both[..., grid.tokens :] @ spread
 
     def spread(self, grid: Grid, factor: int, dtype: torch.dtype) -> Tensor:
-        """(cells, tokens): the kernel's weight of each token in each cell."""
+        """Return the kernel's weight of each token in each cell, (cells, tokens)."""
         kernel = self.pooling(factor).to(dtype)
-        place = torch.arange(grid.picture, device=kernel.device)
-        y, x = place // grid.width, place % grid.width
+        token = torch.arange(grid.picture, device=kernel.device)
+        y, x = token // grid.width, token % grid.width
         cell = (y // factor) * math.ceil(grid.width / factor) + x // factor
         cells = F.one_hot(cell, self.cells(grid, factor)).T.to(dtype)
         return F.pad(cells * kernel[y % factor, x % factor], (grid.text, 0))
 
     def cells(self, grid: Grid, factor: int) -> int:
-        return math.ceil(grid.height / factor) * math.ceil(grid.width / factor) if factor > 1 else 0
+        """Count the pooled cells; none without pooling."""
+        if factor == 1:
+            return 0
+        return math.ceil(grid.height / factor) * math.ceil(grid.width / factor)
 
     def pairs(self, grid: Grid, values: Values) -> int:
-        """Query-key pairs that are read: the ideal, which no tiling reaches (8 x 8 tiles at radius
-        8: 2.5 times).
+        """Count the query-key pairs that are read.
+
+        This is the ideal, which no tiling reaches: tiles of 8 x 8 at radius 8 compute 2.5 times it.
         """
         far = math.ceil(values.radius) - 1
         near = 0
@@ -155,14 +176,16 @@ class Clear(Operator):
         return pairs + grid.picture * self.cells(grid, values.pool)
 
     def cost(self, grid: Grid, values: Values) -> int:
-        pooling = (
-            2 * grid.picture * self.shape.channels if values.pool > 1 else 0
-        )  # of keys and values, learned
+        # Pooling of keys and of values, whose weights are learned.
+        pooling = 2 * grid.picture * self.shape.channels if values.pool > 1 else 0
         return 2 * self.pairs(grid, values) * self.shape.channels + pooling
+
+    def uncounted(self, grid: Grid, values: Values) -> Literal["pairs"] | None:
+        return "pairs" if values.pool == 1 else None  # PyTorch's path multiplies whole tiles
 
 
 def _half_chord(dy: int, radius: float, width: int) -> int:
-    """The largest dx with dy^2 + dx^2 < radius^2, at most width - 1."""
+    """Return the largest dx with dy^2 + dx^2 < radius^2, at most width - 1."""
     dx = 0
     while dx + 1 < width and dy * dy + (dx + 1) ** 2 < radius * radius:
         dx += 1

@@ -4,8 +4,8 @@ output.
 - Zero at first (weight and bias): a converted layer starts as its attention alone.
 - Channels-last without a copy: tokens already lie as (height, width, channels). With channels
   first, the convolution takes longer than the linear attention it helps.
-- `shared` > 1 heads use the same head_dim x k x k weights (LiT). A schedule may ask for a smaller
-  side: the centre of the same weights. Text tokens have no place on the picture and get nothing.
+- `shared` > 1 heads use the same head_dim x k x k weights (LiT). A schedule may use a smaller
+  side: the centre of the same weights. Text tokens do not lie on the picture and get nothing.
 """
 
 import torch
@@ -34,15 +34,16 @@ class DepthwiseConvolution(nn.Module):
         return F.pad(out, (0, 0, 0, 0, grid.text, 0)) if grid.text else out
 
     def kernel(self, side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(channels, 1, side, side) and (channels,): the centre of the weights, once for each
-        sharing head.
+        """Return the centre of the weights, (channels, 1, side, side), and the bias.
+
+        Shared weights are repeated for each head.
         """
         off = (self.weight.shape[-1] - side) // 2
         weight = self.weight[:, :, off : off + side, off : off + side].to(dtype)
         return weight.repeat(self.shared, 1, 1, 1), self.bias.to(dtype).repeat(self.shared)
 
     def definition(self, v: Tensor, grid: Grid, side: int) -> Tensor:
-        """The same by shifted sums, the judge of `forward`."""
+        """Compute the same by shifted sums: the judge of `forward`."""
         out = torch.zeros_like(v)
         if side == 0:
             return out
@@ -52,8 +53,6 @@ class DepthwiseConvolution(nn.Module):
         total = bias.expand_as(picture)
         for dy in range(side):
             for dx in range(side):
-                total = (
-                    total
-                    + padded[:, dy : dy + grid.height, dx : dx + grid.width] * weight[:, 0, dy, dx]
-                )
+                shifted = padded[:, dy : dy + grid.height, dx : dx + grid.width]
+                total = total + shifted * weight[:, 0, dy, dx]
         return torch.cat([out[:, : grid.text], total.flatten(1, 2).unflatten(2, v.shape[2:])], 1)

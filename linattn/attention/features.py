@@ -1,5 +1,4 @@
-"""What the linear operators share: how they call `linattn_kernels.linear_attention`, and the N x N
-definition.
+"""What the linear operators share: the call of linattn_kernels.linear_attention, its definition.
 
 - Sums over tokens are means, as published: the state and its normaliser keep their size at any
   resolution, and the epsilon means the same at 256 tokens and at 16,384.
@@ -13,6 +12,8 @@ definition.
   picture token the picture linearly and the text by softmax, mixed by their shares of the tokens.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,8 +26,8 @@ from linattn_kernels import linear_attention
 # What is added to the map. LiT's constant: a query with no positive entry still has a normaliser.
 SHIFTS = {"elu1": 0.0, "relu": 1e-6}
 JOINT = {
-    "text": choice("joint", ("joint", "exact"), joint=True),
-    "rope": choice("map", ("map", "numerator"), joint=True),
+    "text": choice("joint", ("joint", "exact"), needs="text"),
+    "rope": choice("map", ("map", "numerator"), needs="rotation"),
 }
 Rope = tuple[Tensor, Tensor]
 
@@ -37,47 +38,49 @@ def phi(x: Tensor, feature_map: str) -> Tensor:
 
 
 def unrotated(x: Tensor, rope: Rope) -> Tensor:
-    """x (batch, tokens, heads, head_dim) as it was before its family rotated it."""
-    cos, sin = (part.to(x.device)[:, None] for part in rope)  # (tokens, 1, head_dim)
-    wide = x.to(common(x, least=torch.float32))  # diffusers' own function rounds float64 to float32
-    even, odd = wide.unflatten(3, (-1, 2)).unbind(4)
-    return (wide * cos + torch.stack([odd, -even], 4).flatten(3) * sin).to(x.dtype)
+    """Return x (batch, tokens, heads, head_dim) as it was before its family rotated it."""
+    cos, sin = (angles.to(x.device)[:, None] for angles in rope)  # (tokens, 1, head_dim)
+    # diffusers' own function rounds float64 to float32
+    rotated = x.to(common(x, least=torch.float32))
+    even, odd = rotated.unflatten(3, (-1, 2)).unbind(4)
+    return (rotated * cos + torch.stack([odd, -even], 4).flatten(3) * sin).to(x.dtype)
 
 
 def read(
     q: Tensor, k: Tensor, v: Tensor, grid: Grid, values: Values, backend: str | None, heads: int
 ) -> Tensor:
-    """Like v: one linear read with the tokens' channels regrouped to `heads`, text as the options
-    say.
+    """Compute linear attention, shaped like v, with the tokens' channels regrouped to `heads`.
+
+    Text is read as the options `text` and `rope` say.
     """
     exact = bool(grid.text) and values.text == "exact"
-    below = _below(q, k, values)
-    first = grid.text if exact else 0
-    linear = (
-        each if each is None else _regrouped(each[:, first:], heads) for each in (q, k, v, *below)
+    denominator = _denominator(q, k, values)
+    text = grid.text if exact else 0
+    if denominator is not None:
+        q_den, k_den = denominator
+        denominator = _regrouped(q_den[:, text:], heads), _regrouped(k_den[:, text:], heads)
+    out = linear_attention(
+        _regrouped(q[:, text:], heads),
+        _regrouped(k[:, text:], heads),
+        _regrouped(v[:, text:], heads),
+        feature_map=values.feature_map,
+        shift=SHIFTS[values.feature_map],
+        eps=values.eps,
+        normaliser=denominator,
+        backend=backend,
     )
-    out = _linear(*linear, values, backend).reshape(v[:, first:].shape)
+    out = cast(Tensor, out).reshape(v[:, text:].shape)  # without the denominators
     if not exact:
         return out
     share = grid.picture / grid.tokens
-    picture = share * out + (1 - share) * _softmax(q[:, first:], k[:, :first], v[:, :first])
-    return torch.cat([_softmax(q[:, :first], k, v), picture], 1)
+    picture = share * out + (1 - share) * _softmax(q[:, text:], k[:, :text], v[:, :text])
+    return torch.cat([_softmax(q[:, :text], k, v), picture], 1)
 
 
-def _linear(q, k, v, below_q, below_k, values: Values, backend: str | None) -> Tensor:
-    how = {
-        "feature_map": values.feature_map,
-        "shift": SHIFTS[values.feature_map],
-        "eps": values.eps,
-    }
-    normaliser = None if below_q is None else (below_q, below_k)
-    return linear_attention(q, k, v, **how, normaliser=normaliser, backend=backend)
-
-
-def _below(q: Tensor, k: Tensor, values: Values) -> tuple[Tensor | None, Tensor | None]:
-    """Other queries and keys for the denominator, where there are such."""
+def _denominator(q: Tensor, k: Tensor, values: Values) -> tuple[Tensor, Tensor] | None:
+    """Return the queries and keys of the denominator, where they are not those of the numerator."""
     if values.position is None or values.rope == "map":
-        return None, None
+        return None
     return unrotated(q, values.position), unrotated(k, values.position)
 
 
@@ -86,7 +89,7 @@ def _regrouped(tensor: Tensor, heads: int) -> Tensor:
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (batch, heads, tokens, head_dim)
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (batch, heads, tokens, head_dim)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
@@ -95,40 +98,57 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def dense(q: Tensor, k: Tensor, grid: Grid, values: Values, heads: int) -> Tensor:
-    """The N x N weights: of `heads` heads, or of the teacher's where text is exact."""
-    below = [
-        each if other is None else other
-        for each, other in zip((q, k), _below(q, k, values), strict=True)
-    ]
-    if not grid.text or values.text == "joint":
-        return linear_map(
-            *(_regrouped(each, heads) for each in (q, k, *below)), values.feature_map, values.eps
-        )
-    text, share = grid.text, grid.picture / grid.tokens
-    picture = (_regrouped(each[:, text:], heads) for each in (q, k, *below))
-    linear = linear_map(*picture, values.feature_map, values.eps)
+    """Return the N x N weights: of `heads` heads, or of the teacher's where text is exact."""
+    exact = bool(grid.text) and values.text == "exact"
+    text = grid.text if exact else 0
+    q_den, k_den = _denominator(q, k, values) or (q, k)
+    linear = linear_map(
+        _regrouped(q[:, text:], heads),
+        _regrouped(k[:, text:], heads),
+        _regrouped(q_den[:, text:], heads),
+        _regrouped(k_den[:, text:], heads),
+        values.feature_map,
+        values.eps,
+    )
+    if not exact:
+        return linear
+    share = grid.picture / grid.tokens
     weight = scores(q, k, q.shape[3] ** -0.5)  # (batch, heads, tokens, tokens)
     on_text = (1 - share) * weight[:, :, text:, :text].softmax(-1)
     on_picture = share * linear.repeat_interleave(q.shape[2] // heads, 1)
-    return torch.cat([weight[:, :, :text].softmax(-1), torch.cat([on_text, on_picture], 3)], 2)
+    of_text = weight[:, :, :text].softmax(-1)
+    of_picture = torch.cat([on_text, on_picture], 3)
+    return torch.cat([of_text, of_picture], 2)
 
 
 def linear_map(
-    q: Tensor, k: Tensor, below_q: Tensor, below_k: Tensor, feature_map: str, eps: float
+    q: Tensor, k: Tensor, q_den: Tensor, k_den: Tensor, feature_map: str, eps: float
 ) -> Tensor:
-    """(batch, heads, tokens, tokens); the last two are the denominator's queries and keys."""
-    weights, below = (
-        torch.einsum("bihd,bjhd->bhij", phi(one, feature_map), phi(two, feature_map))
-        for one, two in ((q, k), (below_q, below_k))
-    )
+    """Return (batch, heads, tokens, tokens); q_den and k_den are those of the denominator."""
     tokens = k.shape[1]
-    return weights / tokens / (below.sum(-1, keepdim=True) / tokens + eps)
+    weights = _products(q, k, feature_map)
+    denominator = _products(q_den, k_den, feature_map).sum(-1, keepdim=True)
+    return weights / tokens / (denominator / tokens + eps)
+
+
+def _products(q: Tensor, k: Tensor, feature_map: str) -> Tensor:
+    return torch.einsum("bihd,bjhd->bhij", phi(q, feature_map), phi(k, feature_map))
+
+
+# Costs
+# ---------------------------------------------------------------------------------------------
+
+
+def denominator_products(grid: Grid, values: Values, channels: int) -> int:
+    """Count the products of the denominator: a matrix product here, and free in the papers."""
+    return linear_tokens(grid, values) * channels
 
 
 def exact_pairs(grid: Grid, values: Values) -> int:
-    """Query-key pairs that softmax keeps."""
+    """Count the query-key pairs that softmax keeps."""
     return grid.text * (grid.tokens + grid.picture) if values.text == "exact" else 0
 
 
 def linear_tokens(grid: Grid, values: Values) -> int:
+    """Count the tokens that are read linearly."""
     return grid.picture if values.text == "exact" else grid.tokens

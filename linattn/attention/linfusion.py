@@ -23,24 +23,41 @@ from linattn_kernels.check import MOST
 
 
 class Shift(nn.Sequential):
-    """f(x): what is added to the input of a projection; zero at first."""
+    """Compute f(x), which is added to the input of a projection; zero at first."""
 
     def __init__(self, width: int, hidden: int):
-        super().__init__(
-            nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(), nn.Linear(hidden, width)
-        )
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+        # `first` is drawn before `last`, so that a seed gives the weights that it always gave.
+        first, last = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        super().__init__(first, nn.LayerNorm(hidden), nn.LeakyReLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
 
 class LinFusion(Operator):
     name = "linfusion"
+    about = (
+        "LinFusion replaces softmax by a normalised product of positive features, with queries and "
+        "keys passed through small networks, so that one sum over all tokens serves every query."
+    )
+    paper = "LinFusion, arXiv 2409.02097"
+    text = 'read in the same sum as the picture; `text="exact"` keeps softmax for it'
+    hue = "#d55e00"
     max_head_dim, core_in_float32 = MOST, False
     table = {
         "feature_map": choice("elu1", SHIFTS),
         "hidden": whole(None, least=0, scheduled=False),
         "eps": number(1e-4, least=0),
         **JOINT,
+    }
+    published = {"feature_map": "elu1", "hidden": None, "eps": 1e-4}
+    # Epsilons large enough to be seen.
+    forms = {
+        "eps": {"eps": 0.1},
+        "relu": {"eps": 0.1, "feature_map": "relu", "hidden": 0},
+        "small": {"eps": 0.1, "hidden": 8},
+        "exact": {"eps": 0.1, "text": "exact"},
+        "numerator": {"eps": 0.1, "rope": "numerator"},
+        "exact-numerator": {"hidden": 0, "text": "exact", "rope": "numerator"},
     }
 
     def __init__(self, shape: LayerShape, **options):
@@ -51,7 +68,7 @@ class LinFusion(Operator):
         self.key = Shift(shape.width, self.hidden) if self.hidden else None
 
     def inputs(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.hidden:
+        if self.query is None or self.key is None:
             return x, x, x
         return x + self.query(x), x + self.key(x), x
 
@@ -67,3 +84,6 @@ class LinFusion(Operator):
         state = 2 * features.linear_tokens(grid, values) * self.shape.channels * self.shape.head_dim
         exact = 2 * features.exact_pairs(grid, values) * self.shape.channels
         return state + exact + 4 * grid.tokens * self.shape.width * self.hidden
+
+    def uncounted(self, grid: Grid, values: Values) -> int:
+        return features.denominator_products(grid, values, self.shape.channels)

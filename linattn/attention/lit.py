@@ -27,7 +27,7 @@ PUBLISHED_HEADS = {384: 2, 768: 3, 1024: 4, 1152: 4}  # DiT-S, B, L, XL
 
 
 def few_heads(shape: LayerShape) -> int:
-    """The paper's number of heads for a DiT of that width, else at most a quarter of the teacher's.
+    """Return the paper's number of heads for that width, else at most a quarter of the teacher's.
 
     Where those would be wider than the kernels take (a quarter of FLUX's is 6 heads of 512), the
     fewest that are not: the paper's own are 192 to 288 wide, and a default should not leave a GPU
@@ -41,6 +41,16 @@ def few_heads(shape: LayerShape) -> int:
 
 class LiT(Operator):
     name = "lit"
+    about = (
+        "LiT uses plain linear attention with ReLU features and few, wide heads, plus a depth-wise "
+        "convolution on the values for what is near."
+    )
+    paper = "LiT, arXiv 2501.12976"
+    text = (
+        'read in the same sum as the picture; `text="exact"` keeps softmax for it; the convolution '
+        "sees the picture"
+    )
+    hue = "#b0508c"
     max_head_dim, core_in_float32 = MOST, False
     table = {
         "heads": whole(None, least=1, scheduled=False),
@@ -50,6 +60,22 @@ class LiT(Operator):
         "shared_conv": flag(True),
         **JOINT,
     }
+    published = {
+        "heads": None,
+        "kernel": 5,
+        "feature_map": "relu",
+        "eps": 1e-6,
+        "shared_conv": True,
+    }
+    # Epsilons large enough to be seen.
+    forms = {
+        "eps": {"eps": 0.1},
+        "own-conv": {"heads": 2, "kernel": 3, "shared_conv": False, "eps": 0.1},
+        "elu": {"heads": 4, "kernel": 0, "feature_map": "elu1"},
+        "exact": {"heads": 2, "eps": 0.1, "text": "exact"},
+        "numerator": {"heads": 1, "kernel": 0, "rope": "numerator"},
+        "exact-numerator": {"eps": 0.1, "text": "exact", "rope": "numerator"},
+    }
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
@@ -58,15 +84,14 @@ class LiT(Operator):
             raise ValueError(
                 f"lit: heads={self.heads} does not divide the layer's {shape.channels} channels"
             )
-        if "exact" in self.ever("text") and shape.heads % self.heads:
+        if "exact" in self.possible("text") and shape.heads % self.heads:
             raise ValueError(
                 f"lit: text=exact needs heads that divide the teacher's {shape.heads}; "
                 f"{self.heads} do not"
             )
-        if side := max(self.ever("kernel")):
-            self.convolution = DepthwiseConvolution(
-                shape.channels, side, self.heads if self.values.shared_conv else 1
-            )
+        if side := max(self.possible("kernel")):
+            shared = self.heads if self.values.shared_conv else 1
+            self.convolution = DepthwiseConvolution(shape.channels, side, shared)
 
     @property
     def head_dim(self) -> int:
@@ -83,6 +108,9 @@ class LiT(Operator):
     def cost(self, grid: Grid, values: Values) -> int:
         state = 2 * features.linear_tokens(grid, values) * self.shape.channels * self.head_dim
         return state + 2 * features.exact_pairs(grid, values) * self.shape.channels
+
+    def uncounted(self, grid: Grid, values: Values) -> int:
+        return features.denominator_products(grid, values, self.shape.channels)
 
     def side(self, values: Values) -> int:
         return values.kernel

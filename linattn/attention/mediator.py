@@ -16,10 +16,12 @@ mediators.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.convolution import DepthwiseConvolution
@@ -37,11 +39,13 @@ SIDE = 16
 
 
 def partition(count: Count, grid: Grid) -> tuple[int, int]:
-    """Rows and columns of mediators: as given, square where the count is, else nearest to the
+    """Return the rows and columns of mediators.
+
+    A pair is returned as it is. A square count gives a square, another the pair nearest to the
     picture's ratio.
     """
     if not isinstance(count, int):
-        return tuple(count)
+        return count
     root = math.isqrt(count)
     if root * root == count:
         return root, root
@@ -51,32 +55,35 @@ def partition(count: Count, grid: Grid) -> tuple[int, int]:
 
 
 def counts(default: Count) -> Option:
-    def checked(value: object) -> Count:
-        sides = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        wrong = any(
-            not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides
-        )
-        if wrong or (isinstance(value, (list, tuple)) and len(sides) != 2):
+    """Take a number of mediators, or (rows, columns)."""
+
+    def checked(value: Any) -> Count:
+        pair = isinstance(value, (list, tuple))
+        sides = tuple(value) if pair else (value,)
+        if not all(_is_count(side) for side in sides) or (pair and len(sides) != 2):
             raise ValueError("a whole number from 1 on or (rows, columns)")
         return sides if len(sides) == 2 else sides[0]
 
     return Option(default, checked)
 
 
-class Bias(nn.Module):
-    """The bias of one softmax between mediators and places, (heads, mediators, places), made for
-    any size.
-    """
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
-    def __init__(self, heads: int, stored: tuple[int, int], kind: str):
+
+class Bias(nn.Module):
+    """Make the bias of one softmax between mediators and tokens, for any size of picture."""
+
+    def __init__(self, heads: int, stored: tuple[int, int], full: bool):
         super().__init__()
         self.rows = nn.Parameter(torch.zeros(heads, *stored, SIDE))
         self.columns = nn.Parameter(torch.zeros(heads, *stored, SIDE))
-        self.cells = (
-            nn.Parameter(torch.zeros(heads, *stored, TABLE, TABLE)) if kind == "full" else None
-        )
+        self.cells: nn.Parameter | None = None
+        if full:
+            self.cells = nn.Parameter(torch.zeros(heads, *stored, TABLE, TABLE))
 
     def forward(self, rows: int, columns: int, grid: Grid, dtype: torch.dtype) -> Tensor:
+        """Return (heads, mediators, tokens of the picture)."""
         # Stored mediators of all heads first; in the core's dtype, since half precision misplaces
         # the samples.
         down, across = (
@@ -95,7 +102,7 @@ class Bias(nn.Module):
 
 
 def resized(table: Tensor, rows: int, columns: int) -> Tensor:
-    """(a, rows, columns, b) interpolated bilinearly to another number of rows and columns."""
+    """Interpolate (a, rows, columns, b) bilinearly to another number of rows and columns."""
     if table.shape[1:3] == (rows, columns):
         return table
     down = interpolation(table.shape[1], rows, table)
@@ -106,12 +113,19 @@ def resized(table: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _along(matrix: Tensor, table: Tensor) -> Tensor:
-    """(target, size) times (a, size, b)."""
+    """Multiply (target, size) by (a, size, b), which gives (a, target, b)."""
     return torch.bmm(matrix.expand(table.shape[0], -1, -1), table)
 
 
 class Mediator(Operator):
     name = "mediator"
+    about = (
+        "Attention Mediators put a few pooled queries between queries and keys: they read all "
+        "tokens, and the tokens read them. A depth-wise convolution gives detail back."
+    )
+    paper = "Attention Mediators, arXiv 2408.05710"
+    text = "mediators read its keys, its queries read the mediators; mediators come of the picture"
+    hue = "#009e73"
     max_head_dim, core_in_float32 = MOST_SOFTMAX, False
     table = {
         "count": counts(64),
@@ -119,35 +133,42 @@ class Mediator(Operator):
         "conv": kernel(3),
         "source": choice("query", ("query", "learned")),
     }
+    published = {"count": 64, "bias": "none", "conv": 3, "source": "query"}
+    forms = {
+        "9": {"count": 9},
+        "6": {"count": 6, "conv": 0},
+        "factorised": {"count": (2, 3), "bias": "factorised"},
+        "full": {"count": 4, "bias": "full"},
+        "learned": {"count": 6, "bias": "full", "source": "learned"},
+    }
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
-        if side := max(self.ever("conv")):
+        if side := max(self.possible("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
         # Stored at the largest count as a square picture has it. Other counts are interpolated from
         # it, and so is that count itself where a picture's ratio turns it: 8 is stored 2 x 4, and a
         # tall picture has 4 x 2.
-        stored = max((partition(count, Grid(1, 1)) for count in self.ever("count")), key=math.prod)
-        kind = self.values.bias
-        self.reading_bias = (
-            None if kind == "none" else Bias(shape.heads, stored, kind)
-        )  # stage 1, mediators on keys
-        self.query_bias = (
-            None if kind == "none" else Bias(shape.heads, stored, kind)
-        )  # stage 2, queries on mediators
+        shapes = [partition(count, Grid(1, 1)) for count in self.possible("count")]
+        stored = max(shapes, key=math.prod)
+        self.reading_bias: Bias | None = None  # stage 1, mediators on keys
+        self.query_bias: Bias | None = None  # stage 2, queries on mediators
+        if self.values.bias != "none":
+            full = self.values.bias == "full"
+            self.reading_bias = Bias(shape.heads, stored, full)
+            self.query_bias = Bias(shape.heads, stored, full)
         self.tokens: nn.Parameter | None = None
         if self.values.source == "learned":
-            # Of the size of projected queries; from zero all mediators would stay the same one for
-            # ever.
+            # As large as projected queries: from zero, all mediators would stay equal for ever.
             self.tokens = nn.Parameter(torch.randn(1, *stored, shape.channels))
 
     def mediators(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
-        """(batch, mediators, heads, head_dim) of q's dtype, averaged in float32 at least."""
-        wide = common(q, least=torch.float32)
+        """Return (batch, mediators, heads, head_dim) of q's dtype, averaged in float32 at least."""
+        dtype = common(q, least=torch.float32)
         if self.tokens is not None:
-            cells = resized(self.tokens.to(wide), rows, columns).expand(q.shape[0], -1, -1, -1)
+            cells = resized(self.tokens.to(dtype), rows, columns).expand(q.shape[0], -1, -1, -1)
         else:
-            picture = grid.rows(q).flatten(3).to(wide)  # (batch, height, width, channels)
+            picture = grid.rows(q).flatten(3).to(dtype)  # (batch, height, width, channels)
             # (batch, rows, width x channels)
             bands = averages(grid.height, rows, picture) @ picture.flatten(2)
             cells = averages(grid.width, columns, picture) @ bands.unflatten(2, (grid.width, -1))
@@ -156,12 +177,11 @@ class Mediator(Operator):
     def biases(
         self, grid: Grid, rows: int, columns: int, dtype: torch.dtype
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(heads, mediators, tokens) and (heads, tokens, mediators); zero for text."""
-        if self.reading_bias is None:
+        """Return (heads, mediators, tokens) and (heads, tokens, mediators); zero for text."""
+        if self.reading_bias is None or self.query_bias is None:
             return None, None
-        reading, query = (
-            bias(rows, columns, grid, dtype) for bias in (self.reading_bias, self.query_bias)
-        )
+        reading = self.reading_bias(rows, columns, grid, dtype)
+        query = self.query_bias(rows, columns, grid, dtype)
         # Transposed before it is padded: torch.compile mistakes the strides of a padded transposed
         # gradient.
         return F.pad(reading, (grid.text, 0)), F.pad(query.transpose(1, 2), (0, 0, grid.text, 0))
@@ -179,17 +199,15 @@ class Mediator(Operator):
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         rows, columns = partition(values.count, grid)
         mediators, scale = self._cell_means(q, grid, rows, columns), self.shape.head_dim**-0.5
-        reading, query = (
-            0 if bias is None else bias for bias in self.biases(grid, rows, columns, q.dtype)
-        )
-        # (batch, heads, mediators, tokens)
-        first = (scores(mediators, k, scale) + reading).softmax(-1)
-        # (batch, heads, tokens, mediators)
-        second = (scores(q, mediators, scale) + query).softmax(-1)
-        return second @ first
+        reading, query = self.biases(grid, rows, columns, q.dtype)
+        first = scores(mediators, k, scale)  # (batch, heads, mediators, tokens)
+        first = first if reading is None else first + reading
+        second = scores(q, mediators, scale)  # (batch, heads, tokens, mediators)
+        second = second if query is None else second + query
+        return second.softmax(-1) @ first.softmax(-1)
 
     def _cell_means(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
-        """The mediators once more, cell by cell."""
+        """Return the mediators once more, averaged cell by cell."""
         if self.tokens is not None:
             return self.mediators(q, grid, rows, columns)
         channels_first = grid.rows(q).flatten(3).permute(0, 3, 1, 2)
@@ -199,3 +217,12 @@ class Mediator(Operator):
 
     def cost(self, grid: Grid, values: Values) -> int:
         return 4 * math.prod(partition(values.count, grid)) * grid.tokens * self.shape.channels
+
+    def uncounted(self, grid: Grid, values: Values) -> int:
+        """Count averages and interpolation: matrix products here, and free in the papers."""
+        rows, columns = partition(values.count, grid)
+        q = torch.zeros(1, grid.tokens, self.shape.heads, self.shape.head_dim)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.mediators(q, grid, rows, columns)
+            self.biases(grid, rows, columns, torch.float32)
+        return counter.get_total_flops() // 2

@@ -1,7 +1,6 @@
-"""What an operator can be asked for: every option has a default, a check and one canonical,
-JSON-able form.
+"""The options of an operator: each has a default, a check and one canonical, JSON-able form.
 
-- An operator lists its options as a table, `table = {"radius": number(8.0, above=0)}`; `settle`
+- An operator lists its options as a table, `table = {"radius": number(8.0, above=0)}`; `resolve`
   fills and checks it.
 - A wrong name or value is a ValueError that says what is valid and what comes nearest.
 - `scheduled=False` marks options that shape what the schedule cannot change within one forward.
@@ -11,21 +10,26 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class Values:
-    """Options by attribute, at one noise level. (torch.compile knows how to make this one, no
-    SimpleNamespace.)
+    """Hold options by attribute, at one noise level.
+
+    torch.compile can build this class inside a graph, which it cannot do with SimpleNamespace.
     """
 
-    def __init__(self, given: dict[str, Any]):
-        self.given = given
-        for name, value in given.items():
+    def __init__(self, by_name: dict[str, Any]):
+        self.by_name = by_name
+        for name, value in by_name.items():
             setattr(self, name, value)
 
-    def but(self, changes: dict[str, Any]) -> "Values":
-        return Values({**self.given, **changes})
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def replace(self, changes: dict[str, Any]) -> "Values":
+        return Values({**self.by_name, **changes})
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Option:
     default: Any
     check: Callable[[Any], Any]  # the canonical value, or ValueError("what it must be")
     scheduled: bool = True
-    # says something where a layer's tokens begin with text, and nothing elsewhere
-    joint: bool = False
+    # "text": it means something only where a layer's tokens begin with text; "rotation": only where
+    # the family also rotates queries and keys.
+    needs: str = ""
 
 
 def nearest(kind: str, name: object, valid: Iterable[str]) -> ValueError:
@@ -45,22 +50,24 @@ def nearest(kind: str, name: object, valid: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid) or 'none'}")
 
 
-def settle(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the table: checked where given, its default elsewhere."""
-    check_names(owner, table, given)
-    return {
-        name: check(owner, table, name, given.get(name, option.default))
-        for name, option in table.items()
-    }
+def resolve(owner: str, table: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every option of the table, checked where it is passed and its default elsewhere."""
+    check_names(owner, table, options)
+    resolved = {}
+    for name, option in table.items():
+        resolved[name] = check(owner, table, name, options.get(name, option.default))
+    return resolved
 
 
-def check_names(owner: str, table: Mapping[str, Option], given: Iterable[str]) -> None:
-    for name in given:
+def check_names(owner: str, table: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise a ValueError if the table has no option of one of these names."""
+    for name in names:
         if name not in table:
             raise nearest(f"option of {owner}", name, table)
 
 
 def check(owner: str, table: Mapping[str, Option], name: str, value: Any) -> Any:
+    """Return the canonical form of a value, or raise a ValueError that says what it must be."""
     try:
         return table[name].check(value)
     except ValueError as error:
@@ -69,23 +76,23 @@ def check(owner: str, table: Mapping[str, Option], name: str, value: Any) -> Any
         ) from None
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def number(
     default: float, *, least: float = -math.inf, above: float = -math.inf, scheduled: bool = True
 ) -> Option:
+    """Take a finite number, at least `least` and above `above`."""
+    bound = ""
+    if above > -math.inf:
+        bound = f" above {above:g}"
+    elif least > -math.inf:
+        bound = f" from {least:g} on"
+
     def checked(value: Any) -> float:
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (real and math.isfinite(value) and value >= least and value > above):
-            bound = (
-                f" above {above:g}"
-                if above > -math.inf
-                else f" from {least:g} on"
-                if least > -math.inf
-                else ""
-            )
             raise ValueError(f"a number{bound}")
         return value
 
@@ -93,25 +100,24 @@ def number(
 
 
 def whole(default: int | None, *, least: int, scheduled: bool = True) -> Option:
-    """A whole number; None is allowed where it is the default."""
+    """Take a whole number; None is allowed where it is the default."""
+    none = " or None" if default is None else ""
 
     def checked(value: Any) -> int | None:
         if value is None and default is None:
             return None
-        if not _is_whole(value) or value < least:
-            raise ValueError(
-                f"a whole number from {least} on" + (" or None" if default is None else "")
-            )
+        if not _is_integer(value) or value < least:
+            raise ValueError(f"a whole number from {least} on{none}")
         return value
 
     return Option(default, checked, scheduled)
 
 
 def kernel(default: int) -> Option:
-    """The side of a depth-wise convolution; 0 is none."""
+    """Take the side of a depth-wise convolution; 0 is none."""
 
     def checked(value: Any) -> int:
-        if not _is_whole(value) or value < 0 or (value and value % 2 == 0):
+        if not _is_integer(value) or value < 0 or (value and value % 2 == 0):
             raise ValueError("0 (none) or an odd number")
         return value
 
@@ -119,6 +125,8 @@ def kernel(default: int) -> Option:
 
 
 def flag(default: bool, *, scheduled: bool = False) -> Option:
+    """Take true or false."""
+
     def checked(value: Any) -> bool:
         if not isinstance(value, bool):
             raise ValueError("true or false")
@@ -127,15 +135,15 @@ def flag(default: bool, *, scheduled: bool = False) -> Option:
     return Option(default, checked, scheduled)
 
 
-def choice(default: str, names: Iterable[str], joint: bool = False) -> Option:
+def choice(default: str, names: Iterable[str], needs: str = "") -> Option:
+    """Take one of the names; the error names the nearest."""
     names = tuple(names)
 
     def checked(value: Any) -> str:
         if value not in names:
             close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.3)
-            raise ValueError(
-                f"one of {', '.join(names)}" + (f" (did you mean {close[0]!r}?)" if close else "")
-            )
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"one of {', '.join(names)}{hint}")
         return value
 
-    return Option(default, checked, scheduled=False, joint=joint)
+    return Option(default, checked, scheduled=False, needs=needs)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 def averages(size: int, cells: int, like: Tensor) -> Tensor:
-    """(cells, size): row i averages positions floor(i size / cells) up to ceil((i + 1) size /
-    cells).
+    """Return (cells, size), whose row i averages the i-th of `cells` equal cells.
+
+    Those are positions floor(i size / cells) up to ceil((i + 1) size / cells).
     """
     cell = torch.arange(cells, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
@@ -21,13 +22,13 @@ def averages(size: int, cells: int, like: Tensor) -> Tensor:
 
 
 def interpolation(size: int, target: int, like: Tensor, corners: bool = False) -> Tensor:
-    """(target, size): linear interpolation from `size` to `target` samples; `corners` aligns the
-    outermost samples.
+    """Return (target, size), which interpolates `size` samples linearly to `target`.
+
+    `corners` aligns the outermost samples.
     """
     position = torch.arange(target, device=like.device, dtype=like.dtype)
+    source = torch.arange(size, device=like.device, dtype=like.dtype)
     step = (size - 1) / max(target - 1, 1) if corners else size / target
     position = position * step if corners else (position + 0.5) * step - 0.5
-    distance = position.clamp(0, size - 1)[:, None] - torch.arange(
-        size, device=like.device, dtype=like.dtype
-    )
+    distance = position.clamp(0, size - 1)[:, None] - source
     return (1 - distance.abs()).clamp(min=0)

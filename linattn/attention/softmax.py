@@ -16,12 +16,20 @@ from linattn.attention.options import Values, kernel
 
 class Softmax(Operator):
     name = "softmax"
+    about = (
+        "Softmax attention as the teacher has it, every token looking at every token: a control "
+        "that spends the same training without saving anything."
+    )
+    text = "as the teacher has it"
+    hue = "#4a4f57"
     core_in_float32 = False
     table = {"conv": kernel(0)}
+    published = {"conv": 0}
+    forms = {"conv": {"conv": 5}}
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
-        if side := max(self.ever("conv")):
+        if side := max(self.possible("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
 
     def core(

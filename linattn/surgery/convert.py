@@ -197,7 +197,7 @@ def _check_text(
     joint = [
         option
         for option in options
-        if option in operators[0].table and operators[0].table[option].joint
+        if option in operators[0].table and operators[0].table[option].needs
     ]
     if joint and not any(operator.shape.has_text for operator in operators):
         raise ValueError(
@@ -205,7 +205,7 @@ def _check_text(
             f"{type(model).__name__} "
             "only the picture's tokens attend; leave it out"
         )
-    rope = operators[0].ever("rope") if "rope" in operators[0].table else []
+    rope = operators[0].possible("rope") if "rope" in operators[0].table else []
     if "numerator" in rope and not families.family(model).rotates:
         raise ValueError(
             f"{name}: rope='numerator' divides by queries and keys before their rotation, and "

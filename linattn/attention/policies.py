@@ -1,0 +1,73 @@
+"""What a converted layer keeps of its teacher's weights, and how the others start.
+
+- A policy names the projections that stay (`keeps`); the others are drawn afresh (Xavier, as in
+  LiT).
+- A policy with `fit` starts from data: it is called once a layer with the `Activations` of the
+  layer that is replaced, captured in the teacher, and may write any weight of the layer and its
+  operator.
+- `register_policy("name", Policy(...))` adds one; `initialise: name` then works in `linearize`, in
+  `DistillConfig` and in params.yaml.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from linattn.attention.grid import Grid
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Hold what one layer of the teacher saw and gave for a batch of pictures.
+
+    `x` is (batch, tokens, width), and `output` is what the attention gave for it after `to_out`,
+    text tokens first in both. `kwargs` hold the layer's text states and rotary positions, if any.
+    """
+
+    x: Tensor
+    output: Tensor
+    grid: Grid
+    noise: Tensor | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+Fit = Callable[[Any, nn.Module, Activations], None]  # (operator, attn, activations)
+
+
+@dataclass(frozen=True)
+class Policy:
+    keeps: tuple[str, ...]
+    fit: Fit | None = None  # None: no data
+
+
+POLICIES: dict[str, Policy] = {
+    "mlp_only": Policy(()),
+    "out": Policy(("to_out",)),
+    "v": Policy(("to_v", "to_out")),
+    "all": Policy(PROJECTIONS),
+}
+
+
+def register_policy(name: str, policy: Policy) -> Policy:
+    """Add a policy under a name that `initialise` takes."""
+    if name in POLICIES and POLICIES[name] != policy:
+        raise ValueError(f"there is an initialise policy {name!r} already; choose another name")
+    POLICIES[name] = policy
+    return policy
+
+
+def draw_afresh(attn: nn.Module, keeps: tuple[str, ...]) -> None:
+    """Draw the projections of a layer that are not kept: Xavier weights and zero biases."""
+    for name in PROJECTIONS:
+        projection: Any = getattr(attn, name, None)
+        if projection is None or name in keeps:
+            continue
+        # to_out is [Linear, Dropout]
+        linear = projection if hasattr(projection, "weight") else projection[0]
+        nn.init.xavier_uniform_(linear.weight)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)

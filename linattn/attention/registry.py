@@ -1,0 +1,98 @@
+"""Name -> operator: those of this package, those that were registered, and those of other packages.
+
+- `register(Operator)` adds one by hand, also as a decorator.
+- A package adds its own by the entry point group "linattn.operators". They are loaded when a name
+  is unknown or the names are listed; one that cannot be loaded is named in a warning and left out.
+"""
+
+import importlib
+import importlib.metadata
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+
+from linattn.attention.base import Operator
+from linattn.attention.options import Option
+
+GROUP = "linattn.operators"
+REQUIRED = ("core", "dense", "cost")
+
+
+class Registry(Mapping[str, type[Operator]]):
+    """Map names to operators, in the order of registration; built-in ones are "module:Class"."""
+
+    def __init__(self, *built_in: str):
+        self._operators: dict[str, type[Operator]] = {}
+        self._loaded = False
+        for entry in built_in:
+            module, _, kind = entry.partition(":")
+            self.add(getattr(importlib.import_module(f"linattn.attention.{module}"), kind))
+
+    def add(self, operator: type[Operator]) -> type[Operator]:
+        """Add an operator, or raise a ValueError that says what it lacks."""
+        check_class(operator)
+        known = self._operators.get(operator.name)
+        if known is not None and _origin(known) != _origin(operator):
+            raise ValueError(
+                f"{_origin(operator)} is named {operator.name!r}, which is the name of "
+                f"{_origin(known)}: choose another"
+            )
+        self._operators[operator.name] = operator
+        return operator
+
+    def remove(self, name: str) -> None:
+        """Forget an operator that was registered."""
+        del self._operators[name]
+
+    def __getitem__(self, name: str) -> type[Operator]:
+        if name not in self._operators:
+            self._load()
+        return self._operators[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(self._operators)
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self._operators)
+
+    def _load(self) -> None:
+        """Load the entry points of other packages, once."""
+        if self._loaded:
+            return
+        self._loaded = True
+        for entry in importlib.metadata.entry_points(group=GROUP):
+            try:
+                self.add(entry.load())
+            except Exception as error:
+                warnings.warn(
+                    f"the operator {entry.name!r} ({entry.value}) is left out: {error}",
+                    stacklevel=3,
+                )
+
+
+def check_class(operator: type) -> None:
+    """Refuse what is no operator, before anything is converted with it."""
+    shown = getattr(operator, "__qualname__", repr(operator))
+    if not isinstance(operator, type) or not issubclass(operator, Operator):
+        raise ValueError(f"{shown} is no operator: derive it from linattn.attention.Operator")
+    name = getattr(operator, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"{shown}.name is {name!r}; it must be lower-case letters, digits and _, as in 'clear'"
+        )
+    missing = [
+        method for method in REQUIRED if getattr(operator, method) is getattr(Operator, method)
+    ]
+    if missing:
+        raise ValueError(f"{shown} lacks {', '.join(missing)}: an operator writes {REQUIRED}")
+    if wrong := [key for key, option in operator.table.items() if not isinstance(option, Option)]:
+        raise ValueError(
+            f"{shown}.table[{wrong[0]!r}] is {operator.table[wrong[0]]!r}; it must be an Option, "
+            "as linattn.attention.options makes them"
+        )
+
+
+def _origin(operator: type) -> str:
+    return f"{operator.__module__}.{operator.__qualname__}"
