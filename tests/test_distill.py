@@ -16,6 +16,7 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from linattn import checkpoint, families, project, sampling, surgery, teachers
+from linattn.attention import OPERATORS
 from linattn.conditions import NULL_CLASS, Labels
 from linattn.diffusion import Diffusion
 from linattn.distillation import distill as module, lesson, training
@@ -325,7 +326,8 @@ class Drawn(TinyData):
         self.latents, self.labels = latents, labels
 
 
-@pytest.mark.parametrize("operator", ["clear", "linfusion", "mediator", "lit"])
+# softmax is the teacher itself: it has nothing to learn
+@pytest.mark.parametrize("operator", [name for name in OPERATORS if name != "softmax"])
 def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operator):
     options = {"clear": {"radius": 3}, "mediator": {"count": 16}}.get(operator, {})
     config = DistillConfig(operator, options, layerwise_steps=8, steps=8, batch=4, warmup=2)

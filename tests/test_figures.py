@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from linattn.attention import OPERATORS
 from linattn.report import figures
+from linattn.report.looks import looks
 from linattn.report.numbers import short
-from linattn.report.picture import HUES, Picture, looks
+from linattn.report.picture import Picture
 
 LOOKS = looks({"softmax": "softmax", "clear": "clear", "clear-pool": "clear", "lit": "lit"})
 CURVE = {
@@ -89,7 +91,7 @@ def test_a_student_looks_the_same_whoever_else_is_there():
 
 def test_operators_of_tomorrow_get_colours_of_their_own():
     more = looks({f"new{i}": f"operator{i}" for i in range(6)} | {"clear": "clear"})
-    assert more["new0"].colour not in HUES.values()
+    assert more["new0"].colour not in {operator.hue for operator in OPERATORS.values()}
     assert more["new0"].colour != more["new1"].colour
     assert more["clear"] == LOOKS["clear"]
 

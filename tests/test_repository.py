@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from linattn import notebooks, params, pipeline, project, publish
+from linattn.attention import OPERATORS
 from linattn.report import studies
 
 ROOT = project.ROOT
@@ -266,8 +267,9 @@ def test_a_failed_installation_says_where_the_rest_is(bare):
 
 # Modules that draw figures, whose edit must not train again, and those that carry values, names and
 # paths alone.
-FIGURES = {"report.figures", "report.numbers", "report.picture"}
-CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", "attention", *FIGURES}
+FIGURES = {"report.figures", "report.looks", "report.numbers", "report.picture"}
+NAMES = {"attention", "attention.registry"}
+CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", *NAMES, *FIGURES}
 # Rooms that a stage depends on as on one thing; of the others it lists the files that it uses.
 WHOLE = {"distillation", "families", "pretraining", "surgery"}
 # Imports that a stage does not follow: what trains the judge, a context manager alone.
@@ -383,7 +385,7 @@ def test_a_stage_that_runs_operators_lists_their_files():
         assert "linattn/attention/${item.operator}.py" in body(name)["deps"]
 
 
-@pytest.mark.parametrize("operator", ["clear", "linfusion", "lit", "mediator", "softmax"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_what_an_operator_imports_is_a_dep_of_its_students(operator):
     helpers = paths(
         module for module in closure({f"attention.{operator}"}) if module.startswith("attention.")

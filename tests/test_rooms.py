@@ -25,7 +25,7 @@ FLOORS = (
     ("teachers", "samples", "redraw"),
     ("pretraining", "distillation", "evaluation"),
     ("report",),
-    ("linattn", "explore", "pipeline"),
+    ("linattn", "explore", "pipeline", "testing"),
     ("studies", "publish"),
     # names that are typed, for what lies in rooms
     ("distill", "figures", "readme", "plugins", "resolution"),

@@ -15,10 +15,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
+from layers import richest
 from safetensors.torch import save_file
 
 import linattn
 from linattn import families
+from linattn.attention import OPERATORS
 
 SD = {
     "sample_size": 64,
@@ -101,12 +103,6 @@ MODELS = {
     ),
     "Qwen-Image": (QwenImageTransformer2DModel, {}, 60, (3072, 24, 128), {"num_layers": 2}),
 }
-OPERATORS = {
-    "clear": {"radius": 8, "pool": 4},
-    "linfusion": {},
-    "lit": {},
-    "mediator": {"count": 64, "bias": "full"},
-}
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -125,7 +121,7 @@ def test_a_whole_model_converts_and_comes_back_on_the_meta_device(name, operator
     layers = families.layers(model)
     assert len(layers) == count
     assert (layers[0].shape.width, layers[0].shape.heads, layers[0].shape.head_dim) == shape
-    linattn.linearize(model, operator, **OPERATORS[operator])
+    linattn.linearize(model, operator, **richest(operator))
     assert {row["operator"] for row in linattn.describe(model)} == {operator}
     linattn.restore(model)
     assert list(model.state_dict()) == names

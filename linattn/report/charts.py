@@ -7,7 +7,8 @@ from linattn.report import figures
 from linattn.report.columns import measure
 from linattn.report.data import Data
 from linattn.report.numbers import short
-from linattn.report.picture import Picture, looks
+from linattn.report.looks import looks
+from linattn.report.picture import Picture
 from linattn.report.timing import baseline, timed
 
 ERROR = "squared error, %"

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from linattn.report.picture import Look, looks
+from linattn.report.looks import looks
+from linattn.report.picture import Look
 from linattn.report.studies import Section
 from linattn.report.words import NO_RESULT, ROLES
 

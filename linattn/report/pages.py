@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from linattn import project
+from linattn.attention import OPERATORS
 from linattn.report import agreement, circumstances, limits, pictures, sentences, steps, tables
 from linattn.report.charts import plots, student_plots
 from linattn.report.columns import COLUMNS
@@ -16,7 +17,7 @@ from linattn.report.notebook import notebook_body
 from linattn.report.numbers import short
 from linattn.report.reading import FIRST, options
 from linattn.report.timing import baseline
-from linattn.report.words import IDEAS, number
+from linattn.report.words import number
 
 Link = Mapping[str, str]
 
@@ -90,7 +91,7 @@ def student_html(report: Report, name: str, notebooks: Sequence[Link] = ()) -> s
     links = [link for link in notebooks if _is_of(link["title"], [name])]
     return _render(
         "student.html.j2", title=title, whole=report, data=data, name=name, entry=entry, options=options(entry),
-        idea=IDEAS.get(entry["operator"], ""), failure=data.failures.get(name), numbers=_numbers(data, name),
+        idea=about(entry["operator"]), failure=data.failures.get(name), numbers=_numbers(data, name),
         rows=pictures.detail(data, name), columns=pictures.column_names(data),
         notebooks=links, plots=student_plots(data, name),
         seconds=data.runs.get(name, {}).get("seconds") or {}, machine=circumstances.machine(data, name),
@@ -133,7 +134,12 @@ def _glimpse(data: Data) -> dict[str, Any]:
 
 def _ideas(data: Data | Report) -> list[tuple[str, str]]:
     operators = dict.fromkeys(entry["operator"] for entry in data.students.values())
-    return [(operator, IDEAS[operator]) for operator in operators if operator in IDEAS]
+    return [(operator, about(operator)) for operator in operators if about(operator)]
+
+
+def about(operator: str) -> str:
+    """Return an operator's sentence for the report; nothing of one that is not registered here."""
+    return OPERATORS[operator].about if operator in OPERATORS else ""
 
 
 def _numbers(data: Data, name: str) -> list[dict[str, Any]]:

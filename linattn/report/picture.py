@@ -1,10 +1,5 @@
-"""A Picture is a PNG that knows its own alt text; a Look is how a student is drawn, the same in
-every figure.
+"""A Picture is a PNG that knows its own alt text; a Look says how a student is drawn.
 
-- An operator has a colour; its second and third student have the same hue, paler, with another
-  marker and dash. So a student looks the same in every figure and on every page. The hues are Okabe
-  and Ito's, which colour-blind readers can tell apart; marker and dash tell them apart in grey
-  print.
 - Figures are readable on a phone: 5.2 inches wide with 10.5 pt text is 9 px type when squeezed to
   360 px.
 - In a notebook a Picture shows itself as <img alt="...">, which nbconvert keeps.
@@ -13,22 +8,11 @@ every figure.
 import base64
 import html
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 INK, SOFT, FAINT, PAPER = "#22262b", "#5d656f", "#dfe3e8", "#ffffff"
 WIDTH, DPI = 5.2, 200  # inches, dots an inch
-HUES = {
-    "softmax": "#4a4f57",
-    "clear": "#0072b2",
-    "linfusion": "#d55e00",
-    "mediator": "#009e73",
-    "lit": "#b0508c",
-}
-SPARE_HUES = ("#8c6d00", "#3b4cc0", "#7f3b08", "#006d77")  # for operators without a hue above
-MARKERS = ("o", "s", "D", "^", "v")
-DASHES = ("-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4)), (0, (2, 2)))
 LOOK = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
@@ -106,25 +90,3 @@ class Look:
     marker: str
     dash: Any
     hollow: bool
-
-
-def looks(operators: Mapping[str, str]) -> dict[str, Look]:
-    """Map each student to its look; `operators` maps student to operator, in the order of
-    params.yaml.
-    """
-    result, seen, spare = {}, {}, list(SPARE_HUES)
-    hues = dict(HUES)
-    for student, operator in operators.items():
-        if operator not in hues:
-            hues[operator] = spare.pop(0) if spare else SOFT
-        nth = seen[operator] = seen.get(operator, -1) + 1
-        colour = _paler(hues[operator], min(0.22 * nth, 0.44))
-        result[student] = Look(
-            colour, MARKERS[nth % len(MARKERS)], DASHES[nth % len(DASHES)], nth % 2 == 1
-        )
-    return result
-
-
-def _paler(colour: str, share: float) -> str:
-    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in channels)

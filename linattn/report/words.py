@@ -3,18 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-IDEAS = {
-    "softmax": "Softmax attention as the teacher has it, every token looking at every token: a control that spends the "
-    "same training without saving anything.",
-    "clear": "CLEAR keeps softmax and the teacher's weights, but lets a token look only at those inside a disc around "
-    "it; pooled keys, where there are any, give back a coarse view of the rest.",
-    "linfusion": "LinFusion replaces softmax by a normalised product of positive features, with queries and keys "
-    "passed through small networks, so that one sum over all tokens serves every query.",
-    "mediator": "Attention Mediators put a few pooled queries between queries and keys: they read all tokens, and the "
-    "tokens read them. A depth-wise convolution gives detail back.",
-    "lit": "LiT uses plain linear attention with ReLU features and few, wide heads, plus a depth-wise convolution on "
-    "the values for what is near.",
-}
 ROLES = {  # the prompts of a teacher of this role
     "class": "class labels",
     "text": "captions, read by cross-attention",
