@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from linattn.attention import OPERATORS
+    from linattn.attention import OPERATORS, register
     from linattn.attention.grid import Grid
     from linattn.redraw import upscale
     from linattn.surgery import attention_map, describe, linearize, load, restore, save
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # diffusers is loaded.
 _HOMES = {
     "OPERATORS": "linattn.attention",
+    "register": "linattn.attention",
     "Grid": "linattn.attention.grid",
     "upscale": "linattn.redraw",
     **dict.fromkeys(
@@ -46,6 +47,7 @@ __all__ = [
     "describe",
     "linearize",
     "load",
+    "register",
     "restore",
     "save",
     "upscale",

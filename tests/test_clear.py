@@ -3,7 +3,7 @@ import math
 import papers
 import pytest
 import torch
-from layers import SHAPE, shaken, tensors
+from layers import FORMS, GRIDS, SHAPE, form, shaken, tensors
 
 from linattn.attention import LayerShape, create
 from linattn.attention.grid import Grid
@@ -124,3 +124,16 @@ def test_the_training_length_comes_from_the_option_then_the_model():
     assert own.scale(grid, own.values) == pytest.approx(0.5 * 2**0.5)
     with pytest.raises(ValueError, match="pass trained"):
         create("clear", LayerShape(8, 2, 4), proportional=True)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("name", [name for name in FORMS if name.startswith("clear")])
+def test_the_cost_is_of_the_pairs_of_the_mask(name, grid):
+    operator = form(name)
+    pool, channels = operator.values.pool, SHAPE.channels
+    pairs = int(operator.allowed(grid, operator.values.radius, torch.device("cpu")).sum())
+    cells, pooling = 0, 0
+    if pool > 1:
+        cells = len({(y // pool, x // pool) for y in range(grid.height) for x in range(grid.width)})
+        pooling = 2 * grid.picture * channels
+    assert operator.macs(grid) == 2 * channels * (pairs + cells * grid.picture) + pooling

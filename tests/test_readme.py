@@ -4,11 +4,8 @@ import types
 
 import pytest
 import synthetic_results
-import torch
 
 from linattn import project, report
-from linattn.attention import LayerShape
-from linattn.attention.grid import Grid
 from linattn.report import gpu, readme
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
@@ -228,25 +225,6 @@ def test_every_module_is_in_the_readmes_tree(committed):
     } - {"__init__.py"}
     missing = {name for name in modules if name not in text}
     assert not missing, f"{missing} have no phrase in the README"
-
-
-@pytest.mark.parametrize("grid", [Grid(9, 5), Grid(4, 4), Grid(1, 7)], ids=str)
-def test_the_operator_of_contributing_works(grid):
-    """The ten lines that a newcomer copies equal their own definition, and are registered by their
-    name alone.
-    """
-    text = (project.ROOT / "CONTRIBUTING.md").read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
-    module = types.ModuleType("bands")
-    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
-    operator = module.Bands(LayerShape(width=16, heads=4, head_dim=4), rows=2)
-    q, k, v = torch.randn(3, 2, grid.tokens, 4, 4, dtype=torch.float64)
-    torch.testing.assert_close(
-        operator.mix(q, k, v, grid), operator.definition(q, k, v, grid), rtol=0, atol=1e-9
-    )
-    assert operator.macs(grid) > 0
-    with pytest.raises(ValueError, match="rows"):
-        module.Bands(LayerShape(width=16, heads=4, head_dim=4), row=2)
 
 
 def test_the_lines_for_library_users_run(tmp_path, monkeypatch):

@@ -1,0 +1,227 @@
+"""Every operator of the registry is held to linattn.testing, and so is a newcomer's."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import linattn
+from linattn import project, testing
+from linattn.attention import OPERATORS, LayerShape, Operator, create
+from linattn.attention.registry import Registry
+from linattn.attention.softmax import Softmax
+
+EVERY = [check for operator in OPERATORS.values() for check in testing.checks(operator)]
+
+
+@pytest.mark.parametrize("check", EVERY, ids=str)
+def test_an_operator_holds(check):
+    check()
+
+
+def test_every_operator_and_every_check_is_there():
+    assert {check.form.operator.name for check in EVERY} == set(OPERATORS)
+    held = {check.name for check in EVERY}
+    assert held == {*testing.CONTRACT, *testing.STUDENTS, "resume"}
+    assert {check.backbone for check in EVERY} == {None, *testing.models.BACKBONES}
+
+
+# The operator of CONTRIBUTING.md
+# ---------------------------------------------------------------------------------------------
+
+
+def code() -> str:
+    text = (project.ROOT / "CONTRIBUTING.md").read_text()
+    return re.search(r"```python\n(# linattn/attention/bands.py.*?)```", text, re.S).group(1)
+
+
+def bands(edit=lambda source: source) -> type[Operator]:
+    module = types.ModuleType("bands")
+    exec(compile(edit(code()), "CONTRIBUTING.md", "exec"), module.__dict__)
+    return module.Bands
+
+
+def replaced(old: str, new: str):
+    def edit(source: str) -> str:
+        assert old in source
+        return source.replace(old, new)
+
+    return edit
+
+
+SCALED = replaced("return torch.cat(outputs, 1)", "return 1.01 * torch.cat(outputs, 1)")
+OFF_BY_ONE = replaced("return 2 * pairs *", "return 1 + 2 * pairs *")
+FORGETFUL = replaced(
+    "    def cost(",
+    "    @property\n"
+    "    def options(self):\n"
+    '        return {n: v for n, v in super().options.items() if n != "rows"}\n\n'
+    "    def cost(",
+)
+
+
+def test_the_operator_of_contributing_holds():
+    testing.check_operator(bands())
+    assert "bands" not in OPERATORS
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (SCALED, r"bands-definition: mix on Grid\(.* differs from its definition by .*0\.01"),
+        (OFF_BY_ONE, r"bands-cost: .*counter sees \d+, of which 0 do not count.* differ by \+1"),
+        (FORGETFUL, r"bands-two-options: option rows=2 is lost on save: options holds \[\]"),
+    ],
+    ids=["core x 1.01", "cost + 1", "an option lost on save"],
+)
+def test_a_faulty_operator_is_named_with_what_differs(edit, says):
+    with pytest.raises(AssertionError, match=says):
+        testing.check_operator(bands(edit))
+
+
+@pytest.fixture(scope="module")
+def newcomer(committed, tmp_path_factory):
+    """The repository after the three edits of CONTRIBUTING.md, and a way to run its tests."""
+    root = tmp_path_factory.mktemp("newcomer") / "linattn"
+    subprocess.run(["cp", "-r", str(committed), str(root)], check=True)
+    for name, line, more in (
+        ("linattn/attention/__init__.py", '    "lit:LiT",\n', '    "bands:Bands",\n'),
+        ("params.yaml", "students:\n", "  bands: {operator: bands, teacher: class, rows: 4}\n"),
+    ):
+        (root / name).write_text(replaced(line, line + more)((root / name).read_text()))
+
+    def run(source: str, *words: str) -> subprocess.CompletedProcess:
+        (root / "linattn" / "attention" / "bands.py").write_text(source)
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *words],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": f"{root}:{root / 'kernels'}"},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_a_newcomers_operator_is_in_every_test(newcomer):
+    done = newcomer(code(), "-k", "bands", "-rA", "tests")
+    assert done.returncode == 0, done.stdout[-2000:]
+    files = set(re.findall(r"^PASSED (\S+)::", done.stdout, re.M))
+    assert files >= {
+        "tests/test_operators.py",
+        "tests/test_attention.py",
+        "tests/test_surgery.py",
+        "tests/test_costs.py",
+        "tests/test_true_shapes.py",
+        "tests/test_distill.py",
+        "tests/test_repository.py",
+    }
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (SCALED, "differs from its definition"),
+        (OFF_BY_ONE, "they differ by +1"),
+        (FORGETFUL, "is lost on save"),
+    ],
+    ids=["core x 1.01", "cost + 1", "an option lost on save"],
+)
+def test_make_test_fails_on_a_faulty_operator(newcomer, edit, says):
+    chosen = "bands and (definition or cost or options)"
+    done = newcomer(edit(code()), "-k", chosen, "tests/test_operators.py")
+    assert done.returncode == 1
+    assert says in done.stdout
+
+
+# Registration
+# ---------------------------------------------------------------------------------------------
+
+
+def test_an_operator_is_registered_by_hand_and_by_a_decorator():
+    operator = bands()
+    try:
+        assert linattn.register(operator) is operator
+        assert linattn.register(operator) is operator  # a cell of a notebook that runs twice
+        assert isinstance(create("bands", LayerShape(16, 4, 4)), operator)
+    finally:
+        OPERATORS.remove("bands")
+
+
+class Nameless(Softmax):
+    name = "Not A Name"
+
+
+class Twin(Softmax):
+    """Has the name of another."""
+
+
+class Unfinished(Operator):
+    name = "unfinished"
+
+
+class Typed(Softmax):
+    name = "typed"
+    table = {"conv": 3}
+
+
+@pytest.mark.parametrize(
+    ("operator", "says"),
+    [
+        (Nameless, "Nameless.name is 'Not A Name'; it must be lower-case"),
+        (Twin, "is the name of linattn.attention.softmax.Softmax: choose another"),
+        (Unfinished, "Unfinished lacks core, dense, cost"),
+        (Typed, r"Typed.table\['conv'\] is 3; it must be an Option"),
+        (int, "int is no operator: derive it from linattn.attention.Operator"),
+        (3, "3 is no operator"),
+    ],
+    ids=str,
+)
+def test_what_is_no_operator_is_refused(operator, says):
+    with pytest.raises(ValueError, match=says):
+        linattn.register(operator)
+    assert list(OPERATORS) == list(dict.fromkeys(OPERATORS))
+
+
+def test_operators_of_other_packages_join_by_their_entry_points(monkeypatch):
+    good = types.SimpleNamespace(name="bands", value="other:Bands", load=bands)
+    bad = types.SimpleNamespace(name="broken", value="other:Broken", load=lambda: 1 / 0)
+    asked = []
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: asked.append(group) or [good, bad]
+    )
+    registry = Registry("softmax:Softmax")
+    assert registry["softmax"] is Softmax
+    assert not asked  # a built-in one is found without a look at other packages
+    with pytest.warns(UserWarning, match=r"'broken' \(other:Broken\) is left out: division"):
+        assert "bands" in registry
+    assert list(registry) == ["softmax", "bands"]
+    assert asked == ["linattn.operators"]
+
+
+def test_an_outsiders_class_needs_five_things_and_nothing_else():
+    class Uniform(Operator):
+        name = "uniform"
+        table = {}
+
+        def core(self, q, k, v, grid, x, values):
+            return v.mean(1, keepdim=True).expand_as(v)
+
+        def dense(self, q, k, grid, values):
+            batch, tokens, heads, _ = q.shape
+            return q.new_full((batch, heads, tokens, tokens), 1 / tokens) + 0 * q.sum() * k.sum()
+
+        def cost(self, grid, values):
+            return 0
+
+    operator = Uniform(LayerShape(16, 4, 4))
+    q, k, v = torch.randn(3, 2, 6, 4, 4, dtype=torch.float64)
+    grid = linattn.Grid(2, 3)
+    assert torch.allclose(operator.mix(q, k, v, grid), operator.definition(q, k, v, grid))
+    assert operator.options == {}
+    assert operator.macs(grid) == 0
