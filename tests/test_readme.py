@@ -6,7 +6,8 @@ import pytest
 import synthetic_results
 
 from linattn import project, report
-from linattn.report import gpu, readme
+from linattn.attention import OPERATORS
+from linattn.report import gpu, operators, readme
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 
@@ -163,7 +164,9 @@ def test_a_missing_row_of_a_teacher_stops_neither_table_nor_circumstances(severa
 def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypatch):
     shutil.copytree(tmp_path / project.LOCAL, tmp_path / "reports", dirs_exist_ok=True)
     (tmp_path / "README.md").write_text(
-        "\nold\n".join(["before", *readme.RESULTS, "between", *readme.KERNELS, "after"])
+        "\nold\n".join(
+            ["before", *readme.OPERATORS, *readme.RESULTS, "between", *readme.KERNELS, "after"]
+        )
     )
     (tmp_path / "docs").mkdir()
     settings = types.SimpleNamespace(
@@ -192,7 +195,11 @@ def test_only_what_stands_between_the_marks_changes():
     assert readme.written(new, "new", readme.RESULTS) == new
 
 
-@pytest.mark.parametrize("marks", [readme.RESULTS, readme.KERNELS], ids=["results", "kernels"])
+@pytest.mark.parametrize(
+    "marks",
+    [readme.RESULTS, readme.KERNELS, readme.OPERATORS],
+    ids=["results", "kernels", "operators"],
+)
 @pytest.mark.parametrize("kept", ["", "b", "bee"])
 def test_missing_or_doubled_marks_are_refused(kept, marks):
     text = "".join({"b": marks[0], "e": marks[1]}[each] for each in kept)
@@ -242,3 +249,11 @@ def test_the_lines_for_library_users_run(tmp_path, monkeypatch):
     assert len(scope["pictures"]) == 2
     assert scope["large"].shape == (2, 3, 128, 128)
     assert (tmp_path / "my-student" / "linattn.safetensors").is_file()
+
+
+def test_the_readme_says_what_every_operator_is_and_does():
+    table = operators.table()
+    for operator in OPERATORS.values():
+        assert f"| `{operator.name}` | {operator.paper} | {operator.gist} |" in table
+        assert operator.about
+        assert operator.text

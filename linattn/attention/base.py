@@ -64,6 +64,7 @@ class Operator(nn.Module):
     core_in_float32: ClassVar[bool] = True
 
     # What is said about it; the report, the README's tables and the figures read these.
+    gist: ClassVar[str] = ""  # a few words for a table
     about: ClassVar[str] = ""  # a sentence or two for a reader of the report
     paper: ClassVar[str] = ""  # as in "CLEAR, arXiv 2412.16112"
     text: ClassVar[str] = ""  # what it does with text tokens

@@ -51,6 +51,7 @@ class Pooling(nn.Module):
 
 class Clear(Operator):
     name = "clear"
+    gist = "softmax inside a disc around each token"
     about = (
         "CLEAR keeps softmax and the teacher's weights, but lets a token look only at those inside "
         "a disc around it; pooled keys, where there are any, give back a coarse view of the rest."

@@ -35,6 +35,7 @@ class Shift(nn.Sequential):
 
 class LinFusion(Operator):
     name = "linfusion"
+    gist = "one normalised linear read of all tokens"
     about = (
         "LinFusion replaces softmax by a normalised product of positive features, with queries and "
         "keys passed through small networks, so that one sum over all tokens serves every query."

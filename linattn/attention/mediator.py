@@ -119,6 +119,7 @@ def _along(matrix: Tensor, table: Tensor) -> Tensor:
 
 class Mediator(Operator):
     name = "mediator"
+    gist = "two softmaxes through a few pooled queries"
     about = (
         "Attention Mediators put a few pooled queries between queries and keys: they read all "
         "tokens, and the tokens read them. A depth-wise convolution gives detail back."

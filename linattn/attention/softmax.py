@@ -16,10 +16,12 @@ from linattn.attention.options import Values, kernel
 
 class Softmax(Operator):
     name = "softmax"
+    gist = "softmax over all tokens"
     about = (
         "Softmax attention as the teacher has it, every token looking at every token: a control "
         "that spends the same training without saving anything."
     )
+    paper = "control"
     text = "as the teacher has it"
     hue = "#4a4f57"
     core_in_float32 = False

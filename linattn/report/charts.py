@@ -6,8 +6,8 @@ from typing import Any
 from linattn.report import figures
 from linattn.report.columns import measure
 from linattn.report.data import Data
-from linattn.report.numbers import short
 from linattn.report.looks import looks
+from linattn.report.numbers import short
 from linattn.report.picture import Picture
 from linattn.report.timing import baseline, timed
 

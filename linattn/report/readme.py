@@ -15,10 +15,14 @@ from pathlib import Path
 from PIL import Image
 
 from linattn import params, project, report
-from linattn.report import figures, gpu
+from linattn.report import figures, gpu, operators
 from linattn.report.picture import Picture
 
 RESULTS = ("<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->")
+OPERATORS = (
+    "<!-- operators: written by python -m linattn.readme -->",
+    "<!-- end of operators -->",
+)
 KERNELS = ("<!-- kernels: written by python -m linattn.readme -->", "<!-- end of kernels -->")
 CAPTIONED, ROOM = 4, 6  # pictures in a row under captions, drawn as small as six would be
 NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its table here."
@@ -160,7 +164,7 @@ def standing(text: str) -> list[str]:
 def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
     """Say whether the README holds the current tables and circumstances."""
     expected = [table(data), circumstances(data)] if data.results else [NONE]
-    return all(passage in text for passage in [*expected, gpu.told(rows)])
+    return all(passage in text for passage in [*expected, gpu.told(rows), operators.table()])
 
 
 def written(text: str, content: str, marks: tuple[str, str]) -> str:
@@ -201,6 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     grids = pictures(data) if parsed.pictures else {}
     content = block(data, lines(grids) if parsed.pictures else standing(text))
     new = written(written(text, content, RESULTS), gpu.told(rows), KERNELS)
+    new = written(new, operators.table(), OPERATORS)
     for path_of, grid in grids.items():
         (project.ROOT / path_of).write_bytes(small(grid.png))
     path.write_text(new)
