@@ -69,6 +69,7 @@ gpu-check: setup
 lint: setup
 	@ruff check .
 	@ruff format --check .
+	@pyrefly check --output-format min-text
 	@nbstripout --verify notebooks/*.ipynb studies/*/*.ipynb
 
 clean:
