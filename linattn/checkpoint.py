@@ -8,17 +8,19 @@ file.
   so a run that was killed anywhere ends with the weights of an undisturbed one.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from linattn import seeds
+
+generator = seeds.of_step  # the name that scripts have used
 
 
 class CorruptCheckpoint(ValueError):
@@ -75,15 +77,6 @@ def _fill(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
         items = [_fill(value, tensors) for value in content]
         return tuple(items) if kind == "tuple" else items
     return content
-
-
-def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The randomness of one step, whatever came before it.
-
-    Hashed, since torch's CPU generator keeps only the low 32 bits of what it is seeded with.
-    """
-    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=4).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
 
 
 class Resumable:

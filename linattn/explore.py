@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from linattn import families, project, sampling, world
 from linattn.attention.grid import Grid
+from linattn.names import known
 from linattn.report import figures
 from linattn.report.picture import Picture
 
@@ -201,7 +202,6 @@ def student(name: str, teacher: Any, entries: Mapping[str, Any] | None = None) -
     distillation.
     """
     from linattn import surgery
-    from linattn.params import known
     from linattn.surgery.conversion import converted
 
     entries = _entries() if entries is None else entries

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import nbformat
 
 from linattn import params, project
+from linattn.names import known
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
     """Run a stage's notebook and leave the executed copy at its DVC place; by hand, all it makes
     goes to scratch.
     """
-    spec = STAGES[params.known(stage, STAGES, "stage")]
+    spec = STAGES[known(stage, STAGES, "stage")]
     name = names.get(spec.takes)
     if spec.takes and name is None:
         raise ValueError(f"stage {stage} is run for one {spec.takes}: --{spec.takes} NAME")
@@ -181,7 +182,7 @@ def check_names(notebook: Path, names: dict[str, Any]) -> None:
         raise ValueError(f"no notebook {notebook}")
     valid = declared(notebook)
     for name in names:
-        params.known(name, valid, f"parameter of {notebook.name}:")
+        known(name, valid, f"parameter of {notebook.name}:")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@
 """
 
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -24,6 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from linattn import project
+from linattn.names import known, similar
 
 Plain = dict[str, Any]
 
@@ -202,18 +202,6 @@ class Params:
         if student.recipe == "protocol":
             return self.distill
         return dataclasses.replace(self.distill, **self.published[student.operator].changes)
-
-
-def known(name: str, names: Iterable[str], what: str) -> str:
-    """`name`, or a ValueError with the nearest of `names`."""
-    names = list(names)
-    if name in names:
-        return name
-    near = difflib.get_close_matches(str(name), names, 1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"unknown {what} {name!r}: it is one of {', '.join(sorted(names)) or 'none'}{hint}"
-    )
 
 
 def load(profile: str | None = None, path: Path | None = None) -> Params:
@@ -424,8 +412,8 @@ def _operator_error(student: Student, place: str, message: str) -> str:
     if not named:
         return f"{place}: {message}"
     own = [f.name for f in dataclasses.fields(Student) if f.name not in ("name", "options")]
-    near = difflib.get_close_matches(named[0], own, 1, cutoff=0.75)
-    hint = f" (or did you mean {near[0]!r}, a student's own key?)" if near else ""
+    key = similar(named[0], own, least=0.75)
+    hint = f" (or did you mean {key!r}, a student's own key?)" if key else ""
     return f"{place}.{named[0]} is {student.options[named[0]]!r}: {message}{hint}"
 
 

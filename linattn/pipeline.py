@@ -29,6 +29,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from linattn import params, project, world
+from linattn.names import known
 
 # of params.yaml's profile
 PUBLISHED = tuple(f"reports/{kind}" for kind in ("results", "runs", "students", "studies"))
@@ -46,7 +47,7 @@ LEFT = {
 
 def repro(only: str | None = None) -> int:
     settings = params.load()
-    asked = [params.known(only, settings.teachers, "teacher")] if only else list(settings.teachers)
+    asked = [known(only, settings.teachers, "teacher")] if only else list(settings.teachers)
     roles = [role for role in asked if settings.teachers[role].folder]
     foreign = [role for role in asked if role not in roles]
     if foreign and not roles:
@@ -132,7 +133,7 @@ def naming_what_changed(lock: str) -> Iterator[None]:
 def study(name: str) -> int:
     """Run a study of studies/<name>; its result lies in reports/local, beside the published one."""
     names = sorted(path.parent.name for path in (project.ROOT / "studies").glob("*/dvc.yaml"))
-    folder = f"studies/{params.known(name, names, 'study')}"
+    folder = f"studies/{known(name, names, 'study')}"
     with naming_what_changed(f"{folder}/dvc.lock"):
         return dvc("repro", f"{folder}/dvc.yaml").returncode
 

@@ -16,7 +16,6 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from linattn import digests
 
 PIPELINE = "LINATTN_PIPELINE"
 LOCAL = (
@@ -205,26 +206,16 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def digest(settings: Any) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[
-        :12
-    ]
-
-
 @functools.cache
 def code() -> str:
     """Names the source as it is now, kernels included: what was begun by another is begun anew."""
-    modules = sorted(
-        path
-        for part in ("linattn", "kernels/linattn_kernels")
-        for path in (ROOT / part).rglob("*.py")
-    )
-    return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()[:12]
+    folders = (ROOT / "linattn", ROOT / "kernels" / "linattn_kernels")
+    return digests.of_code(path for folder in folders for path in folder.rglob("*.py"))
 
 
 def scratch(name: str, **settings: Any) -> Path:
     """A folder outside Git and DVC for checkpoints, one for each set of settings."""
-    key = f"{name}-{digest(settings)}" if settings else name
+    key = f"{name}-{digests.of_settings(settings, length=digests.SCRATCH)}" if settings else name
     folder = ROOT / ".scratch" / key
     folder.mkdir(parents=True, exist_ok=True)
     return folder

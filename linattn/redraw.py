@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import families, sampling
+from linattn import families, sampling, seeds
 from linattn.conditions import Asked
 from linattn.sampling import GuidedBatch, Plan, Source
 
@@ -77,7 +77,7 @@ def upscale(
         for first in range(0, len(image), batch):
             chosen = slice(first, first + batch)
             numbers = range(first, first + len(image[chosen]))
-            generators = [sampling.generator(seed, number) for number in numbers]
+            generators = [seeds.of_picture(seed, number) for number in numbers]
             with tiles(source.vae, max(size), tile):
                 clean = sampling.encode(source, enlarged(image[chosen], size))
                 latents = redrawn(source, plan, prompts[chosen], clean, strength, generators)

@@ -14,7 +14,6 @@ shards.
   the rounding error.
 """
 
-import hashlib
 import json
 import os
 import warnings
@@ -26,9 +25,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from linattn import sampling, world
+from linattn import digests, sampling, seeds, world
 from linattn.conditions import Asked, Conditions, Labels
 from linattn.project import write_json
 
@@ -76,7 +75,7 @@ def write(
         if not _is_current(path, recipe, first, pictures, checksums.get(path.name)):
             (folder / MANIFEST).unlink(missing_ok=True)
             _write_shard(teacher, path, recipe, first, pictures, batch, captions)
-        files.append({"file": path.name, "count": pictures, "sha256": _sha256(path)})
+        files.append({"file": path.name, "count": pictures, "sha256": digests.of_file(path)})
         if progress is not None:
             progress(first + pictures, count)
     names = {entry["file"] for entry in files}
@@ -103,7 +102,7 @@ def describe(
     plan = sampling.Plan.of(source, size, steps, guidance, sampler)
     return {
         "format": FORMAT,
-        "teacher": digest(source.model),
+        "teacher": digests.of_weights(source.model),
         "scheduler": _scheduler_digest(source.scheduler),
         "seed": int(seed),
         "guidance": plan.guidance,
@@ -129,7 +128,7 @@ def _prompt_recipe(conditions: Conditions, captions: Sequence[str] | None = None
         "captions": "linattn.world"
         if captions is None
         else _captions_digest(conditions.check(captions)),
-        "readers": [digest(encoder) for encoder in conditions.text_encoders],
+        "readers": [digests.of_weights(encoder) for encoder in conditions.text_encoders],
         "text_length": conditions.card.get("text_length"),
     }
 
@@ -152,25 +151,13 @@ def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
     return [world.scene(seed, number, 1 + number % 2) for number in numbers]
 
 
-def digest(model: nn.Module) -> str:
-    """Digest the names, types and bytes of all weights; two models with one digest draw the same
-    pictures.
-    """
-    summary = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        summary.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        summary.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return summary.hexdigest()[:16]
-
-
 def _captions_digest(captions: Sequence[str]) -> str:
-    return f"{len(captions)} of {hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:16]}"
+    return f"{len(captions)} of {digests.of_settings(captions)}"
 
 
 def _scheduler_digest(scheduler: Any) -> str:
     public = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    text = json.dumps([type(scheduler).__name__, public], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digests.of_settings([type(scheduler).__name__, public])
 
 
 def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
@@ -186,9 +173,7 @@ def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
         if block not in shuffles:
             # Negative numbers keep the shuffles' generators apart from those of the pictures'
             # noise.
-            shuffles[block] = torch.randperm(
-                classes, generator=sampling.generator(seed, -1 - block)
-            )
+            shuffles[block] = torch.randperm(classes, generator=seeds.of_picture(seed, -1 - block))
         labels.append(shuffles[block][position])
     return torch.stack(labels) if labels else torch.empty(0, dtype=torch.long)
 
@@ -233,7 +218,7 @@ def _is_current(
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {})["samples"])
             shape = file.get_slice("latents").get_shape()
-        intact = sha256 is None or sha256 == _sha256(path)
+        intact = sha256 is None or sha256 == digests.of_file(path)
     except (SafetensorError, KeyError, ValueError):
         intact = False
     if not intact:
@@ -294,11 +279,6 @@ def _read_shard(path: Path) -> dict[str, Any]:
             "latents": tensors["latents"],
             "prompts": json.loads(file.metadata()["samples"])["captions"],
         }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Samples:
@@ -386,7 +366,7 @@ class Samples:
         entry = self.shards[index]
         path = self.folder / entry["file"]
         try:
-            intact = index in self._checked or _sha256(path) == entry["sha256"]
+            intact = index in self._checked or digests.of_file(path) == entry["sha256"]
             content = _read_shard(path) if intact else {}
             intact = intact and content["latents"].shape == (entry["count"], *self.shape)
         except (OSError, SafetensorError, KeyError):

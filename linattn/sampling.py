@@ -14,8 +14,6 @@
 - Every batch builds its own scheduler, so calls and threads share no state.
 """
 
-import difflib
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +26,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from linattn import conditions
+from linattn import conditions, seeds
 from linattn.conditions import Asked, Conditions, Rows
 from linattn.diffusion import Diffusion
+from linattn.names import nearest
 
 SAMPLERS = ("card", "dpm", "ddim", "ddpm")
 
@@ -184,7 +183,7 @@ def draw_latents(
         for first in range(0, len(prompts), batch):
             chosen = prompts[first : first + batch]
             numbers = range(start + first, start + first + len(chosen))
-            generators = [generator(seed, number) for number in numbers]
+            generators = [seeds.of_picture(seed, number) for number in numbers]
             drawn.append(_draw_batch(source, plan, chosen, generators, callback))
     return torch.cat(drawn)
 
@@ -239,25 +238,14 @@ def upcast(vae: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------
 
 
-def generator(seed: int, number: int) -> torch.Generator:
-    """Return the generator of picture `number`, which draws its starting noise and then the noise
-    of stochastic steps.
-
-    torch's CPU generator keeps only the low 32 bits of a seed, so seed and number cannot be packed
-    into 64 bits. The seed is hashed to an offset among 2**32 states instead, and picture `number`
-    takes the state `number` after it, so that no two pictures of one seed share a state.
-    """
-    offset = int.from_bytes(
-        hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "little"
-    )
-    return torch.Generator("cpu").manual_seed((offset + number) % 2**32)
+generator = seeds.of_picture  # the name that scripts have used
 
 
 def starting_noise(seed: int, numbers: range, shape: tuple[int, ...]) -> Tensor:
     """Return the noise that pictures `numbers` start from: (len(numbers), *shape), float32 on the
     CPU.
     """
-    return _noise([generator(seed, number) for number in numbers], shape)
+    return _noise([seeds.of_picture(seed, number) for number in numbers], shape)
 
 
 def _noise(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
@@ -521,10 +509,7 @@ def _checked_guidance(guidance: float) -> float:
 
 def _checked_sampler(source: Source, sampler: str) -> str:
     if sampler not in SAMPLERS:
-        near = difflib.get_close_matches(str(sampler), SAMPLERS, 1, cutoff=0.0)
-        raise ValueError(
-            f"unknown sampler {sampler!r}; one of {', '.join(SAMPLERS)} (nearest: {near[0]})"
-        )
+        raise nearest("sampler", sampler, SAMPLERS)
     if sampler != "card" and not hasattr(source.scheduler, "alphas_cumprod"):
         raise ValueError(
             f"sampler {sampler!r} is for noise and velocities; a flow needs its own sampler, 'card'"

@@ -8,7 +8,6 @@ sampled.
 - The small ones are trained from scratch by pretraining.
 """
 
-import difflib
 import json
 import logging
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from linattn import conditions, sampling
 from linattn.conditions import Conditions
 from linattn.diffusion import Diffusion, Process
+from linattn.names import hint
 from linattn.sampling import Source
 
 HARMLESS = {
@@ -112,11 +112,11 @@ def _check(folder: str | Path) -> None:
             return
     place = path if path.is_dir() else path.parent
     there = sorted(each.parent.name for each in place.glob("*/model_index.json"))
-    near = difflib.get_close_matches(path.name, there, 1)
+    question = hint(path.name, there)
     raise FileNotFoundError(
         f"no pipeline in {folder}, seen from {Path.cwd()}: model_index.json is missing; the "
         f"pipelines in {place} are "
-        f"{', '.join(there) or 'none'}" + (f": did you mean {near[0]!r}?" if near else "")
+        f"{', '.join(there) or 'none'}" + (f": {question}" if question else "")
     )
 
 

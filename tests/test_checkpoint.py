@@ -123,14 +123,3 @@ def test_another_recipe_is_refused(tmp_path):
     list(checkpoint.Resumable(tmp_path / "loop", {}, 2, {"rate": 1e-3}))
     with pytest.raises(ValueError, match="another recipe: .*0.001.* now .*0.002.*delete it"):
         checkpoint.Resumable(tmp_path / "loop", {}, 2, {"rate": 2e-3})
-
-
-def test_seed_and_step_both_change_the_draw():
-    draws = {
-        checkpoint.generator(seed, step).initial_seed() for seed in range(20) for step in range(20)
-    }
-    assert len(draws) == 400
-    values = [
-        torch.rand(1, generator=checkpoint.generator(seed, 0)).item() for seed in (0, 1, 1 << 40)
-    ]
-    assert len(set(values)) == 3

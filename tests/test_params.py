@@ -214,7 +214,7 @@ def test_names_are_asked_for_with_their_nearest(content):
     settings = params.parse(content)
     with pytest.raises(ValueError, match="did you mean 'mediator'"):
         settings.student("mediater")
-    with pytest.raises(ValueError, match="it is one of"):
+    with pytest.raises(ValueError, match="valid are"):
         settings.teacher("nobody")
 
 

@@ -157,7 +157,7 @@ def test_a_study_is_run_by_its_name_and_names_its_own_lock(repository, monkeypat
 @pytest.mark.parametrize("name", ["", "plugin", "../plugins"])
 def test_an_unknown_study_is_refused_with_those_there_are(repository, name, capsys):
     assert pipeline.main(["--study", name]) == 1
-    assert "it is one of plugins" in capsys.readouterr().err
+    assert "valid are plugins" in capsys.readouterr().err
 
 
 class Clone:

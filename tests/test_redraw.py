@@ -20,7 +20,7 @@ from diffusers import (
 from PIL import Image
 
 import linattn
-from linattn import families, redraw, sampling
+from linattn import families, redraw, sampling, seeds
 from linattn.sampling import Plan, Source
 from linattn.teachers import Teacher
 
@@ -75,7 +75,7 @@ def _same_as_stock(made, kind, strength, monkeypatch):
     clean = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     known = Source.of(made)
     plan = Plan.of(known, 32, 4, 1.0, "card")
-    streams = [sampling.generator(0, number) for number in range(2)]
+    streams = [seeds.of_picture(0, number) for number in range(2)]
     ours = redraw.redrawn(known, plan, CAPTIONS, clean, strength, streams)
 
     module = stock.__module__
@@ -134,7 +134,7 @@ def test_less_strength_stays_closer_to_the_picture():
     plan = Plan.of(source, 64, 10, 1.0, "card")
 
     def moved(strength: float) -> float:
-        streams = [sampling.generator(0, number) for number in range(2)]
+        streams = [seeds.of_picture(0, number) for number in range(2)]
         return (
             (redraw.redrawn(source, plan, CAPTIONS, clean, strength, streams) - clean)
             .square()

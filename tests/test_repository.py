@@ -268,7 +268,7 @@ def test_a_failed_installation_says_where_the_rest_is(bare):
 # Modules that draw figures, whose edit must not train again, and those that carry values, names and
 # paths alone.
 FIGURES = {"report.figures", "report.looks", "report.numbers", "report.picture"}
-NAMES = {"attention", "attention.registry"}
+NAMES = {"names", "attention", "attention.registry"}
 CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", *NAMES, *FIGURES}
 # Rooms that a stage depends on as on one thing; of the others it lists the files that it uses.
 WHOLE = {"distillation", "families", "pretraining", "surgery"}

@@ -17,7 +17,7 @@ ROOT = project.ROOT
 # From the ground up; a room is a package or a module beside them. Rooms of one floor do not know
 # one another.
 FLOORS = (
-    ("linattn_kernels",),
+    ("linattn_kernels", "names", "digests", "seeds"),
     ("project", "checkpoint", "intervals", "diffusion", "conditions", "lab"),
     ("attention",),
     ("families", "params", "world"),

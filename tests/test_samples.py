@@ -326,10 +326,3 @@ def test_progress_is_told_of_every_shard(pipe, tmp_path):
     seen = []
     samples.write(pipe, tmp_path, 6, progress=lambda *each: seen.append(each), **OPTIONS)
     assert seen == [(4, 6), (6, 6)]
-
-
-def test_a_digest_knows_weights_names_and_types():
-    one = samples.digest(tiny.model())
-    assert one == samples.digest(tiny.model())
-    assert one != samples.digest(tiny.model(seed=1))
-    assert one != samples.digest(tiny.model().half())

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
-from linattn import sampling
+from linattn import sampling, seeds
 
 LABELS = torch.tensor([0, 3, 1])
 
@@ -133,7 +133,7 @@ def halved(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def by_ddpm_scheduler(pipe, steps: int, monkeypatch) -> torch.Tensor:
-    streams = [sampling.generator(2, number) for number in range(len(LABELS))]
+    streams = [seeds.of_picture(2, number) for number in range(len(LABELS))]
 
     def noise(shape, **_):
         return torch.stack([torch.randn(shape[1:], generator=each) for each in streams])
@@ -337,7 +337,7 @@ def test_no_latent_side_is_too_odd():
         ({"size": 0}, "multiple of 4"),
         ({"guidance": 0.5}, "1 means none"),
         ({"guidance": float("nan")}, "nan"),
-        ({"sampler": "dpmm"}, "nearest: dpm"),
+        ({"sampler": "dpmm"}, "did you mean 'dpm'"),
         ({"batch": 0}, "at least 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),

@@ -18,7 +18,14 @@ from linattn.studies.plugins.settings import PLUGINS
 ROOT = project.ROOT
 # Modules that carry values, names and paths, or show them; `attention` finds an operator's file,
 # which is a dep itself.
-CARRYING = ("params", "project", "notebooks", "studies/plugins/settings", "studies/plugins/report")
+CARRYING = (
+    "names",
+    "params",
+    "project",
+    "notebooks",
+    "studies/plugins/settings",
+    "studies/plugins/report",
+)
 CARRIERS = {f"linattn/{name}.py" for name in CARRYING} | {"linattn/report"}
 # An __init__ that only says where names lie is no dep; it is followed, but for attention's.
 CARRIERS |= {

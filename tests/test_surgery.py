@@ -18,7 +18,7 @@ from torch import nn
 import linattn
 from linattn import families, surgery, teachers
 from linattn.attention import OPERATORS, POLICIES
-from linattn.surgery.folder import _sha256
+from linattn.digests import of_file
 from linattn.surgery.select import select
 
 EVERY = list(OPERATORS)
@@ -738,7 +738,7 @@ def tensors(change):
         found = load_file(folder / "linattn.safetensors")
         change(found)
         save_file(found, folder / "linattn.safetensors")
-        edit(weights__sha256=_sha256(folder / "linattn.safetensors"))(folder)
+        edit(weights__sha256=of_file(folder / "linattn.safetensors"))(folder)
 
     return changed
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from linattn.attention.base import LayerShape, Operator
-from linattn.attention.options import nearest
 from linattn.attention.policies import POLICIES, Activations, Policy, register_policy
 from linattn.attention.registry import Registry
+from linattn.names import nearest
 
 OPERATORS = Registry(
     "softmax:Softmax",

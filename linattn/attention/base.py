@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from linattn.attention import schedule as schedules
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
-from linattn.attention.options import Option, Values, check, check_names, nearest, resolve
+from linattn.attention.options import Option, Values, check, check_names, resolve
 from linattn.attention.policies import POLICIES, Activations, draw_afresh
+from linattn.names import nearest
 from linattn_kernels.launch import Backend, choose
 
 Position = tuple[Tensor, Tensor]  # cos and sin of rotary positions, (tokens, head_dim)

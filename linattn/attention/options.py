@@ -6,11 +6,12 @@
 - `scheduled=False` marks options that shape what the schedule cannot change within one forward.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from linattn.names import hint, nearest
 
 
 class Values:
@@ -40,14 +41,6 @@ class Option:
     # "text": it means something only where a layer's tokens begin with text; "rotation": only where
     # the family also rotates queries and keys.
     needs: str = ""
-
-
-def nearest(kind: str, name: object, valid: Iterable[str]) -> ValueError:
-    """The error for a name that does not exist."""
-    valid = list(valid)
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.3)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid) or 'none'}")
 
 
 def resolve(owner: str, table: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,9 +134,8 @@ def choice(default: str, names: Iterable[str], needs: str = "") -> Option:
 
     def checked(value: Any) -> str:
         if value not in names:
-            close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.3)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"one of {', '.join(names)}{hint}")
+            question = hint(value, names)
+            raise ValueError(f"one of {', '.join(names)}" + (f" ({question})" if question else ""))
         return value
 
     return Option(default, checked, scheduled=False, needs=needs)

@@ -1,14 +1,14 @@
 """Define how a student is distilled: DistillConfig, and the recipe that identifies a checkpoint."""
 
 import functools
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from linattn import digests
 from linattn.conditions import Asked
 from linattn.distillation import objectives
 from linattn.distillation.objectives import Objective
@@ -97,8 +97,8 @@ class DistillConfig:
         ends = torch.tensor([0, len(samples) - 1])
         return settings | {
             "objective": asdict(self.terms),
-            "teacher": fingerprint(teacher.model.state_dict().values()),
-            "samples": [len(samples), fingerprint(_tensors(samples.batch(ends)))],
+            "teacher": digests.of_values(teacher.model.state_dict().values()),
+            "samples": [len(samples), digests.of_values(_tensors(samples.batch(ends)))],
         }
 
 
@@ -109,16 +109,6 @@ def _tensors(batch: tuple[Tensor, Asked]) -> Iterator[Tensor]:
             yield part
         else:
             yield torch.tensor(list("\n".join(part).encode()))
-
-
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Identify a set of tensors by a digest of their shapes and of some of their values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().flatten()
-        sampled = flat[:: max(1, len(flat) // 64)].cpu().double()
-        digest.update(repr((tuple(tensor.shape), sampled.tolist())).encode())
-    return digest.hexdigest()[:16]
 
 
 def of_params(student: Any, recipe: Any, seed: int) -> DistillConfig:

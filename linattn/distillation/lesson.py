@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from linattn import conditions, families
-from linattn.checkpoint import generator
 from linattn.conditions import Asked, Conditions, Rows
 from linattn.diffusion import Process
 from linattn.distillation import objectives
 from linattn.distillation.config import DTYPES, Data, DistillConfig
 from linattn.distillation.objectives import Comparison
 from linattn.distillation.training import Terms
+from linattn.seeds import of_step
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Batch:
 
 def draw(config: DistillConfig, diffusion: Process, samples: Data, step: int) -> Batch:
     """Draw the whole batch of one step, which is the same in every process."""
-    rng = generator(config.seed, step)
+    rng = of_step(config.seed, step)
     indices = torch.randint(len(samples), (config.batch,), generator=rng)
     if config.times == "teacher":
         t = diffusion.draw_times(config.batch, rng)

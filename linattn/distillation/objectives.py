@@ -12,7 +12,6 @@
 - Features are the outputs of the self-attentions after their output projection, as in LinFusion.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from linattn.diffusion import Process, split
+from linattn.names import known
 
 Space = Literal["prediction", "noise"]
 FeatureNorm = Literal["mse", "l1", "relative"]
@@ -219,18 +219,10 @@ def create(objective: str | Mapping[str, float | str] | Objective) -> Objective:
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, str):
-        return PRESETS[_require_known(objective, PRESETS, "objective")]
+        return PRESETS[known(objective, PRESETS, "objective")]
     changes = dict(objective)
     settings = asdict(create(changes.pop("preset"))) if "preset" in changes else {}
     valid = [setting.name for setting in fields(Objective)]
     for name, value in changes.items():
-        settings[_require_known(name, valid, "term")] = value
+        settings[known(name, valid, "term")] = value
     return Objective(**settings)
-
-
-def _require_known(name: str, valid: Sequence[str] | Mapping[str, object], kind: str) -> str:
-    if name in valid:
-        return name
-    near = difflib.get_close_matches(str(name), list(valid), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(valid)}{hint}")

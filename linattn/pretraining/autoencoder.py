@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from linattn import world
-from linattn.checkpoint import Resumable, generator
+from linattn.checkpoint import Resumable
+from linattn.seeds import of_step
 
 
 def build(factor: int = 4, latent_channels: int = 4) -> AutoencoderKL:
@@ -76,7 +77,7 @@ def train(
         picture = picture.to(device)
         latent = side // 2 ** (len(vae.config.block_out_channels) - 1)
         noise = torch.randn(
-            count, vae.config.latent_channels, latent, latent, generator=generator(seed, step)
+            count, vae.config.latent_channels, latent, latent, generator=of_step(seed, step)
         )
         with torch.autocast(device, torch.bfloat16):
             value = loss(vae, picture, noise.to(device))

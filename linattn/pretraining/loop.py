@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linattn import checkpoint
+from linattn import checkpoint, seeds
 from linattn.pretraining.kind import Data, Kind
 from linattn.pretraining.recipe import Recipe, Stopwatch
 
@@ -69,7 +69,7 @@ def _train_stage(
     for step in checkpoint.Resumable(
         scratch / f"stage-{number}.safetensors", parts, stage.steps, settings, every
     ):
-        dice = checkpoint.generator(recipe.seed + 1 + number, step)
+        dice = seeds.of_step(recipe.seed + 1 + number, step)
         given = {
             name: each.to(device)
             for name, each in kind.draw(recipe, data, stage.batch, dice).items()

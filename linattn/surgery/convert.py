@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from linattn import attention, families
-from linattn.attention.options import nearest
 from linattn.families import KEY, Layer
+from linattn.names import nearest
 from linattn.surgery import identity
 from linattn.surgery.select import Selection, select
 from linattn_kernels.launch import PATHS

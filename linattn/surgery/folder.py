@@ -7,7 +7,6 @@
 - A load that fails half way leaves the model unchanged.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from linattn import families
+from linattn import digests, families
 from linattn.families import KEY, Layer
 from linattn.surgery import identity, released
 from linattn.surgery.convert import (
@@ -60,7 +59,9 @@ def save(model_or_pipeline: Any, folder: str | Path) -> Path:
     weights, card = folder / f".{WEIGHTS}.draft", folder / f".{CARD}.draft"
     try:
         save_file(tensors, weights, metadata={"format": "pt"})
-        card.write_text(json.dumps(_card(model, conversion, _sha256(weights)), indent=2) + "\n")
+        card.write_text(
+            json.dumps(_card(model, conversion, digests.of_file(weights)), indent=2) + "\n"
+        )
         # safetensors writes 0600, which another user of the folder cannot read
         shutil.copymode(card, weights)
         os.replace(weights, folder / WEIGHTS)
@@ -284,7 +285,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder / CARD} has format {card['format']}; this linattn reads {FORMAT}: use a "
             "newer one"
         )
-    if _sha256(folder / WEIGHTS) != card["weights"]["sha256"]:
+    if digests.of_file(folder / WEIGHTS) != card["weights"]["sha256"]:
         raise ValueError(
             f"{folder / WEIGHTS} is damaged: not the file that {CARD} was written with; fetch it "
             "again"
@@ -390,8 +391,3 @@ def _check_tensors(
         raise ValueError(
             f"{folder} does not fit this {type(model).__name__}: {_shortened(mismatches)}"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,6 @@ public config.
   of `linearize`.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linattn import digests
 from linattn.families import KEY
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # widest first
@@ -41,17 +41,18 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def digests(tensor: Tensor) -> Digests:
+def tensor_digests(tensor: Tensor) -> Digests:
     """Digest a tensor in its own dtype and in every narrower float."""
     tensor = tensor.detach()
     return {
-        _name(dtype): _bits(tensor.to(dtype)) for dtype in (tensor.dtype, *_narrower(tensor.dtype))
+        _name(dtype): digests.of_tensor(tensor.to(dtype))
+        for dtype in (tensor.dtype, *_narrower(tensor.dtype))
     }
 
 
 def all_digests(named: Mapping[str, Tensor]) -> dict[str, Digests]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the interpreter lock
-        return dict(zip(named, pool.map(digests, named.values()), strict=True))
+        return dict(zip(named, pool.map(tensor_digests, named.values()), strict=True))
 
 
 def changed(named: Mapping[str, Tensor], recorded: Mapping[str, Digests]) -> list[str]:
@@ -64,10 +65,12 @@ def changed(named: Mapping[str, Tensor], recorded: Mapping[str, Digests]) -> lis
 def _is_unchanged(tensor: Tensor, recorded: Digests) -> bool:
     tensor, widest = tensor.detach(), next(iter(recorded))
     if _name(tensor.dtype) in recorded:
-        return _bits(tensor) == recorded[_name(tensor.dtype)]
+        return digests.of_tensor(tensor) == recorded[_name(tensor.dtype)]
     # a base recorded in half precision may have been widened since
     narrow = tensor.to(getattr(torch, widest))
-    return _bits(narrow) == recorded[widest] and torch.equal(narrow.to(tensor.dtype), tensor)
+    return digests.of_tensor(narrow) == recorded[widest] and torch.equal(
+        narrow.to(tensor.dtype), tensor
+    )
 
 
 def base(model: nn.Module, recorded: Mapping[str, Digests] | None = None) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def base(model: nn.Module, recorded: Mapping[str, Digests] | None = None) -> dic
         "class": type(model).__name__,
         "name": public_name(model),
         "config": config,
-        "config_digest": _short(json.dumps(config, sort_keys=True)),
+        "config_digest": digests.of_settings(config),
         "weights": _model_digests(recorded),
     }
 
@@ -139,7 +142,7 @@ def _model_digests(recorded: Mapping[str, Digests]) -> Digests:
     float_names = [_name(dtype) for dtype in FLOATS]
     of_floats = [by_dtype for by_dtype in recorded.values() if next(iter(by_dtype)) in float_names]
     shared = [dtype for dtype in float_names if all(dtype in by_dtype for by_dtype in of_floats)]
-    return {dtype: _short(_lines(recorded, dtype)) for dtype in shared}
+    return {dtype: digests.of_text(_lines(recorded, dtype)) for dtype in shared}
 
 
 def _lines(recorded: Mapping[str, Digests], dtype: str) -> str:
@@ -162,18 +165,6 @@ def _narrower(dtype: torch.dtype) -> Iterable[torch.dtype]:
     if dtype in (torch.float64, torch.float32):
         return FLOATS[FLOATS.index(dtype) + 1 :]
     return ()
-
-
-def _bits(tensor: Tensor) -> str:
-    """Digest the shape and the bits of a tensor; of one on meta, the shape alone."""
-    content = hashlib.sha256(repr(tuple(tensor.shape)).encode())
-    if tensor.numel() and not tensor.is_meta:
-        content.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return content.hexdigest()
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,10 +2,10 @@
 predicate.
 """
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 
 from linattn.families import Layer
+from linattn.names import hint
 
 Selection = str | int | Sequence[int | str] | Callable[[Layer], bool]
 
@@ -66,9 +66,7 @@ def _index(layers: Sequence[Layer], which: int | str) -> int:
             return layer.index
     names = [layer.name for layer in layers]
     phrases = ("all", "every:2", "first:1", "last:1", "except:first:1")
-    close = difflib.get_close_matches(str(which), [*names, *phrases], n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(
-        f"no layer {which!r}: {hint}valid are all, every:2, first:4, last:4, except:first:2, "
+        f"no layer {which!r}: {hint(which, [*names, *phrases])} valid are all, every:2, first:4, last:4, except:first:2, "
         f"numbers up to {len(layers) - 1}, and names like {names[0]!r}"
     )

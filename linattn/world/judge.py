@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn.checkpoint import Resumable, generator
+from linattn.checkpoint import Resumable
+from linattn.seeds import of_step
 from linattn.world import drawing
 
 SIDE = 64
@@ -100,7 +101,7 @@ def train(
     for step in Resumable(Path(scratch) / "judge.safetensors", state, steps, recipe):
         scenes = drawing.scenes(batch, seed, start=step * batch)
         labels = torch.tensor([scene.label for scene in scenes]).to(device)
-        pictures = spoil(drawing.render(scenes, SIDE), generator(seed, step)).to(device)
+        pictures = spoil(drawing.render(scenes, SIDE), of_step(seed, step)).to(device)
         with torch.autocast(device, torch.bfloat16):
             marks = judge(pictures)
         colours = len(drawing.COLOURS)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import world
-from linattn.checkpoint import generator
+from linattn import seeds, world
 from linattn.conditions import Rows
 from linattn.teachers import Teacher
 
@@ -62,4 +61,4 @@ def draw(
 
 def of_step(seed: int, step: int, count: int) -> tuple[list[world.Scene], torch.Generator]:
     """Return the scenes of one step, which no other step repeats, and the step's random generator."""
-    return world.scenes(count, seed, start=step * count), generator(seed, step)
+    return world.scenes(count, seed, start=step * count), seeds.of_step(seed, step)

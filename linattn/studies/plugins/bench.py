@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from linattn import project, teachers
-from linattn.checkpoint import generator
+from linattn.seeds import of_step
 from linattn.studies.plugins.body import SOFTMAX, Body
 from linattn.studies.plugins.plugin import Plugin, Question
 from linattn.studies.plugins.settings import Settings, folder
@@ -79,9 +79,7 @@ class Bench:
             "guidance_scale": self.teacher.card["guidance"],
         }
         kwargs |= {"height": self.side, "width": self.side, "output_type": "pt", **extra}
-        generators = iter(
-            [generator(measure.seed, index) for index in range(len(question.captions))]
-        )
+        generators = iter([of_step(measure.seed, index) for index in range(len(question.captions))])
         pictures = []
         for call in question.split(measure.batch):
             inputs = {} if plugin is None else plugin.given(pipe, call)

@@ -1,19 +1,19 @@
 """Train one plug-in of the study and store it as it is published."""
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linattn import params, project, teachers
+from linattn import digests, project, teachers
+from linattn.names import known
 from linattn.studies.plugins.settings import PLUGINS, Settings, folder, load
 
 
 def train(name: str, settings: Settings | None = None) -> list[dict[str, Any]]:
     """Train the plug-in, store it, and return the rows of its curve: step, loss, stage."""
-    settings, plugin = settings or load(), PLUGINS[params.known(name, PLUGINS, "plug-in")]
+    settings, plugin = settings or load(), PLUGINS[known(name, PLUGINS, "plug-in")]
     recipe = settings.recipes[name]
     teacher = teachers.load(project.ROOT / settings.teacher, device=project.device())
     about = {"teacher": _digest(project.ROOT / settings.teacher), "code": project.code()}
@@ -33,8 +33,7 @@ def _digest(teacher: Path) -> str:
     """Return the digest of the teacher's weights: a training that began on other weights starts
     again.
     """
-    with next((teacher / "unet").glob("*.safetensors")).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digests.of_file(next((teacher / "unet").glob("*.safetensors")))
 
 
 def files(name: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from linattn import params, project
+from linattn.names import known
 from linattn.studies.plugins.adapter import Adapter
 from linattn.studies.plugins.control import Control
 from linattn.studies.plugins.lora import Lora
@@ -54,7 +55,7 @@ def load(path: str | Path = PARAMS) -> Settings:
 def _recipes(entries: dict[str, Any], where: str) -> dict[str, Recipe]:
     recipes = {}
     for name, entry in entries.items():
-        plugin = params.known(name, PLUGINS, "plug-in")
+        plugin = known(name, PLUGINS, "plug-in")
         recipes[plugin] = Recipe.of(entry, f"{where}.{name}")
     return recipes
 

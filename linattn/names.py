@@ -1,0 +1,32 @@
+"""Look up names that users type, and answer a wrong one with the nearest valid name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def known(name: str, valid: Iterable[str], noun: str) -> str:
+    """Return `name` if it is valid; else raise the error that `nearest` makes."""
+    valid = list(valid)
+    if name not in valid:
+        raise nearest(noun, name, valid)
+    return name
+
+
+def nearest(noun: str, name: object, valid: Iterable[str]) -> ValueError:
+    """Return the error for an unknown name; `noun` says what the name should be one of."""
+    valid = list(valid)
+    question = hint(name, valid)
+    listed = f"valid are {', '.join(valid) or 'none'}"
+    return ValueError(f"unknown {noun} {name!r}: {f'{question} {listed}' if question else listed}")
+
+
+def hint(name: object, valid: Iterable[str]) -> str:
+    """Ask whether the most similar valid name was meant, or return "" where none is similar."""
+    close = similar(name, valid)
+    return f"did you mean {close!r}?" if close else ""
+
+
+def similar(name: object, valid: Iterable[str], least: float = 0.3) -> str | None:
+    """Return the valid name that is most similar, or None if all are less similar than `least`."""
+    matches = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=least)
+    return matches[0] if matches else None
