@@ -1,8 +1,8 @@
 """Digest contents, so that two of them can be compared by a short text.
 
-Saved files hold these digests: students (linattn.json), samples (manifest.json), checkpoints and the
-names of scratch folders. A changed value would make all of them those of somebody else, so
-tests/test_digests.py holds every function to literal values.
+Students (linattn.json), samples (manifest.json), checkpoints and the names of scratch folders hold
+these digests. A changed value would make all of them useless, so tests/test_digests.py holds every
+function to literal values.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Look up names that users type, and answer a wrong one with the nearest valid name."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def known(name: str, valid: Iterable[str], noun: str) -> str:
@@ -12,11 +12,14 @@ def known(name: str, valid: Iterable[str], noun: str) -> str:
     return name
 
 
-def nearest(noun: str, name: object, valid: Iterable[str]) -> ValueError:
-    """Return the error for an unknown name; `noun` says what the name should be one of."""
+def nearest(noun: str, name: object, valid: Iterable[str], listed: str = "") -> ValueError:
+    """Return the error for an unknown name; `noun` says what the name should be one of.
+
+    `listed` says what is valid where a list of all valid names would not.
+    """
     valid = list(valid)
+    listed = f"valid are {listed or ', '.join(valid) or 'none'}"
     question = hint(name, valid)
-    listed = f"valid are {', '.join(valid) or 'none'}"
     return ValueError(f"unknown {noun} {name!r}: {f'{question} {listed}' if question else listed}")
 
 
@@ -30,3 +33,9 @@ def similar(name: object, valid: Iterable[str], least: float = 0.3) -> str | Non
     """Return the valid name that is most similar, or None if all are less similar than `least`."""
     matches = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=least)
     return matches[0] if matches else None
+
+
+def shortened(names: Sequence[str], most: int = 4) -> str:
+    """List the first names, and count the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

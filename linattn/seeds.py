@@ -1,8 +1,8 @@
 """Make every generator of random numbers from a seed and one more number.
 
-torch's CPU generator keeps only the low 32 bits of what it is seeded with, so two numbers cannot be
-packed into 64 bits. They are hashed instead. Results depend on these streams, so tests/test_seeds.py
-holds them to literal values.
+torch's CPU generator keeps only the low 32 bits of what it is seeded with, so two numbers cannot
+be packed into 64 bits. They are hashed instead. Results depend on these streams, so
+tests/test_seeds.py holds them to literal values.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ def of_step(seed: int, step: int, device: torch.device | str = "cpu") -> torch.G
 def of_picture(seed: int, number: int) -> torch.Generator:
     """Return the generator of picture `number`: its starting noise, then that of its steps.
 
-    The seed is hashed to an offset among 2**32 states, and picture `number` takes the state `number`
-    after it, so that no two pictures of one seed share a state.
+    The seed is hashed to an offset among 2**32 states, and picture `number` takes the state
+    `number` after it, so that no two pictures of one seed share a state.
     """
-    return torch.Generator("cpu").manual_seed((_hash(str(int(seed))) + number) % 2**32)
+    return torch.Generator("cpu").manual_seed((_hash(f"{seed:d}") + number) % 2**32)
 
 
 def _hash(text: str) -> int:

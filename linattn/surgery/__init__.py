@@ -1,11 +1,11 @@
-"""Replace the attention of a diffusers model: convert, restore and inspect it, and save a student
-in a folder.
+"""Replace the attention of a diffusers model: convert, restore and inspect it, save a student.
 
 The public functions of the package are available here, as they are from `linattn`.
 """
 
+from linattn.surgery.card import CARD, WEIGHTS
 from linattn.surgery.convert import linearize, restore
-from linattn.surgery.folder import CARD, WEIGHTS, load, save
+from linattn.surgery.folder import load, save
 from linattn.surgery.look import (
     attention_map,
     attention_parameters,
@@ -15,6 +15,15 @@ from linattn.surgery.look import (
 )
 
 __all__ = [
-    "CARD", "WEIGHTS", "attention_map", "attention_parameters", "backends", "describe", "linearize", "load",
-    "new_parameters", "restore", "save",
-]  # fmt: skip
+    "CARD",
+    "WEIGHTS",
+    "attention_map",
+    "attention_parameters",
+    "backends",
+    "describe",
+    "linearize",
+    "load",
+    "new_parameters",
+    "restore",
+    "save",
+]

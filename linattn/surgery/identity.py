@@ -1,6 +1,6 @@
-"""Identify the base of a student, and name what has changed in it, by digests of weights and of the
-public config.
+"""Identify the base of a student, and name what has changed in it, by digests.
 
+- The base's weights and its public config are digested.
 - A tensor has a sha256 of its bits and one of its bits after a cast to every narrower float. A base
   that was only cast to half precision is therefore still that base, and only training counts as a
   change.
@@ -25,9 +25,9 @@ from linattn import digests
 from linattn.families import KEY
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # widest first
+NO_NAMES = ("", ".", "transformer", "unet")  # folders of a path that name no model
 Digests = dict[str, str]  # dtype -> digest, the tensor's own dtype first
-# mark the tensors of a plug-in
-PLUGIN_NAMES = (".lora_", ".processor.", ".image_projection_layers.")
+PLUGIN_NAMES = (".lora_", ".processor.", ".image_projection_layers.")  # of a plug-in's tensors
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -51,6 +51,7 @@ def tensor_digests(tensor: Tensor) -> Digests:
 
 
 def all_digests(named: Mapping[str, Tensor]) -> dict[str, Digests]:
+    """Digest many tensors in several threads."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the interpreter lock
         return dict(zip(named, pool.map(tensor_digests, named.values()), strict=True))
 
@@ -87,32 +88,30 @@ def base(model: nn.Module, recorded: Mapping[str, Digests] | None = None) -> dic
 
 
 def public_config(model: nn.Module) -> dict[str, Any]:
-    """Return the arguments the model was built with, without its origin and the version that wrote
-    it.
-    """
-    config = {
-        name: value
-        for name, value in sorted(dict(model.config).items())
-        if not name.startswith("_")
-    }
+    """Return the arguments the model was built with, without origin and version."""
+    arguments = sorted(_config(model).items())
+    config = {name: value for name, value in arguments if not name.startswith("_")}
     return json.loads(json.dumps(config, default=str))
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    config: Any = model.config  # diffusers sets it on every model, and torch's types do not know it
+    return dict(config)
 
 
 def public_name(model: nn.Module) -> str:
     """Return a hub id or the name of a folder, never a path of this machine."""
-    origin = str(dict(model.config).get("_name_or_path") or "")
+    origin = str(_config(model).get("_name_or_path") or "")
     if cached := re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots", origin):
         return "/".join(cached.groups())
     if not os.path.exists(origin) and re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
         return origin
-    parts = [
-        part for part in re.split(r"[/\\]", origin) if part not in ("", ".", "transformer", "unet")
-    ]
-    return parts[-1] if parts else "unnamed"
+    folders = [name for name in re.split(r"[/\\]", origin) if name not in NO_NAMES]
+    return folders[-1] if folders else "unnamed"
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """List why a student of base `theirs` does not fit base `ours`; the list is empty if it does."""
+    """List why a student of base `theirs` does not fit base `ours`; an empty list if it does."""
     if theirs["class"] != ours["class"]:
         return [f"class {theirs['class']} there, {ours['class']} here"]
     names = sorted({*theirs["config"], *ours["config"]})
@@ -136,9 +135,7 @@ def _same_weights(theirs: Digests, ours: Digests) -> bool:
 
 
 def _model_digests(recorded: Mapping[str, Digests]) -> Digests:
-    """Return one digest of the model for every dtype in which all float tensors were digested,
-    widest first.
-    """
+    """Return one digest of the model for every dtype in which all its floats were digested."""
     float_names = [_name(dtype) for dtype in FLOATS]
     of_floats = [by_dtype for by_dtype in recorded.values() if next(iter(by_dtype)) in float_names]
     shared = [dtype for dtype in float_names if all(dtype in by_dtype for by_dtype in of_floats)]
@@ -146,21 +143,18 @@ def _model_digests(recorded: Mapping[str, Digests]) -> Digests:
 
 
 def _lines(recorded: Mapping[str, Digests], dtype: str) -> str:
-    """List every tensor with its digest in `dtype`, or in its own dtype where it has no such
-    digest.
-    """
+    """List every tensor with its digest in `dtype`, or in its own dtype where it has none."""
     lines = []
     for name, by_dtype in sorted(recorded.items()):
-        own_digest = next(iter(by_dtype.values()))
-        lines.append(f"{name} {by_dtype.get(dtype, own_digest)}")
+        in_its_own = next(iter(by_dtype.values()))
+        lines.append(f"{name} {by_dtype.get(dtype, in_its_own)}")
     return "\n".join(lines)
 
 
 def _narrower(dtype: torch.dtype) -> Iterable[torch.dtype]:
     """Return the narrower floats of a dtype.
 
-    A half precision has none, because a cast from one half precision to the other would round
-    twice.
+    A half precision has none, because a cast from one to the other would round twice.
     """
     if dtype in (torch.float64, torch.float32):
         return FLOATS[FLOATS.index(dtype) + 1 :]

@@ -1,6 +1,4 @@
-"""Inspect a converted model: each layer's operator and backend, its new parameters, its attention
-map.
-"""
+"""Inspect a converted model: operator and backend of each layer, new parameters, attention map."""
 
 from typing import Any
 
@@ -8,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linattn import families
-from linattn.families import KEY
+from linattn.families import KEY, Layer
 from linattn.surgery import identity
 from linattn.surgery.select import select
 from linattn_kernels.launch import Backend
@@ -16,34 +14,32 @@ from linattn_kernels.launch import Backend
 
 def describe(model_or_pipeline: Any) -> list[dict[str, Any]]:
     """Describe every self-attention layer, linearised or not, in one dictionary a layer."""
-    descriptions = []
-    for layer in families.layers(model_or_pipeline):
-        operator = layer.operator
-        weight = identity.tensors(layer.attn)["to_q.weight"]
-        dtype = weight.dtype if weight.is_floating_point() else torch.float32
-        runs = (
-            Backend("torch", "not linearised")
-            if operator is None
-            else operator.runs(weight.device, dtype)
-        )
-        descriptions.append(
-            {
-                "index": layer.index,
-                "name": layer.name,
-                "operator": "softmax (dense)" if operator is None else operator.name,
-                "options": {} if operator is None else operator.options,
-                "parameters": sum(parameter.numel() for parameter in layer.attn.parameters()),
-                "backend": runs.path,
-                "because": runs.reason,
-            }
-        )
-    return descriptions
+    return [_describe(layer) for layer in families.layers(model_or_pipeline)]
+
+
+def _describe(layer: Layer) -> dict[str, Any]:
+    operator, backend = layer.operator, _backend(layer)
+    return {
+        "index": layer.index,
+        "name": layer.name,
+        "operator": "softmax (dense)" if operator is None else operator.name,
+        "options": {} if operator is None else operator.options,
+        "parameters": sum(parameter.numel() for parameter in layer.attn.parameters()),
+        "backend": backend.path,
+        "because": backend.reason,
+    }
+
+
+def _backend(layer: Layer) -> Backend:
+    if layer.operator is None:
+        return Backend("torch", "not linearised")
+    weight = identity.tensors(layer.attn)["to_q.weight"]
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    return layer.operator.runs(weight.device, dtype)
 
 
 def backends(model_or_pipeline: Any) -> dict[str, str]:
-    """Return the backend of every layer on the model's device, and the reason for it, as a run file
-    records them.
-    """
+    """Return the backend of every layer on the model's device with the reason, for a run file."""
     descriptions = describe(model_or_pipeline)
     return {layer["name"]: f"{layer['backend']}: {layer['because']}" for layer in descriptions}
 
@@ -64,19 +60,17 @@ def new_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
     for layer in families.layers(model_or_pipeline):
         if layer.operator is not None:
             for name in layer.operator.new_parameters():
-                parameters.append(
-                    (f"{layer.name}.{KEY}.{name}", layer.operator.get_parameter(name))
-                )
+                parameter = layer.operator.get_parameter(name)
+                parameters.append((f"{layer.name}.{KEY}.{name}", parameter))
     return parameters
 
 
 @torch.no_grad()
 def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs: Any) -> Tensor:
-    """Return the attention weights of one layer, (batch, heads, tokens, tokens), for these
-    arguments of the forward.
+    """Return the attention weights of one layer for these arguments of the forward.
 
-    The model may be a teacher or a student. The map is in float32, or float64 where the model is.
-    It leaves out a convolution.
+    The map is (batch, heads, tokens, tokens), in float32, or in float64 where the model is. The
+    model may be a teacher or a student. What a convolution adds is no part of the map.
     """
     model = families.model_of(model_or_pipeline)
     if len(chosen := select(families.layers(model), layer)) != 1:

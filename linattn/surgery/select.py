@@ -1,11 +1,9 @@
-"""Choose self-attention layers of a model: by number, by name, by a phrase such as every:2, or by a
-predicate.
-"""
+"""Choose self-attention layers of a model: by number, name, predicate, or a phrase as every:2."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 from linattn.families import Layer
-from linattn.names import hint
+from linattn.names import nearest
 
 Selection = str | int | Sequence[int | str] | Callable[[Layer], bool]
 
@@ -41,19 +39,18 @@ def _phrase_indices(layers: Sequence[Layer], which: str) -> set[int]:
     if word == "except" and rest:
         return all_indices - _indices(layers, rest)
     if word in ("first", "last", "every") and rest.isdecimal():
-        count = int(rest)
-        if not 1 <= count <= len(layers):
-            raise ValueError(
-                f"layers={which!r}: a number from 1 to {len(layers)}, the layers of this model"
-            )
-        total = len(layers)
-        spans = {
-            "first": range(count),
-            "last": range(total - count, total),
-            "every": range(0, total, count),
-        }
-        return set(spans[word])
+        return set(_counted(len(layers), word, int(rest)))
     return {_index(layers, which)}
+
+
+def _counted(layers: int, word: str, count: int) -> range:
+    if not 1 <= count <= layers:
+        raise ValueError(
+            f"layers='{word}:{count}': a number from 1 to {layers}, the layers of this model"
+        )
+    if word == "first":
+        return range(count)
+    return range(layers - count, layers) if word == "last" else range(0, layers, count)
 
 
 def _index(layers: Sequence[Layer], which: int | str) -> int:
@@ -65,8 +62,10 @@ def _index(layers: Sequence[Layer], which: int | str) -> int:
         if layer.name == which:
             return layer.index
     names = [layer.name for layer in layers]
-    phrases = ("all", "every:2", "first:1", "last:1", "except:first:1")
-    raise ValueError(
-        f"no layer {which!r}: {hint(which, [*names, *phrases])} valid are all, every:2, first:4, last:4, except:first:2, "
-        f"numbers up to {len(layers) - 1}, and names like {names[0]!r}"
+    raise nearest(
+        "layer",
+        which,
+        [*names, "all", "every:2", "first:1", "last:1", "except:first:1"],
+        listed="all, every:2, first:4, last:4, except:first:2, "
+        f"numbers up to {len(layers) - 1}, and names like {names[0]!r}",
     )
