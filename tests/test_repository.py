@@ -271,7 +271,7 @@ FIGURES = {"report.figures", "report.looks", "report.numbers", "report.picture"}
 NAMES = {"names", "attention", "attention.registry"}
 CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", *NAMES, *FIGURES}
 # Rooms that a stage depends on as on one thing; of the others it lists the files that it uses.
-WHOLE = {"distillation", "families", "pretraining", "surgery"}
+WHOLE = {"distillation", "families", "pretraining", "samples", "surgery"}
 # Imports that a stage does not follow: what trains the judge, a context manager alone.
 UNFOLLOWED = {("world.judge", "checkpoint"), ("evaluation.costs", "sampling")}
 

@@ -64,7 +64,9 @@ class Bench:
     def asked(self, count: int) -> Asked:
         """Return the captions or labels of the first `count` pictures."""
         start = world.HELD_OUT if self.reads else 0
-        return samples.asked(self.teacher.conditions, range(start, start + count), self.part.seed)
+        return samples.prompts_of(
+            self.teacher.conditions, range(start, start + count), self.part.seed
+        )
 
     def scenes(self, count: int) -> list[world.Scene]:
         """Return scenes of the world with the same content as the first `count` pictures."""

@@ -1,0 +1,51 @@
+"""Choose what the teacher draws: labels in balanced order, or captions of the world's scenes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from linattn import seeds, world
+from linattn.conditions import Asked, Conditions, Labels
+
+
+def prompts_of(
+    conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None
+) -> Asked:
+    """Return the prompts of pictures `numbers`: balanced labels, or captions.
+
+    Captions are those of scenes by default; of `captions`, picture i gets caption i modulo their
+    number.
+    """
+    if isinstance(conditions, Labels):
+        return balanced_labels(numbers, seed, conditions.classes)
+    if captions is not None:
+        return [captions[number % len(captions)] for number in numbers]
+    return [scene.caption for scene in scenes(numbers, seed)]
+
+
+def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
+    """Return scenes of one thing for even numbers and of two things for odd numbers."""
+    return [world.scene(seed, number, 1 + number % 2) for number in numbers]
+
+
+def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
+    """Return labels of pictures `numbers`.
+
+    Every run of `classes` pictures is a shuffle of all classes.
+    """
+    if classes < 1:
+        raise ValueError(f"{classes} classes; a label needs at least 1")
+    shuffles: dict[int, Tensor] = {}
+    labels = []
+    for number in numbers:
+        block, position = divmod(number, classes)
+        if block not in shuffles:
+            shuffles[block] = _shuffled(seed, block, classes)
+        labels.append(shuffles[block][position])
+    return torch.stack(labels) if labels else torch.empty(0, dtype=torch.long)
+
+
+def _shuffled(seed: int, block: int, classes: int) -> Tensor:
+    # Negative numbers keep these generators apart from those of the pictures' noise.
+    return torch.randperm(classes, generator=seeds.of_picture(seed, -1 - block))

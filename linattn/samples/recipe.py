@@ -1,0 +1,81 @@
+"""Describe everything that samples depend on, so that other samples are never taken for them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from linattn import digests, sampling
+from linattn.conditions import Conditions, Labels
+
+FORMAT = 1
+
+
+def describe(
+    teacher: Any,
+    seed: int,
+    *,
+    captions: Sequence[str] | None = None,
+    shard: int = 256,
+    size: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str = "card",
+) -> dict[str, Any]:
+    """Return the recipe: everything the pictures depend on, with the card's values filled in."""
+    source = sampling.Source.of(teacher)
+    plan = sampling.Plan.of(source, size, steps, guidance, sampler)
+    return {
+        "format": FORMAT,
+        "teacher": digests.of_weights(source.model),
+        "scheduler": _scheduler_digest(source.scheduler),
+        "seed": seed,
+        "guidance": plan.guidance,
+        "steps": plan.steps,
+        "sampler": plan.sampler,
+        **_prompt_recipe(source.conditions, captions),
+        "shape": [source.conditions.channels, *plan.sides],
+        "shard": shard,
+    }
+
+
+def _prompt_recipe(conditions: Conditions, captions: Sequence[str] | None) -> dict[str, Any]:
+    """Return the part of the recipe that determines the prompts."""
+    if isinstance(conditions, Labels):
+        if captions is not None:
+            raise ValueError(
+                f"captions for {type(conditions.model).__name__}, which reads no text: it is "
+                f"conditioned on its {conditions.classes} classes; leave captions out, or take a "
+                "teacher that reads"
+            )
+        return {"classes": conditions.classes}
+    return {
+        "captions": "linattn.world" if captions is None else _texts_digest(conditions, captions),
+        "readers": [digests.of_weights(encoder) for encoder in conditions.text_encoders],
+        "text_length": conditions.card.get("text_length"),
+    }
+
+
+def _texts_digest(conditions: Conditions, captions: Sequence[str]) -> str:
+    texts = list(conditions.check(captions))
+    return f"{len(texts)} of {digests.of_settings(texts)}"
+
+
+def _scheduler_digest(scheduler: Any) -> str:
+    public = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return digests.of_settings([type(scheduler).__name__, public])
+
+
+def refuse_other(path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Raise if the file at `path` was drawn by another recipe than the one requested."""
+    if recorded == requested:
+        return
+    names = sorted({*recorded, *requested})
+    changes = [
+        f"{name} {recorded.get(name)!r} (now {requested.get(name)!r})"
+        for name in names
+        if recorded.get(name) != requested.get(name)
+    ]
+    raise ValueError(
+        f"{path} was drawn with {', '.join(changes)}; delete {path.parent}, or write to another "
+        "folder"
+    )

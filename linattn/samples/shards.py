@@ -1,0 +1,84 @@
+"""Write and read one shard: a file of latents with their labels or captions, and its recipe."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from linattn import digests
+from linattn.conditions import Asked
+from linattn.samples import recipe as recipes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Hold the latents of a shard in float16, and their prompts."""
+
+    latents: Tensor  # (pictures, channels, height, width)
+    prompts: Asked
+
+
+def path_in(folder: Path, index: int) -> Path:
+    return folder / f"shard-{index:05d}.safetensors"
+
+
+def all_in(folder: Path) -> list[Path]:
+    """List all shards of a folder, drafts too."""
+    return [*folder.glob("shard-*.safetensors"), *folder.glob(".shard-*.draft")]
+
+
+def write(path: Path, shard: Shard, recipe: Mapping[str, Any], first: int) -> None:
+    """Write the shard that begins with picture `first`."""
+    tensors = {"latents": shard.latents}
+    metadata: dict[str, Any] = {"recipe": recipe, "first": first}
+    if isinstance(shard.prompts, Tensor):
+        tensors["labels"] = shard.prompts
+    else:
+        metadata["captions"] = list(shard.prompts)
+    # All metadata goes under one key, because safetensors stores several in an order that changes
+    # from run to run.
+    note = json.dumps(metadata, sort_keys=True)
+    draft = path.with_name(f".{path.name}.draft")
+    save_file(tensors, draft, metadata={"samples": note})
+    os.replace(draft, path)
+
+
+def read(path: Path) -> Shard:
+    tensors = load_file(path)
+    if "labels" in tensors:
+        return Shard(tensors["latents"], tensors["labels"])
+    with safe_open(path, framework="pt") as file:
+        return Shard(tensors["latents"], _note(file)["captions"])
+
+
+def is_current(
+    path: Path, recipe: Mapping[str, Any], first: int, count: int, sha256: str | None
+) -> bool:
+    """Say whether the shard is there, undamaged and the one that would be drawn.
+
+    A shard of another recipe is an error, and a damaged one a warning.
+    """
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            note, shape = _note(file), file.get_slice("latents").get_shape()
+        intact = sha256 is None or sha256 == digests.of_file(path)
+    except (SafetensorError, KeyError, ValueError):
+        intact = False
+    if not intact:
+        warnings.warn(f"{path} is damaged and is drawn again", stacklevel=3)
+        return False
+    recipes.refuse_other(path, note["recipe"], recipe)
+    return note["first"] == first and shape == [count, *recipe["shape"]]
+
+
+def _note(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {})["samples"])

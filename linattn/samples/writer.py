@@ -1,0 +1,103 @@
+"""Draw the shards that a folder of samples lacks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from linattn import digests, sampling
+from linattn.samples import manifest, shards
+from linattn.samples.prompts import prompts_of
+from linattn.samples.reader import Samples
+from linattn.samples.recipe import describe, refuse_other
+from linattn.samples.shards import Shard
+
+
+def write(
+    teacher: Any,
+    folder: str | Path,
+    count: int,
+    seed: int = 0,
+    *,
+    captions: Sequence[str] | None = None,
+    shard: int = 256,
+    size: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str = "card",
+    batch: int = 64,
+    progress: Any = None,
+) -> Samples:
+    """Draw the missing ones of `count` pictures, and call `progress(done, count)` after each shard.
+
+    `captions` replaces the world's for a teacher that reads text: picture i gets caption i modulo
+    their number.
+    """
+    folder = Path(folder)
+    if count < 1 or shard < 1:
+        raise ValueError(f"{count} pictures in shards of {shard}; both must be at least 1")
+    recipe = describe(
+        teacher,
+        seed,
+        captions=captions,
+        shard=shard,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    checksums = _recorded_checksums(folder, recipe)
+    entries = []
+    for first in range(0, count, shard):
+        path, pictures = shards.path_in(folder, first // shard), min(shard, count - first)
+        if not shards.is_current(path, recipe, first, pictures, checksums.get(path.name)):
+            manifest.path_in(folder).unlink(missing_ok=True)
+            drawn = _draw(teacher, recipe, range(first, first + pictures), batch, captions)
+            shards.write(path, drawn, recipe, first)
+        entries.append({"file": path.name, "count": pictures, "sha256": digests.of_file(path)})
+        if progress is not None:
+            progress(first + pictures, count)
+    _remove_others(folder, entries)
+    manifest.write(folder, recipe, count, entries)
+    return Samples(folder)
+
+
+def _draw(
+    teacher: Any,
+    recipe: Mapping[str, Any],
+    numbers: range,
+    batch: int,
+    captions: Sequence[str] | None,
+) -> Shard:
+    source = sampling.Source.of(teacher)
+    prompts = prompts_of(source.conditions, numbers, recipe["seed"], captions)
+    height, width = recipe["shape"][1:]
+    latents = sampling.draw_latents(
+        teacher,
+        prompts,
+        size=(height * source.factor, width * source.factor),
+        batch=batch,
+        start=numbers.start,
+        steps=recipe["steps"],
+        guidance=recipe["guidance"],
+        seed=recipe["seed"],
+        sampler=recipe["sampler"],
+    )
+    return Shard(latents.half(), prompts)
+
+
+def _recorded_checksums(folder: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksums that the folder's manifest holds; one of another recipe is an error."""
+    recorded = manifest.read(folder)
+    if recorded is None:
+        return {}
+    refuse_other(manifest.path_in(folder), recorded["recipe"], recipe)
+    return {entry["file"]: entry["sha256"] for entry in recorded["shards"]}
+
+
+def _remove_others(folder: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Remove drafts, and shards beyond the last picture."""
+    names = {entry["file"] for entry in entries}
+    for path in shards.all_in(folder):
+        if path.name not in names:
+            path.unlink()
