@@ -37,7 +37,7 @@ NAMING = {
     f"linattn/{name}/__init__.py" for name in ("distillation", "evaluation", "studies", "world")
 }
 # Packages that a stage depends on as on one thing.
-ROOMS = ("families", "pretraining", "report", "samples", "surgery")
+ROOMS = ("families", "pretraining", "redraw", "report", "samples", "surgery")
 WHOLE = tuple(f"linattn/{room}" for room in ROOMS)
 # What a stage does not run: how a plug-in is marked, when it is trained; how it is trained, when it
 # is marked.

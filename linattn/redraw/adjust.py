@@ -1,0 +1,89 @@
+"""Adjust a model for a larger picture while a block runs: its positions, its scale, its decoder."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from linattn import families, sampling
+from linattn.attention import Operator
+from linattn.conditions import Asked
+from linattn.sampling import Source
+
+TILING = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")  # of diffusers' VAEs
+
+
+@contextmanager
+def positions(model: nn.Module, ntk: float) -> Generator[None]:
+    """Multiply RoPE's base by `ntk` on all axes meanwhile, as CLEAR's pipeline does."""
+    if ntk == 1:
+        yield
+        return
+    rope: Any = getattr(families.model_of(model), "pos_embed", None)
+    if not hasattr(rope, "theta"):
+        raise ValueError(
+            f"ntk is {ntk}, but {type(model).__name__} rotates no positions; leave it at 1"
+        )
+    original = rope.theta
+    rope.theta = original * ntk
+    try:
+        yield
+    finally:
+        rope.theta = original
+
+
+@contextmanager
+def proportions(source: Source, prompts: Asked, enabled: bool) -> Generator[None]:
+    """Switch on CLEAR's scale by the number of tokens meanwhile, in each layer with that option."""
+    if not enabled:
+        yield
+        return
+    with ExitStack() as stack:
+        for operator in _scalable(source.model):
+            options = {**(operator.pinned or {}), "proportional": True}
+            if operator.values.trained is None and operator.shape.trained is None:
+                options["trained"] = trained_tokens(source, prompts, operator.shape.has_text)
+            stack.enter_context(operator.pin(**options))
+        yield
+
+
+def _scalable(model: nn.Module) -> list[Operator]:
+    """Return the operators that have the option `proportional`, or raise if it cannot be set."""
+    operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
+    scalable = [operator for operator in operators if "proportional" in operator.table]
+    if not scalable:
+        raise ValueError(
+            f"proportional is for layers of clear, and {type(model).__name__} has none; leave it "
+            "out"
+        )
+    if any(operator.schedule for operator in scalable):
+        raise ValueError(
+            "proportional is True and the layers' options follow a schedule, which it would "
+            "replace; linearize with proportional=True instead"
+        )
+    return scalable
+
+
+def trained_tokens(source: Source, prompts: Asked, text: bool) -> int:
+    """Count the tokens of a picture at the card's side, plus those of its caption if `text`."""
+    height, width = sampling.latent_sides(source, None)
+    states = source.conditions.rows(prompts[:1]).get("encoder_hidden_states") if text else None
+    text_tokens = 0 if states is None else states.shape[1]
+    return height * width // source.conditions.unit**2 + text_tokens
+
+
+@contextmanager
+def tiles(vae: Any, side: int, tile: int | None) -> Generator[None]:
+    """Switch on the VAE's own tiling meanwhile, if it has one and the picture exceeds a tile."""
+    if tile is None or side <= tile or not all(hasattr(vae, name) for name in TILING):
+        yield
+        return
+    original = {name: getattr(vae, name) for name in TILING}
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, tile, tile // scale
+    try:
+        yield
+    finally:
+        for name, value in original.items():
+            setattr(vae, name, value)

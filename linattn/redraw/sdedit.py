@@ -1,0 +1,142 @@
+"""Enlarge pictures, noise them, and draw the last steps again."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from linattn import sampling, seeds
+from linattn.conditions import Asked
+from linattn.redraw import images
+from linattn.redraw.adjust import positions, proportions, tiles
+from linattn.sampling import GuidedBatch, Plan, Source
+
+TILE = 512  # px
+
+
+@torch.no_grad()
+def upscale(
+    pipe: Any,
+    image: Tensor | Image.Image | Sequence[Image.Image],
+    factor: float = 2,
+    strength: float = 0.4,
+    *,
+    asked: Asked,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    batch: int = 4,
+    ntk: float = 1.0,
+    proportional: bool = False,
+    tile: int | None = TILE,
+) -> Tensor:
+    """Return pictures (N, 3, height, width) in [0, 1] at `factor` times their size.
+
+    `pipe` is a teacher or pipeline, linearized or not; `model` draws in its place where given.
+    `asked` holds the prompts, one label or caption a picture. For several doublings, upscale the
+    result again.
+    """
+    source, image = Source.of(pipe, model), images.pictures(image)
+    images.check(image)
+    _check(factor, strength, ntk, batch)
+    _check_scheduler(source.scheduler)
+    height, width = image.shape[-2:]
+    size = (round(height * factor), round(width * factor))
+    plan = Plan.of(source, size, steps, guidance, "card")
+    prompts = source.conditions.check(asked)
+    if len(prompts) != len(image):
+        raise ValueError(
+            f"{len(image)} pictures and {len(prompts)} labels or captions; pass one for each "
+            "picture"
+        )
+    decoded = []
+    with (
+        sampling.evaluating(source.model),
+        positions(source.model, ntk),
+        proportions(source, prompts, proportional),
+    ):
+        for first in range(0, len(image), batch):
+            chosen = slice(first, first + batch)
+            numbers = range(first, first + len(image[chosen]))
+            generators = [seeds.of_picture(seed, number) for number in numbers]
+            with tiles(source.vae, max(size), tile):
+                clean = sampling.encode(source, images.enlarged(image[chosen], size))
+                latents = redrawn(source, plan, prompts[chosen], clean, strength, generators)
+                decoded.append(sampling.decode(source, latents, batch))
+    return torch.cat(decoded)
+
+
+def redrawn(
+    source: Source,
+    plan: Plan,
+    prompts: Asked,
+    clean: Tensor,
+    strength: float,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """Noise clean latents to where the last `strength` of the steps begin, and take those steps."""
+    scheduler = sampling.scheduler_of(source.scheduler, plan.sampler)
+    source.conditions.set_times(scheduler, plan.steps, clean)
+    # PNDM lists one time more than it has steps, and Heun lists two a step. The stock pipelines
+    # count steps too.
+    first = first_step(plan.steps, strength) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)  # DDIM, DDPM and PNDM lack it and find a step by its time
+    latents = _noised(scheduler, clean, first, generators)
+    guided = GuidedBatch.of(source, prompts, plan)
+    *_, (drawn, _) = sampling.stepped(source, scheduler, guided, latents, generators, first)
+    return drawn.float().cpu()
+
+
+def _noised(scheduler: Any, clean: Tensor, first: int, generators: list[torch.Generator]) -> Tensor:
+    """Let the scheduler add the noise: Euler's latents are clean + sigma eps, others are scaled."""
+    shape = clean.shape[1:]
+    noise = torch.stack([torch.randn(shape, generator=stream) for stream in generators]).to(clean)
+    t = scheduler.timesteps[first].expand(len(clean))
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(clean, t, noise)  # of a flow
+    return scheduler.add_noise(clean, noise, t)
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Return the number of the first step that is drawn again; at least one step is.
+
+    The count rounds down as in Stable Diffusion's img2img. FLUX's pipeline rounds up.
+    """
+    return steps - max(1, min(int(steps * strength), steps))
+
+
+def _check(factor: float, strength: float, ntk: float, batch: int) -> None:
+    if batch < 1:
+        raise ValueError(f"a batch of {batch} pictures; draw at least 1 at a time")
+    if not factor >= 1:
+        raise ValueError(f"a factor of {factor}; 1 draws at the same size, 2 at twice the side")
+    if not 0 < strength <= 1:
+        raise ValueError(
+            f"a strength of {strength}; it is the share of the steps drawn again, above 0 and at "
+            "most 1"
+        )
+    if not ntk > 0:
+        raise ValueError(f"an ntk of {ntk}; RoPE's base is multiplied by it, 1 leaves it")
+
+
+def _check_scheduler(scheduler: Any) -> None:
+    """Refuse a scheduler whose step needs a learned variance.
+
+    The loop removes the variance half of the output before the step; `draw` has its own loop for
+    DDPM.
+    """
+    # A DDIM made from a DDPM's config carries variance_type along without using it, so the
+    # signature decides.
+    if "variance_type" not in inspect.signature(type(scheduler).__init__).parameters:
+        return
+    if (variance := scheduler.config.variance_type) in ("learned", "learned_range"):
+        raise ValueError(
+            f"{type(scheduler).__name__} with variance_type {variance!r} cannot draw again from "
+            "the middle; take "
+            "pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)"
+        )
