@@ -6,6 +6,8 @@ import tiny
 import torch
 
 from linattn import explore, families, params, project, surgery
+from linattn.attention.grid import Grid
+from linattn.explore import menu
 from linattn.params import Student
 from linattn.report.picture import Picture
 from linattn.surgery.conversion import converted
@@ -128,7 +130,7 @@ def test_distilled_students_come_first_and_controls_last(tmp_path, monkeypatch):
 def test_token_colours_follow_the_rows():
     picture = torch.zeros(3, 4, 6)
     picture[0, :2, :2] = 1  # red, above on the left
-    colours = explore.token_colours(picture, explore.Grid(2, 3))
+    colours = explore.token_colours(picture, Grid(2, 3))
     assert colours == ["#ff0000"] + ["#000000"] * 5
 
 
@@ -198,8 +200,8 @@ def test_every_layer_of_a_captioned_model_is_asked_over_the_same_place(kind):
     ids=["corner", "end of a row", "last", "inside"],
 )
 def test_a_place_on_another_grid_lies_over_the_same_spot(token, found):
-    assert explore.place(token, explore.Grid(8, 8), explore.Grid(4, 4)) == found
-    assert explore.place(token, explore.Grid(8, 8), explore.Grid(8, 8)) == token
+    assert explore.covering(token, Grid(8, 8), Grid(4, 4)) == found
+    assert explore.covering(token, Grid(8, 8), Grid(8, 8)) == token
 
 
 def test_what_can_be_asked_for_is_classes_or_captions(teacher):
@@ -212,7 +214,7 @@ def test_what_can_be_asked_for_is_classes_or_captions(teacher):
 
 def test_a_teacher_has_its_own_students_and_an_unnamed_one_all_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
-    monkeypatch.setattr(explore, "_folder_names", lambda: {"class": "dit-nano", "text": "sd-nano"})
+    monkeypatch.setattr(menu, "_folder_names", lambda: {"class": "dit-nano", "text": "sd-nano"})
     entries = {**ENTRIES, "sd-lit": Student(operator="lit", name="sd-lit", teacher="text")}
     for name in ("clear", "sd-lit"):
         (tmp_path / "reports" / "students" / name).mkdir(parents=True)

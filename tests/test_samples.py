@@ -175,7 +175,9 @@ def test_captions_of_ones_own_are_drawn_and_stored_in_turn(reader, tmp_path):
     assert captions == [*OWN, *OWN[:2]]
     again = sampling.draw_latents(reader, captions, seed=2)
     torch.testing.assert_close(latents, again, rtol=1e-3, atol=1e-3)  # stored in half precision
-    worlds = sampling.draw_latents(reader, samples.prompts_of(reader.conditions, range(5), 2), seed=2)
+    worlds = sampling.draw_latents(
+        reader, samples.prompts_of(reader.conditions, range(5), 2), seed=2
+    )
     assert (latents - worlds).abs().max() > 1e-2
 
 

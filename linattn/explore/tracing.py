@@ -1,0 +1,109 @@
+"""Draw one picture, and record what the model was given and what it predicted at every step."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linattn import families, sampling
+from linattn.attention.grid import Grid
+
+SHARED = ("img_ids", "txt_ids")  # arguments of a forward that have no batch dimension
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Record how one picture was drawn; step 0 is the first prediction from pure noise."""
+
+    label: int | str  # the class or the caption of the picture
+    seed: int
+    beliefs: Tensor  # (steps, 3, side, side): the finished picture that the model predicts
+    inputs: tuple[dict[str, Any], ...]  # of each step, without guidance's unconditional half
+    grid: Grid
+    levels: tuple[float, ...]  # the noise level of each step
+
+    @property
+    def steps(self) -> int:
+        return len(self.inputs)
+
+    def noise(self, step: int) -> float:
+        """Return the noise level of a step."""
+        return self.levels[step]
+
+
+def trace(
+    teacher: Any,
+    label: int | str,
+    *,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    steps: int | None = None,
+    size: int | None = None,
+) -> Trace:
+    """Draw one picture of a class or a caption; a seed gives the same noise to every model."""
+    source = sampling.Source.of(teacher, model)
+    beliefs: list[Tensor] = []
+    inputs: list[dict[str, Any]] = []
+
+    def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs.append(first_row(module, args, kwargs))
+
+    def keep(step: int, latents: Tensor, clean: Tensor) -> None:
+        beliefs.append(clean.detach().float().cpu())
+
+    handle = source.model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        sampling.draw_latents(
+            teacher,
+            [label] if isinstance(label, str) else torch.tensor([label]),
+            seed=seed,
+            steps=steps,
+            size=size,
+            model=model,
+            callback=keep,
+        )
+    finally:
+        handle.remove()
+    grid, _ = _grid_and_noise(source.model, inputs[0])
+    levels = tuple(_grid_and_noise(source.model, kwargs)[1] for kwargs in inputs)
+    pictures = sampling.decode(teacher, torch.cat(beliefs))
+    return Trace(label, seed, pictures, tuple(inputs), grid, levels)
+
+
+def _grid_and_noise(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Grid, float]:
+    grid, noise, _ = families.family(model).read(model, inputs)
+    if noise is None:
+        raise ValueError(f"{type(model).__name__} was called without a time, which a trace needs")
+    return grid, float(noise[0])
+
+
+def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's tensors by name, for the first picture alone.
+
+    With guidance this is the conditional half of the batch: the unconditional half comes after it.
+    """
+    return _first_row(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def _first_row(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the first row of every tensor.
+
+    SDXL and PixArt nest a dictionary of sizes and pooled captions.
+    """
+    first: dict[str, Any] = {}
+    for name, argument in arguments.items():
+        if isinstance(argument, Tensor):
+            has_batch = argument.ndim > 0 and name not in SHARED
+            kept = argument[:1] if has_batch else argument
+            first[name] = kept.detach().clone()  # copied, because the loop may write in place
+        elif isinstance(argument, Mapping):
+            first[name] = _first_row(argument)
+    return first
+
+
+def distance(first: Trace, second: Trace) -> list[float]:
+    """Return the mean squared difference of the two predicted pictures at every step."""
+    return (first.beliefs - second.beliefs).square().mean((1, 2, 3)).tolist()

@@ -1,0 +1,51 @@
+"""Compute the attention of one token at one step of a trace."""
+
+import torch
+from torch import Tensor, nn
+
+from linattn import families, sampling
+from linattn.attention.grid import Grid
+from linattn.explore.tracing import Trace
+
+
+@torch.no_grad()
+def attention(model: nn.Module, trace: Trace, step: int, layer: int, token: int) -> Tensor:
+    """Return the attention weights of `token` at `step`: (heads, height, width).
+
+    The model runs on the inputs that the trace recorded. The weights are one row of the layer's
+    attention map.
+    """
+    layers = families.layers(model)
+    check("step", step, trace.steps)
+    check("layer", layer, len(layers))
+    check("token", token, trace.grid.picture)
+    with sampling.evaluating(model), families.capture(model, detach=True) as captured:
+        model(**trace.inputs[step])
+    call = captured[layer]
+    grid = call["grid"]
+    maps = families.attention_map(layers[layer], call["input"], grid, call["noise"], **call["more"])
+    query = grid.text + covering(token, trace.grid, grid)
+    weights = maps[0, :, query, grid.text :]  # (heads, picture)
+    return weights.reshape(len(weights), grid.height, grid.width).float().cpu()
+
+
+def covering(token: int, grid: Grid, other: Grid) -> int:
+    """Return the token of another grid that covers the middle of this token."""
+    row, column = divmod(token, grid.width)
+    row = (2 * row + 1) * other.height // (2 * grid.height)
+    column = (2 * column + 1) * other.width // (2 * grid.width)
+    return row * other.width + column
+
+
+def head(weights: Tensor, number: int | None) -> Tensor:
+    """Return one head of the weights, or the mean over heads where `number` is None.
+
+    The last head stands for a number that is too high, since a student may have fewer heads than
+    its teacher.
+    """
+    return weights.mean(0) if number is None else weights[min(number, len(weights) - 1)]
+
+
+def check(noun: str, index: int, count: int) -> None:
+    if not 0 <= index < count:
+        raise ValueError(f"{noun} {index} does not exist: there are {count}, from 0 to {count - 1}")
