@@ -1,5 +1,4 @@
-"""Make results: values with their 95 % interval and number of pictures, {"value", "low", "high",
-"n"}.
+"""Make results: {"value", "low", "high", "n"}, a value with its 95 % interval and its pictures.
 
 - A mean carries a percentile bootstrap over pictures from a seed. A count of right and wrong
   carries Wilson's interval.
@@ -31,10 +30,10 @@ def bootstrap(
     statistic: Callable[[Tensor], Tensor] = mean_over,
     resamples: int = 1000,
 ) -> tuple[float | None, float | None]:
-    """Return the 95 % percentile interval of a statistic by resampling the first dimension, one row
-    a picture.
+    """Return the 95 % percentile interval of a statistic by resampling pictures.
 
-    `statistic` maps (resamples, n, ...) to (resamples,). Fewer than two rows give (None, None).
+    The first dimension of `values` is that of pictures. `statistic` maps (resamples, n, ...) to
+    (resamples,). Fewer than two pictures give (None, None).
     """
     values = torch.as_tensor(values).detach().double().cpu()
     if len(values) < 2:
@@ -44,9 +43,8 @@ def bootstrap(
     # In chunks, because 1,000 resamples of 50,000 pictures would take 400 MB at once.
     chunk_size = max(1, DRAWN // values.numel())
     statistics = torch.cat([statistic(values[chunk]) for chunk in indices.split(chunk_size)])
-    low, high = torch.quantile(
-        statistics, torch.tensor([0.025, 0.975], dtype=torch.float64)
-    ).tolist()
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(statistics, bounds).tolist()
     return low, high
 
 
@@ -59,16 +57,16 @@ def summary(values: Tensor, seed: int = 0) -> Result:
 
 
 def wilson(right: int, n: int) -> Result:
-    """Return a share with Wilson's 95 % interval, which stays inside [0, 1] and is informative even
-    for 1 picture.
+    """Return a share with Wilson's 95 % interval.
+
+    The interval stays inside [0, 1] and is informative even for 1 picture.
     """
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"{right} right of {n}; the count must be within 0..n and n at least 1")
     share, correction = right / n, NORMAL**2 / n
     centre = (share + correction / 2) / (1 + correction)
-    half_width = (
-        NORMAL * math.sqrt(share * (1 - share) / n + correction / (4 * n)) / (1 + correction)
-    )
+    deviation = math.sqrt(share * (1 - share) / n + correction / (4 * n))
+    half_width = NORMAL * deviation / (1 + correction)
     low = 0.0 if right == 0 else max(0.0, centre - half_width)
     high = 1.0 if right == n else min(1.0, centre + half_width)
     return {"value": share, "low": low, "high": high, "n": n}

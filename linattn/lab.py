@@ -1,21 +1,19 @@
-"""`make lab` saves a source notebook as Git holds it: JupyterLab saves by itself, and would change
-what stages read.
+"""Save a source notebook from `make lab` as Git holds it.
 
-What cells have shown stays in the open window. It is not written into notebooks/ and studies/,
-where it would make each student's stage new and the tests red.
+JupyterLab saves by itself, outputs included, which would change what stages read: every student's
+stage would run again. Outputs stay in the open window alone.
 """
 
 from pathlib import Path
 from typing import Any
 
 SOURCES = ("notebooks/", "studies/")
+KERNEL = ("kernelspec", "language_info")  # as committed
 OF_A_RUN = ["cell.metadata.execution", "cell.metadata.trusted"]
 
 
 def save_source(model: dict[str, Any], path: str, contents_manager: Any, **_: Any) -> None:
-    """Take outputs, counts and this kernel's own metadata out of a source notebook before it is
-    written.
-    """
+    """Remove outputs, counts and the kernel's metadata from a source notebook that is saved."""
     if model["type"] != "notebook" or not path.lstrip("/").startswith(SOURCES):
         return
     import nbformat
@@ -28,9 +26,7 @@ def save_source(model: dict[str, Any], path: str, contents_manager: Any, **_: An
     old = Path(contents_manager.root_dir, path.lstrip("/"))
     if old.is_file():
         before = nbformat.read(old, as_version=4).metadata
-        names = ("kernelspec", "language_info")
-        notebook.metadata = {
-            **notebook.metadata,
-            **{name: before[name] for name in names if name in before},
-        }
+        for name in KERNEL:
+            if name in before:
+                notebook.metadata[name] = before[name]
     model["content"] = notebook

@@ -1,12 +1,14 @@
 """Run a notebook as a stage of the pipeline: `python -m linattn.notebooks distill --student clear`.
 
 - Only names are injected (student, teacher, profile); numbers come from params.yaml through
-  params.py. A name the notebook does not declare is an error here; papermill would warn and go on.
-- What a cell *shows* is a result and is kept. What it *prints* is a log with times in it: it goes
-  to the terminal while it runs, not into the file. So the executed notebooks of two runs with the
-  same results are the same bytes.
-- It runs on a draft in scratch and is moved to its place when it is finished. One that fails is
-  kept, log and traceback included, in reports/failed/, and the report names the student as failed.
+  params.py. A name that the notebook does not declare is an error here, where papermill would warn
+  and go on.
+- What a cell *shows* is a result and is kept. What a cell *prints* is a log with times in it, which
+  goes to the terminal and not into the file. The executed notebooks of two runs with the same
+  results are therefore the same bytes.
+- A notebook runs as a draft in scratch, which replaces the old copy when it is finished. A notebook
+  that fails is kept, log and traceback included, in reports/failed/, and the report names the
+  student as failed.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,7 +31,7 @@ from linattn.names import known
 @dataclass(frozen=True)
 class Stage:
     notebook: str
-    takes: str = ""  # the name it is run for, if there is one of many
+    takes: str = ""  # the parameter that names one teacher or student, if there is one
 
 
 STAGES = {
@@ -41,36 +43,36 @@ STAGES = {
     "benchmark": Stage("06_benchmark"),
     "report": Stage("07_report"),
 }
-# diffusers' annotation, which its own files do not follow; an image processor that nothing here
-# asks for.
+# diffusers warns of an annotation that its files do not follow, and transformers of an image
+# processor that nothing here uses.
 NOISE = ("Expected types for id2label", "requires torchvision (not installed)")
-# glibc gives large buffers back to the system and faults them in again at every operation: of the
-# nano run's 61 minutes of CPU time 12 were the kernel's. Without that, a training step takes three
-# quarters of its time.
+# glibc gives large buffers back to the system and faults them in again at every operation, which
+# took 12 of the nano run's 61 minutes of CPU time. With these settings it keeps them, and a
+# training step takes three quarters of the time.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(10**11),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
-# MKL chooses its kernels by addresses and by how many threads it finds worth while, unless told to
-# repeat itself; the order of a set of strings (diffusers' of a pipeline's parts) changes from
-# process to process.
+# By default MKL chooses its kernels by addresses and by a number of threads of its choice, and the
+# order of a set of strings (diffusers has one of a pipeline's parts) changes with the process.
 REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "PYTHONHASHSEED": "0"}
 # A thread that waits for another spins for this many rounds before it gives its core away. With
-# GNU's default, 300,000, two threads beside other work stand still. 40 steps of sd-nano take 7.1 s
-# alone either way, and 34 s beside a process that takes both cores (docs/LOG.md, 2026-11-28).
+# GNU's default of 300,000, two threads beside other work stand still. 40 steps of sd-nano take
+# 7.1 s alone with either, and 34 s beside a process that takes both cores (docs/LOG.md, 2026-11-28).
 WAITING = {"GOMP_SPINCOUNT": "10000"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 class Failed(RuntimeError):
-    """A cell raised; the message says which error and where the notebook is."""
+    """Report that a cell raised; the message says which error, and where the notebook is."""
 
 
 def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
-    """Run a stage's notebook and leave the executed copy at its DVC place; by hand, all it makes
-    goes to scratch.
+    """Run a stage's notebook and leave the executed copy where DVC expects it.
+
+    By hand, all that the notebook makes goes to scratch.
     """
     spec = STAGES[known(stage, STAGES, "stage")]
     name = names.get(spec.takes)
@@ -88,18 +90,17 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
     except Failed as error:
         if name and spec.takes == "student":
             facts = {"facts": project.facts(), "error": f"{stage}: {error.__cause__}"}
-            with project.pipeline():  # where the report looks, whatever was made by hand
+            with project.pipeline():  # the report reads the pipeline's files alone
                 project.write_json(project.run_result(name, write=True), facts)
         raise
 
 
 def _check_profile(profile: str | None, by_hand: bool) -> None:
-    own = params.load().profile
-    if profile not in (None, own) and not by_hand:
+    present = params.load().profile
+    if profile not in (None, present) and not by_hand:
         raise ValueError(
-            f"results of profile {profile} would replace those of {own}, which the pipeline made: "
-            "add --by-hand, or "
-            f"make repro PROFILE={profile}"
+            f"results of profile {profile} would replace those of {present}, which the pipeline "
+            f"made: add --by-hand, or make repro PROFILE={profile}"
         )
 
 
@@ -116,7 +117,7 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
     title = f"{out.parent.name}-{out.stem}".removeprefix("notebooks-")
     draft = project.scratch("notebooks") / f"{title}.ipynb"
     kept = project.failed(title)
-    with _pipeline("0" if by_hand else "1"), Log(draft.with_suffix(".log")) as log:
+    with _environment(in_pipeline=not by_hand), Log(draft.with_suffix(".log")) as log:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -134,7 +135,7 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
             _keep(draft, kept)
             raise Failed(f"{kept.relative_to(project.ROOT)} has the traceback") from _reason(error)
-        except BaseException:  # interrupted: what there is may still tell why
+        except BaseException:  # interrupted: the draft may still say why
             _keep(draft, kept)
             raise
     for old in (kept, kept.with_suffix(".log")):
@@ -143,38 +144,41 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
 
 
 def _reason(error: Exception) -> Exception:
-    """The error of the cell, in a line."""
-    name = getattr(error, "ename", None)
+    """Return the error of the cell in a line."""
+    name, message = getattr(error, "ename", None), getattr(error, "evalue", "")
     if name is None:
         return RuntimeError("the kernel died, most often for want of memory")
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).strip()
     return RuntimeError(f"{name}: {' '.join(text.split())}")
 
 
 def _keep(draft: Path, kept: Path) -> None:
+    """Copy a draft and its log to `kept`."""
     kept.parent.mkdir(parents=True, exist_ok=True)
-    for path, place in ((draft, kept), (draft.with_suffix(".log"), kept.with_suffix(".log"))):
-        if path.exists():
-            place.write_bytes(path.read_bytes())
+    for suffix in (".ipynb", ".log"):
+        source = draft.with_suffix(suffix)
+        if source.exists():
+            kept.with_suffix(suffix).write_bytes(source.read_bytes())
 
 
 def declared(notebook: Path) -> list[str]:
-    """The names assigned in the cell tagged `parameters`."""
+    """Return the names assigned in the cell tagged `parameters`."""
     for cell in nbformat.read(notebook, as_version=4).cells:
         if "parameters" in cell.metadata.get("tags", []):
-            targets = [
-                target
-                for node in ast.parse(cell.source).body
-                for target in (
-                    node.targets
-                    if isinstance(node, ast.Assign)
-                    else [getattr(node, "target", None)]
-                )
-            ]
-            return [target.id for target in targets if isinstance(target, ast.Name)]
+            return _assigned(cell.source)
     raise ValueError(
         f"{notebook.name} has no cell tagged 'parameters': nothing can be injected into it"
     )
+
+
+def _assigned(source: str) -> list[str]:
+    targets: list[ast.expr] = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign):
+            targets.extend(statement.targets)
+        elif isinstance(statement, ast.AnnAssign):
+            targets.append(statement.target)
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def check_names(notebook: Path, names: dict[str, Any]) -> None:
@@ -186,20 +190,16 @@ def check_names(notebook: Path, names: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _pipeline(official: str = "1") -> Iterator[None]:
-    """The kernel's environment: results go to their DVC places, and this repository is the one
-    imported.
-    """
-    changes = {
-        project.PIPELINE: official,
+def _environment(in_pipeline: bool) -> Generator[None]:
+    """Set the kernel's environment meanwhile: where results go, and what repository it imports."""
+    defaults = {**ALLOCATOR, **REPEATABLE, **WAITING}
+    changes = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    changes |= {
+        project.PIPELINE: "1" if in_pipeline else "0",
         "PYTHONPATH": project.python_path(),
         # a kernel called python3 in the home folder must not win over this one
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **{
-            name: os.environ.get(name, value)
-            for name, value in {**ALLOCATOR, **REPEATABLE, **WAITING}.items()
-        },
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -214,7 +214,7 @@ def _pipeline(official: str = "1") -> Iterator[None]:
 
 
 class Log:
-    """What the cells print, on the terminal as it comes and in a file."""
+    """Write what the cells print to the terminal, as it comes, and to a file."""
 
     def __init__(self, path: Path, terminal: TextIO | None = None):
         self.path, self.terminal = path, terminal or sys.stdout
@@ -227,11 +227,8 @@ class Log:
         self.file.close()
 
     def write(self, text: str) -> None:
-        text = "".join(
-            line
-            for line in text.splitlines(keepends=True)
-            if not any(noise in line for noise in NOISE)
-        )
+        lines = [line for line in text.splitlines(keepends=True) if not _is_noise(line)]
+        text = "".join(lines)
         for stream in (self.terminal, self.file):
             stream.write(text)
             stream.flush()
@@ -240,10 +237,12 @@ class Log:
         self.terminal.flush()
 
 
+def _is_noise(line: str) -> bool:
+    return any(noise in line for noise in NOISE)
+
+
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without anything that differs between two runs with the same results: times, ids, logs,
-    addresses.
-    """
+    """Remove times, ids, logs and addresses, which differ between runs with the same results."""
     title = notebook.metadata.get("title")
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": KERNEL, "language_info": {"name": "python"}}
@@ -253,16 +252,15 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for number, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        cell["id"] = (
-            "injected" if "injected-parameters" in tags else cell.get("id", f"cell-{number}")
-        )
+        injected = "injected-parameters" in tags
+        cell["id"] = "injected" if injected else cell.get("id", f"cell-{number}")
         if cell.cell_type == "code":
             cell.outputs = [_plain(output) for output in cell.outputs if _is_result(output)]
     return notebook
 
 
 def _is_result(output: nbformat.NotebookNode) -> bool:
-    """Neither a log nor a widget: libraries show progress bars as widgets, each with a random id."""
+    """Say whether an output is a result: no log, and no widget such as a progress bar."""
     return output.output_type != "stream" and WIDGET not in output.get("data", {})
 
 
@@ -283,7 +281,7 @@ def move(notebook: nbformat.NotebookNode, draft: Path, out: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m linattn.notebooks", description=__doc__.splitlines()[0]
+        prog="python -m linattn.notebooks", description="Run a notebook as a stage of the pipeline."
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--student", help="a name of params.yaml, or teacher-ROLE for evaluate")
@@ -293,23 +291,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--by-hand", action="store_true", help="as from JupyterLab: results go to .scratch/lab"
     )
     options = parser.parse_args(arguments)
-    names = {
-        name: value
-        for name in ("student", "teacher", "profile")
-        if (value := getattr(options, name)) is not None
-    }
+    values = {name: getattr(options, name) for name in ("student", "teacher", "profile")}
+    names = {name: value for name, value in values.items() if value is not None}
     try:
         _check_profile(options.profile, options.by_hand)
         out = run_stage(options.stage, options.by_hand, **names)
         if options.by_hand:
             print(f"Executed: {out}")
     except (ValueError, Failed) as error:
+        stage = f"{options.stage} {options.student or options.teacher or ''}".rstrip()
         cause = f"{error.__cause__}; " if error.__cause__ else ""
-        print(
-            f"linattn: {options.stage} {options.student or options.teacher or ''}".rstrip()
-            + f" failed: {cause}{error}",
-            file=sys.stderr,
-        )
+        print(f"linattn: {stage} failed: {cause}{error}", file=sys.stderr)
         return 1
     return 0
 

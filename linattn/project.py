@@ -1,17 +1,16 @@
-"""Where every artifact lives, and the facts of a run.
+"""Say where every artifact lies, and what a run ran on.
 
 - `ROOT` is found from the package, else from the working directory, so notebooks run from anywhere.
 - Results, students and run files exist twice. Git holds the published ones:
-  reports/{results,students,runs,studies}. What the pipeline makes on this machine lies beside them,
-  in reports/local, which DVC keeps and Git ignores. So a run never edits what Git holds; `make
-  publish` copies a finished run over it.
+  reports/{results,students,runs,studies}. What the pipeline makes on this machine lies in
+  reports/local, which DVC keeps and Git ignores. A run therefore never edits what Git holds;
+  `make publish` copies a finished run over the published one.
 - Only the notebook runner of the pipeline writes to DVC's outs: it sets LINATTN_PIPELINE. The same
   notebook run by hand in JupyterLab writes to `.scratch/lab/` and reads what the pipeline made.
-- Two kinds of scratch: `scratch(name, **settings)` is keyed by its settings, so a checkpoint of
-  other settings (or, with `code()` among them, of other code) is never continued; nothing in
-  `.scratch/` is needed to read a result.
-- `facts()` says what ran on what. It carries no date and no path: a result must not change because
-  it was made again.
+- `scratch(name, **settings)` is keyed by its settings, so a checkpoint of other settings (or, with
+  `code()` among them, of other code) is never continued. Nothing in `.scratch/` is needed to read a
+  result.
+- `facts()` holds neither a date nor a path, because a result must not change when it is made again.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,25 +28,19 @@ from typing import Any
 from linattn import digests
 
 PIPELINE = "LINATTN_PIPELINE"
-LOCAL = (
-    # of this machine's runs: results, students, run files and studies, as reports/ has them of
-    # Git's
-    "reports/local"
-)
+LOCAL = "reports/local"  # what this machine's runs made, in the folders that reports/ has too
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The folder with params.yaml and dvc.yaml: beside the package, else above the working
-    directory.
-    """
+    """Find the folder with params.yaml: beside the package, else above the working directory."""
     here = Path(__file__).resolve().parents[1]
-    place = (start or Path.cwd()).resolve()
-    candidates = (place, *place.parents) if start else (here, place, *place.parents)
+    begin = (start or Path.cwd()).resolve()
+    candidates = (begin, *begin.parents) if start else (here, begin, *begin.parents)
     for folder in candidates:
         if (folder / "params.yaml").is_file() and (folder / "linattn").is_dir():
             return folder
     raise FileNotFoundError(
-        f"no params.yaml beside linattn in {place} or above it; work inside a clone of the "
+        f"no params.yaml beside linattn in {begin} or above it; work inside a clone of the "
         "repository"
     )
 
@@ -55,22 +48,18 @@ def find_root(start: Path | None = None) -> Path:
 def _root() -> Path:
     try:
         return find_root()
-    # the library alone, installed somewhere: only what needs the repository will miss it
     except FileNotFoundError:
-        return Path.cwd()
+        return Path.cwd()  # the library alone is installed, and few functions need the repository
 
 
 ROOT = _root()
 
 
 def python_path(root: Path | None = None) -> str:
-    """PYTHONPATH of a process that must import this repository (or its copy at `root`), whatever is
-    installed.
-    """
+    """Return the PYTHONPATH of a process that imports this repository, or its copy at `root`."""
     root = root or ROOT
-    return os.pathsep.join(
-        filter(None, [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH")])
-    )
+    folders = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH")]
+    return os.pathsep.join(folder for folder in folders if folder)
 
 
 def in_pipeline() -> bool:
@@ -78,8 +67,8 @@ def in_pipeline() -> bool:
 
 
 @contextlib.contextmanager
-def pipeline() -> Iterator[None]:
-    """Paths are the pipeline's, whatever was made by hand in between."""
+def pipeline() -> Generator[None]:
+    """Make paths those of the pipeline meanwhile, whatever was made by hand."""
     before = os.environ.get(PIPELINE)
     os.environ[PIPELINE] = "1"
     try:
@@ -92,9 +81,7 @@ def pipeline() -> Iterator[None]:
 
 
 def outputs() -> Path:
-    """The root that results are written under: the repository in a pipeline run, scratch when run
-    by hand.
-    """
+    """Return the root of written results: the repository in a pipeline run, else scratch."""
     return ROOT if in_pipeline() else by_hand()
 
 
@@ -102,8 +89,11 @@ def by_hand() -> Path:
     return ROOT / ".scratch" / "lab"
 
 
-def place(relative: str, write: bool = False) -> Path:
-    """A path to write (its parents made), or to read (a hand-made result before the pipeline's)."""
+def artifact(relative: str, write: bool = False) -> Path:
+    """Return a path to write, whose parents are made, or to read.
+
+    What was made by hand is read before what the pipeline made.
+    """
     path = outputs() / relative
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,70 +102,70 @@ def place(relative: str, write: bool = False) -> Path:
 
 
 def samples(role: str = "class", write: bool = False) -> Path:
-    """Folder of what a teacher drew for distillation."""
-    return place(f"data/samples/{role}", write)
+    """Return the folder of what a teacher drew for distillation."""
+    return artifact(f"data/samples/{role}", write)
 
 
 def reference(role: str = "class", write: bool = False) -> Path:
-    """The teacher's latents and pictures that every student is compared with (safetensors)."""
-    return place(f"data/reference/{role}.safetensors", write)
+    """Return the file of the teacher's latents and pictures that students are compared with."""
+    return artifact(f"data/reference/{role}.safetensors", write)
 
 
 def pictures(student: str, write: bool = False) -> Path:
-    """A student's evaluation pictures (safetensors): what the report's grids show."""
-    return place(f"data/pictures/{student}.safetensors", write)
+    """Return the file of a student's evaluation pictures, which the report's grids show."""
+    return artifact(f"data/pictures/{student}.safetensors", write)
 
 
 def local(relative: str, write: bool = False) -> Path:
-    """The file or folder of this machine's run, e.g. `results/clear.json` or `students/clear`."""
-    return place(f"{LOCAL}/{relative}", write)
+    """Return a path of this machine's run, e.g. `results/clear.json` or `students/clear`."""
+    return artifact(f"{LOCAL}/{relative}", write)
 
 
 def published(relative: str) -> Path:
-    """The committed file or folder, e.g. `results/clear.json` or `students/clear`."""
+    """Return a committed path, e.g. `results/clear.json` or `students/clear`."""
     return ROOT / "reports" / relative
 
 
 def student(name: str, seed: int | None = None, write: bool = False) -> Path:
-    """Folder of a student's replaced layers, as `linattn.load` reads it; other seeds than the first
-    lie below.
+    """Return the folder of a student's replaced layers, as `linattn.load` reads it.
 
-    By hand the published student stands in for one that was not trained here. A stage of the
-    pipeline reads its own.
+    Other seeds than the first lie below it. By hand the published student stands in for one that
+    was not trained here. A stage of the pipeline reads what this machine trained.
     """
-    relative = f"students/{name}" + ("" if seed is None else f"/seed-{seed}")
+    relative = f"students/{name}" if seed is None else f"students/{name}/seed-{seed}"
     path = local(relative, write)
     return path if write or in_pipeline() or path.exists() else published(relative)
 
 
 def teacher_row(role: str = "class") -> str:
-    """The name that a teacher's own row, pictures and run go by."""
+    """Return the name of a teacher's row, of its pictures and of its run."""
     return f"teacher-{role}"
 
 
 def chance_row(role: str = "class") -> str:
+    """Return the name of the row of a model that ignores what it is asked to draw."""
     return f"chance-{role}"
 
 
 def result(name: str, write: bool = False) -> Path:
-    """Quality as measured here: the same bytes whenever this machine makes it again."""
+    """Return the file of quality measured here; its bytes repeat when it is made again."""
     return local(f"results/{name}.json", write)
 
 
 def run_result(name: str, write: bool = False) -> Path:
-    """Facts and seconds of the last run here: different every time."""
+    """Return the file of facts and seconds of the last run here, which differ every time."""
     return local(f"runs/{name}.run.json", write)
 
 
 def study(file: str, write: bool = False) -> Path:
-    """A file of a study, e.g. `plugins.json`: of its run here, or the published one."""
+    """Return a file of a study, e.g. `plugins.json`: of its run here, or the published one."""
     path = local(f"studies/{file}", write)
     return path if write or path.exists() else published(f"studies/{file}")
 
 
 def executed(notebook: str, write: bool = False) -> Path:
-    """An executed notebook, e.g. `04_distill/clear`."""
-    return place(f"reports/notebooks/{notebook}.ipynb", write)
+    """Return the path of an executed notebook, e.g. `04_distill/clear`."""
+    return artifact(f"reports/notebooks/{notebook}.ipynb", write)
 
 
 def failed(notebook: str) -> Path:
@@ -183,11 +173,11 @@ def failed(notebook: str) -> Path:
 
 
 def report(write: bool = False) -> Path:
-    return place("reports/index.html", write)
+    return artifact("reports/index.html", write)
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """The same content gives the same bytes; a reader never finds half a file."""
+    """Write a file whose bytes depend on the content alone; no reader finds half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -200,7 +190,7 @@ def read_json(path: Path) -> Any:
 
 
 def device() -> str:
-    """The same commands use a GPU where there is one."""
+    """Name the device to compute on: a GPU where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -208,13 +198,13 @@ def device() -> str:
 
 @functools.cache
 def code() -> str:
-    """Names the source as it is now, kernels included: what was begun by another is begun anew."""
+    """Digest the present source, kernels included: what other code began is begun anew."""
     folders = (ROOT / "linattn", ROOT / "kernels" / "linattn_kernels")
     return digests.of_code(path for folder in folders for path in folder.rglob("*.py"))
 
 
 def scratch(name: str, **settings: Any) -> Path:
-    """A folder outside Git and DVC for checkpoints, one for each set of settings."""
+    """Return a folder outside Git and DVC for checkpoints, one for each set of settings."""
     key = f"{name}-{digests.of_settings(settings, length=digests.SCRATCH)}" if settings else name
     folder = ROOT / ".scratch" / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +212,7 @@ def scratch(name: str, **settings: Any) -> Path:
 
 
 def facts() -> dict[str, Any]:
-    """What this process runs on and with."""
+    """Return the machine and the versions that this process runs with."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -244,27 +234,25 @@ def facts() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The short commit, with `+changes` when the working tree differs from it."""
-    # a copy of the working tree (pipeline.py) has no history of its own
+    """Return the short commit, with `+changes` where the working tree differs from it."""
+    # a copy of the working tree (pipeline.py) has no history
     if "LINATTN_COMMIT" in os.environ:
         return os.environ["LINATTN_COMMIT"] or None
     head = _git("rev-parse", "--short=12", "HEAD")
     if head is None:
         return None
-    # Results are what a run writes: they do not make the code that wrote them another one.
+    # Results are left out, because a run writes them and the code stays the same.
     changed = _git("status", "--porcelain", "--", ".", ":!reports", ":!*dvc.lock", ":!README.md")
     return f"{head}+changes" if changed else head
 
 
 def differs(path: str) -> bool:
-    """Whether a file is another than the one of the last commit; without Git there is nothing to
-    differ from.
-    """
+    """Say whether a file differs from the last commit; without Git nothing differs."""
     return bool(_git("status", "--porcelain", "--untracked-files=no", "--", path))
 
 
 def in_git(root: Path | None = None) -> bool:
-    """Whether this folder is a Git repository itself. A copy inside another repository is none."""
+    """Say whether this folder is a Git repository itself, and not a copy inside of one."""
     root = root or ROOT
     top = _run_git("-C", str(root), "rev-parse", "--show-toplevel")
     return top is not None and Path(top).resolve() == root.resolve()

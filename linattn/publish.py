@@ -1,30 +1,33 @@
-"""`make publish`: this machine's finished run becomes the committed one.
+"""Publish this machine's finished run (`make publish`): it becomes the committed one.
 
-- Results, students and run files of reports/local replace those that Git holds, studies those that
-  were run here. The report is rendered anew, since it compares the two, and the README's tables and
-  pictures follow.
-- What is published follows from params.yaml, file by file. Nothing is copied while one is missing
-  or failed, while a stage is behind the code, or where a row was made by code that no commit holds.
+- Results, students and run files of reports/local replace those that Git holds, and so do studies
+  that were run here. The report is rendered anew, since it compares the two, and the README's
+  tables and pictures follow.
+- params.yaml says which files are published. Nothing is copied while a file is missing or failed,
+  while a stage is behind the code, or where a row was made by code that no commit holds.
 """
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from linattn import params, pipeline, project
 from linattn.report import readme
 
-KINDS = ("results", "runs", "students")
+FOLDERS = ("results", "runs", "students")
 
 
 def publish() -> int:
+    """Replace the published run by this machine's, render the report and update the README."""
     settings = params.load()
     files = expected(settings)
     refuse(settings, files)
-    drafts = [draft(kind, files) for kind in KINDS]
-    for kind, folder in zip(KINDS, drafts, strict=True):
-        shutil.rmtree(project.published(kind), ignore_errors=True)
-        folder.rename(project.published(kind))
+    drafts = {name: draft(name, files) for name in FOLDERS}
+    for name, folder in drafts.items():
+        shutil.rmtree(project.published(name), ignore_errors=True)
+        folder.rename(project.published(name))
     if (studies := project.local("studies")).is_dir():
         shutil.copytree(studies, project.published("studies"), dirs_exist_ok=True)
     if pipeline.render():
@@ -60,41 +63,43 @@ def refuse(settings: params.Params, files: list[str]) -> None:
         raise ValueError(
             f"these stages are behind the code: {', '.join(behind)}; run make repro first"
         )
-    rows = [
-        Path(path).stem for path in files if path.startswith("results/") and "chance-" not in path
-    ]
-    missing = [path for path in files if not project.local(path).exists()]
-    missing += [f"pictures of {name}" for name in rows if not project.pictures(name).exists()]
-    if missing:
+    if missing := _missing(files):
         raise ValueError(
             f"this machine's run is not whole: {', '.join(missing)} missing; run make repro first"
         )
-    runs = {
-        path: project.read_json(project.local(path)) for path in files if path.startswith("runs/")
-    }
+    paths = [path for path in files if path.startswith("runs/")]
+    runs = {path: project.read_json(project.local(path)) for path in paths}
     if failed := [path for path, run in runs.items() if run.get("error")]:
         raise ValueError(f"{', '.join(failed)} ended in an error; run make repro first")
-    commits = {
-        path: (run.get("facts") or {}).get("commit") or "unknown" for path, run in runs.items()
-    }
-    if edited := [
-        path
-        for path, commit in commits.items()
-        if commit == "unknown" or commit.endswith("+changes")
-    ]:
+    commits = {path: _commit(run) for path, run in runs.items()}
+    unheld = ("unknown", "+changes")
+    if edited := [path for path, commit in commits.items() if commit.endswith(unheld)]:
         raise ValueError(
             f"{', '.join(edited)}: made by code that no commit holds ({commits[edited[0]]}); "
-            "commit it, then run those "
-            f"stages again: dvc repro --force --single-item STAGE"
+            "commit it, then run those stages again: dvc repro --force --single-item STAGE"
         )
 
 
-def draft(kind: str, files: list[str]) -> Path:
-    """Copy what belongs to one kind into a folder beside the published one, to be swapped in whole."""
-    folder = project.published(f".{kind}.draft")
+def _missing(files: list[str]) -> list[str]:
+    """Name the files that this machine's run lacks, and the rows that lack their pictures."""
+    results = [path for path in files if path.startswith("results/") and "chance-" not in path]
+    names = [Path(path).stem for path in results]
+    missing = [path for path in files if not project.local(path).exists()]
+    return missing + [
+        f"pictures of {name}" for name in names if not project.pictures(name).exists()
+    ]
+
+
+def _commit(run: Mapping[str, Any]) -> str:
+    return (run.get("facts") or {}).get("commit") or "unknown"
+
+
+def draft(name: str, files: list[str]) -> Path:
+    """Copy the files of one folder beside the published folder, which they are to replace."""
+    folder = project.published(f".{name}.draft")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for path in (Path(path) for path in files if path.startswith(f"{kind}/")):
+    for path in (Path(path) for path in files if path.startswith(f"{name}/")):
         source = project.local(str(path))
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / path.name)
     return folder

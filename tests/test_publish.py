@@ -46,8 +46,8 @@ def files(folder):
 def test_what_ran_here_becomes_what_is_published(clone):
     assert publish.main() == 0
     assert set(files(clone / "reports" / "students")) == {f"{name}/linattn.json" for name in FEW}
-    for kind in publish.KINDS:
-        assert files(clone / "reports" / kind) == files(clone / project.LOCAL / kind)
+    for name in publish.FOLDERS:
+        assert files(clone / "reports" / name) == files(clone / project.LOCAL / name)
     assert not project.published("results/removed.json").exists()
 
 

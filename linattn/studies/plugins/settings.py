@@ -62,4 +62,4 @@ def _recipes(entries: dict[str, Any], where: str) -> dict[str, Recipe]:
 
 def folder(name: str, write: bool = False) -> Path:
     """Return the folder that holds a plug-in in its published format."""
-    return project.place(f"data/plugins/{name}", write)
+    return project.artifact(f"data/plugins/{name}", write)
