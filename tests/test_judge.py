@@ -33,7 +33,7 @@ def test_right_compares_with_the_class_of_each_picture():
 
 
 def test_a_missing_judge_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m linattn\.judge"):
+    with pytest.raises(FileNotFoundError, match=r"python -m linattn\.world\.judge"):
         judge.load(tmp_path)
 
 

@@ -1,5 +1,4 @@
-"""Define the small world that all models here are trained and judged on: its pictures, its words
-and its marks.
+"""Define the small world that all models here are trained and judged on.
 
 `from linattn import world` gives the names of `drawing.py`. To mark pictures, import judge, pairs
 or marks.
@@ -28,6 +27,23 @@ from linattn.world.drawing import (
 )
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "HELD_OUT", "LABELS", "LARGE", "PIXELS_AT_ONCE", "RELATIONS", "SHAPES", "SIDES", "SMALL",
-    "TONES", "Background", "Scene", "Thing", "label_parts", "relation", "render", "scene", "scenes",
-]  # fmt: skip
+    "BACKGROUNDS",
+    "COLOURS",
+    "HELD_OUT",
+    "LABELS",
+    "LARGE",
+    "PIXELS_AT_ONCE",
+    "RELATIONS",
+    "SHAPES",
+    "SIDES",
+    "SMALL",
+    "TONES",
+    "Background",
+    "Scene",
+    "Thing",
+    "label_parts",
+    "relation",
+    "render",
+    "scene",
+    "scenes",
+]

@@ -188,7 +188,7 @@ def label_parts(label: int) -> tuple[int, int]:
 
 
 def scene(seed: int, index: int, objects: int = 1, label: int | None = None) -> Scene:
-    """Return scene `index` of the world `seed`; `label` fixes the first thing's shape and colour."""
+    """Return scene `index` of the world `seed`; `label` fixes what its first thing is."""
     if objects not in (1, 2):
         raise ValueError(f"a scene has 1 or 2 objects, not {objects}")
     generator = random.Random((seed << 32) + index)
@@ -204,9 +204,7 @@ def scene(seed: int, index: int, objects: int = 1, label: int | None = None) -> 
 
 
 def _two_things(generator: random.Random, first: tuple[str, str]) -> tuple[Thing, Thing]:
-    """Place two things side by side or one above the other, so far apart that their relation is
-    beyond doubt.
-    """
+    """Place two things side by side or one above the other, so that their relation is clear."""
     second = (generator.choice(tuple(SHAPES)), generator.choice(tuple(COLOURS)))
     sizes = [generator.uniform(0.15, 0.25) for _ in range(2)]
     near = generator.uniform(sizes[0], 1 - 2 * sizes[1] - sizes[0])
@@ -223,10 +221,10 @@ def _two_things(generator: random.Random, first: tuple[str, str]) -> tuple[Thing
     positions = list(zip(along, across, strict=True))
     if generator.random() < 0.5:
         positions = [(y, x) for x, y in positions]
-    things = []
-    for shape_and_colour, size, position in zip((first, second), sizes, positions, strict=True):
-        things.append(Thing(*shape_and_colour, size, *position, generator.uniform(-0.4, 0.4)))
-    return tuple(things)
+    rotations = [generator.uniform(-0.4, 0.4) for _ in range(2)]
+    first_thing = Thing(*first, sizes[0], *positions[0], rotations[0])
+    second_thing = Thing(*second, sizes[1], *positions[1], rotations[1])
+    return first_thing, second_thing
 
 
 def scenes(count: int, seed: int, objects: int = 1, start: int = 0) -> list[Scene]:
@@ -261,7 +259,6 @@ def _render_batch(scenes: Sequence[Scene], side: int) -> Tensor:
             if not indices:
                 continue
             things = [slot_things[index] for index in indices]
-            # (things, 1, side, side)
             coverage = _thing_coverage(things, distance, x, y, side)[:, None]
             paint = torch.tensor([COLOURS[thing.colour] for thing in things])[:, :, None, None]
             pictures[indices] = torch.lerp(pictures[indices], paint, coverage)
@@ -288,9 +285,7 @@ def _edge_coverage(pixels: Tensor) -> Tensor:
 
 
 def _wave(phase: Tensor, scale: Tensor, side: int) -> Tensor:
-    """Alternate 0 and 1, each half a period wide, anti-aliased by the distance to the nearest
-    switch.
-    """
+    """Alternate 0 and 1, each half a period wide, anti-aliased by the distance to a switch."""
     position = torch.remainder(phase, 1.0)
     return _edge_coverage(((position - 0.5).abs() - 0.25) * scale * side)
 
@@ -329,9 +324,8 @@ def _draw_backgrounds(backgrounds: list[Background], x: Tensor, y: Tensor, side:
         if not indices:
             continue
         scale = torch.tensor([backgrounds[index].scale for index in indices])[:, None, None]
-        tones = torch.tensor([TONES[backgrounds[index].colour] for index in indices])[
-            ..., None, None
-        ]
+        tones = torch.tensor([TONES[backgrounds[index].colour] for index in indices])
+        first, second = tones[..., None, None].unbind(1)  # (indices, 3, 1, 1)
         mask = pattern(x, y, scale, side)[:, None]  # (indices, 1, side, side)
-        pictures[indices] = torch.lerp(tones[:, 0].expand(-1, -1, side, side), tones[:, 1], mask)
+        pictures[indices] = torch.lerp(first.expand(-1, -1, side, side), second, mask)
     return pictures

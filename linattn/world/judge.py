@@ -59,9 +59,7 @@ class Judge(nn.Module):
         self.colour = nn.Linear(self.num_features, len(drawing.COLOURS))
 
     def forward(self, pictures: Tensor) -> Marks:
-        """Mark pictures (batch, 3, side, side) in [0, 1] of any side, averaged or stretched to 64
-        px.
-        """
+        """Mark pictures (batch, 3, side, side) in [0, 1]; other sides are resized to 64 px."""
         if pictures.shape[-2:] != (SIDE, SIDE):
             pictures = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
         maps = self.stages(pictures * 2 - 1)  # (batch, 128, 4, 4)
@@ -74,7 +72,7 @@ def load(folder: Path) -> Judge:
     """Load the trained judge of a folder, in evaluation mode without gradients."""
     path = Path(folder) / "judge.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"no judge at {path}; `python -m linattn.judge` trains one")
+        raise FileNotFoundError(f"no judge at {path}; `python -m linattn.world.judge` trains one")
     judge = Judge()
     judge.load_state_dict(load_file(path))
     return judge.eval().requires_grad_(False)
@@ -117,13 +115,12 @@ def train(
 
 
 def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur a third of the pictures and add a little noise to another third, as generative models do
-    to edges.
-    """
-    fate = torch.rand(len(pictures), 1, 1, 1, generator=generator)
+    """Blur a third of the pictures and add noise to another third, as generative models do."""
+    draw = torch.rand(len(pictures), 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     noise = torch.randn(pictures.shape, generator=generator) * 0.06
-    return torch.where(fate < 1 / 3, blurred, torch.where(fate < 2 / 3, pictures + noise, pictures))
+    noisy_or_clean = torch.where(draw < 2 / 3, pictures + noise, pictures)
+    return torch.where(draw < 1 / 3, blurred, noisy_or_clean)
 
 
 def accuracy(judge: Judge, seed: int = 1, count: int = 4000, side: int = SIDE) -> dict[str, float]:

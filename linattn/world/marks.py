@@ -1,5 +1,4 @@
-"""Mark many pictures with the judge: count right shapes and colours, and measure the distance of
-two sets.
+"""Mark many pictures with the judge: count right shapes and colours, and compare two sets.
 
 `judge_kid` and `judge_fid` use the feature space of this repository's judge. They rank rows of one
 table and are never comparable to a published (Inception) KID or FID.
@@ -24,9 +23,7 @@ KID_SUBSET = 1000  # subset size for larger sets, the size that published KIDs t
 def judge_marks(
     judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Say whether the judge finds the label's shape and the label's colour in each picture, both
-    (n,) boolean.
-    """
+    """Say whether the judge finds the label's shape and its colour: two booleans a picture."""
     if len(pictures) != len(labels) or len(pictures) == 0:
         raise ValueError(
             f"{len(pictures)} pictures and {len(labels)} labels; pass as many of each, at least 1"
@@ -108,41 +105,35 @@ def judge_kid(
             "of each"
         )
     if n < 4 and subset_size is None:
-        return {
-            "value": None,
-            "low": None,
-            "high": None,
-            "n": n,
-            "reason": f"{n} pictures; KID needs 4",
-        }
+        return _unknown(n, f"{n} pictures; KID needs 4")
     size = min(n // 2, KID_SUBSET) if subset_size is None else subset_size
     if not 2 <= size <= n:
         raise ValueError(f"subsets of {size} from {n} pictures; choose 2 to {n}")
     scale = theirs.square().mean().sqrt().clamp_min(1e-12)
     generator = torch.Generator().manual_seed(seed)
-    subset_rows = [torch.randperm(n, generator=generator)[:size] for _ in range(subsets)]
-    values = torch.stack(
-        [_paired_mmd(ours[rows] / scale, theirs[rows] / scale) for rows in subset_rows]
-    )
+    ours, theirs = ours / scale, theirs / scale
+    subset_indices = [torch.randperm(n, generator=generator)[:size] for _ in range(subsets)]
+    values = torch.stack([_paired_mmd(ours[chosen], theirs[chosen]) for chosen in subset_indices])
     mean = values.mean().item()
     if size == n:
         return {"value": mean, "low": None, "high": None, "n": n, "subset_size": size}
     half_width = NORMAL * values.std(correction=0).item() * math.sqrt(size / (n - size))
-    return {
-        "value": mean,
-        "low": mean - half_width,
-        "high": mean + half_width,
-        "n": n,
-        "subset_size": size,
-    }
+    low, high = mean - half_width, mean + half_width
+    return {"value": mean, "low": low, "high": high, "n": n, "subset_size": size}
+
+
+def _unknown(n: int, reason: str) -> Result:
+    return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
 
 
 def _paired_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Return the squared maximum mean discrepancy over all pairs of different rows (Gretton et al.
-    2012, lemma 6).
+    """Return the squared maximum mean discrepancy over all pairs of different rows.
+
+    This is lemma 6 of Gretton et al. (2012).
     """
-    # (n, n)
-    kernels = poly_kernel(x, x) + poly_kernel(y, y) - poly_kernel(x, y) - poly_kernel(y, x)
+    kernels = (
+        poly_kernel(x, x) + poly_kernel(y, y) - poly_kernel(x, y) - poly_kernel(y, x)
+    )  # (n, n)
     return (kernels.sum() - kernels.trace()) / (len(x) * (len(x) - 1))
 
 
@@ -156,7 +147,7 @@ def judge_fid(features: Tensor, reference: Tensor, seed: int = 0, resamples: int
     n = min(len(ours), len(theirs))
     if n < FID_PICTURES:
         reason = f"{n} pictures; from {FID_PICTURES} on, below that its bias hides the differences"
-        return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
+        return _unknown(n, reason)
     generator = torch.Generator().manual_seed(seed)
 
     def resample(features: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""Mark pictures of two things: find both things by their saturation, cut them out, and show them to
-the judge.
+"""Mark pictures of two things: find both by their saturation and show them to the judge.
 
 - Things are far more saturated than any background, so a mask of saturated pixels falls into
   patches. The two largest patches are the things.
@@ -25,11 +24,10 @@ from linattn.world import drawing
 SATURATED = 0.45
 LEAST = 0.004  # share of the picture's area below which a patch is ignored as a speck
 NAMES = ("two_shapes", "two_colours", "relation")
-# chance is the mean over the captions of this many other pictures: one gave 50 % where eight give
-# 37
+# Chance is the mean over the captions of so many other pictures: one gave 50 % where eight give 37.
 SHIFTS = 8
-# side of the cut in sides of the patch's box (right shapes of true pictures: 99.8 %; with 2.4: 83
-# %)
+# The side of the cut, in sides of the patch's box. The judge is right on 99.8 % of the shapes of
+# true pictures, and with a side of 2.4 on 83 %.
 FRAME = 1.4
 
 
@@ -41,9 +39,7 @@ class Patch:
 
 
 def patches(picture: Tensor, most: int = 2) -> list[Patch]:
-    """Return the largest saturated patches of a picture (3, side, side) in [0, 1], the largest
-    first.
-    """
+    """Return the saturated patches of a picture (3, side, side) in [0, 1], the largest first."""
     mask = picture.amax(0) - picture.amin(0) > SATURATED
     components = _components(mask)
     candidates = []
@@ -64,8 +60,9 @@ def _patch(y: Tensor, x: Tensor, side: int) -> Patch:
 
 
 def _components(mask: Tensor) -> Tensor:
-    """Number the connected patches of a mask, with 0 outside: the largest index spreads until
-    nothing changes.
+    """Number the connected patches of a mask, with 0 outside.
+
+    The largest index of a patch spreads until nothing changes.
     """
     numbers = torch.arange(1, mask.numel() + 1, device=mask.device).view(mask.shape).float() * mask
     while True:
@@ -76,7 +73,7 @@ def _components(mask: Tensor) -> Tensor:
 
 
 def cut(picture: Tensor, patch: Patch, side: int = 64) -> Tensor:
-    """Crop a picture to the patch; beyond the picture's border the colour of the border continues."""
+    """Crop a picture to the patch; outside the picture the colour of its border continues."""
     half = patch.side * FRAME / 2
     ticks = torch.linspace(-1, 1, side, device=picture.device) * half
     y, x = torch.meshgrid(patch.y + ticks, patch.x + ticks, indexing="ij")
@@ -96,17 +93,17 @@ def marks(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -
     if cuts:
         judged = judge(torch.stack(cuts))
         shapes, colours = judged.shape.argmax(1).tolist(), judged.colour.argmax(1).tolist()
-    rows, start = [], 0
+    verdicts, start = [], 0
     for picture_patches, scene in zip(patch_lists, scenes, strict=True):
         end = start + len(picture_patches)
         seen = list(zip(picture_patches, shapes[start:end], colours[start:end], strict=True))
         start = end
-        rows.append(_mark(seen, scene))
-    return torch.tensor(rows, dtype=torch.bool).view(-1, 3)
+        verdicts.append(_mark(seen, scene))
+    return torch.tensor(verdicts, dtype=torch.bool).view(-1, 3)
 
 
 def _mark(seen: list[tuple[Patch, int, int]], scene: drawing.Scene) -> tuple[bool, bool, bool]:
-    """Mark one picture by the better reading of its patches; `seen` holds (patch, shape, colour)."""
+    """Mark one picture by the better reading of its (patch, shape, colour)."""
     if len(seen) < 2:
         return False, False, False
     readings = [_read(order, scene) for order in (seen, seen[::-1])]
@@ -141,9 +138,7 @@ def shares(
 
 
 def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> dict[str, float]:
-    """Mark the pictures against captions of other pictures: the mean over as many shifts as there
-    are, up to SHIFTS.
-    """
+    """Mark the pictures against captions of other pictures: the mean over up to SHIFTS shifts."""
     if len(scenes) < 2:
         raise ValueError(
             f"{len(scenes)} pictures of two things; chance needs another picture's caption: take 2 "
