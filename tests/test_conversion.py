@@ -1,12 +1,15 @@
 """One student and one seed are one model, whoever asks for it."""
 
+import copy
 import dataclasses
 
 import pytest
 import tiny
 import torch
 
-from linattn import families, surgery
+import linattn
+from linattn import attention, families, surgery
+from linattn.attention.policies import PROJECTIONS, Policy
 from linattn.distillation import distill
 from linattn.distillation.config import DistillConfig
 from linattn.params import Student
@@ -59,3 +62,50 @@ def test_the_model_is_left_as_it_was_and_nothing_of_the_copy_learns():
 def test_what_does_not_fit_is_refused_and_names_it():
     with pytest.raises(ValueError, match="first:9"):
         converted(tiny.model(), dataclasses.replace(ENTRY, layers="first:9"), 0)
+
+
+@pytest.fixture
+def copying(monkeypatch):
+    """A policy that writes the mean of what a layer saw into the bias of its output."""
+    seen = {}
+
+    def fit(operator, attn, activations):
+        seen[operator.shape.index] = activations
+        attn.to_out[0].bias.data.copy_(activations.x.mean((0, 1)))
+
+    monkeypatch.setitem(attention.POLICIES, "copying", Policy(PROJECTIONS, fit))
+    return seen
+
+
+def run(model):
+    return model(**tiny.inputs())
+
+
+def test_a_policy_that_starts_from_data_sees_the_layer_that_is_replaced(copying):
+    teacher = tiny.model()
+    with torch.no_grad(), families.capture(teacher) as calls:
+        run(teacher)
+    wanted = [(call["input"], call["output"]) for call in calls]
+    student = linattn.linearize(copy.deepcopy(teacher), "lit", initialise="copying", data=run)
+    for index, (x, output) in enumerate(wanted):
+        assert torch.equal(copying[index].x, x)
+        assert torch.equal(copying[index].output, output)
+    bias = families.layers(student)[0].attn.to_out[0].bias
+    assert torch.allclose(bias, wanted[0][0].mean((0, 1)))
+
+
+def test_a_second_conversion_starts_from_the_teachers_activations_too(copying):
+    student = linattn.linearize(tiny.model(), "clear", radius=1)
+    linattn.linearize(student, "lit", layers=[1], initialise="copying", data=run)
+    again = copying[1].x
+    linattn.linearize(tiny.model(), "lit", layers=[1], initialise="copying", data=run)
+    assert torch.equal(again, copying[1].x)
+
+
+def test_without_data_such_a_policy_is_refused_and_nothing_changes(copying):
+    model = tiny.model()
+    with pytest.raises(ValueError, match="pass data=lambda model"):
+        linattn.linearize(model, "lit", initialise="copying")
+    with pytest.raises(ValueError, match="ran no forward"):
+        linattn.linearize(model, "lit", initialise="copying", data=lambda model: None)
+    assert all(layer.operator is None for layer in families.layers(model))

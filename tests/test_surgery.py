@@ -94,7 +94,9 @@ def test_in_double_precision_to_the_last_digits():
 @pytest.mark.parametrize("name", EVERY)
 def test_half_precision(name, dtype):
     model, inputs = tiny.model(), tiny.inputs()
+    torch.manual_seed(0)
     wanted = tiny.run(linattn.linearize(copy.deepcopy(model), name, **OPTIONS[name]), **inputs)
+    torch.manual_seed(0)  # the same fresh weights
     half = linattn.linearize(model.to(dtype), name, **OPTIONS[name])
     assert {tensor.dtype for tensor in half.parameters()} == {dtype}
     out = tiny.run(half, **tiny.inputs(dtype=dtype))

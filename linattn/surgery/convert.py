@@ -5,9 +5,10 @@
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from linattn import attention, families
@@ -35,6 +36,7 @@ def linearize(
     initialise: str = "all",
     keep_original: bool = True,
     backend: str | None = None,
+    data: Callable[[nn.Module], Any] | None = None,
     **options: Any,
 ) -> Any:
     """Replace the attention of chosen self-attention layers in place, and return the argument.
@@ -42,7 +44,8 @@ def linearize(
     A second call on other layers mixes operators. A second call on the same layers starts from
     their original weights. `keep_original=False` saves the memory of a CPU copy and gives up
     `restore`. `backend` is triton, torch or reference; None leaves the choice to the device, and
-    `describe` names the one that runs.
+    `describe` names the one that runs. `data` is for an initialise policy that starts from
+    activations: it is called with the teacher's model and runs that once.
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     if initialise not in attention.POLICIES:
@@ -61,9 +64,36 @@ def linearize(
             f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out "
             "backend"
         )
+    activations = _captured(model, data) if attention.POLICIES[initialise].fit and data else {}
+
+    def set_weights(replacement: Replacement) -> None:
+        layer, operator = replacement.layer, replacement.operator
+        # an operator of somebody else's may take no activations
+        more = (activations[layer.index],) if activations else ()
+        operator.initialise(layer.attn, initialise, *more)
+
     conversion = copy.deepcopy(previous) if previous else Conversion.of(model)
-    install(model, conversion, replacements, _initialise, keep_original)
+    install(model, conversion, replacements, set_weights, keep_original)
     return model_or_pipeline
+
+
+@torch.no_grad()
+def _captured(
+    model: nn.Module, data: Callable[[nn.Module], Any]
+) -> dict[int, attention.Activations]:
+    """Run the teacher once, and return what each of its layers saw and gave, by its index."""
+    teacher = restore(copy.deepcopy(model), strict=False) if conversion_of(model) else model
+    with families.capture(teacher, detach=True) as calls:
+        data(teacher)
+    if not calls:
+        raise ValueError("data(model) ran no forward of the model; call model(...) in it")
+    return {index: _activations(call) for index, call in enumerate(calls)}
+
+
+def _activations(call: dict[str, Any]) -> attention.Activations:
+    return attention.Activations(
+        call["input"], call["output"], call["grid"], call["noise"], call["more"]
+    )
 
 
 def _require_originals(previous: Conversion | None, chosen: Sequence[Layer]) -> None:
@@ -95,10 +125,6 @@ def _refuse_idle_options(
             f"{first.name}: rope='numerator' divides by queries and keys before their rotation, "
             f"and those of this {model_name} are not rotated; leave it out"
         )
-
-
-def _initialise(replacement: Replacement) -> None:
-    replacement.operator.initialise(replacement.layer.attn, replacement.initialise)
 
 
 def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
