@@ -55,11 +55,11 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 # By default MKL chooses its kernels by addresses and by a number of threads of its choice, and the
-# order of a set of strings (diffusers has one of a pipeline's parts) changes with the process.
+# order of a set of strings, such as diffusers' of a pipeline's parts, changes with the process.
 REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "PYTHONHASHSEED": "0"}
 # A thread that waits for another spins for this many rounds before it gives its core away. With
 # GNU's default of 300,000, two threads beside other work stand still. 40 steps of sd-nano take
-# 7.1 s alone with either, and 34 s beside a process that takes both cores (docs/LOG.md, 2026-11-28).
+# 7.1 s alone with either, and 34 beside a process that takes both cores (docs/LOG.md, 2026-11-28).
 WAITING = {"GOMP_SPINCOUNT": "10000"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}

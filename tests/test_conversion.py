@@ -59,7 +59,7 @@ def test_the_model_is_left_as_it_was_and_nothing_of_the_copy_learns():
     assert not any(module.training for module in made.modules())
 
 
-def test_what_does_not_fit_is_refused_and_names_it():
+def test_layers_that_do_not_exist_are_refused_by_name():
     with pytest.raises(ValueError, match="first:9"):
         converted(tiny.model(), dataclasses.replace(ENTRY, layers="first:9"), 0)
 

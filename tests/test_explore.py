@@ -61,8 +61,8 @@ def test_attention_of_a_token_is_its_row_of_the_map(teacher):
     weights = explore.attention(teacher.model, trace, 1, 0, token=7)
     assert weights.shape[1:] == (trace.grid.height, trace.grid.width)
     assert torch.allclose(weights.sum((1, 2)), torch.ones(len(weights)), atol=1e-5)
-    whole = surgery.attention_map(teacher.model, 0, **trace.inputs[1])
-    assert torch.allclose(weights.flatten(1), whole[0, :, 7].float(), atol=1e-6)
+    full_map = surgery.attention_map(teacher.model, 0, **trace.inputs[1])
+    assert torch.allclose(weights.flatten(1), full_map[0, :, 7].float(), atol=1e-6)
 
 
 def test_a_window_looks_no_farther_than_its_radius(teacher, student):
@@ -79,7 +79,7 @@ def test_the_student_is_a_copy(teacher, student):
     assert all(layer.operator is not None for layer in families.layers(student))
 
 
-def test_not_distilled_is_what_the_report_shows_as_such(teacher):
+def test_an_untrained_student_is_the_reports(teacher):
     """The same weights whatever was drawn before, and those that the first seed of the recipe
     begins with.
     """
@@ -97,7 +97,7 @@ def test_not_distilled_is_what_the_report_shows_as_such(teacher):
     assert not all(torch.equal(first[name], other[name]) for name in wanted)
 
 
-def test_heads():
+def test_a_head_or_their_mean_is_chosen():
     weights = torch.arange(8.0).reshape(2, 2, 2)
     assert torch.equal(explore.head(weights, None), weights.mean(0))
     assert torch.equal(explore.head(weights, 1), weights[1])
@@ -109,7 +109,7 @@ def test_heads():
     ("step", "layer", "token", "what"),
     [(9, 0, 0, "step 9"), (0, 99, 0, "layer 99"), (0, 0, -1, "token -1")],
 )
-def test_what_does_not_exist_is_named(teacher, step, layer, token, what):
+def test_a_step_layer_or_token_that_does_not_exist_is_named(teacher, step, layer, token, what):
     with pytest.raises(ValueError, match=what):
         explore.attention(teacher.model, explore.trace(teacher, 0, steps=1), step, layer, token)
 
@@ -151,7 +151,7 @@ def test_a_caption_is_traced_like_a_class(kind):
     trace = explore.trace(made, CAPTION, steps=2)
     assert trace.label == CAPTION
     assert len(trace.beliefs) == trace.steps == 2
-    assert all(len(given["encoder_hidden_states"]) == 1 for given in trace.inputs)
+    assert all(len(inputs["encoder_hidden_states"]) == 1 for inputs in trace.inputs)
     noise = [trace.noise(step) for step in range(2)]
     assert 1 >= noise[0] > noise[1] >= 0
     other = explore.trace(made, "a yellow moon on black", steps=2)
@@ -161,7 +161,7 @@ def test_a_caption_is_traced_like_a_class(kind):
 
 
 @pytest.mark.parametrize("kind", ["unet", "sdxl", "pixart", "flux"])
-def test_what_was_recorded_is_what_the_asked_half_of_the_model_saw(kind):
+def test_a_trace_records_the_conditional_half_of_the_batch(kind):
     """The recorded call gives the prediction that the guided draw had for the caption, before
     guidance.
     """
@@ -177,15 +177,17 @@ def test_what_was_recorded_is_what_the_asked_half_of_the_model_saw(kind):
 
 
 @pytest.mark.parametrize("kind", ["unet", "flux"])
-def test_every_layer_of_a_captioned_model_is_asked_over_the_same_place(kind):
+def test_every_layer_shows_the_token_over_the_same_position(kind):
     made = reader(kind)
     trace = explore.trace(made, CAPTION, steps=1)
     grids = families.grids(made.model, **trace.inputs[0])
     for layer, grid in enumerate(grids):
         weights = explore.attention(made.model, trace, 0, layer, token=trace.grid.picture - 1)
         assert weights.shape[1:] == (grid.height, grid.width)
-        whole = surgery.attention_map(made.model, layer, **trace.inputs[0])[0, :, -1, grid.text :]
-        assert torch.allclose(weights.flatten(1), whole.float(), atol=1e-6)
+        full_map = surgery.attention_map(made.model, layer, **trace.inputs[0])[
+            0, :, -1, grid.text :
+        ]
+        assert torch.allclose(weights.flatten(1), full_map.float(), atol=1e-6)
     assert kind != "unet" or len({grid.picture for grid in grids}) > 1
     picture = explore.looking(
         {"teacher": made.model}, {"teacher": trace}, 0, len(grids) // 2, trace.grid.picture - 1
@@ -195,16 +197,16 @@ def test_every_layer_of_a_captioned_model_is_asked_over_the_same_place(kind):
 
 
 @pytest.mark.parametrize(
-    ("token", "found"),
+    ("token", "expected"),
     [(0, 0), (7, 3), (63, 15), (27, 5)],
     ids=["corner", "end of a row", "last", "inside"],
 )
-def test_a_place_on_another_grid_lies_over_the_same_spot(token, found):
-    assert explore.covering(token, Grid(8, 8), Grid(4, 4)) == found
+def test_the_covering_token_lies_over_the_same_position(token, expected):
+    assert explore.covering(token, Grid(8, 8), Grid(4, 4)) == expected
     assert explore.covering(token, Grid(8, 8), Grid(8, 8)) == token
 
 
-def test_what_can_be_asked_for_is_classes_or_captions(teacher):
+def test_choices_are_classes_or_captions(teacher):
     assert explore.choices(teacher) == [(name, number) for number, name in enumerate(tiny.LABELS)]
     offered = explore.choices(reader("unet"))
     assert all(words == value for words, value in offered)

@@ -29,7 +29,7 @@ def test_any_side_gives_marks(fresh, side):
 def test_right_compares_with_the_class_of_each_picture():
     shape, colour = torch.eye(10)[[0, 0, 9]], torch.eye(6)[[0, 5, 5]]
     right = judge.Marks(shape, colour, torch.zeros(3, 128)).right(torch.tensor([0, 1, 59]))
-    assert [part.tolist() for part in right] == [[True, True, True], [True, False, True]]
+    assert [marks.tolist() for marks in right] == [[True, True, True], [True, False, True]]
 
 
 def test_a_missing_judge_is_named_with_the_remedy(tmp_path):
@@ -73,14 +73,14 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), *map(str, TRAINING.values())]
     done = subprocess.run(command, cwd=project.ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    whole = judge.train(tmp_path / "whole", **TRAINING).state_dict()
+    undisturbed = judge.train(tmp_path / "whole", **TRAINING).state_dict()
     taken = []
     monkeypatch.setattr(
         judge, "spoil", lambda pictures, draw: taken.append(draw) or spoil(pictures, draw)
     )
     resumed = judge.train(tmp_path / "killed", **TRAINING).state_dict()
     assert len(taken) == 5  # what the checkpoint holds is not trained again
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
 
 
 @pytest.mark.parametrize("side", [64, 128])

@@ -80,7 +80,7 @@ async def test_an_edit_is_saved(manager):
 
 
 @pytest.mark.anyio
-async def test_a_notebook_of_ones_own_keeps_what_it_shows(manager):
+async def test_a_notebook_elsewhere_keeps_what_it_shows(manager):
     path, target, _ = source(manager, "elsewhere")
     await run_and_save(manager, path)
     assert any(cell.get("outputs") for cell in nbformat.read(target, as_version=4).cells)

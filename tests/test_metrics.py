@@ -50,9 +50,9 @@ def test_bootstrap_repeats_by_its_seed():
 
 
 def test_bootstrap_in_pieces_is_the_same(monkeypatch):
-    whole = intervals.bootstrap(normal(50))
+    together = intervals.bootstrap(normal(50))
     monkeypatch.setattr(intervals, "DRAWN", 128)
-    assert intervals.bootstrap(normal(50)) == pytest.approx(whole)
+    assert intervals.bootstrap(normal(50)) == pytest.approx(together)
 
 
 def test_one_picture_has_a_value_and_no_interval():
@@ -77,10 +77,10 @@ def test_one_picture_has_a_value_and_no_interval():
     ],
 )
 def test_wilson_gives_the_published_limits(right, n, low, high):
-    found = intervals.wilson(right, n)
-    assert found["low"] == pytest.approx(low, abs=6e-5)
-    assert found["high"] == pytest.approx(high, abs=6e-5)
-    assert found["value"] == right / n
+    result = intervals.wilson(right, n)
+    assert result["low"] == pytest.approx(low, abs=6e-5)
+    assert result["high"] == pytest.approx(high, abs=6e-5)
+    assert result["value"] == right / n
 
 
 def test_wilson_of_one_picture_stays_inside():
@@ -95,22 +95,24 @@ def test_wilson_of_one_picture_stays_inside():
 
 
 def test_the_same_pictures_are_at_no_distance():
-    found = distance.distance(pictures(), pictures())
-    assert {name: result["value"] for name, result in found.items()} == pytest.approx(
+    result = distance.distance(pictures(), pictures())
+    assert {name: measure["value"] for name, measure in result.items()} == pytest.approx(
         {"mse": 0, "cosine": 1, "psnr": PSNR_MOST, "ssim": 1}
     )
-    json.dumps(found, allow_nan=False)
+    json.dumps(result, allow_nan=False)
 
 
 def test_distances_by_hand():
     black, grey = torch.zeros(2, 3, 12, 12), torch.full((2, 3, 12, 12), 0.1)
-    found = distances(grey, black)
-    assert found["mse"].tolist() == pytest.approx([0.01, 0.01])
-    assert found["psnr"].tolist() == pytest.approx([20, 20])
-    assert found["cosine"].tolist() == pytest.approx([1, 1])  # both are darker than grey everywhere
+    result = distances(grey, black)
+    assert result["mse"].tolist() == pytest.approx([0.01, 0.01])
+    assert result["psnr"].tolist() == pytest.approx([20, 20])
+    assert result["cosine"].tolist() == pytest.approx(
+        [1, 1]
+    )  # both are darker than grey everywhere
     assert distances(1 - black, black)["cosine"].tolist() == pytest.approx([-1, -1])
     # Without contrast SSIM is its luminance term alone: C1 / (mean^2 + C1)
-    assert found["ssim"].tolist() == pytest.approx([1e-4 / (0.01 + 1e-4)] * 2, rel=1e-3)
+    assert result["ssim"].tolist() == pytest.approx([1e-4 / (0.01 + 1e-4)] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("piece", [1, 3, 8])
@@ -120,7 +122,9 @@ def test_distances_are_a_pictures_own(piece, monkeypatch):
     together = distances(ours, theirs)
     alone = [distances(ours[i : i + 1], theirs[i : i + 1]) for i in range(4)]
     for name, values in together.items():
-        torch.testing.assert_close(values, torch.cat([each[name] for each in alone]))
+        torch.testing.assert_close(
+            values, torch.cat([distances_alone[name] for distances_alone in alone])
+        )
 
 
 def test_distance_refuses_other_shapes_and_tiny_pictures():
@@ -144,18 +148,18 @@ class Scaled(nn.Module):
         return (self.factor * self.model(*args, **kwargs)[0],)
 
 
-def asked(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+def latents_and_labels(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return normal(count, 4, 8, 8).float(), torch.arange(count)
 
 
 def test_prediction_error_of_a_scaled_teacher_is_known():
     pipe = tiny.pipeline()
-    found = prediction_error(pipe, Scaled(pipe.transformer, 1.5), asked())
-    assert [row["noise"] for row in found["levels"]] == list(LEVELS)
-    assert [row["value"] for row in found["levels"]] == pytest.approx([0.25] * 5, rel=1e-5)
-    assert found["mean"]["value"] == pytest.approx(0.25, rel=1e-5)
-    assert found["mean"]["high"] == pytest.approx(0.25, rel=1e-5)
-    assert prediction_error(pipe, pipe.transformer, asked())["mean"]["value"] == 0
+    result = prediction_error(pipe, Scaled(pipe.transformer, 1.5), latents_and_labels())
+    assert [row["noise"] for row in result["levels"]] == list(LEVELS)
+    assert [row["value"] for row in result["levels"]] == pytest.approx([0.25] * 5, rel=1e-5)
+    assert result["mean"]["value"] == pytest.approx(0.25, rel=1e-5)
+    assert result["mean"]["high"] == pytest.approx(0.25, rel=1e-5)
+    assert prediction_error(pipe, pipe.transformer, latents_and_labels())["mean"]["value"] == 0
 
 
 def other() -> nn.Module:
@@ -164,45 +168,45 @@ def other() -> nn.Module:
 
 def test_prediction_error_does_not_depend_on_its_batch():
     pipe, student = tiny.pipeline(), other()
-    whole = prediction_error(pipe, student, asked(), batch=32)
-    assert whole["mean"]["value"] > 0.01
-    assert whole["mean"]["low"] < whole["mean"]["value"] < whole["mean"]["high"]
+    together = prediction_error(pipe, student, latents_and_labels(), batch=32)
+    assert together["mean"]["value"] > 0.01
+    assert together["mean"]["low"] < together["mean"]["value"] < together["mean"]["high"]
     for batch in (1, 3):
-        each = prediction_error(pipe, student, asked(), batch=batch)
-        assert each["mean"] == pytest.approx(whole["mean"], rel=1e-4)
+        batched = prediction_error(pipe, student, latents_and_labels(), batch=batch)
+        assert batched["mean"] == pytest.approx(together["mean"], rel=1e-4)
 
 
 def test_prediction_error_of_one_picture_and_one_level():
-    found = prediction_error(tiny.pipeline(), other(), asked(1), levels=(1.0,))
-    assert found["levels"][0]["time"] == 999
-    assert found["mean"]["low"] is None
-    assert found["mean"]["n"] == 1
+    result = prediction_error(tiny.pipeline(), other(), latents_and_labels(1), levels=(1.0,))
+    assert result["levels"][0]["time"] == 999
+    assert result["mean"]["low"] is None
+    assert result["mean"]["n"] == 1
 
 
 def test_prediction_error_refuses_a_level_outside():
     with pytest.raises(ValueError, match="500"):
-        prediction_error(tiny.pipeline(), other(), asked(1), levels=(500,))
+        prediction_error(tiny.pipeline(), other(), latents_and_labels(1), levels=(500,))
 
 
 def test_the_teachers_predictions_may_be_kept():
     pipe, student = tiny.pipeline(), other()
     levels = (0.2, 0.8)
-    kept = predictions(pipe, pipe.transformer, asked(), levels, count=3)
+    kept = predictions(pipe, pipe.transformer, latents_and_labels(), levels, count=3)
     assert kept.shape == (2, 3, 4, 8, 8)
     assert kept.is_contiguous()  # safetensors takes nothing else
-    found = prediction_error(pipe, student, asked(), levels, theirs=kept, count=3)
-    assert found == prediction_error(pipe, student, asked(), levels, count=3)
+    result = prediction_error(pipe, student, latents_and_labels(), levels, theirs=kept, count=3)
+    assert result == prediction_error(pipe, student, latents_and_labels(), levels, count=3)
     with pytest.raises(ValueError, match="same levels and pictures"):
-        prediction_error(pipe, student, asked(), theirs=kept)
+        prediction_error(pipe, student, latents_and_labels(), theirs=kept)
 
 
 def test_level_noise_is_a_pictures_own():
-    whole = level_noise((4, 2, 3), 100, seed=0)
+    noise = level_noise((4, 2, 3), 100, seed=0)
     torch.testing.assert_close(
-        whole[2:], level_noise((2, 2, 3), 100, seed=0, start=2), rtol=0, atol=0
+        noise[2:], level_noise((2, 2, 3), 100, seed=0, start=2), rtol=0, atol=0
     )
-    assert not torch.equal(whole, level_noise((4, 2, 3), 300, seed=0))
-    assert not torch.equal(whole, level_noise((4, 2, 3), 100, seed=1))
+    assert not torch.equal(noise, level_noise((4, 2, 3), 300, seed=0))
+    assert not torch.equal(noise, level_noise((4, 2, 3), 100, seed=1))
 
 
 # The judge
@@ -241,31 +245,31 @@ def test_judge_accuracy_counts_shape_colour_and_both():
     wrong_colour[:6] = labels[:6] // colours * colours + (labels[:6] + 1) % colours
     wrong_shape[3:15] = (labels[3:15] + colours) % len(labels)
     mixed = torch.stack([wrong_shape // colours, wrong_colour % colours])
-    found = judge_accuracy(Oracle(), drawn(mixed[0] * colours + mixed[1]), labels, batch=7)
+    result = judge_accuracy(Oracle(), drawn(mixed[0] * colours + mixed[1]), labels, batch=7)
     count = len(labels)
-    values = {name: result["value"] for name, result in found.items()}
+    values = {name: measure["value"] for name, measure in result.items()}
     assert values == pytest.approx(
         {"shape": 1 - 12 / count, "colour": 1 - 6 / count, "both": 1 - 15 / count}
     )
-    assert found["both"]["n"] == count
+    assert result["both"]["n"] == count
 
 
 def test_chance_is_what_a_constant_gets():
     labels = torch.arange(len(world.LABELS))
-    found = judge_accuracy(Oracle(), drawn(torch.zeros_like(labels)), labels)
-    assert {name: result["value"] for name, result in found.items()} == pytest.approx(
+    result = judge_accuracy(Oracle(), drawn(torch.zeros_like(labels)), labels)
+    assert {name: measure["value"] for name, measure in result.items()} == pytest.approx(
         marks.chance()
     )
 
 
 def test_judge_features_do_not_depend_on_the_batch():
-    given = pictures(5)
-    torch.testing.assert_close(judge_features(Oracle(), given, 2), given.flatten(1).double())
+    images = pictures(5)
+    torch.testing.assert_close(judge_features(Oracle(), images, 2), images.flatten(1).double())
 
 
 def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> float:
     """The estimate over pairs of different rows, written from its definition."""
-    x, y = (each / y.square().mean().sqrt() for each in (x, y))
+    x, y = (features / y.square().mean().sqrt() for features in (x, y))
 
     def kernel(a, b):
         return (a @ b / a.numel() + 1) ** 3
@@ -280,14 +284,14 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def test_kid_of_whole_sets_is_its_definition():
     x, y = normal(6, 5), normal(6, 5, seed=1) + 1
-    found = judge_kid(x, y, subset_size=6, subsets=2)
-    assert found["value"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
-    assert found["low"] is None  # all subsets are the whole set: no spread to read an error from
+    result = judge_kid(x, y, subset_size=6, subsets=2)
+    assert result["value"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
+    assert result["low"] is None  # all subsets are the whole set: no spread to read an error from
 
 
 def test_kid_of_a_set_and_itself_is_zero():
-    found = judge_kid(normal(20, 4) * 7, normal(20, 4) * 7)
-    assert [found[key] for key in ("value", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-12)
+    result = judge_kid(normal(20, 4) * 7, normal(20, 4) * 7)
+    assert [result[key] for key in ("value", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-12)
 
 
 def test_kid_does_not_depend_on_the_scale_of_the_features():
@@ -334,8 +338,8 @@ def test_kid_interval_covers_the_spread_of_fresh_sets():
         judge_kid(normal(80, 8, seed=i) + 0.5, normal(80, 8, seed=100 + i))["value"]
         for i in range(40)
     ]
-    found = judge_kid(normal(80, 8, seed=7) + 0.5, normal(80, 8, seed=107))
-    half = (found["high"] - found["low"]) / 2
+    result = judge_kid(normal(80, 8, seed=7) + 0.5, normal(80, 8, seed=107))
+    half = (result["high"] - result["low"]) / 2
     assert half == pytest.approx(intervals.NORMAL * torch.tensor(fresh).std().item(), rel=0.5)
 
 
@@ -351,9 +355,9 @@ def test_kid_repeats_and_leaves_the_global_stream_alone():
 
 
 def test_kid_of_too_few_pictures_says_so():
-    found = judge_kid(normal(3, 4), normal(3, 4))
-    assert found["value"] is None
-    assert "3 pictures" in found["reason"]
+    result = judge_kid(normal(3, 4), normal(3, 4))
+    assert result["value"] is None
+    assert "3 pictures" in result["reason"]
     with pytest.raises(ValueError, match="subsets of 9"):
         judge_kid(normal(8, 4), normal(8, 4), subset_size=9)
 
@@ -364,10 +368,10 @@ def test_kid_of_sets_that_are_no_pairs_is_refused():
 
 
 def test_fid_below_2048_pictures_is_none_with_the_reason():
-    found = judge_fid(normal(2047, 2), normal(4000, 2))
-    assert found["value"] is None
-    assert "2047" in found["reason"]
-    assert "2048" in found["reason"]
+    result = judge_fid(normal(2047, 2), normal(4000, 2))
+    assert result["value"] is None
+    assert "2047" in result["reason"]
+    assert "2048" in result["reason"]
 
 
 def test_fid_of_two_gaussians_is_known():
@@ -375,10 +379,10 @@ def test_fid_of_two_gaussians_is_known():
     x, y = normal(6000, 3), normal(6000, 3, seed=1)
     y[:, 0] += 2
     y[:, 1] *= 3
-    found = judge_fid(x, y, resamples=10)
-    assert found["value"] == pytest.approx(8, rel=0.06)
-    assert found["low"] < 8 < found["high"]
-    assert found["high"] - found["low"] < 1.5
+    result = judge_fid(x, y, resamples=10)
+    assert result["value"] == pytest.approx(8, rel=0.06)
+    assert result["low"] < 8 < result["high"]
+    assert result["high"] - result["low"] < 1.5
 
 
 def test_features_of_two_judges_are_not_compared():

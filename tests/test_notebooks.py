@@ -19,14 +19,14 @@ def book(*sources, tags=("parameters",)):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch):
     """A root of its own, so that drafts and failed copies lie in the test's folder."""
     monkeypatch.setattr(project, "ROOT", tmp_path)
     return tmp_path
 
 
-def written(place, *sources, **options):
-    path = place / "notebook.ipynb"
+def written(root, *sources, **options):
+    path = root / "notebook.ipynb"
     nbformat.write(book(*sources, **options), path)
     return path
 
@@ -35,15 +35,17 @@ def written(place, *sources, **options):
 
 
 def test_sources_are_stripped_and_say_python3(committed):
-    found = {
+    sources = {
         path.stem: json.loads(path.read_text())
         for path in (committed / "notebooks").glob("*.ipynb")
     }
-    assert {"00_tour", "explore", *STAGES} <= set(found)
+    assert {"00_tour", "explore", *STAGES} <= set(sources)
     assert {
-        name for name, each in found.items() if each["metadata"]["kernelspec"]["name"] != "python3"
+        name
+        for name, content in sources.items()
+        if content["metadata"]["kernelspec"]["name"] != "python3"
     } == set()
-    cells = [(name, cell) for name, each in found.items() for cell in each["cells"]]
+    cells = [(name, cell) for name, content in sources.items() for cell in content["cells"]]
     shown = [cell for cell in cells if cell[1].get("outputs") or cell[1].get("execution_count")]
     assert not shown
     assert all(cell["id"] for _, cell in cells)
@@ -58,10 +60,8 @@ def test_every_stage_has_a_notebook_that_declares_what_it_takes(stage):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_pipeline_notebooks_are_questions_and_calls(name):
-    """Logic is in the library: short cells, no definitions but of a line or three, about a text a
-    cell.
-    """
+def test_stages_notebooks_are_short_cells_with_a_text_each(name):
+    """The library holds the logic: cells are short and define no class."""
     cells = nbformat.read(notebooks.source(name), as_version=4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     text = [cell.source for cell in cells if cell.cell_type == "markdown"]
@@ -75,20 +75,20 @@ def test_pipeline_notebooks_are_questions_and_calls(name):
 
 
 @pytest.mark.parametrize("name", ["studnet", "profil"])
-def test_a_name_that_is_not_declared_is_an_error_with_the_nearest(place, name):
-    path = written(place, 'student = "clear"\nprofile: str | None = None')
+def test_a_name_that_is_not_declared_is_an_error_with_the_nearest(root, name):
+    path = written(root, 'student = "clear"\nprofile: str | None = None')
     with pytest.raises(ValueError, match="did you mean"):
-        notebooks.run(path, place / "out.ipynb", **{name: "x"})
-    assert not (place / "out.ipynb").exists()
+        notebooks.run(path, root / "out.ipynb", **{name: "x"})
+    assert not (root / "out.ipynb").exists()
 
 
-def test_without_a_parameters_cell_nothing_is_injected(place):
+def test_without_a_parameters_cell_nothing_is_injected(root):
     with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
-        notebooks.declared(written(place, "x = 1", tags=()))
+        notebooks.declared(written(root, "x = 1", tags=()))
 
 
-def test_annotated_and_plain_names_are_both_declared(place):
-    assert notebooks.declared(written(place, "a = 1\nb: int = 2\nprint(a)")) == ["a", "b"]
+def test_annotated_and_plain_names_are_both_declared(root):
+    assert notebooks.declared(written(root, "a = 1\nb: int = 2\nprint(a)")) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_a_result_that_differs_is_kept():
 # Running, with a real kernel
 
 
-def test_twice_the_same_bytes_and_the_log_on_the_terminal(place, capsys):
+def test_twice_the_same_bytes_and_the_log_on_the_terminal(root, capsys):
     noisy = "import time, project_marker\nprint('seconds', time.time())"
-    path = written(place, 'student = "a"', noisy, "student.upper()")
-    (place / "project_marker.py").write_text("")  # this root is what the kernel imports from
+    path = written(root, 'student = "a"', noisy, "student.upper()")
+    (root / "project_marker.py").write_text("")  # this root is what the kernel imports from
     texts = []
     for _ in range(2):
-        out = notebooks.run(path, place / "runs" / "one.ipynb", student="clear")
+        out = notebooks.run(path, root / "runs" / "one.ipynb", student="clear")
         texts.append(out.read_bytes())
         assert "seconds" in capsys.readouterr().out
     assert texts[0] == texts[1]
@@ -164,45 +164,51 @@ def test_twice_the_same_bytes_and_the_log_on_the_terminal(place, capsys):
     assert b"seconds 1" not in texts[0]
 
 
-def test_the_kernel_knows_that_it_is_in_the_pipeline_and_the_caller_does_not(place, monkeypatch):
+def test_the_kernel_knows_that_it_is_in_the_pipeline_and_the_caller_does_not(root, monkeypatch):
     monkeypatch.delenv(project.PIPELINE, raising=False)
     path = written(
-        place, "a = 1", f"import os\nassert os.environ[{project.PIPELINE!r}] == '1'\nos.getcwd()"
+        root, "a = 1", f"import os\nassert os.environ[{project.PIPELINE!r}] == '1'\nos.getcwd()"
     )
-    notebooks.run(path, place / "runs" / "one.ipynb")
+    notebooks.run(path, root / "runs" / "one.ipynb")
     assert not project.in_pipeline()
 
 
-def test_the_kernel_has_our_allocator_settings_unless_the_user_has_others(place, monkeypatch):
+def test_the_kernel_has_our_allocator_settings_unless_the_user_has_others(root, monkeypatch):
     monkeypatch.setenv("MALLOC_TOP_PAD_", "7")
     monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
-    lines = "import os\nassert os.environ['MALLOC_TOP_PAD_'] == '7'\nassert os.environ['MALLOC_MMAP_MAX_'] == '0'"
-    notebooks.run(written(place, "a = 1", lines), place / "runs" / "one.ipynb")
+    lines = "\n".join(
+        [
+            "import os",
+            "assert os.environ['MALLOC_TOP_PAD_'] == '7'",
+            "assert os.environ['MALLOC_MMAP_MAX_'] == '0'",
+        ]
+    )
+    notebooks.run(written(root, "a = 1", lines), root / "runs" / "one.ipynb")
     assert "MALLOC_MMAP_MAX_" not in os.environ
 
 
-def test_a_failed_notebook_is_kept_with_its_log_and_nothing_is_left_in_its_place(place):
-    path = written(place, "a = 1", "print('before')", "raise RuntimeError('no such luck')", "a")
-    out = place / "runs" / "one.ipynb"
+def test_a_failed_notebook_is_kept_with_its_log_and_no_result_is_left(root):
+    path = written(root, "a = 1", "print('before')", "raise RuntimeError('no such luck')", "a")
+    out = root / "runs" / "one.ipynb"
     with pytest.raises(notebooks.Failed, match="runs-one.ipynb has the traceback") as caught:
         notebooks.run(path, out)
     assert str(caught.value.__cause__) == "RuntimeError: no such luck"
     assert not out.exists()
-    kept = place / "reports" / "failed" / "runs-one.ipynb"
+    kept = root / "reports" / "failed" / "runs-one.ipynb"
     assert "no such luck" in kept.read_text()
     assert kept.with_suffix(".log").read_text() == "before\n"
     path.unlink()
-    notebooks.run(written(place, "a = 1"), out)  # once it runs, the failed copy is gone
+    notebooks.run(written(root, "a = 1"), out)  # once it runs, the failed copy is gone
     assert not kept.exists()
     assert not kept.with_suffix(".log").exists()
 
 
-def test_a_kernel_that_dies_is_a_failure_with_a_reason(place):
-    path = written(place, "a = 1", "import os\nos.kill(os.getpid(), 9)")
+def test_a_kernel_that_dies_is_a_failure_with_a_reason(root):
+    path = written(root, "a = 1", "import os\nos.kill(os.getpid(), 9)")
     with pytest.raises(notebooks.Failed) as caught:
-        notebooks.run(path, place / "runs" / "one.ipynb")
+        notebooks.run(path, root / "runs" / "one.ipynb")
     assert "memory" in str(caught.value.__cause__)
-    assert (place / "reports" / "failed" / "runs-one.ipynb").exists()
+    assert (root / "reports" / "failed" / "runs-one.ipynb").exists()
 
 
 def test_the_log_is_written_as_it_comes(tmp_path):

@@ -31,7 +31,7 @@ def test_captions_of_other_pictures_are_marked_wrong(ours, scenes):
 
 def test_shares_of_true_pictures_beat_chance_by_far(ours, scenes):
     pictures = world.render(scenes, 64)
-    shares, chance = (found(ours, pictures, scenes) for found in (pairs.shares, pairs.chance))
+    shares, chance = (measure(ours, pictures, scenes) for measure in (pairs.shares, pairs.chance))
     assert shares.keys() == chance.keys() == set(pairs.NAMES)
     for name in pairs.NAMES:
         assert shares[name]["n"] == len(scenes)
@@ -42,7 +42,7 @@ def test_chance_is_the_mean_over_all_other_captions_where_they_are_few(ours, sce
     few = scenes[:3]
     pictures = world.render(few, 64)
     luck = [pairs.shares(ours, pictures, few[by:] + few[:by]) for by in (1, 2)]
-    expected = {name: sum(each[name]["value"] for each in luck) / 2 for name in pairs.NAMES}
+    expected = {name: sum(shares[name]["value"] for shares in luck) / 2 for name in pairs.NAMES}
     assert pairs.chance(ours, pictures, few) == pytest.approx(expected)
 
 
@@ -53,11 +53,11 @@ def test_chance_needs_another_caption(ours, scenes):
 
 def test_things_are_found_where_they_are(scenes):
     for scene, picture in zip(scenes[:20], world.render(scenes[:20], 64), strict=True):
-        found, asked = (
-            torch.tensor([(each.x, each.y) for each in places])
+        centres, true = (
+            torch.tensor([(thing.x, thing.y) for thing in places])
             for places in (pairs.patches(picture), scene.things)
         )
-        assert torch.cdist(found, asked).amin(0).max() < 0.1
+        assert torch.cdist(centres, true).amin(0).max() < 0.1
 
 
 def test_swapped_things_have_the_wrong_relation_alone(ours, scenes):

@@ -45,7 +45,7 @@ def test_a_process_imports_this_repository_before_what_is_installed(tmp_path, mo
     ]
 
 
-def test_by_hand_results_go_to_scratch_and_in_the_pipeline_to_their_place(tmp_path, monkeypatch):
+def test_results_by_hand_go_to_scratch_and_the_pipelines_to_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.delenv(project.PIPELINE, raising=False)
     assert (
@@ -56,7 +56,7 @@ def test_by_hand_results_go_to_scratch_and_in_the_pipeline_to_their_place(tmp_pa
     assert project.result("clear", write=True) == tmp_path / "reports/local/results/clear.json"
 
 
-def test_by_hand_what_was_made_by_hand_is_read_first(tmp_path, monkeypatch):
+def test_what_was_made_by_hand_is_read_first_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.delenv(project.PIPELINE, raising=False)
     assert project.student("clear") == tmp_path / "reports/students/clear"  # the published one
@@ -76,7 +76,7 @@ def test_a_stage_reads_no_published_student(tmp_path, monkeypatch):
     assert project.student("clear", 1) == tmp_path / "reports/local/students/clear/seed-1"
 
 
-def test_a_study_that_ran_here_is_shown_in_place_of_the_published_one(tmp_path, monkeypatch):
+def test_a_study_that_ran_here_is_preferred_to_the_published_one(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.setenv(project.PIPELINE, "1")
     assert project.study("plugins.json") == tmp_path / "reports/studies/plugins.json"
@@ -84,7 +84,7 @@ def test_a_study_that_ran_here_is_shown_in_place_of_the_published_one(tmp_path, 
     assert project.study("plugins.json") == tmp_path / "reports/local/studies/plugins.json"
 
 
-def test_the_pipelines_paths_can_be_asked_for(tmp_path, monkeypatch):
+def test_a_block_can_take_the_pipelines_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.delenv(project.PIPELINE, raising=False)
     project.write_json(project.result("clear", write=True), {})

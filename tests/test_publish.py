@@ -51,7 +51,7 @@ def test_what_ran_here_becomes_what_is_published(clone):
     assert not project.published("results/removed.json").exists()
 
 
-def test_what_params_no_longer_names_stays_here(clone):
+def test_what_params_no_longer_names_is_not_published(clone):
     """A student's files lie in reports/local after it was taken out; so does the draft of a write
     that was killed.
     """
@@ -73,9 +73,13 @@ def test_a_study_is_published_where_it_ran_here_and_stays_where_it_did_not(clone
 
 
 MISSING = (
-    "results/clear.json", "results/anatomy.json", "results/chance-class.json", "runs/benchmark.run.json",
-    "runs/clear.distill.run.json", "students/clear/linattn.json",
-)  # fmt: skip
+    "results/clear.json",
+    "results/anatomy.json",
+    "results/chance-class.json",
+    "runs/benchmark.run.json",
+    "runs/clear.distill.run.json",
+    "students/clear/linattn.json",
+)
 
 
 @pytest.mark.parametrize("path", MISSING)
@@ -106,9 +110,9 @@ def test_an_unfinished_run_is_refused_and_nothing_is_touched(clone, monkeypatch,
     before = files(clone)
     assert publish.main() == 1
     assert files(clone) == before
-    said = capsys.readouterr().err
-    assert "clear" in said
-    assert "make repro" in said or "dvc repro" in said
+    message = capsys.readouterr().err
+    assert "clear" in message
+    assert "make repro" in message or "dvc repro" in message
 
 
 def test_an_interrupted_copy_leaves_the_published_run(clone, monkeypatch):

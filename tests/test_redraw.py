@@ -36,7 +36,7 @@ def reader(kind: str, **more) -> Teacher:
     )
 
 
-def asked(kind: str):
+def prompts_of(kind: str):
     return torch.tensor([0, 3]) if kind == "dit" else CAPTIONS
 
 
@@ -82,10 +82,12 @@ def _same_as_stock(made, kind, strength, monkeypatch):
     noise = sampling.starting_noise(0, range(2), (4, 8, 8))
     monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: noise)
     parts = made.pipe.components.items()
-    pipe = stock(**{name: part for name, part in parts if name in stock.__init__.__annotations__})
+    pipe = stock(
+        **{name: module for name, module in parts if name in stock.__init__.__annotations__}
+    )
     pipe.set_progress_bar_config(disable=True)
     sizes = {} if kind == "unet" else {"height": 32, "width": 32, "max_sequence_length": 16}
-    how = {
+    kwargs = {
         "strength": strength,
         "num_inference_steps": 4,
         "guidance_scale": 1.0,
@@ -93,7 +95,7 @@ def _same_as_stock(made, kind, strength, monkeypatch):
         **sizes,
     }
     with torch.no_grad():
-        theirs = pipe(CAPTIONS, image=clean, **how).images
+        theirs = pipe(CAPTIONS, image=clean, **kwargs).images
     if kind == "flux":
         theirs = FluxImg2ImgPipeline._unpack_latents(theirs, 32, 32, pipe.vae_scale_factor)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
@@ -104,14 +106,14 @@ def _same_as_stock(made, kind, strength, monkeypatch):
 def test_every_family_is_drawn_larger_and_a_student_differs(kind, operator):
     made = source(kind)
     pipe = getattr(made, "pipe", made)
-    how = {"asked": asked(kind), "steps": 4, "guidance": 1.0, "seed": 3}
-    plain = linattn.upscale(made, IMAGE, 2, 0.5, **how)
+    kwargs = {"asked": prompts_of(kind), "steps": 4, "guidance": 1.0, "seed": 3}
+    plain = linattn.upscale(made, IMAGE, 2, 0.5, **kwargs)
     assert plain.shape == (2, 3, 64, 64)
     if operator:
         linattn.linearize(pipe, operator, **({"radius": 2} if operator == "clear" else {}))
-        assert (linattn.upscale(made, IMAGE, 2, 0.5, **how) - plain).abs().max() > 1e-4
+        assert (linattn.upscale(made, IMAGE, 2, 0.5, **kwargs) - plain).abs().max() > 1e-4
         linattn.restore(pipe)
-    assert torch.equal(linattn.upscale(made, IMAGE, 2, 0.5, **how), plain)
+    assert torch.equal(linattn.upscale(made, IMAGE, 2, 0.5, **kwargs), plain)
 
 
 def test_sides_may_differ_and_a_fraction_is_a_factor():
@@ -121,9 +123,9 @@ def test_sides_may_differ_and_a_fraction_is_a_factor():
 
 def test_a_picture_does_not_depend_on_its_batch():
     made = reader("unet")
-    whole = linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2)
+    together = linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2)
     torch.testing.assert_close(
-        linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2, batch=1), whole, rtol=0, atol=1e-4
+        linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2, batch=1), together, rtol=0, atol=1e-4
     )
 
 
@@ -147,7 +149,7 @@ def test_less_strength_stays_closer_to_the_picture():
 
 def test_pil_pictures_are_read():
     pixels = (IMAGE.permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    images = [Image.fromarray(each) for each in pixels]
+    images = [Image.fromarray(array) for array in pixels]
     assert np.allclose(redraw.pictures(images).numpy() * 255, pixels.transpose(0, 3, 1, 2))
     assert linattn.upscale(reader("unet"), images[0], asked=CAPTIONS[:1], steps=1).shape == (
         1,
@@ -175,47 +177,48 @@ def test_a_learned_variance_is_refused_and_the_remedy_draws(kind, variance, monk
         ValueError,
         match=rf"{kind.__name__} with variance_type '{variance}'.*DDIMScheduler.from_config",
     ):
-        linattn.upscale(pipe, IMAGE, asked=asked("dit"), steps=2)
+        linattn.upscale(pipe, IMAGE, asked=prompts_of("dit"), steps=2)
     monkeypatch.undo()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    assert linattn.upscale(pipe, IMAGE, asked=asked("dit"), steps=2).isfinite().all()
+    assert linattn.upscale(pipe, IMAGE, asked=prompts_of("dit"), steps=2).isfinite().all()
 
 
 def test_ntk_turns_the_positions_while_it_draws():
     made = reader("flux")
     rope = made.pipe.transformer.pos_embed
     before = rope.theta
-    how = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
-    plain, turned = (linattn.upscale(made, IMAGE, 2, 1.0, ntk=ntk, **how) for ntk in (1.0, 10.0))
+    kwargs = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
+    plain, turned = (linattn.upscale(made, IMAGE, 2, 1.0, ntk=ntk, **kwargs) for ntk in (1.0, 10.0))
     assert (plain - turned).abs().max() > 1e-4
     assert rope.theta == before
     with redraw.positions(made.pipe.transformer, 10.0):
         assert rope.theta == 10 * before
 
 
-def test_proportional_is_clears_own_option_and_is_put_back():
+def test_proportional_sets_clears_option_meanwhile():
     made = reader("flux")
     linattn.linearize(made.pipe, "clear", radius=2)
-    how = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
+    kwargs = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
     plain, scaled = (
-        linattn.upscale(made, IMAGE, 2, 1.0, proportional=wanted, **how) for wanted in (False, True)
+        linattn.upscale(made, IMAGE, 2, 1.0, proportional=wanted, **kwargs)
+        for wanted in (False, True)
     )
     assert (plain - scaled).abs().max() > 1e-5
     assert all(layer.operator.pinned is None for layer in families.layers(made.pipe))
     linattn.restore(made.pipe)
     length = redraw.trained_tokens(sampling.Source.of(made), CAPTIONS, text=True)
     linattn.linearize(made.pipe, "clear", radius=2, trained=length, proportional=True)
-    assert torch.equal(linattn.upscale(made, IMAGE, 2, 1.0, **how), scaled)
+    assert torch.equal(linattn.upscale(made, IMAGE, 2, 1.0, **kwargs), scaled)
 
 
-def test_at_the_card_s_own_side_the_proportional_scale_is_none():
+def test_the_proportional_scale_is_one_at_the_cards_side():
     made = reader("flux")
     linattn.linearize(made.pipe, "clear", radius=2)
     seen, layer = [], families.layers(made.pipe)[0].operator
     real = layer.scale
     layer.scale = lambda grid, values: seen.append((grid, real(grid, values))) or seen[-1][1]
-    how = {"asked": CAPTIONS, "steps": 1, "guidance": 1.0, "proportional": True}
-    linattn.upscale(made, IMAGE, made.card["side"] / IMAGE.shape[-1], 1.0, **how)
+    kwargs = {"asked": CAPTIONS, "steps": 1, "guidance": 1.0, "proportional": True}
+    linattn.upscale(made, IMAGE, made.card["side"] / IMAGE.shape[-1], 1.0, **kwargs)
     grid, scale = seen[0]
     assert grid.tokens == redraw.trained_tokens(sampling.Source.of(made), CAPTIONS, text=True)
     assert scale == layer.shape.head_dim**-0.5
@@ -251,11 +254,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_is_refused_before_anything_is_drawn(name, monkeypatch):
+def test_wrong_arguments_are_refused_before_anything_is_drawn(name, monkeypatch):
     changes, message = WRONG[name]
     monkeypatch.setattr(sampling, "stepped", lambda *_: pytest.fail("something was drawn"))
-    given, made = {"image": IMAGE, "asked": CAPTIONS, **changes}, reader("unet")
+    kwargs, made = {"image": IMAGE, "asked": CAPTIONS, **changes}, reader("unet")
     if name == "a schedule":
         linattn.linearize(made.pipe, "clear", radius=2, schedule=[{"until": 0.5, "radius": 4}])
     with pytest.raises(ValueError, match=message):
-        linattn.upscale(made, given.pop("image"), **given)
+        linattn.upscale(made, kwargs.pop("image"), **kwargs)

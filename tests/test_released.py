@@ -1,6 +1,4 @@
-"""Files as the papers' authors released them, made here in that layout, against their formulas on
-the same tensors.
-"""
+"""Files in the layout of the papers' authors give the papers' formulas on the same tensors."""
 
 import json
 
@@ -31,13 +29,13 @@ def linfusion(folder, model, middle=None, seed=5):
         for name in ("to_q_", "to_k_") if middle != -1 else ():
             put(f"{name}.0.weight", hidden, width)
             put(f"{name}.3.weight", width, hidden)
-            for part, size in (
+            for suffix, size in (
                 ("0.bias", hidden),
                 ("1.weight", hidden),
                 ("1.bias", hidden),
                 ("3.bias", width),
             ):
-                put(f"{name}.{part}", size)
+                put(f"{name}.{suffix}", size)
         modules.append(
             {
                 "module_name": layer.name,
@@ -56,30 +54,32 @@ def linfusion(folder, model, middle=None, seed=5):
 
 def published(tensors, number, x, heads):
     """LinFusion's layer, token by token sums written out."""
-    own = {
-        name.split(".", 1)[1]: each
-        for name, each in tensors.items()
+    weights = {
+        name.split(".", 1)[1]: tensor
+        for name, tensor in tensors.items()
         if name.startswith(f"{number}.")
     }
 
     def inner(name):
-        if f"{name}.0.weight" not in own:
+        if f"{name}.0.weight" not in weights:
             return x
-        y = F.linear(x, own[f"{name}.0.weight"], own[f"{name}.0.bias"])
+        y = F.linear(x, weights[f"{name}.0.weight"], weights[f"{name}.0.bias"])
         y = F.leaky_relu(
-            F.layer_norm(y, y.shape[-1:], own[f"{name}.1.weight"], own[f"{name}.1.bias"]), 0.01
+            F.layer_norm(y, y.shape[-1:], weights[f"{name}.1.weight"], weights[f"{name}.1.bias"]),
+            0.01,
         )
-        return F.linear(y, own[f"{name}.3.weight"], own[f"{name}.3.bias"])
+        return F.linear(y, weights[f"{name}.3.weight"], weights[f"{name}.3.bias"])
 
     q, k = (
-        F.elu((x + inner(f"{each}_")) @ own[f"{each}.weight"].T) + 1 for each in ("to_q", "to_k")
+        F.elu((x + inner(f"{name}_")) @ weights[f"{name}.weight"].T) + 1
+        for name in ("to_q", "to_k")
     )
-    q, k, v = (each.unflatten(2, (heads, -1)) for each in (q, k, x @ own["to_v.weight"].T))
+    q, k, v = (tensor.unflatten(2, (heads, -1)) for tensor in (q, k, x @ weights["to_v.weight"].T))
     tokens = x.shape[1]
     top = torch.einsum("bihd,bjhd,bjhe->bihe", q, k, v) / tokens
     bottom = torch.einsum("bihd,bjhd->bih", q, k) / tokens + 1e-4
     return F.linear(
-        (top / bottom.unsqueeze(3)).flatten(2), own["to_out.0.weight"], own["to_out.0.bias"]
+        (top / bottom.unsqueeze(3)).flatten(2), weights["to_out.0.weight"], weights["to_out.0.bias"]
     )
 
 
@@ -90,12 +90,13 @@ def test_linfusions_weights_give_linfusions_layer(middle, tmp_path):
     tensors = linfusion(tmp_path / "released", model, middle)
     linattn.load(model, tmp_path / "released")
     model = model.double()
-    given = kinds.inputs("unet", 6, 10)
-    given = {
-        name: each.double() if each.is_floating_point() else each for name, each in given.items()
+    inputs = kinds.inputs("unet", 6, 10)
+    inputs = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
     }
     with families.capture(model) as seen:
-        kinds.run(model, **given)
+        kinds.run(model, **inputs)
     for layer, entry in zip(families.layers(model), seen, strict=True):
         wanted = published(tensors, layer.index, entry["input"], layer.shape.heads)
         torch.testing.assert_close(entry["output"], wanted, rtol=1e-6, atol=1e-7)
@@ -106,11 +107,11 @@ def test_linfusion_restores_and_saves_as_any_student(tmp_path):
     linfusion(tmp_path / "released", model)
     linattn.load(model, tmp_path / "released")
     linattn.save(model, tmp_path / "ours")
-    again, given = linattn.load(kinds.model("unet"), tmp_path / "ours"), kinds.inputs("unet")
+    again, inputs = linattn.load(kinds.model("unet"), tmp_path / "ours"), kinds.inputs("unet")
     with torch.no_grad():
-        assert torch.equal(kinds.run(again, **given), kinds.run(model, **given))
+        assert torch.equal(kinds.run(again, **inputs), kinds.run(model, **inputs))
         linattn.restore(model)
-        assert torch.equal(kinds.run(model, **given), kinds.run(before, **given))
+        assert torch.equal(kinds.run(model, **inputs), kinds.run(before, **inputs))
 
 
 def clear(path, model, factor=1, seed=6):
@@ -134,8 +135,8 @@ def by_hand(tensors, order, height, width, text, radius, factor):
     after norm and RoPE.
     """
     y, x = (
-        each.flatten()
-        for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        tensor.flatten()
+        for tensor in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     )
     picture, cells = height * width, (height // factor) * (width // factor) if factor > 1 else 0
     seen = torch.ones(text + picture, text + picture + cells, dtype=torch.bool)
@@ -146,14 +147,16 @@ def by_hand(tensors, order, height, width, text, radius, factor):
     def attend(q, k, v, **unused):
         name = f"{next(layer)}.processor.spatial_weight"
 
-        def extended(each):
+        def extended(tensor):
             if factor == 1:
-                return each
-            grid = each[:, text:].unflatten(1, (height // factor, factor, width // factor, factor))
+                return tensor
+            grid = tensor[:, text:].unflatten(
+                1, (height // factor, factor, width // factor, factor)
+            )
             pooled = torch.einsum(
                 "byaxchd,ac->byxhd", grid, tensors[name].double().reshape(factor, factor)
             )
-            return torch.cat([each, pooled.flatten(1, 2)], 1)
+            return torch.cat([tensor, pooled.flatten(1, 2)], 1)
 
         scores = torch.einsum("bihd,bjhd->bhij", q, extended(k)) / q.shape[-1] ** 0.5
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
@@ -172,23 +175,24 @@ def test_clears_weights_are_flux_with_them_and_the_published_attention(
         kinds.model("flux"),
         kinds.model("flux"),
     )
-    tensors, given = clear(path, model, factor), kinds.inputs("flux", 4, 6, 5)
-    given = {
-        name: each.double() if each.is_floating_point() else each for name, each in given.items()
+    tensors, inputs = clear(path, model, factor), kinds.inputs("flux", 4, 6, 5)
+    inputs = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
     }
     with pytest.warns(UserWarning, match="does not hold .*norm.*the base's stay"):
         linattn.load(model, path, radius=3)
     assert {row["options"]["pool"] for row in linattn.describe(model)} == {factor}
-    found = kinds.run(model.double(), **given)
+    output = kinds.run(model.double(), **inputs)
     base.load_state_dict(
-        {name: each for name, each in tensors.items() if "spatial" not in name}, strict=False
+        {name: tensor for name, tensor in tensors.items() if "spatial" not in name}, strict=False
     )
     order = [layer.name for layer in families.layers(base)]  # as the forward meets them
     attend = by_hand(tensors, order, 4, 6, 5, radius=3, factor=factor)
     monkeypatch.setattr(
         "diffusers.models.transformers.transformer_flux.dispatch_attention_fn", attend
     )
-    torch.testing.assert_close(found, kinds.run(base.double(), **given), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(output, kinds.run(base.double(), **inputs), rtol=1e-9, atol=1e-10)
 
 
 def test_other_heads_are_another_base(tmp_path):
@@ -206,38 +210,38 @@ def test_other_heads_are_another_base(tmp_path):
     assert not any(layer.operator for layer in families.layers(model))
 
 
-def test_layers_that_a_file_does_not_name_are_named(tmp_path):
+def test_a_warning_names_layers_that_a_file_does_not_name(tmp_path):
     unet, flux = kinds.model("unet"), kinds.model("flux")
     linfusion(tmp_path / "released", unet)
-    place = tmp_path / "released"
+    folder = tmp_path / "released"
     card, weights = (
-        json.loads((place / "config.json").read_text()),
-        place / "diffusion_pytorch_model.safetensors",
+        json.loads((folder / "config.json").read_text()),
+        folder / "diffusion_pytorch_model.safetensors",
     )
     last = card["modules_list"].pop()["module_name"]
     count = len(card["modules_list"])
     save_file(
         {
-            name: each
-            for name, each in load_file(weights).items()
+            name: tensor
+            for name, tensor in load_file(weights).items()
             if int(name.split(".")[0]) < count
         },
         weights,
     )
-    (place / "config.json").write_text(json.dumps(card))
+    (folder / "config.json").write_text(json.dumps(card))
     with pytest.warns(UserWarning, match=rf"does not name {last}: they stay"):
-        linattn.load(unet, place)
+        linattn.load(unet, folder)
     tensors = clear(tmp_path / "clear.safetensors", flux)
     gone = families.layers(flux)[0].name
     save_file(
-        {n: each for n, each in tensors.items() if not n.startswith(gone)},
+        {n: tensor for n, tensor in tensors.items() if not n.startswith(gone)},
         tmp_path / "clear.safetensors",
     )
     with pytest.warns(UserWarning, match=rf"does not name {gone}: they stay"):
         linattn.load(flux, tmp_path / "clear.safetensors", radius=3)
 
 
-def test_a_file_of_clears_is_whole(tmp_path):
+def test_an_incomplete_file_of_clears_is_refused(tmp_path):
     flux, path = kinds.model("flux"), tmp_path / "clear.safetensors"
     tensors = clear(path, flux, factor=2)
     first = families.layers(flux)[0].name
@@ -248,7 +252,7 @@ def test_a_file_of_clears_is_whole(tmp_path):
         ),
         (f"{first}.to_k.weight", rf"lacks {first}\.to_k\.weight"),
     ]:
-        save_file({name: each for name, each in tensors.items() if name != lost}, path)
+        save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path)
         with pytest.raises(ValueError, match=says):
             linattn.load(flux, path, radius=3)
     assert not any(layer.operator for layer in families.layers(flux))
@@ -270,11 +274,11 @@ def test_a_damaged_config_is_named(text, says, tmp_path):
         linattn.load(model, tmp_path / "released")
 
 
-def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
+def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     unet, flux = kinds.model("unet"), kinds.model("flux")
     linfusion(tmp_path / "released", unet)
     clear(tmp_path / "clear.safetensors", flux)
-    for model, place, options, says in [
+    for model, path, options, says in [
         (flux, tmp_path / "released", {}, "replaces down_blocks.0.*does not have"),
         (unet, tmp_path / "released", {"radius": 3}, "leave out radius"),
         (flux, tmp_path / "clear.safetensors", {}, "radius.*pass it"),
@@ -287,7 +291,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
         ),
     ]:
         with pytest.raises(ValueError, match=says):
-            linattn.load(model, place, **options)
+            linattn.load(model, path, **options)
         assert not any(layer.operator for layer in families.layers(model))
     weights = tmp_path / "released" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])

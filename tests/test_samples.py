@@ -1,4 +1,4 @@
-"""Self-generated data: what survives a kill, what is kept, and what is refused with a remedy."""
+"""Self-generated data survives a kill, is drawn only once, and refuses what does not fit."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_holds_what_the_sampler_draws(pipe, written):
+def test_samples_hold_what_the_sampler_draws(pipe, written):
     data = Samples(written)
     latents, labels = data.batch(range(10))
     again = sampling.draw_latents(pipe, labels, steps=1, guidance=1.0, seed=3)
@@ -53,7 +53,7 @@ def test_holds_what_the_sampler_draws(pipe, written):
     assert labels.dtype == torch.int64
 
 
-def test_stored_types_and_shards(written):
+def test_latents_are_stored_in_float16_and_labels_in_int64(written):
     held = load_file(written / "shard-00002.safetensors")
     assert held["latents"].shape == (2, 4, 8, 8)
     assert held["latents"].dtype == torch.float16
@@ -117,10 +117,16 @@ def test_fewer_pictures_remove_the_shards_beyond(pipe, written, drawn):
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"seed": 4}, "seed"), ({"steps": 2}, "steps"), ({"guidance": 2.0}, "guidance"), ({"sampler": "ddpm"}, "sampler"),
-     ({"shard": 5}, "shard"), ({"size": 16}, "shape")],
+    [
+        ({"seed": 4}, "seed"),
+        ({"steps": 2}, "steps"),
+        ({"guidance": 2.0}, "guidance"),
+        ({"sampler": "ddpm"}, "sampler"),
+        ({"shard": 5}, "shard"),
+        ({"size": 16}, "shape"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_other_settings_are_refused_by_name(pipe, written, change, name):
     before = files(written)
     with pytest.raises(ValueError, match=rf"with {name} .*now.*delete .*another folder"):
@@ -147,7 +153,7 @@ def reader():
     return Teacher(kinds.pipeline("unet"), {"steps": 1, "guidance": 1.0, "side": 32}, "unet")
 
 
-def test_without_captions_of_ones_own_the_recipe_is_what_it_was(pipe, reader):
+def test_the_recipe_without_the_callers_captions_has_these_keys(pipe, reader):
     """dvc.lock holds the digests of files that hold it."""
     both = {
         "format",
@@ -166,13 +172,13 @@ def test_without_captions_of_ones_own_the_recipe_is_what_it_was(pipe, reader):
     assert recipe["captions"] == "linattn.world"
 
 
-OWN = ("an otter", "two otters, one on a raft", "a raft")
+CALLERS = ("an otter", "two otters, one on a raft", "a raft")
 
 
-def test_captions_of_ones_own_are_drawn_and_stored_in_turn(reader, tmp_path):
-    drawn = samples.write(reader, tmp_path, 5, seed=2, shard=2, captions=OWN)
+def test_the_callers_captions_are_drawn_and_stored_in_turn(reader, tmp_path):
+    drawn = samples.write(reader, tmp_path, 5, seed=2, shard=2, captions=CALLERS)
     latents, captions = drawn.batch(range(5))
-    assert captions == [*OWN, *OWN[:2]]
+    assert captions == [*CALLERS, *CALLERS[:2]]
     again = sampling.draw_latents(reader, captions, seed=2)
     torch.testing.assert_close(latents, again, rtol=1e-3, atol=1e-3)  # stored in half precision
     worlds = sampling.draw_latents(
@@ -182,23 +188,21 @@ def test_captions_of_ones_own_are_drawn_and_stored_in_turn(reader, tmp_path):
 
 
 def test_other_captions_are_another_recipe(reader, tmp_path, drawn):
-    samples.write(reader, tmp_path, 4, shard=2, captions=OWN)
+    samples.write(reader, tmp_path, 4, shard=2, captions=CALLERS)
     before = files(tmp_path)
-    for other in (None, OWN[:2], OWN[::-1], ("an otter\ntwo otters", *OWN[2:])):
+    for other in (None, CALLERS[:2], CALLERS[::-1], ("an otter\ntwo otters", *CALLERS[2:])):
         with pytest.raises(ValueError, match=r"captions '3 of \w+' \(now .*another folder"):
             samples.write(reader, tmp_path, 4, shard=2, captions=other)
     assert files(tmp_path) == before
-    samples.write(reader, tmp_path, 6, shard=2, captions=list(OWN))
+    samples.write(reader, tmp_path, 6, shard=2, captions=list(CALLERS))
     assert drawn == [0, 2, 4]
 
 
-def test_captions_that_cannot_be_are_refused_before_anything_is_drawn(
-    pipe, reader, tmp_path, drawn
-):
+def test_wrong_captions_are_refused_before_anything_is_drawn(pipe, reader, tmp_path, drawn):
     with pytest.raises(
         ValueError, match=r"captions for DiTTransformer2DModel.*its 4 classes.*leave captions out"
     ):
-        samples.write(pipe, tmp_path, 2, captions=OWN)
+        samples.write(pipe, tmp_path, 2, captions=CALLERS)
     for wrong, message in (
         ([], "no captions"),
         ("an otter", "list of texts"),
@@ -210,15 +214,15 @@ def test_captions_that_cannot_be_are_refused_before_anything_is_drawn(
     assert files(tmp_path) == {}
 
 
-def test_a_student_learns_from_captions_of_ones_own(reader, tmp_path, monkeypatch):
-    data = samples.write(reader, tmp_path, 5, shard=4, captions=OWN)
+def test_a_student_learns_from_the_callers_captions(reader, tmp_path, monkeypatch):
+    data = samples.write(reader, tmp_path, 5, shard=4, captions=CALLERS)
     seen, read = set(), reader.pipe.encode_prompt
     monkeypatch.setattr(
         reader.pipe, "encode_prompt", lambda texts, *more: seen.update(texts) or read(texts, *more)
     )
     config = DistillConfig("softmax", layerwise_steps=2, steps=2, batch=4, label_drop=0.0)
     result = distill(config, reader, data)
-    assert {"", *OWN} >= seen >= set(OWN)
+    assert {"", *CALLERS} >= seen >= set(CALLERS)
     assert all(math.isfinite(row["loss"]) for row in result.history)
     world = samples.write(reader, tmp_path / "world", 5, shard=4)
     assert config.recipe(reader, data)["samples"] != config.recipe(reader, world)["samples"]
@@ -286,13 +290,13 @@ def test_a_manifest_that_miscounts_is_refused(written):
         Samples(written)
 
 
-def test_batches_keep_the_order_asked_for_and_may_repeat(written):
+def test_batches_keep_the_order_of_indices_and_may_repeat(written):
     data = Samples(written, keep=1)
     every, labels = data.batch(range(10))
     order = torch.tensor([9, 0, 5, 0, 8])
-    latents, found = data.batch(order)
+    latents, prompts = data.batch(order)
     assert torch.equal(latents, every[order])
-    assert torch.equal(found, labels[order])
+    assert torch.equal(prompts, labels[order])
 
 
 @pytest.mark.parametrize("wrong", [[10], [-1], [0, 3, 11]])
@@ -304,12 +308,12 @@ def test_indices_outside_are_refused(written, wrong):
 @pytest.mark.parametrize(
     "wrong", [[], [[1]], [0.5], [True]], ids=["none", "nested", "fraction", "mask"]
 )
-def test_what_is_no_index_is_refused(written, wrong):
+def test_indices_that_are_no_whole_numbers_are_refused(written, wrong):
     with pytest.raises(ValueError, match="whole numbers"):
         Samples(written).batch(wrong)
 
 
-def test_labels_are_balanced_shuffled_and_a_pictures_own():
+def test_labels_are_balanced_and_depend_on_the_picture_alone():
     labels = samples.balanced_labels(range(24), seed=0, classes=6)
     assert [sorted(block.tolist()) for block in labels.split(6)] == [list(range(6))] * 4
     assert not torch.equal(labels[:6], labels[6:12])
@@ -317,14 +321,14 @@ def test_labels_are_balanced_shuffled_and_a_pictures_own():
     assert not torch.equal(samples.balanced_labels(range(24), 1, 6), labels)
 
 
-def test_one_picture(pipe, tmp_path):
+def test_one_picture_can_be_written_and_none_is_refused(pipe, tmp_path):
     data = samples.write(pipe, tmp_path, 1, **OPTIONS)
     assert data.batch([0])[0].shape == (1, 4, 8, 8)
     with pytest.raises(ValueError, match="at least 1"):
         samples.write(pipe, tmp_path, 0)
 
 
-def test_progress_is_told_of_every_shard(pipe, tmp_path):
+def test_progress_is_called_after_every_shard(pipe, tmp_path):
     seen = []
-    samples.write(pipe, tmp_path, 6, progress=lambda *each: seen.append(each), **OPTIONS)
+    samples.write(pipe, tmp_path, 6, progress=lambda *progress: seen.append(progress), **OPTIONS)
     assert seen == [(4, 6), (6, 6)]

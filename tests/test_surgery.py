@@ -40,7 +40,7 @@ def train(model: nn.Module, *parts: str, seed: int = 1) -> None:
     """Stand-in for training: moves every parameter whose name holds one of the parts."""
     dice = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if any(part in name for part in parts):
+        if any(fragment in name for fragment in parts):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=dice))
 
 
@@ -92,7 +92,7 @@ def test_in_double_precision_to_the_last_digits():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", EVERY)
-def test_half_precision(name, dtype):
+def test_a_student_in_half_precision_is_close_to_float32(name, dtype):
     model, inputs = tiny.model(), tiny.inputs()
     torch.manual_seed(0)
     wanted = tiny.run(linattn.linearize(copy.deepcopy(model), name, **OPTIONS[name]), **inputs)
@@ -165,7 +165,7 @@ def named(value) -> str:
     ],
     ids=named,
 )
-def test_selections(which, chosen):
+def test_a_selection_chooses_these_layers(which, chosen):
     layers = families.layers(tiny.model(layers=5))
     assert [layer.index for layer in select(layers, which)] == chosen
 
@@ -232,11 +232,11 @@ def test_operators_mix_and_a_layer_is_converted_from_its_original():
 )
 def test_a_wrong_option_changes_nothing(arguments, message):
     model = linattn.linearize(tiny.model(), "clear", layers=[0], radius=3)
-    before, rows = state(model), linattn.describe(model)
+    before, layers = state(model), linattn.describe(model)
     with pytest.raises(ValueError, match=message):
         linattn.linearize(model, **arguments)
     assert equal(state(model), before)
-    assert linattn.describe(model) == rows
+    assert linattn.describe(model) == layers
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
@@ -273,7 +273,8 @@ def test_a_teacher_is_taken_as_its_pipeline(kind, tmp_path):
 
 
 def test_an_unsupported_model_is_named():
-    says = "AutoencoderKL is not supported: it has none of diffusers' attention layers; .*DiTTransformer2DModel"
+    reason = "it has none of diffusers' attention layers"
+    says = f"AutoencoderKL is not supported: {reason}; .*DiTTransformer2DModel"
     with pytest.raises(ValueError, match=says):
         linattn.linearize(tiny.vae(), "softmax")
 
@@ -389,9 +390,9 @@ def test_a_student_can_be_pickled():
 
 def test_save_pretrained_refuses_until_restored(tmp_path):
     pipe = linattn.linearize(tiny.pipeline(), "softmax")
-    for each in (pipe, pipe.transformer, copy.deepcopy(pipe.transformer)):
+    for saver in (pipe, pipe.transformer, copy.deepcopy(pipe.transformer)):
         with pytest.raises(ValueError, match=r"linattn\.save"):
-            each.save_pretrained(tmp_path / "refused")
+            saver.save_pretrained(tmp_path / "refused")
     assert not (tmp_path / "refused" / "transformer").exists()
     linattn.restore(pipe).save_pretrained(tmp_path / "base")
     again = type(pipe).from_pretrained(tmp_path / "base")
@@ -410,8 +411,8 @@ def test_a_model_on_the_meta_device_converts():
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_offloaded_weights_are_refused_and_the_way_round_is_named(when, tmp_path):
-    """They lie on meta between calls: converted there, lit and mediator drew NaN and said nothing."""
+def test_offloaded_weights_are_refused_with_the_remedy(when, tmp_path):
+    """They lie on meta between calls, where lit and mediator were built and silently drew NaN."""
     pipe = tiny.pipeline()
     if when == "after":
         linattn.linearize(pipe, "lit")
@@ -435,10 +436,10 @@ def test_offloaded_weights_are_refused_and_the_way_round_is_named(when, tmp_path
 
 @pytest.mark.parametrize("kind", ["flux", "unet", "sd3", "pixart"])
 def test_fused_projections_are_refused_until_they_are_unfused(kind):
-    """FLUX's fused weight is a copy: after `restore` the stock processor drew with the student's."""
-    model, given = kinds.model(kind), kinds.inputs(kind, 3, 4)
+    """FLUX's fused weight is a copy: after `restore` it was still the student's."""
+    model, inputs = kinds.model(kind), kinds.inputs(kind, 3, 4)
     with torch.no_grad():
-        wanted = kinds.run(model, **given)
+        wanted = kinds.run(model, **inputs)
     linattn.linearize(model, "clear", radius=2)
     for layer in families.layers(model):
         nn.init.normal_(layer.attn.to_q.weight)
@@ -448,7 +449,7 @@ def test_fused_projections_are_refused_until_they_are_unfused(kind):
             call(model)
     model.unfuse_qkv_projections()
     with torch.no_grad():
-        assert torch.equal(kinds.run(linattn.restore(model), **given), wanted)
+        assert torch.equal(kinds.run(linattn.restore(model), **inputs), wanted)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -459,9 +460,11 @@ def test_a_student_may_be_offloaded_after_it_was_made(name):
     torch.testing.assert_close(tiny.run(model, **tiny.inputs()), wanted, atol=0, rtol=0)
 
 
-def test_describe():
-    rows = linattn.describe(linattn.linearize(tiny.pipeline(), "clear", layers=[1], radius=3))
-    assert rows[0] == {
+def test_describe_says_operator_options_and_backend():
+    descriptions = linattn.describe(
+        linattn.linearize(tiny.pipeline(), "clear", layers=[1], radius=3)
+    )
+    assert descriptions[0] == {
         "index": 0,
         "name": "transformer_blocks.0.attn1",
         "operator": "softmax (dense)",
@@ -470,11 +473,14 @@ def test_describe():
         "backend": "torch",
         "because": "not linearised",
     }
-    assert (rows[1]["backend"], rows[1]["because"]) == ("torch", "the tensors are on the CPU")
-    assert (rows[1]["operator"], rows[1]["options"]["radius"]) == ("clear", 3)
+    assert (descriptions[1]["backend"], descriptions[1]["because"]) == (
+        "torch",
+        "the tensors are on the CPU",
+    )
+    assert (descriptions[1]["operator"], descriptions[1]["options"]["radius"]) == ("clear", 3)
 
 
-def test_parameters_by_name():
+def test_parameters_are_listed_by_name():
     model = linattn.linearize(tiny.model(), "lit", layers=[1], kernel=3)
     named = dict(model.named_parameters())
     new, inside = dict(surgery.new_parameters(model)), dict(surgery.attention_parameters(model))
@@ -669,7 +675,7 @@ def test_another_class_is_refused_strict_or_not(student, tmp_path):
     assert untouched(model)
 
 
-def test_a_fine_tune_of_the_base_takes_it_when_asked(student, tmp_path):
+def test_a_fine_tune_of_the_base_takes_a_student_if_not_strict(student, tmp_path):
     tuned = tiny.model()
     train(tuned, "ff")
     with pytest.warns(UserWarning, match="they differ in the weights"):
@@ -737,9 +743,9 @@ def edit(**changes):
 
 def tensors(change):
     def changed(folder):
-        found = load_file(folder / "linattn.safetensors")
-        change(found)
-        save_file(found, folder / "linattn.safetensors")
+        state = load_file(folder / "linattn.safetensors")
+        change(state)
+        save_file(state, folder / "linattn.safetensors")
         edit(weights__sha256=of_file(folder / "linattn.safetensors"))(folder)
 
     return changed
@@ -779,10 +785,10 @@ DAMAGE = {
         r"does not fit .*0\.attn1\.linattn",
     ),
     "a tensor less": (
-        tensors(lambda found: found.pop(QUERY)),
+        tensors(lambda state: state.pop(QUERY)),
         r"missing .*0\.attn1\.to_q\.weight, unknown nothing",
     ),
-    "a tensor more": (tensors(lambda found: found.update(extra=torch.ones(1))), "unknown extra"),
+    "a tensor more": (tensors(lambda state: state.update(extra=torch.ones(1))), "unknown extra"),
 }
 
 
@@ -797,11 +803,11 @@ def test_a_damaged_folder_is_refused_and_changes_nothing(student, base, tmp_path
     assert untouched(fresh.transformer)
 
 
-def test_what_is_no_folder_is_asked_of_the_hub(base, tmp_path, student, monkeypatch):
-    asked = []
+def test_a_hub_id_is_downloaded_card_first(base, tmp_path, student, monkeypatch):
+    downloads = []
 
     def snapshot_download(repo_id, revision=None, allow_patterns=None, ignore_patterns=None):
-        asked.append((repo_id, revision, allow_patterns, ignore_patterns))
+        downloads.append((repo_id, revision, allow_patterns, ignore_patterns))
         if repo_id == "nobody/offline":
             raise ConnectionError("no network")
         return str(tmp_path / repo_id.partition("/")[2])
@@ -811,30 +817,30 @@ def test_what_is_no_folder_is_asked_of_the_hub(base, tmp_path, student, monkeypa
     assert equal(state(fresh.transformer), state(student.transformer))
     cards = ["linattn.json", "config.json"]
     weights = ("somebody/student", "v1", [*cards, "*.safetensors"], ["*/*"])  # of the root alone
-    assert asked == [("somebody/student", "v1", cards, None), weights]
+    assert downloads == [("somebody/student", "v1", cards, None), weights]
     with pytest.raises(
         ValueError, match=r"no folder 'nobody/offline', and the Hugging Face hub .*no network"
     ):
         linattn.load(base(), "nobody/offline")
 
 
-def test_of_a_base_s_id_the_cards_alone_are_fetched(base, tmp_path, monkeypatch):
-    asked = []
+def test_only_the_cards_of_a_base_are_downloaded(base, tmp_path, monkeypatch):
+    downloads = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
-        lambda repo_id, allow_patterns, **more: asked.append(allow_patterns) or str(tmp_path),
+        lambda repo_id, allow_patterns, **more: downloads.append(allow_patterns) or str(tmp_path),
     )
     with pytest.raises(
         ValueError, match=r"big/base on the Hugging Face hub is no student.* the base's id"
     ):
         linattn.load(base(), "big/base")
-    assert asked == [["linattn.json", "config.json"]]
+    assert downloads == [["linattn.json", "config.json"]]
 
 
-@pytest.mark.parametrize("place", ["nowhere", "/nowhere/at/all", "./student/x", "a/b/c"], ids=str)
-def test_what_can_be_no_hub_id_is_not_asked_of_it(place):
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./student/x", "a/b/c"], ids=str)
+def test_what_cannot_be_a_hub_id_is_not_downloaded(name):
     with pytest.raises(ValueError, match="there is no folder"):
-        linattn.load(tiny.model(), place)
+        linattn.load(tiny.model(), name)
 
 
 def test_a_file_is_no_student(tmp_path):
@@ -864,7 +870,8 @@ def test_importing_the_package_loads_neither_torch_nor_diffusers():
     import subprocess
     import sys
 
-    code = "import sys, linattn; print(sorted({'torch', 'diffusers'} & set(sys.modules)), 'load' in dir(linattn))"
+    loaded = "sorted({'torch', 'diffusers'} & set(sys.modules))"
+    code = f"import sys, linattn; print({loaded}, 'load' in dir(linattn))"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
