@@ -465,7 +465,7 @@ def test_dvc_lock_is_in_step_with_the_code(committed):
 def test_the_published_results_are_those_that_dvc_lock_records(committed, tmp_path):
     """In the place of this machine's, they are what the stages made: none would run again for them."""
     shutil.copytree(committed, tmp_path / "clone")
-    for kind in publish.KINDS:
+    for kind in publish.FOLDERS:
         shutil.copytree(committed / "reports" / kind, tmp_path / "clone" / project.LOCAL / kind)
     changed = pipeline.stale(tmp_path / "clone")
     assert not changed, "make publish, then commit reports and dvc.lock together"
