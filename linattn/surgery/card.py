@@ -5,6 +5,7 @@ base: class, public config and digests of its weights.
 """
 
 import json
+import operator
 import os
 import shutil
 from collections.abc import Mapping
@@ -115,5 +116,5 @@ def _check(card: Any) -> None:
 
 
 def _entries(card: Mapping[str, Any]) -> list[Entry]:
-    keys = ("name", "operator", "options", "initialise")
-    return [Entry(*(layer[key] for key in keys)) for layer in card["layers"]]
+    values = operator.itemgetter("name", "operator", "options", "initialise")
+    return [Entry(*values(layer)) for layer in card["layers"]]

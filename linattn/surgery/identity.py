@@ -33,12 +33,16 @@ PLUGIN_NAMES = (".lora_", ".processor.", ".image_projection_layers.")  # of a pl
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the live parameters and stored buffers of the plain model by their plain names."""
     state = model.state_dict(keep_vars=True)
-    excluded = (f".{KEY}.", *PLUGIN_NAMES)
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
-        if isinstance(tensor, Tensor) and not any(mark in f".{name}" for mark in excluded)
+        if isinstance(tensor, Tensor) and not _is_added(f".{name}")
     }
+
+
+def _is_added(name: str) -> bool:
+    """Say whether a tensor belongs to an operator or to a plug-in."""
+    return any(mark in name for mark in (f".{KEY}.", *PLUGIN_NAMES))
 
 
 def tensor_digests(tensor: Tensor) -> Digests:
@@ -138,8 +142,9 @@ def _model_digests(recorded: Mapping[str, Digests]) -> Digests:
     """Return one digest of the model for every dtype in which all its floats were digested."""
     float_names = [_name(dtype) for dtype in FLOATS]
     of_floats = [by_dtype for by_dtype in recorded.values() if next(iter(by_dtype)) in float_names]
-    shared = [dtype for dtype in float_names if all(dtype in by_dtype for by_dtype in of_floats)]
-    return {dtype: digests.of_text(_lines(recorded, dtype)) for dtype in shared}
+    shared = set(float_names).intersection(*of_floats)
+    ordered = [dtype for dtype in float_names if dtype in shared]
+    return {dtype: digests.of_text(_lines(recorded, dtype)) for dtype in ordered}
 
 
 def _lines(recorded: Mapping[str, Digests], dtype: str) -> str:

@@ -148,4 +148,7 @@ def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) 
     for shift in range(1, min(SHIFTS, len(scenes) - 1) + 1):
         shifted = [*scenes[shift:], *scenes[:shift]]
         results.append(shares(judge, pictures, shifted))
-    return {name: statistics.mean(result[name]["value"] for result in results) for name in NAMES}
+    means = {}
+    for name in NAMES:
+        means[name] = statistics.mean(result[name]["value"] for result in results)
+    return means
