@@ -1,15 +1,19 @@
-"""What ptxas makes of every kernel, without a GPU: `python kernels/builds.py --capability 9.0`.
+"""Compile every kernel without a GPU and show its resources: `python kernels/builds.py`.
 
 - The library's own launchers run on tensors without memory, for a driver that only names its
-  target; Triton compiles each launch for the arguments it would have on that GPU (strides that
+  target. Triton compiles each launch for the arguments it would have on that GPU (strides that
   divide by 16, ones) and launches nothing.
-- A row a kernel: registers, spilled bytes, shared memory, and which of the architecture's
-  instructions are in it.
+- The table has a line for each kernel: registers, spilled bytes, shared memory, and how many of the
+  architecture's matrix and copy instructions it has.
+- `--json before.json` writes the table; `--compare before.json` builds again and says what differs,
+  down to a digest of the PTX without its line numbers. An edit of names and comments changes none.
 """
 
 import argparse
+import collections
 import contextlib
 import functools
+import hashlib
 import json
 import re
 import subprocess
@@ -51,6 +55,7 @@ class Build:
     wgmma: int
     mma: int
     copies: int  # asynchronous ones, TMA or cp.async of 16 bytes
+    code: str  # digest of the PTX, see `code_of`
 
     @property
     def faults(self) -> list[str]:
@@ -228,7 +233,17 @@ def read(compiled, case: str, capability: tuple[int, int]) -> Build:
         mma=len(re.findall(r"\bmma\.sync", ptx)) + len(re.findall(r"tcgen05\.mma", ptx)),
         copies=len(re.findall(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10", ptx))
         + len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
+        code=code_of(ptx, compiled.metadata.name),
     )
+
+
+def code_of(ptx: str, name: str) -> str:
+    """Return a digest of the instructions, whatever the kernel's name, comments and line numbers."""
+    instructions, *_ = ptx.split(".section", 1)  # debug information follows
+    instructions = instructions.replace(name, "kernel")
+    lines = (line.split("//")[0].strip() for line in instructions.splitlines())
+    kept = [line for line in lines if not re.match(r"$|\.loc|\.file|\$L__(tmp|func)", line)]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -244,36 +259,80 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+# Two tables
+# ---------------------------------------------------------------------------------------------
+
+
+def by_case(builds: list[dict]) -> dict[tuple, list[dict]]:
+    """Return the kernels of each capability and case, in the order of their launches."""
+    cases = collections.defaultdict(list)
+    for build in builds:
+        cases[*build["capability"], build["case"]].append(build)
+    return dict(cases)
+
+
+def differences(before: list[dict], after: list[dict]) -> list[str]:
+    """Return a sentence for each kernel of `after` that differs from the one in `before`.
+
+    Kernels are matched by their order within a case, so that one may be renamed.
+    """
+    known = by_case(before)
+    sentences = []
+    for (major, minor, case), new in by_case(after).items():
+        old = known.get((major, minor, case), [])
+        if len(old) != len(new):
+            sentences.append(f"{case} on {major}.{minor}: {len(old)} kernels -> {len(new)}")
+            continue
+        for was, now in zip(old, new, strict=True):
+            fields = now.keys() - {"kernel", "capability"}
+            changed = sorted(name for name in fields if was.get(name) != now[name])
+            changes = [f"{name} {was.get(name)} -> {now[name]}" for name in changed]
+            if changes:
+                sentences.append(
+                    f"{case}, {now['kernel']} on {major}.{minor}: {', '.join(changes)}"
+                )
+    return sentences
+
+
+def told(row: Build) -> str:
+    return (
+        f"{row.case:<32}{row.kernel:<24}{row.registers:>4} registers {row.spilled:>5} spilled "
+        f"{row.shared / 1024:>6.1f} KB {row.wgmma:>3} wgmma {row.mma:>4} mma "
+        f"{row.copies:>4} copies {'; '.join(row.faults)}"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--capability", default="9.0")
+    parser.add_argument("--capability", nargs="+", default=["9.0"])
     parser.add_argument("--dims", type=int, nargs="+", default=[40, 64, 72, 80, 128, 160, 288])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument(
         "--plain", action="store_true", help="leave out the branches that plain calls do not take"
     )
     parser.add_argument("--only", choices=("linear", "window", "mediator"))
-    parser.add_argument("--json", help="write the rows there as well")
+    parser.add_argument("--json", type=Path, help="write the table there as well")
+    parser.add_argument(
+        "--compare", type=Path, help="say what differs from this table, and fail if anything does"
+    )
     options = parser.parse_args()
-    capability = tuple(int(part) for part in options.capability.split("."))
     rows = []
-    for name, case in cases(options.dims, [getattr(torch, dtype) for dtype in options.dtypes]):
-        kernel, *branch = name.rsplit(" ", 1)[0].split()
-        if options.only not in (None, kernel) or (options.plain and not branch[0].isdigit()):
-            continue
-        for row in build(name, case, capability):
-            rows.append(row)
-            print(
-                f"{row.case:<32}{row.kernel:<24}{row.registers:>4} registers {row.spilled:>5} "
-                "spilled "
-                f"{row.shared / 1024:>6.1f} KB {row.wgmma:>3} wgmma {row.mma:>4} mma "
-                f"{row.copies:>4} copies "
-                f"{'; '.join(row.faults)}",
-                flush=True,
-            )
+    for capability in options.capability:
+        major, minor = map(int, capability.split("."))
+        for name, case in cases(options.dims, [getattr(torch, dtype) for dtype in options.dtypes]):
+            kernel, *branch = name.rsplit(" ", 1)[0].split()
+            if options.only not in (None, kernel) or (options.plain and not branch[0].isdigit()):
+                continue
+            for row in build(name, case, (major, minor)):
+                rows.append(row)
+                print(told(row), flush=True)
+    table = [asdict(row) | {"faults": row.faults} for row in rows]
     if options.json:
-        told = [asdict(row) | {"faults": row.faults} for row in rows]
-        Path(options.json).write_text(json.dumps(told, indent=1) + "\n")
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
+    if options.compare:
+        changes = differences(json.loads(options.compare.read_text()), table)
+        print("\n".join(changes) or f"all {len(table)} kernels are the same as before")
+        return 1 if changes else 0
     return 1 if any(row.faults for row in rows) else 0
 
 

@@ -148,3 +148,22 @@ def test_the_gpu_checks_kernels_can_be_built_where_there_is_no_gpu(tmp_path):
         "_spread_kernel",
         "_forward_kernel",
     }
+
+
+def test_a_table_is_compared_with_an_earlier_one(cache, tmp_path):
+    """A renamed kernel is the same kernel; any other number, or other instructions, is told."""
+    case = ("--dims", "64", "--dtypes", "bfloat16", "--only", "mediator", "--plain")
+    rows, done = builds(cache, tmp_path, *case)
+    assert done.returncode == 0
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps([{**row, "kernel": "_renamed_kernel"} for row in rows]))
+    _, done = builds(cache, tmp_path, *case, "--compare", str(before))
+    assert done.returncode == 0
+    assert f"all {len(rows)} kernels are the same" in done.stdout
+    rows[0] |= {"registers": 1, "code": "another"}
+    before.write_text(json.dumps(rows))
+    _, done = builds(cache, tmp_path, *case, "--compare", str(before))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if " on 9.0: " in line]
+    assert "registers 1 -> " in line
+    assert "code another -> " in line
