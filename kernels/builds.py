@@ -125,7 +125,7 @@ def mediator(dim: int, dtype: torch.dtype, count: int = 64, bias: bool = False) 
     m, told = tensor(1, count, 8, dim, dtype=dtype), tensor(1, count, 8, dim, dtype=dtype)
     inner = tensor(1, 8, count, TOKENS, dtype=dtype) if bias else None
     outer = tensor(1, 8, TOKENS, count, dtype=dtype) if bias else None
-    lse = tensor(1, 8, count, dtype=launch.wide(dtype))
+    lse = tensor(1, 8, count, dtype=launch.acc_dtype(dtype))
     mediator_triton.gather(m, k, v, inner, dim**-0.5)
     mediator_triton.gather_backward(told, m, k, v, inner, told, lse, dim**-0.5)
     out, lse = mediator_triton.spread(q, m, told, outer, dim**-0.5)

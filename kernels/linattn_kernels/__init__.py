@@ -1,7 +1,7 @@
-"""Linear, window and mediator attention on their own: (batch, tokens, heads, head_dim) in, the same
-out.
+"""Linear, window and mediator attention on tensors of (batch, tokens, heads, head_dim).
 
-Triton where there is a GPU, PyTorch elsewhere; `reference` holds what both are judged by.
+They run in Triton where there is a GPU and in PyTorch elsewhere; `reference` holds the definitions
+that both are judged by.
 """
 
 from linattn_kernels.launch import backend, use_backend

@@ -1,9 +1,10 @@
-"""What a call may be given: every mistake is named with both values before anything runs."""
+"""Check the arguments of a call: every mistake is named with both values before anything runs."""
 
 import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,73 +12,71 @@ from torch import Tensor
 from linattn_kernels.reference import FEATURE_MAPS, SHAPES, State
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MOST = 288  # head_dim of the linear kernels: LiT-XL's four heads
-MOST_SOFTMAX = 160  # of the others: SD 1.5's widest
+MOST = 288  # the widest head_dim of the linear kernels: LiT-XL's four heads
+MOST_SOFTMAX = 160  # the widest head_dim of the other kernels: SD 1.5's
 
 
-def known(what: str, name: str, valid: Iterable[str]) -> None:
+def name(what: str, value: str, valid: Iterable[str]) -> None:
+    """Raise, with the nearest valid name, unless the value is one of them."""
     valid = list(valid)
-    if name not in valid:
-        near = difflib.get_close_matches(str(name), valid, n=1)
+    if value not in valid:
+        near = difflib.get_close_matches(f"{value}", valid, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what} {name!r}; choose one of {', '.join(valid)}{hint}")
+        raise ValueError(f"{what} {value!r}; choose one of {', '.join(valid)}{hint}")
 
 
 def layout(**tensors: Tensor) -> None:
-    """(batch, tokens, heads, dim) each, one floating dtype, one device, the same batch and heads."""
-    for name, tensor in tensors.items():
+    """Raise unless all are (batch, tokens, heads, dim) with one dtype, device, batch and heads."""
+    for title, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
+            raise ValueError(f"{title} is a {type(tensor).__name__}; it must be a tensor")
     first, q = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
+    for title, tensor in tensors.items():
         if tensor.ndim != 4:
             raise ValueError(
-                f"{name} is {tuple(tensor.shape)}; it must be (batch, tokens, heads, head_dim)"
+                f"{title} is {tuple(tensor.shape)}; it must be (batch, tokens, heads, head_dim)"
             )
         if tensor.shape[3] < 1:
-            raise ValueError(f"{name} has a head_dim of 0; a head has one channel at least")
+            raise ValueError(f"{title} has a head_dim of 0; a head has one channel at least")
         if tensor.dtype not in DTYPES:
-            raise ValueError(
-                f"{name} is {tensor.dtype}; attention takes {', '.join(map(str, DTYPES))}"
-            )
+            valid = ", ".join(map(str, DTYPES))
+            raise ValueError(f"{title} is {tensor.dtype}; attention takes {valid}")
         if (tensor.shape[0], tensor.shape[2]) != (q.shape[0], q.shape[2]):
             raise ValueError(
-                f"{name} has batch {tensor.shape[0]} and {tensor.shape[2]} heads, {first} has "
-                f"batch {q.shape[0]} and "
-                f"{q.shape[2]}; expand them to the same"
+                f"{title} has batch {tensor.shape[0]} and {tensor.shape[2]} heads, {first} has "
+                f"batch {q.shape[0]} and {q.shape[2]}; expand them to the same"
             )
         if tensor.device != q.device:
             raise ValueError(
-                f"{name} is on {tensor.device}, {first} on {q.device}; move one of them"
+                f"{title} is on {tensor.device}, {first} on {q.device}; move one of them"
             )
         if tensor.dtype != q.dtype and not autocasts(q.device.type):
-            raise ValueError(f"{name} is {tensor.dtype}, {first} {q.dtype}; cast one of them")
+            raise ValueError(f"{title} is {tensor.dtype}, {first} {q.dtype}; cast one of them")
 
 
-def autocasts(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+def autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def number(name: str, value: float) -> None:
+def number(title: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not -math.inf < value < math.inf:
-        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+        raise ValueError(f"{title} is {value!r}; it must be a finite number")
 
 
-def pair(name: str, tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def pair(title: str, tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if not isinstance(tensors, tuple | list) or len(tensors) != 2:
-        found = len(tensors) if isinstance(tensors, tuple | list) else type(tensors).__name__
-        raise ValueError(f"{name} is {found}; it must be two tensors")
+        got = len(tensors) if isinstance(tensors, tuple | list) else type(tensors).__name__
+        raise ValueError(f"{title} is {got}; it must be two tensors")
     return tensors[0], tensors[1]
 
 
 def same(dimension: int, what: str, **tensors: Tensor) -> None:
-    (first, one), *others = tensors.items()
-    for name, tensor in others:
-        if tensor.shape[dimension] != one.shape[dimension]:
-            raise ValueError(
-                f"{name} has {tensor.shape[dimension]} {what}, {first} has {one.shape[dimension]}; "
-                "they must agree"
-            )
+    """Raise unless all tensors have the same size in a dimension."""
+    sizes = {title: tensor.shape[dimension] for title, tensor in tensors.items()}
+    first, wanted = next(iter(sizes.items()))
+    for title, size in sizes.items():
+        if size != wanted:
+            raise ValueError(f"{title} has {size} {what}, {first} has {wanted}; they must agree")
 
 
 def linear(
@@ -91,31 +90,29 @@ def linear(
     key_mask: Tensor | None,
     state: State | None,
 ) -> None:
-    known("feature_map", feature_map, FEATURE_MAPS)
+    name("feature_map", feature_map, FEATURE_MAPS)
     number("shift", shift)
     number("eps", eps)
     layout(q=q, k=k, v=v)
     same(1, "keys", k=k, v=v)
     same(3, "channels a head", q=q, k=k)
     if normaliser is not None:
-        below_q, below_k = pair("normaliser", normaliser)
-        layout(q=q, normaliser_q=below_q, normaliser_k=below_k)
-        same(3, "channels a head", q=q, normaliser_q=below_q, normaliser_k=below_k)
-        same(1, "queries", q=q, normaliser_q=below_q)
-        same(1, "keys", k=k, normaliser_k=below_k)
+        norm_q, norm_k = pair("normaliser", normaliser)
+        layout(q=q, normaliser_q=norm_q, normaliser_k=norm_k)
+        same(3, "channels a head", q=q, normaliser_q=norm_q, normaliser_k=norm_k)
+        same(1, "queries", q=q, normaliser_q=norm_q)
+        same(1, "keys", k=k, normaliser_k=norm_k)
     if key_mask is not None:
         mask(key_mask, k)
     if state is not None:
-        kept(state, k, v)
+        joinable(state, k, v)
 
 
 def mask(key_mask: Tensor, k: Tensor) -> None:
     if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
-        kind = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
         raise ValueError(
-            f"key_mask is {kind}; it must be a tensor of torch.bool, True where a key counts: ones "
-            "and zeros become "
-            "one by mask != 0, what is added to scores by mask == 0"
+            f"key_mask is {_dtype(key_mask)}; it must be a tensor of torch.bool, True where a key "
+            "counts: ones and zeros become one by mask != 0, what is added to scores by mask == 0"
         )
     if tuple(key_mask.shape) != tuple(k.shape[:2]):
         raise ValueError(
@@ -125,31 +122,32 @@ def mask(key_mask: Tensor, k: Tensor) -> None:
         raise ValueError(f"key_mask is on {key_mask.device}, k on {k.device}; move one of them")
 
 
-def kept(state: State, k: Tensor, v: Tensor) -> None:
-    """A state that these keys and values can be joined to."""
+def joinable(state: State, k: Tensor, v: Tensor) -> None:
+    """Raise unless the state can be merged with that of these keys and values."""
     if not isinstance(state, State):
         raise ValueError(
             f"state is a {type(state).__name__}; it must be a State, as return_state=True gives it"
         )
     batch, _, heads, dim = k.shape
-    wanted = {
+    shapes = {
         "values": (batch, heads, dim, v.shape[3]),
         "keys": (batch, heads, dim),
         "count": (batch,),
     }
     dtype = torch.promote_types(k.dtype, torch.float32)
-    for name, shape in wanted.items():
-        part = getattr(state, name)
-        if not isinstance(part, Tensor) or tuple(part.shape) != shape:
-            found = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-            raise ValueError(f"the state's {name} are {found}; these tensors need {shape}")
-        if part.device != k.device:
+    for field, shape in shapes.items():
+        tensor = getattr(state, field)
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"the state's {field} are {got}; these tensors need {shape}")
+        if tensor.device != k.device:
             raise ValueError(
-                f"the state's {name} are on {part.device}, k on {k.device}; move one of them"
+                f"the state's {field} are on {tensor.device}, k on {k.device}; move one of them"
             )
-        if part.dtype != dtype:
+        if tensor.dtype != dtype:
             raise ValueError(
-                f"the state's {name} are {part.dtype}; beside k in {k.dtype} they must be {dtype}"
+                f"the state's {field} are {tensor.dtype}; beside k in {k.dtype} they must be "
+                f"{dtype}"
             )
 
 
@@ -165,15 +163,15 @@ def window(
     scale: float | None,
     extra: tuple[Tensor, Tensor] | None,
 ) -> None:
-    known("shape", shape, SHAPES)
+    name("shape", shape, SHAPES)
     layout(q=q, k=k, v=v)
     same(1, "tokens", q=q, k=k, v=v)
     same(3, "channels a head", q=q, k=k)
     number("scale", 1.0 if scale is None else scale)
     number("radius", radius)
-    for name, size in (("height", height), ("width", width), ("text", text)):
+    for title, size in (("height", height), ("width", width), ("text", text)):
         if isinstance(size, bool) or not isinstance(size, Integral | torch.SymInt):
-            raise ValueError(f"{name} is {size!r}; it must be a whole number")
+            raise ValueError(f"{title} is {size!r}; it must be a whole number")
     if not radius > 0:
         raise ValueError(
             f"a radius of {radius}; above 0 a token sees itself at least, and it must be finite"
@@ -189,11 +187,11 @@ def window(
             f"{text + height * width}"
         )
     if extra is not None:
-        more_k, more_v = pair("extra", extra)
-        layout(q=q, extra_k=more_k, extra_v=more_v)
-        same(1, "keys", extra_k=more_k, extra_v=more_v)
-        same(3, "channels a head", k=k, extra_k=more_k)
-        same(3, "channels a head", v=v, extra_v=more_v)
+        extra_k, extra_v = pair("extra", extra)
+        layout(q=q, extra_k=extra_k, extra_v=extra_v)
+        same(1, "keys", extra_k=extra_k, extra_v=extra_v)
+        same(3, "channels a head", k=k, extra_k=extra_k)
+        same(3, "channels a head", v=v, extra_v=extra_v)
 
 
 def mediator(
@@ -213,23 +211,27 @@ def mediator(
     count, keys = mediators.shape[1], k.shape[1]
     if count < 1 or keys < 1:
         raise ValueError(f"{count} mediators read {keys} keys; at least one of each is needed")
-    wanted = {
-        "bias_in": (bias_in, (batch, heads, count, keys)),
-        "bias_out": (bias_out, (batch, heads, queries, count)),
-    }
-    for name, (bias, full) in wanted.items():
-        if bias is None:
-            continue
-        if not isinstance(bias, Tensor) or not bias.is_floating_point():
-            kind = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
-            raise ValueError(
-                f"{name} is {kind}; it must be a floating-point tensor, -inf where nothing may be "
-                "read"
-            )
-        sides = (1,) * (4 - bias.ndim) + tuple(bias.shape)
-        if len(sides) > 4 or any(
-            one != 1 and one != whole for one, whole in zip(sides, full, strict=True)
-        ):
-            raise ValueError(f"{name} is {tuple(bias.shape)}; it must broadcast to {full}")
-        if bias.device != q.device:
-            raise ValueError(f"{name} is on {bias.device}, q on {q.device}; move one of them")
+    bias("bias_in", bias_in, (batch, heads, count, keys), q)
+    bias("bias_out", bias_out, (batch, heads, queries, count), q)
+
+
+def bias(title: str, tensor: Tensor | None, shape: tuple[int, ...], q: Tensor) -> None:
+    """Raise unless the bias is None or broadcasts to the scores of that shape."""
+    if tensor is None:
+        return
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        raise ValueError(
+            f"{title} is {_dtype(tensor)}; it must be a floating-point tensor, -inf where nothing "
+            "may be read"
+        )
+    sizes = (1,) * (4 - tensor.ndim) + tuple(tensor.shape)
+    if len(sizes) > 4 or not all(
+        size in (1, wanted) for size, wanted in zip(sizes, shape, strict=True)
+    ):
+        raise ValueError(f"{title} is {tuple(tensor.shape)}; it must broadcast to {shape}")
+    if tensor.device != q.device:
+        raise ValueError(f"{title} is on {tensor.device}, q on {q.device}; move one of them")
+
+
+def _dtype(value: Any) -> Any:
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -1,10 +1,9 @@
-"""What PyTorch's FlopCounterMode counts of the operations: multiplications as the path taken makes
-them.
+"""Tell PyTorch's FlopCounterMode what the operations multiply, on the path that is taken.
 
 - Products only, two operations each: maps, softmax, divisions and sums are not counted, as for
   PyTorch's own.
-- A window counts its tiles with what they mask; `useful` pairs are those of the definition.
-- Importing this module registers them; the package does not, since few count.
+- A window counts its tiles with what they mask; `useful_pairs` are those of the definition.
+- Importing this module registers the formulas; the package does not, since few callers count.
 - A backward counts what its definition needs: twice the forward's products in linear attention, 5/2
   in softmax.
 """
@@ -22,11 +21,11 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from linattn_kernels import launch, linear, mediator, window  # noqa: F401 (the operations must be there)
+from linattn_kernels import launch, linear, mediator, window  # noqa: F401 (registers the operations)
 
 
 def useful_pairs(height: int, width: int, radius: float, text: int = 0) -> int:
-    """Query-key pairs of a disc on a picture with text before it."""
+    """Return the number of query-key pairs of a disc on a picture with text before it."""
     far, near = math.ceil(radius) - 1, 0
     for dy in range(-min(far, height - 1), min(far, height - 1) + 1):
         chord = min(math.isqrt(max(math.ceil(radius * radius - dy * dy) - 1, 0)), width - 1)
@@ -36,58 +35,61 @@ def useful_pairs(height: int, width: int, radius: float, text: int = 0) -> int:
 
 
 def tiled_pairs(
-    path: str, height: int, width: int, radius: float, text: int, extra: int, how: dict[str, int]
-) -> int:
-    """Pairs that the tiles of a path make: rows of whole tiles, the keys any of their queries can
-    reach.
-    """
-    far = math.ceil(radius) - 1
-    if path == "torch":
-        from linattn_kernels.window_torch import TILE
-
-        rows = min(TILE + 2 * far, height)
-        columns = (min(x + TILE, width) - x for x in range(0, width, TILE))
-        spans = (min(x + TILE + far, width) - max(x - far, 0) for x in range(0, width, TILE))
-        near = sum(
-            queries * (rows * span + text + extra)
-            for queries, span in zip(columns, spans, strict=True)
-        )
-        return near * -(-height // TILE) * TILE + text * (text + height * width)
-    tile, keys = how["QY"] * how["QX"], how["KY"] * how["KX"]
-    seen = 0
-    for y in range(0, height, how["QY"]):
-        rows = min(y + how["QY"] + far, height) - max(y - far, 0)
-        for x in range(0, width, how["QX"]):
-            columns = min(x + how["QX"] + far, width) - max(x - far, 0)
-            seen += (
-                -(-rows // how["KY"]) * -(-columns // how["KX"])
-                + -(-text // keys)
-                + -(-extra // keys)
-            )
-    return seen * tile * keys + text * (text + height * width)
-
-
-def _pairs(
-    q: Tensor,
-    widest: int,
-    extra: Tensor | None,
+    path: str,
     height: int,
     width: int,
     radius: float,
     text: int,
-    path: str,
+    extra: int,
+    config: dict[str, int],
 ) -> int:
-    how = launch.config("window_forward", q, widest, q.shape[1]) if path == "triton" else {}
-    return tiled_pairs(
-        path, height, width, radius, text, 0 if extra is None else extra.shape[1], how
-    )
+    """Return the number of query-key pairs in the tiles of a path, masked ones included."""
+    far = math.ceil(radius) - 1
+    dense = text * (text + height * width)  # the text's queries
+    if path == "torch":
+        return dense + _torch_pairs(height, width, far, text + extra)
+    tile, keys = config["QY"] * config["QX"], config["KY"] * config["KX"]
+    shared = -(-text // keys) + -(-extra // keys)  # tiles of keys that every query reads
+    key_tiles = 0
+    for y in range(0, height, config["QY"]):
+        rows = min(y + config["QY"] + far, height) - max(y - far, 0)
+        for x in range(0, width, config["QX"]):
+            columns = min(x + config["QX"] + far, width) - max(x - far, 0)
+            key_tiles += -(-rows // config["KY"]) * -(-columns // config["KX"]) + shared
+    return key_tiles * tile * keys + dense
+
+
+def _torch_pairs(height: int, width: int, far: int, shared: int) -> int:
+    from linattn_kernels.window_torch import TILE
+
+    rows = min(TILE + 2 * far, height)
+    near = 0
+    for x in range(0, width, TILE):
+        queries = min(x + TILE, width) - x
+        columns = min(x + TILE + far, width) - max(x - far, 0)
+        near += queries * (rows * columns + shared)
+    return near * -(-height // TILE) * TILE
 
 
 def _window(
-    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Any, *place: Any, **_: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Any,
+    height: int,
+    width: int,
+    radius: float,
+    text: int,
+    *options: Any,
+    **_: Any,
 ) -> int:
-    height, width, radius, text, *_, path = place
-    pairs = _pairs(q, max(q.shape[3], v.shape[3]), extra_k, height, width, radius, text, path)
+    path = options[-1]
+    head_dim = max(q.shape[3], v.shape[3])
+    tiles = path == "triton"
+    config = launch.config("window_forward", q, head_dim, q.shape[1]) if tiles else {}
+    extra = 0 if extra_k is None else extra_k.shape[1]
+    pairs = tiled_pairs(path, height, width, radius, text, extra, config)
     return 2 * pairs * q.shape[0] * q.shape[2] * (q.shape[3] + v.shape[3])
 
 
@@ -95,49 +97,62 @@ def _state(k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
     return 2 * k.numel() * v.shape[3]
 
 
-def _read(q: Tensor, below: Any, values: Tensor, keys: Any, *how: Any, **_: Any) -> int:
-    normalise = how[3]
-    return 2 * q.numel() * (values.shape[3] + normalise)
+def _read(
+    q: Tensor,
+    norm_q: Any,
+    kv: Tensor,
+    z: Any,
+    feature_map: str,
+    shift: float,
+    eps: float,
+    normalise: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 2 * q.numel() * (kv.shape[3] + normalise)
 
 
-def _short(a: Tensor, b: Tensor, c: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.shape[0] * a.shape[2] * a.shape[1] * b.shape[1] * (a.shape[3] + c.shape[3])
+def _mediator(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] * (q.shape[3] + v.shape[3])
 
 
-def _times(share: tuple[int, int], formula: Callable[..., int], skipped: int) -> Callable[..., int]:
-    """Of a backward, whose first arguments are gradients and what was kept."""
+def _backward(
+    forward: Callable[..., int], numerator: int, denominator: int, skipped: int
+) -> Callable[..., int]:
+    """Return a formula: a fraction of the forward's, whose arguments follow the `skipped` first."""
 
-    def counted(*given: Any, **_: Any) -> int:
-        return share[0] * formula(*given[skipped:]) // share[1]
+    def formula(*arguments: Any, **_: Any) -> int:
+        return numerator * forward(*arguments[skipped:]) // denominator
 
-    return counted
+    return formula
 
 
-def _window_backward(*given: Any) -> int:
-    return _window(*given[2:7], *given[9:])  # without gradients, out and lse
+def _window_backward(*arguments: Any, **_: Any) -> int:
+    inputs = (*arguments[2:7], *arguments[9:])  # without the gradients, out and lse
+    return 5 * _window(*inputs) // 2
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
-def _fused_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+def _fused_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad_out.shape, q.shape, k.shape, v.shape)
 
 
 _operations = torch.ops.linattn_kernels
 _FORMULAS = {
     _operations.linear_state: _state,
-    _operations.linear_state_backward: _times((2, 1), _state, 3),
+    _operations.linear_state_backward: _backward(_state, 2, 1, skipped=3),
     _operations.linear_read: _read,
-    _operations.linear_read_backward: _times((2, 1), _read, 1),
+    _operations.linear_read_backward: _backward(_read, 2, 1, skipped=1),
     _operations.window: _window,
-    _operations.window_backward: _times((5, 2), _window_backward, 0),
-    _operations.mediator_gather: _short,
-    _operations.mediator_gather_backward: _times((5, 2), _short, 1),
-    _operations.mediator_spread: _short,
-    _operations.mediator_spread_backward: _times((5, 2), _short, 1),
-    # What the small and the mediators call; PyTorch's counter knows it on GPUs only.
+    _operations.window_backward: _window_backward,
+    _operations.mediator_gather: _mediator,
+    _operations.mediator_gather_backward: _backward(_mediator, 5, 2, skipped=1),
+    _operations.mediator_spread: _mediator,
+    _operations.mediator_spread_backward: _backward(_mediator, 5, 2, skipped=1),
+    # What small calls and mediators run on a CPU; PyTorch's counter knows it on GPUs only.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
 }

@@ -1,12 +1,12 @@
-"""Linear attention in PyTorch, piece by piece: beside inputs and outputs it holds no more than a
-piece of the sequence.
+"""Linear attention in PyTorch, a piece of the sequence at a time, which bounds its memory.
 
-- Siblings of `linear_triton`: state, read and their backwards, the same arguments and results.
+- The functions are siblings of those in `linear_triton`: state, read and their backwards, with the
+  same arguments and results.
 - A piece is copied heads first once and mapped in place, so that no product copies it again, and
   the pass that divides a result also writes it. At 16,384 tokens, 8 heads of 64, two cores: .16 s
   forward and backward, .30 s by autograd.
-- In float32 or wider inside: a call in bfloat16 takes 1.7 to .5 times what the published form takes
-  in it.
+- Sums are in float32 or wider: a call in bfloat16 takes 1.7 to .5 times as long as the published
+  form in bfloat16.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from linattn_kernels import launch
 
-# Numbers at a time: near the core what a piece needs stays in its cache, elsewhere a launch must be
-# worth while.
+# Numbers in a piece: near the core it must stay in the cache, on other devices it must be worth a
+# launch.
 PIECE, LARGE = 1 << 19, 1 << 25
 
 
 def phi_(x: Tensor, feature_map: str, shift: float) -> Tensor:
-    """The feature map and its shift, in place."""
+    """Apply the feature map and its shift in place."""
     if feature_map == "elu1":
         return F.elu(x, inplace=True).add_(1 + shift)
     if feature_map == "identity":
@@ -32,134 +32,136 @@ def phi_(x: Tensor, feature_map: str, shift: float) -> Tensor:
     return x.add_(shift) if shift else x
 
 
-def pulled(grad: Tensor, x: Tensor, feature_map: str) -> Tensor:
-    """A gradient taken back through the feature map at x."""
+def phi_backward(grad_out: Tensor, x: Tensor, feature_map: str) -> Tensor:
+    """Return the gradient of x from that of phi(x)."""
     if feature_map == "elu1":
-        return torch.ops.aten.elu_backward(grad, 1, 1, 1, False, x)
+        return torch.ops.aten.elu_backward(grad_out, 1, 1, 1, False, x)
     if feature_map == "relu":
-        return torch.ops.aten.threshold_backward(grad, x, 0)
-    return grad * x.clamp_min(0).mul_(2) if feature_map == "relu2" else grad
+        return torch.ops.aten.threshold_backward(grad_out, x, 0)
+    return grad_out * x.clamp_min(0).mul_(2) if feature_map == "relu2" else grad_out
 
 
 def _pieces(like: Tensor) -> Iterator[slice]:
-    """Of the tokens of a tensor (batch, tokens, heads, dim)."""
+    """Yield slices of the tokens of a tensor (batch, tokens, heads, dim)."""
     batch, tokens, heads, dim = like.shape
-    most = PIECE if like.device.type == "cpu" else LARGE
-    size = max(64, most // max(1, batch * heads * dim))
+    numbers = PIECE if like.device.type == "cpu" else LARGE
+    size = max(64, numbers // max(1, batch * heads * dim))
     for start in range(0, tokens, size):
         yield slice(start, start + size)
 
 
-def _heads(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """(batch, tokens, heads, dim) -> (batch, heads, tokens, dim), a copy in one piece of memory."""
-    turned = tensor.transpose(1, 2)
-    return torch.empty(turned.shape, dtype=dtype, device=tensor.device).copy_(turned)
+def _heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Copy (batch, tokens, heads, dim) to a contiguous (batch, heads, tokens, dim)."""
+    transposed = tensor.transpose(1, 2)
+    return torch.empty(transposed.shape, dtype=dtype, device=tensor.device).copy_(transposed)
 
 
-@launch.exact
-def state(k, v, below, mask, feature_map, shift):
+@launch.without_autocast
+def state(k, v, norm_k, mask, feature_map, shift):
     batch, tokens, heads, dim = k.shape
-    dtype = launch.wide(k.dtype)
-    values = k.new_zeros(batch, heads, dim, v.shape[3], dtype=dtype)
-    keys = k.new_zeros(batch, heads, dim, dtype=dtype)
+    dtype = launch.acc_dtype(k.dtype)
+    kv = k.new_zeros(batch, heads, dim, v.shape[3], dtype=dtype)
+    z = k.new_zeros(batch, heads, dim, dtype=dtype)
     count = k.new_full((batch,), tokens, dtype=dtype) if mask is None else mask.to(dtype).sum(1)
     for piece in _pieces(k):
-        above = phi_(_heads(k[:, piece], dtype), feature_map, shift)  # (batch, heads, tokens, dim)
-        counted = (
-            above if below is None else phi_(_heads(below[:, piece], dtype), feature_map, shift)
-        )
-        value = _heads(v[:, piece], dtype)
+        phi_k = phi_(_heads_first(k[:, piece], dtype), feature_map, shift)
+        phi_norm_k = phi_k  # (batch, heads, tokens, dim)
+        if norm_k is not None:
+            phi_norm_k = phi_(_heads_first(norm_k[:, piece], dtype), feature_map, shift)
+        value = _heads_first(v[:, piece], dtype)
         if mask is not None:
-            for each in {above, counted, value}:
-                each.masked_fill_(~mask[:, None, piece, None], 0)
-        values += above.transpose(2, 3) @ value
-        keys += counted.sum(2)
-    share = (1 / count.clamp_min(1)).view(-1, 1, 1)
-    return values.mul_(share.unsqueeze(3)), keys.mul_(share), count
+            for tensor in {phi_k, phi_norm_k, value}:
+                tensor.masked_fill_(~mask[:, None, piece, None], 0)
+        kv += phi_k.transpose(2, 3) @ value
+        z += phi_norm_k.sum(2)
+    inv_count = (1 / count.clamp_min(1)).view(-1, 1, 1)
+    return kv.mul_(inv_count.unsqueeze(3)), z.mul_(inv_count), count
 
 
-@launch.exact
-def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shift):
-    dtype = d_values.dtype
-    share = (1 / count.clamp_min(1)).view(-1, 1, 1)
-    # (batch, heads, 1, dim)
-    d_values, d_keys = d_values * share.unsqueeze(3), (d_keys * share).unsqueeze(2)
-    dk, dv = launch.like(k), launch.like(v)
-    d_below = k.new_empty(0) if below is None else launch.like(below)
+@launch.without_autocast
+def state_backward(d_kv, d_z, count, k, v, norm_k, mask, feature_map, shift):
+    dtype = d_kv.dtype
+    inv_count = (1 / count.clamp_min(1)).view(-1, 1, 1)
+    d_kv = d_kv * inv_count.unsqueeze(3)
+    d_z = (d_z * inv_count).unsqueeze(2)  # (batch, heads, 1, dim)
+    dk, dv = launch.empty_like(k), launch.empty_like(v)
+    d_norm_k = k.new_empty(0) if norm_k is None else launch.empty_like(norm_k)
     for piece in _pieces(k):
-        x, value = _heads(k[:, piece], dtype), _heads(v[:, piece], dtype)
-        above = value @ d_values.transpose(2, 3)
-        above = above.add_(d_keys) if below is None else above
-        _write(dk[:, piece], pulled(above, x, feature_map))
-        _write(dv[:, piece], phi_(x, feature_map, shift) @ d_values)
-        if below is not None:
-            other = _heads(below[:, piece], dtype)
-            _write(d_below[:, piece], pulled(d_keys.expand_as(other), other, feature_map))
+        x, value = _heads_first(k[:, piece], dtype), _heads_first(v[:, piece], dtype)
+        d_phi = value @ d_kv.transpose(2, 3)
+        if norm_k is None:
+            d_phi = d_phi.add_(d_z)
+        _write(dk[:, piece], phi_backward(d_phi, x, feature_map))
+        _write(dv[:, piece], phi_(x, feature_map, shift) @ d_kv)
+        if norm_k is not None:
+            norm_x = _heads_first(norm_k[:, piece], dtype)
+            d_norm = phi_backward(d_z.expand_as(norm_x), norm_x, feature_map)
+            _write(d_norm_k[:, piece], d_norm)
     if mask is not None:
-        for each in (dk, dv) if below is None else (dk, dv, d_below):
-            each.masked_fill_(~mask[:, :, None, None], 0)
-    return dk, dv, d_below
+        for grad in (dk, dv) if norm_k is None else (dk, dv, d_norm_k):
+            grad.masked_fill_(~mask[:, :, None, None], 0)
+    return dk, dv, d_norm_k
 
 
-def _write(place: Tensor, found: Tensor, factor: Tensor | None = None) -> None:
-    """Into (batch, tokens, heads, dim) what is heads first, times a factor of every token where
-    there is one.
-    """
+def _write(target: Tensor, result: Tensor, factor: Tensor | None = None) -> None:
+    """Write a heads-first result, times a factor a token, into (batch, tokens, heads, dim)."""
     if factor is None:
-        place.copy_(found.transpose(1, 2))
-    elif place.dtype == found.dtype:
-        torch.mul(found.transpose(1, 2), factor.transpose(1, 2), out=place)
+        target.copy_(result.transpose(1, 2))
+    elif target.dtype == result.dtype:
+        torch.mul(result.transpose(1, 2), factor.transpose(1, 2), out=target)
     else:
-        place.copy_((found * factor).transpose(1, 2))
+        target.copy_((result * factor).transpose(1, 2))
 
 
-@launch.exact
-def read(q, below, values, keys, feature_map, shift, eps, normalise):
-    dtype = values.dtype
-    out = q.new_empty(*q.shape[:3], values.shape[3])
+@launch.without_autocast
+def read(q, norm_q, kv, z, feature_map, shift, eps, normalise):
+    dtype = kv.dtype
+    out = q.new_empty(*q.shape[:3], kv.shape[3])
     for piece in _pieces(q):
-        asked = phi_(_heads(q[:, piece], dtype), feature_map, shift)
-        inverse = None
+        phi_q = phi_(_heads_first(q[:, piece], dtype), feature_map, shift)
+        inv_den = None
         if normalise:
-            other = (
-                asked if below is None else phi_(_heads(below[:, piece], dtype), feature_map, shift)
-            )
-            inverse = _inverse(other @ keys.unsqueeze(3) + eps)  # (batch, heads, tokens, 1)
-        _write(out[:, piece], asked @ values, inverse)
+            phi_norm_q = phi_q
+            if norm_q is not None:
+                phi_norm_q = phi_(_heads_first(norm_q[:, piece], dtype), feature_map, shift)
+            inv_den = _safe_inverse(phi_norm_q @ z.unsqueeze(3) + eps)  # (batch, heads, tokens, 1)
+        _write(out[:, piece], phi_q @ kv, inv_den)
     return out
 
 
-@launch.exact
-def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normalise):
-    dtype = values.dtype
-    d_values, d_keys = torch.zeros_like(values), torch.zeros_like(keys)
-    dq, d_below = launch.like(q), q.new_empty(0) if below is None else launch.like(below)
+@launch.without_autocast
+def read_backward(grad_out, q, norm_q, kv, z, feature_map, shift, eps, normalise):
+    dtype = kv.dtype
+    d_kv, d_z = torch.zeros_like(kv), torch.zeros_like(z)
+    dq, d_norm_q = launch.empty_like(q), q.new_empty(0)
+    if norm_q is not None:
+        d_norm_q = launch.empty_like(norm_q)
     for piece in _pieces(q):
-        x, told = _heads(q[:, piece], dtype), _heads(grad[:, piece], dtype)
-        asked = phi_(x.clone(), feature_map, shift)
-        slopes = told @ values.transpose(2, 3)  # (batch, heads, tokens, dim)
+        x, do = _heads_first(q[:, piece], dtype), _heads_first(grad_out[:, piece], dtype)
+        phi_q = phi_(x.clone(), feature_map, shift)
+        d_phi = do @ kv.transpose(2, 3)  # (batch, heads, tokens, dim)
         if not normalise:
-            d_values += asked.transpose(2, 3) @ told
-            _write(dq[:, piece], pulled(slopes, x, feature_map))
-            if below is not None:
-                d_below[:, piece] = 0
+            d_kv += phi_q.transpose(2, 3) @ do
+            _write(dq[:, piece], phi_backward(d_phi, x, feature_map))
+            if norm_q is not None:
+                d_norm_q[:, piece] = 0
             continue
-        z = x if below is None else _heads(below[:, piece], dtype)
-        other = asked if below is None else phi_(z.clone(), feature_map, shift)
-        inverse = _inverse(other @ keys.unsqueeze(3) + eps)  # (batch, heads, tokens, 1)
-        # the denominator's gradient
-        bottom = (asked * slopes).sum(3, keepdim=True).mul_(inverse.square()).neg_()
-        slopes = slopes.mul_(inverse)
-        d_keys += (bottom.transpose(2, 3) @ other).squeeze(2)
-        d_values += asked.mul_(inverse).transpose(2, 3) @ told
-        if below is None:
-            slopes = slopes.addcmul_(bottom, keys.unsqueeze(2))
+        norm_x = x if norm_q is None else _heads_first(norm_q[:, piece], dtype)
+        phi_norm_q = phi_q if norm_q is None else phi_(norm_x.clone(), feature_map, shift)
+        inv_den = _safe_inverse(phi_norm_q @ z.unsqueeze(3) + eps)  # (batch, heads, tokens, 1)
+        d_den = (phi_q * d_phi).sum(3, keepdim=True).mul_(inv_den.square()).neg_()
+        d_phi = d_phi.mul_(inv_den)
+        d_z += (d_den.transpose(2, 3) @ phi_norm_q).squeeze(2)
+        d_kv += phi_q.mul_(inv_den).transpose(2, 3) @ do
+        if norm_q is None:
+            d_phi = d_phi.addcmul_(d_den, z.unsqueeze(2))
         else:
-            _write(d_below[:, piece], pulled(bottom * keys.unsqueeze(2), z, feature_map))
-        _write(dq[:, piece], pulled(slopes, x, feature_map))
-    return dq, d_below, d_values, d_keys
+            d_norm = phi_backward(d_den * z.unsqueeze(2), norm_x, feature_map)
+            _write(d_norm_q[:, piece], d_norm)
+        _write(dq[:, piece], phi_backward(d_phi, x, feature_map))
+    return dq, d_norm_q, d_kv, d_z
 
 
-def _inverse(bottom: Tensor) -> Tensor:
-    """1 / bottom, and 0 where it is 0."""
-    return torch.where(bottom == 0, 0, 1 / torch.where(bottom == 0, 1, bottom))
+def _safe_inverse(den: Tensor) -> Tensor:
+    """Return 1 / den, and 0 where den is 0."""
+    return torch.where(den == 0, 0, 1 / torch.where(den == 0, 1, den))

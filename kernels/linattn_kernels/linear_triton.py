@@ -1,18 +1,20 @@
-"""Linear attention in Triton: four kernels and one that adds up partial sums.
+"""Linear attention in Triton: four kernels, and a fifth that adds up their partial sums.
 
-- Keys are read once, by several programs a head; their partial sums are added in a fixed order: no
-  atomics, the same bits every time. Queries are read once too, by programs that load the state
-  once.
+- Names: kv = mean(phi(k)^T v) and z = mean(phi(k)) are the state; num = phi(q) kv and den =
+  phi(q) z + eps; do is the gradient of the output. Numbers after a name are a head's two parts of
+  channels (`tiles.parts`); where one part holds them all, D2 is 0.
+- Keys are read once, by several programs a head. Their partial sums are added in a fixed order,
+  without atomics, so that the bits are the same every time. Queries are read once too, by programs
+  that load the state once.
 - The backward moves seven tensors in bf16 on Hopper where a head has up to 64 channels and no
-  normaliser of its own: dS is added up by the programs that write dq (TOGETHER). Elsewhere queries
-  and what their results are told are read again, as a state is added up: both want more registers
-  than there are (H200, FLUX, 64K tokens: .81 ms in one pass, .74 in two; ptxas spills 350 bytes and
-  more).
-- The state is float32. Results read it rounded, without what all values have in common, which they
-  get back unrounded; gradients read it as two numbers, its rounded self and the rest. Rounded as it
-  is, it puts a floor of 2e-4 under the error at any length.
-- In fp16 rows are divided by their largest entry first: features and sums over keys leave its range
-  on both sides.
+  normaliser of its own: the programs that write dq also sum up d_kv (TOGETHER). Elsewhere a second
+  kernel reads q and do again to sum up d_kv, because both at once need more registers than there
+  are (H200, FLUX, 64K tokens: .81 ms in one pass, .74 in two; ptxas spills 350 bytes and more).
+- The state is float32. The forward reads it rounded, less the part z c^T that is common to all
+  values, which is added back unrounded; the gradients read it as hi + lo, two rounded numbers.
+  Rounding it plainly would put a floor of 2e-4 under the error at any length.
+- In fp16 rows are divided by their largest entry first: features and sums over keys are both too
+  large and too small for its range.
 """
 
 import torch
@@ -21,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from linattn_kernels import launch
-from linattn_kernels.launch import strides, unit
+from linattn_kernels.launch import strides, unit_stride
 from linattn_kernels.tiles import TYPES, aligned, dot, load, parts, powers, precision, store
 
 # What every kernel shares
@@ -30,9 +32,7 @@ from linattn_kernels.tiles import TYPES, aligned, dot, load, parts, powers, prec
 
 @triton.jit
 def _exp(x):
-    """In base 2, where the GPU has an instruction: `tl.exp` adds three more to keep what lies below
-    1e-38.
-    """
+    """Compute exp in base 2, one instruction; `tl.exp` adds three to keep values below 1e-38."""
     return tl.exp2(x * 1.4426950408889634)
 
 
@@ -48,7 +48,7 @@ def _phi(x, MAP: tl.constexpr, shift):
 
 
 @triton.jit
-def _slope(x, MAP: tl.constexpr):
+def _phi_grad(x, MAP: tl.constexpr):
     if MAP == "elu1":
         x = _exp(tl.minimum(x, 0.0))
     elif MAP == "relu":
@@ -62,320 +62,329 @@ def _slope(x, MAP: tl.constexpr):
 
 @triton.jit
 def _features(x, live, columns, DIM: tl.constexpr, MAP: tl.constexpr, shift):
-    """phi, and zero where there is no token or no channel: phi(0) is not."""
+    """Compute phi(x), and 0 outside the tokens and channels, where phi(0) need not be 0."""
     return tl.where(live[:, None] & (columns < DIM)[None, :], _phi(x, MAP, shift), 0.0)
 
 
 @triton.jit
-def _halves(s, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """(scale of each row, rounded, rest): s = scale (rounded + rest) up to the square of the
-    precision.
+def _split_hi_lo(kv, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """Return (scale a row, hi, lo) with kv = scale (hi + lo), hi and lo in the products' precision.
+
+    The error is the square of that precision. If EXACT, hi is kv itself.
     """
     if EXACT:
-        return 1.0, s, s
+        return 1.0, kv, kv
     if tl.float16 == DOT:
-        scale = tl.maximum(tl.max(tl.abs(s), 1), 1e-30)
-        s = s / scale[:, None]
+        scale = tl.maximum(tl.max(tl.abs(kv), 1), 1e-30)
+        kv = kv / scale[:, None]
     else:
         scale = 1.0
-    rounded = s.to(DOT)
-    return scale, rounded, (s - rounded.to(tl.float32)).to(DOT)
+    hi = kv.to(DOT)
+    return scale, hi, (kv - hi.to(tl.float32)).to(DOT)
 
 
-# In fp16 the rows of the other operand are divided by their largest entry as well, after they took
-# the state's scale.
+# In fp16 the rows of a product's other operand are multiplied by the state's scale and then divided
+# by their largest entry as well.
 
 
 @triton.jit
-def _times(a, rounded, scale, DOT: tl.constexpr, ACC: tl.constexpr):
-    """a @ s, s as `_halves` gives it, without the rest."""
+def _matmul(a, hi, scale, DOT: tl.constexpr, ACC: tl.constexpr):
+    """Compute a @ kv from kv's scale and hi."""
     if tl.float16 == DOT:
         a = a * scale[None, :]
-        size = tl.maximum(tl.max(tl.abs(a), 1), 1e-30)[:, None]
-        return dot(a / size, rounded, DOT, ACC) * size
+        row_scale = tl.maximum(tl.max(tl.abs(a), 1), 1e-30)[:, None]
+        return dot(a / row_scale, hi, DOT, ACC) * row_scale
     else:
-        return dot(a, rounded, DOT, ACC)
+        return dot(a, hi, DOT, ACC)
 
 
 @triton.jit
-def _times_turned(
-    a, rounded, rest, scale, BOTH: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr
-):
-    """a @ s^T, of BOTH halves or without the rest."""
+def _matmul_transposed(a, hi, lo, scale, BOTH: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+    """Compute a @ kv^T from kv's scale and hi, and from lo too if BOTH."""
     if tl.float16 == DOT:
         a = a.to(ACC)
-        size = tl.maximum(tl.max(tl.abs(a), 1), 1e-30)[:, None]
-        a = a / size
-    found = dot(a, tl.trans(rounded), DOT, ACC)
+        row_scale = tl.maximum(tl.max(tl.abs(a), 1), 1e-30)[:, None]
+        a = a / row_scale
+    product = dot(a, tl.trans(hi), DOT, ACC)
     if BOTH:
-        found += dot(a, tl.trans(rest), DOT, ACC)
+        product += dot(a, tl.trans(lo), DOT, ACC)
     if tl.float16 == DOT:
-        found = found * size * scale[None, :]
-    return found
+        product = product * row_scale * scale[None, :]
+    return product
 
 
 @triton.jit
-def _outer(f, told, DOT: tl.constexpr, ACC: tl.constexpr):
-    """f^T told. In fp16 a channel is divided by its largest entry: phi(q) over a normaliser of 1e-6
-    is beyond it.
+def _outer(f, value, DOT: tl.constexpr, ACC: tl.constexpr):
+    """Compute f^T @ value.
+
+    In fp16 a channel is divided by its largest entry: phi(q) over a denominator of 1e-6 overflows.
     """
     if tl.float16 == DOT:
         scale = tl.maximum(tl.max(tl.abs(f), 0), 1e-30)
-        return dot(tl.trans(f / scale[None, :]), told, DOT, ACC) * scale[:, None]
+        return dot(tl.trans(f / scale[None, :]), value, DOT, ACC) * scale[:, None]
     else:
-        return dot(tl.trans(f), told, DOT, ACC)
+        return dot(tl.trans(f), value, DOT, ACC)
 
 
 @triton.jit
-def _square(values, d, e, DIM: tl.constexpr, EXIT: tl.constexpr):
-    """Channels d x e of a state."""
+def _load_kv(kv, d, e, DIM: tl.constexpr, VDIM: tl.constexpr):
+    """Load key channels d and value channels e of a state."""
     return tl.load(
-        values + d[:, None] * EXIT + e[None, :],
-        mask=(d < DIM)[:, None] & (e < EXIT)[None, :],
+        kv + d[:, None] * VDIM + e[None, :],
+        mask=(d < DIM)[:, None] & (e < VDIM)[None, :],
         other=0.0,
     )
 
 
 @triton.jit
-def _put_square(values, d, e, found, DIM: tl.constexpr, EXIT: tl.constexpr):
+def _store_kv(kv, d, e, tile, DIM: tl.constexpr, VDIM: tl.constexpr):
     tl.store(
-        values + d[:, None] * EXIT + e[None, :],
-        found,
-        mask=(d < DIM)[:, None] & (e < EXIT)[None, :],
+        kv + d[:, None] * VDIM + e[None, :],
+        tile,
+        mask=(d < DIM)[:, None] & (e < VDIM)[None, :],
     )
 
 
 @triton.jit
-def _common(s1, s2, z1, z2, D2: tl.constexpr):
-    """What all values have in common: the c for which z c^T is nearest to the state."""
-    most = tl.max(tl.abs(z1), 0)
+def _mean_value(kv1, kv2, z1, z2, D2: tl.constexpr):
+    """Compute c = z^T kv / |z|^2 of shape (value_dim,): z c^T is the nearest of its form to kv.
+
+    It is what all values have in common. z is divided by its largest entry, which keeps the squares
+    in range.
+    """
+    largest = tl.max(tl.abs(z1), 0)
     if D2:
-        most = tl.maximum(most, tl.max(tl.abs(z2), 0))
-    most = tl.maximum(most, 1e-30)  # squares of what is divided by it neither overflow nor vanish
-    size, found = tl.sum((z1 / most) * (z1 / most), 0), tl.sum(s1 * (z1 / most)[:, None], 0)
+        largest = tl.maximum(largest, tl.max(tl.abs(z2), 0))
+    largest = tl.maximum(largest, 1e-30)
+    dot_z = tl.sum((z1 / largest) * (z1 / largest), 0)
+    dot_kv = tl.sum(kv1 * (z1 / largest)[:, None], 0)
     if D2:
-        size += tl.sum((z2 / most) * (z2 / most), 0)
-        found += tl.sum(s2 * (z2 / most)[:, None], 0)
-    return tl.where(size > 0, found / tl.where(size > 0, size, 1.0) / most, 0.0)  # (value_dim,)
+        dot_z += tl.sum((z2 / largest) * (z2 / largest), 0)
+        dot_kv += tl.sum(kv2 * (z2 / largest)[:, None], 0)
+    return tl.where(dot_z > 0, dot_kv / tl.where(dot_z > 0, dot_z, 1.0) / largest, 0.0)
 
 
 @triton.jit
-def _apart(
-    values, z1, z2, d1, d2, e,
-    DIM: tl.constexpr, EXIT: tl.constexpr, D2: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+def _load_centred(
+    kv, z1, z2, d1, d2, e,
+    DIM: tl.constexpr, VDIM: tl.constexpr, D2: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """(what values have in common, scale and rounded rest of both parts of a state)."""
-    s1 = _square(values, d1, e, DIM, EXIT)
-    s2 = s1
+    """Load a state less z c^T: return c, and scale and hi of both parts. If EXACT, keep z c^T."""
+    kv1 = _load_kv(kv, d1, e, DIM, VDIM)
+    kv2 = kv1
     if D2:
-        s2 = _square(values, d2, e, DIM, EXIT)
-    common = _common(s1, s2, z1, z2, D2)
+        kv2 = _load_kv(kv, d2, e, DIM, VDIM)
+    mean_v = _mean_value(kv1, kv2, z1, z2, D2)
     if not EXACT:
-        s1 -= z1[:, None] * common[None, :]
+        kv1 -= z1[:, None] * mean_v[None, :]
         if D2:
-            s2 -= z2[:, None] * common[None, :]
-    scale1, s1, _ = _halves(s1, DOT, EXACT)
+            kv2 -= z2[:, None] * mean_v[None, :]
+    scale1, kv1, _ = _split_hi_lo(kv1, DOT, EXACT)
     if D2:
-        scale2, s2, _ = _halves(s2, DOT, EXACT)
-        return common, scale1, s1, scale2, s2
+        scale2, kv2, _ = _split_hi_lo(kv2, DOT, EXACT)
+        return mean_v, scale1, kv1, scale2, kv2
     else:
-        return common, scale1, s1, scale1, s1
+        return mean_v, scale1, kv1, scale1, kv1
 
 
 @triton.jit
-def _columns(z, DOT: tl.constexpr):
-    """A vector as two columns of a product's side of 16, rounded and the rest: (rows, 16)."""
+def _hi_lo_columns(z, DOT: tl.constexpr):
+    """Return a vector's hi and lo as the first two of 16 columns, the least that tl.dot takes."""
     i = tl.arange(0, 16)[None, :]
-    rounded = z.to(DOT)
-    rest = (z - rounded.to(z.dtype)).to(DOT)
-    return tl.where(i == 0, rounded[:, None], tl.where(i == 1, rest[:, None], rest[:, None] * 0))
+    hi = z.to(DOT)
+    lo = (z - hi.to(z.dtype)).to(DOT)
+    return tl.where(i == 0, hi[:, None], tl.where(i == 1, lo[:, None], lo[:, None] * 0))
 
 
 @triton.jit
-def _along(f1, f2, z1, z2, zz1, zz2, D2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
-    """Compute the denominator phi(q) . z of each row.
+def _denominator(
+    f1, f2, z1, z2, z_columns1, z_columns2, D2: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr
+):
+    """Compute phi(q) . z of each row, the denominator without eps.
 
     In bf16 this is tl.dot, like the numerator: its layout then matches the output's, and both carry
     the same rounding error of phi(q), which cancels in the ratio. fp16 would overflow on the keys
     of many feature maps, and float32 has nothing to gain.
     """
     if tl.bfloat16 == DOT:
-        found = tl.sum(dot(f1, zz1, DOT, ACC), 1)
+        den = tl.sum(dot(f1, z_columns1, DOT, ACC), 1)
         if D2:
-            found += tl.sum(dot(f2, zz2, DOT, ACC), 1)
+            den += tl.sum(dot(f2, z_columns2, DOT, ACC), 1)
     else:
-        found = tl.sum(f1 * z1[None, :], 1)
+        den = tl.sum(f1 * z1[None, :], 1)
         if D2:
-            found += tl.sum(f2 * z2[None, :], 1)
-    return found
+            den += tl.sum(f2 * z2[None, :], 1)
+    return den
 
 
 @triton.jit
-def _there(x, t, EXACT: tl.constexpr):
-    """Return x + 0 t, which forces x into t's register layout.
+def _match_layout(x, like, EXACT: tl.constexpr):
+    """Return x + 0 like, which forces x into the register layout of `like`.
 
     phi(x) is then computed once instead of once per layout (Triton 3.6).
     """
     if EXACT:
         return x
     else:
-        return x + t * 0.0
+        return x + like * 0.0
 
 
 @triton.jit
-def _kept(x, live, MASK: tl.constexpr):
-    """Zero for the keys that a mask leaves out."""
+def _zero_masked(x, live, MASK: tl.constexpr):
+    """Zero the keys that a mask leaves out."""
     return tl.where(live[:, None], x, 0.0) if MASK else x
 
 
 @triton.jit
-def _inverse(bottom):
-    return tl.where(bottom == 0, 0.0, 1.0 / tl.where(bottom == 0, 1.0, bottom))
+def _safe_inverse(den):
+    """Compute 1 / den, and 0 where den is 0."""
+    return tl.where(den == 0, 0.0, 1.0 / tl.where(den == 0, 1.0, den))
 
 
-# What is kept of the keys
+# The state of the keys
 # ---------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def _state_kernel(
-    k, v, below, mask, weight, below_weight, values, keys,
-    k_b, k_n, k_h, v_b, v_n, v_h, below_b, below_n, below_h, mask_b,
+    k, v, norm_k, mask, weight, norm_weight, kv, z,
+    k_b, k_n, k_h, v_b, v_n, v_h, norm_b, norm_n, norm_h, mask_b,
     tokens, heads, chunk, shift,
-    MAP: tl.constexpr, BELOW: tl.constexpr, MASK: tl.constexpr, WEIGHT: tl.constexpr,
-    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
+    MAP: tl.constexpr, NORMALISER: tl.constexpr, MASK: tl.constexpr, WEIGHT: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, VDIM: tl.constexpr, BE: tl.constexpr,
     BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums over one split's tokens: values += phi(k)^T v, keys += phi(k). Weights are a
-    number a token.
+    """Sum up kv += phi(k)^T v and z += phi(norm_k) over one split of the tokens.
+
+    If WEIGHT, a token's features are multiplied by its weight (in kv) and norm_weight (in z).
     """
-    split, place, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    split, bh, value_tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, head = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
     k += batch * k_b + head * k_h
     v += batch * v_b + head * v_h
-    if BELOW:
-        below += batch * below_b + head * below_h
+    if NORMALISER:
+        norm_k += batch * norm_b + head * norm_h
     if WEIGHT:
-        weight += place.to(tl.int64) * tokens
-        below_weight += place.to(tl.int64) * tokens
-    d1, e = tl.arange(0, D1), column * BE + tl.arange(0, BE)
-    # z is a sum of tiles: across threads it is added once
-    s1, z1 = tl.zeros((D1, BE), ACC), tl.zeros((BN, D1), ACC)
+        weight += bh.to(tl.int64) * tokens
+        norm_weight += bh.to(tl.int64) * tokens
+    d1, e = tl.arange(0, D1), value_tile * BE + tl.arange(0, BE)
+    # z is kept as a whole tile and summed across threads once, at the end.
+    kv1, z1 = tl.zeros((D1, BE), ACC), tl.zeros((BN, D1), ACC)
     if D2:
         d2 = D1 + tl.arange(0, D2)
-        s2, z2 = tl.zeros((D2, BE), ACC), tl.zeros((BN, D2), ACC)
+        kv2, z2 = tl.zeros((D2, BE), ACC), tl.zeros((BN, D2), ACC)
     end = tl.minimum(tokens, (split + 1) * chunk)
     n = tl.arange(0, BN)
     for start in range(split * chunk, end, BN):
         live, first = n < end - start, tl.cast(start, tl.int64)
         if MASK:
             live = live & (tl.load(mask + batch * mask_b + first + n, mask=live, other=0) != 0)
-        value = load(v + first * v_n, n, v_n, e, live, EXIT, ALIGNED)
-        f1 = _features(
-            load(k + first * k_n, n, k_n, d1, live, DIM, ALIGNED).to(ACC), live, d1, DIM, MAP, shift
-        )
-        g1 = f1
-        if BELOW:
-            g1 = load(below + first * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
-            g1 = _features(g1, live, d1, DIM, MAP, shift)
+        value = load(v + first * v_n, n, v_n, e, live, VDIM, ALIGNED)
+        x1 = load(k + first * k_n, n, k_n, d1, live, DIM, ALIGNED).to(ACC)
+        f1 = _features(x1, live, d1, DIM, MAP, shift)
+        norm_f1 = f1
+        if NORMALISER:
+            norm_f1 = load(norm_k + first * norm_n, n, norm_n, d1, live, DIM, ALIGNED).to(ACC)
+            norm_f1 = _features(norm_f1, live, d1, DIM, MAP, shift)
         if WEIGHT:
             w = tl.load(weight + first + n, mask=live, other=0.0)
-            u = tl.load(below_weight + first + n, mask=live, other=0.0)
-            f1, g1 = f1 * w[:, None], g1 * u[:, None]
-        s1 += _outer(f1, value, DOT, ACC)
-        z1 += g1
+            u = tl.load(norm_weight + first + n, mask=live, other=0.0)
+            f1, norm_f1 = f1 * w[:, None], norm_f1 * u[:, None]
+        kv1 += _outer(f1, value, DOT, ACC)
+        z1 += norm_f1
         if D2:
-            f2 = _features(
-                load(k + first * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC),
-                live,
-                d2,
-                DIM,
-                MAP,
-                shift,
-            )
-            g2 = f2
-            if BELOW:
-                g2 = load(below + first * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
-                g2 = _features(g2, live, d2, DIM, MAP, shift)
+            x2 = load(k + first * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC)
+            f2 = _features(x2, live, d2, DIM, MAP, shift)
+            norm_f2 = f2
+            if NORMALISER:
+                norm_f2 = load(norm_k + first * norm_n, n, norm_n, d2, live, DIM, ALIGNED).to(ACC)
+                norm_f2 = _features(norm_f2, live, d2, DIM, MAP, shift)
             if WEIGHT:
-                f2, g2 = f2 * w[:, None], g2 * u[:, None]
-            s2 += _outer(f2, value, DOT, ACC)
-            z2 += g2
-    values += (split * tl.num_programs(1) + place).to(tl.int64) * DIM * EXIT
-    keys += (split * tl.num_programs(1) + place).to(tl.int64) * DIM
-    _put_square(values, d1, e, s1, DIM, EXIT)
-    if column == 0:
-        tl.store(keys + d1, tl.sum(z1, 0), mask=d1 < DIM)
+                f2, norm_f2 = f2 * w[:, None], norm_f2 * u[:, None]
+            kv2 += _outer(f2, value, DOT, ACC)
+            z2 += norm_f2
+    kv += (split * tl.num_programs(1) + bh).to(tl.int64) * DIM * VDIM
+    z += (split * tl.num_programs(1) + bh).to(tl.int64) * DIM
+    _store_kv(kv, d1, e, kv1, DIM, VDIM)
+    if value_tile == 0:
+        tl.store(z + d1, tl.sum(z1, 0), mask=d1 < DIM)
     if D2:
-        _put_square(values, d2, e, s2, DIM, EXIT)
-        if column == 0:
-            tl.store(keys + d2, tl.sum(z2, 0), mask=d2 < DIM)
+        _store_kv(kv, d2, e, kv2, DIM, VDIM)
+        if value_tile == 0:
+            tl.store(z + d2, tl.sum(z2, 0), mask=d2 < DIM)
 
 
 @triton.jit(do_not_specialize=["splits"])
 def _sum_kernel(
-    values_in, keys_in, values, keys, count, counted, heads, known, splits,
-    SIZE: tl.constexpr, KEYS: tl.constexpr, MEAN: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
-    ACC: tl.constexpr,
+    kv_in, z_in, kv, z, count, masked_count, heads, tokens, splits,
+    KV: tl.constexpr, Z: tl.constexpr, MEAN: tl.constexpr, MASK: tl.constexpr,
+    BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums added in their order and divided by the number of keys that count."""
-    place, many = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    """Add up partial sums in their order, and if MEAN divide them by the number of keys that count.
+
+    A head has KV numbers of kv and then Z numbers of z.
+    """
+    bh, n_bh = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total, below = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
-    other = at - SIZE
-    is_key = (other >= 0) & (other < KEYS)
+    kv_sum, z_sum = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
+    z_at = at - KV
+    is_z = (z_at >= 0) & (z_at < Z)
     for split in range(0, splits):
-        row = split * many + place
-        total += tl.load(values_in + row * SIZE + at, mask=at < SIZE, other=0.0)
-        below += tl.load(keys_in + row * KEYS + other, mask=is_key, other=0.0)
+        row = split * n_bh + bh
+        kv_sum += tl.load(kv_in + row * KV + at, mask=at < KV, other=0.0)
+        z_sum += tl.load(z_in + row * Z + z_at, mask=is_z, other=0.0)
     if MEAN:
-        seen = known
+        n_keys = tokens
         if MASK:
-            seen = tl.load(counted + place // heads)
-        share = 1.0 / tl.maximum(seen, 1.0)
-        total, below = total * share, below * share
-        if (tl.program_id(0) == 0) & (place % heads == 0):
-            tl.store(count + place // heads, seen)
-    tl.store(values + place * SIZE + at, total, mask=at < SIZE)
-    tl.store(keys + place * KEYS + other, below, mask=is_key)
+            n_keys = tl.load(masked_count + bh // heads)
+        inv_count = 1.0 / tl.maximum(n_keys, 1.0)
+        kv_sum, z_sum = kv_sum * inv_count, z_sum * inv_count
+        if (tl.program_id(0) == 0) & (bh % heads == 0):
+            tl.store(count + bh // heads, n_keys)
+    tl.store(kv + bh * KV + at, kv_sum, mask=at < KV)
+    tl.store(z + bh * Z + z_at, z_sum, mask=is_z)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def _state_backward_kernel(
-    d_values, d_keys, count, k, v, below, mask, dk, dv, d_below,
-    k_b, k_n, k_h, v_b, v_n, v_h, below_b, below_n, below_h, mask_b, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
+    d_kv, d_z, count, k, v, norm_k, mask, dk, dv, d_norm_k,
+    k_b, k_n, k_h, v_b, v_n, v_h, norm_b, norm_n, norm_h, mask_b,
+    dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
     tokens, heads, chunk, shift,
-    MAP: tl.constexpr, BELOW: tl.constexpr, MASK: tl.constexpr,
-    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    MAP: tl.constexpr, NORMALISER: tl.constexpr, MASK: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, VDIM: tl.constexpr, BE: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """dk = v dS^T phi'(k) + dz phi'(k), dv = phi(k) dS, both over the number of keys; dv where one
-    tile holds a row.
+    """Compute dk = (v d_kv^T + d_z) phi'(k) and dv = phi(k) d_kv, both over the number of keys.
+
+    dv is computed only if one tile holds all value channels (ONE_TILE). With a normaliser of its
+    own, d_z goes to d_norm_k instead.
     """
-    place = tl.program_id(1)
-    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
-    share = 1.0 / tl.maximum(tl.load(count + batch), 1.0)
+    bh = tl.program_id(1)
+    batch, head = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
+    inv_count = 1.0 / tl.maximum(tl.load(count + batch), 1.0)
     k += batch * k_b + head * k_h
     v += batch * v_b + head * v_h
     dk += batch * dk_b + head * dk_h
     dv += batch * dv_b + head * dv_h
-    if BELOW:
-        below += batch * below_b + head * below_h
-        d_below += batch * dk_b + head * dk_h
-    d_values += place.to(tl.int64) * DIM * EXIT
+    if NORMALISER:
+        norm_k += batch * norm_b + head * norm_h
+        d_norm_k += batch * dk_b + head * dk_h
+    d_kv += bh.to(tl.int64) * DIM * VDIM
     d1 = tl.arange(0, D1)
-    z1 = tl.load(d_keys + place * DIM + d1, mask=d1 < DIM, other=0.0) * share
+    d_z1 = tl.load(d_z + bh * DIM + d1, mask=d1 < DIM, other=0.0) * inv_count
     if D2:
         d2 = D1 + tl.arange(0, D2)
-        z2 = tl.load(d_keys + place * DIM + d2, mask=d2 < DIM, other=0.0) * share
-    WHOLE: tl.constexpr = EXIT <= BE  # then dS is loaded and rounded once for all tiles
-    if WHOLE:
+        d_z2 = tl.load(d_z + bh * DIM + d2, mask=d2 < DIM, other=0.0) * inv_count
+    ONE_TILE: tl.constexpr = VDIM <= BE  # then d_kv is loaded and rounded once for all tokens
+    if ONE_TILE:
         e = tl.arange(0, BE)
-        scale1, rounded1, rest1 = _halves(_square(d_values, d1, e, DIM, EXIT) * share, DOT, EXACT)
+        tile1 = _load_kv(d_kv, d1, e, DIM, VDIM) * inv_count
+        scale1, hi1, lo1 = _split_hi_lo(tile1, DOT, EXACT)
         if D2:
-            scale2, rounded2, rest2 = _halves(
-                _square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT
-            )
+            tile2 = _load_kv(d_kv, d2, e, DIM, VDIM) * inv_count
+            scale2, hi2, lo2 = _split_hi_lo(tile2, DOT, EXACT)
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
     # disable_licm: hoisting loop invariants would raise register pressure and spill.
@@ -384,106 +393,92 @@ def _state_backward_kernel(
         live = inside
         if MASK:
             live = live & (tl.load(mask + batch * mask_b + at + n, mask=live, other=0) != 0)
-        x1, a1 = load(k + at * k_n, n, k_n, d1, live, DIM, ALIGNED).to(ACC), tl.zeros((BN, D1), ACC)
+        x1 = load(k + at * k_n, n, k_n, d1, live, DIM, ALIGNED).to(ACC)
+        df1 = tl.zeros((BN, D1), ACC)
         if D2:
-            x2, a2 = (
-                load(k + at * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC),
-                tl.zeros((BN, D2), ACC),
-            )
-        for first in range(0, EXIT, BE):
+            x2 = load(k + at * k_n, n, k_n, d2, live, DIM, ALIGNED).to(ACC)
+            df2 = tl.zeros((BN, D2), ACC)
+        for first in range(0, VDIM, BE):
             e = first + tl.arange(0, BE)
-            value = load(v + at * v_n, n, v_n, e, live, EXIT, ALIGNED)
-            if not WHOLE:
-                scale1, rounded1, rest1 = _halves(
-                    _square(d_values, d1, e, DIM, EXIT) * share, DOT, EXACT
-                )
+            value = load(v + at * v_n, n, v_n, e, live, VDIM, ALIGNED)
+            if not ONE_TILE:
+                tile1 = _load_kv(d_kv, d1, e, DIM, VDIM) * inv_count
+                scale1, hi1, lo1 = _split_hi_lo(tile1, DOT, EXACT)
                 if D2:
-                    scale2, rounded2, rest2 = _halves(
-                        _square(d_values, d2, e, DIM, EXIT) * share, DOT, EXACT
-                    )
-            a1 += _times_turned(value, rounded1, rest1, scale1, not EXACT, DOT, ACC)
+                    tile2 = _load_kv(d_kv, d2, e, DIM, VDIM) * inv_count
+                    scale2, hi2, lo2 = _split_hi_lo(tile2, DOT, EXACT)
+            df1 += _matmul_transposed(value, hi1, lo1, scale1, not EXACT, DOT, ACC)
             if D2:
-                a2 += _times_turned(value, rounded2, rest2, scale2, not EXACT, DOT, ACC)
-        x1 = _there(x1, a1, EXACT)
-        f1 = _kept(_phi(x1, MAP, shift), live, MASK)
-        if not BELOW:
-            a1 += z1[None, :]
-        store(
-            dk + at * dk_n,
-            n,
-            dk_n,
-            d1,
-            inside,
-            DIM,
-            ALIGNED,
-            _kept(a1 * _slope(x1, MAP), live, MASK),
-        )
-        if BELOW:
-            y1 = load(below + at * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
-            b1 = _kept(z1[None, :] * _slope(y1, MAP), live, MASK)
-            store(d_below + at * dk_n, n, dk_n, d1, inside, DIM, ALIGNED, b1)
+                df2 += _matmul_transposed(value, hi2, lo2, scale2, not EXACT, DOT, ACC)
+        x1 = _match_layout(x1, df1, EXACT)
+        f1 = _zero_masked(_phi(x1, MAP, shift), live, MASK)
+        if not NORMALISER:
+            df1 += d_z1[None, :]
+        dk_tile = dk + at * dk_n
+        dk1 = _zero_masked(df1 * _phi_grad(x1, MAP), live, MASK)
+        store(dk_tile, n, dk_n, d1, inside, DIM, ALIGNED, dk1)
+        if NORMALISER:
+            norm_x1 = load(norm_k + at * norm_n, n, norm_n, d1, live, DIM, ALIGNED).to(ACC)
+            d_norm1 = _zero_masked(d_z1[None, :] * _phi_grad(norm_x1, MAP), live, MASK)
+            store(d_norm_k + at * dk_n, n, dk_n, d1, inside, DIM, ALIGNED, d_norm1)
         if D2:
-            x2 = _there(x2, a2, EXACT)
-            f2 = _kept(_phi(x2, MAP, shift), live, MASK)
-            if not BELOW:
-                a2 += z2[None, :]
-            store(
-                dk + at * dk_n,
-                n,
-                dk_n,
-                d2,
-                inside,
-                DIM,
-                ALIGNED,
-                _kept(a2 * _slope(x2, MAP), live, MASK),
-            )
-            if BELOW:
-                y2 = load(below + at * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
-                b2 = _kept(z2[None, :] * _slope(y2, MAP), live, MASK)
-                store(d_below + at * dk_n, n, dk_n, d2, inside, DIM, ALIGNED, b2)
-        if WHOLE:
-            slope_v = _times(f1, rounded1, scale1, DOT, ACC)
+            x2 = _match_layout(x2, df2, EXACT)
+            f2 = _zero_masked(_phi(x2, MAP, shift), live, MASK)
+            if not NORMALISER:
+                df2 += d_z2[None, :]
+            dk_tile = dk + at * dk_n
+            dk2 = _zero_masked(df2 * _phi_grad(x2, MAP), live, MASK)
+            store(dk_tile, n, dk_n, d2, inside, DIM, ALIGNED, dk2)
+            if NORMALISER:
+                norm_x2 = load(norm_k + at * norm_n, n, norm_n, d2, live, DIM, ALIGNED).to(ACC)
+                d_norm2 = _zero_masked(d_z2[None, :] * _phi_grad(norm_x2, MAP), live, MASK)
+                store(d_norm_k + at * dk_n, n, dk_n, d2, inside, DIM, ALIGNED, d_norm2)
+        if ONE_TILE:
+            dv_tile = _matmul(f1, hi1, scale1, DOT, ACC)
             if D2:
-                slope_v += _times(f2, rounded2, scale2, DOT, ACC)
-            store(dv + at * dv_n, n, dv_n, tl.arange(0, BE), inside, EXIT, ALIGNED, slope_v)
+                dv_tile += _matmul(f2, hi2, scale2, DOT, ACC)
+            store(dv + at * dv_n, n, dv_n, tl.arange(0, BE), inside, VDIM, ALIGNED, dv_tile)
 
 
-# What queries read
+# What queries read of the state
 # ---------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def _read_kernel(
-    q, below, values, keys, out,
-    q_b, q_n, q_h, below_b, below_n, below_h, out_b, out_n, out_h,
+    q, norm_q, kv, z, out,
+    q_b, q_n, q_h, norm_b, norm_n, norm_h, out_b, out_n, out_h,
     tokens, heads, chunk, shift, eps,
-    MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr,
-    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    MAP: tl.constexpr, NORMALISER: tl.constexpr, NORMALISE: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, VDIM: tl.constexpr, BE: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """out = phi(q) S / (phi(q) z + eps) for one split of the queries: the state is loaded and
-    rounded once.
+    """Compute out = phi(q) kv / (phi(norm_q) z + eps) for one split of the queries.
 
-    S is rounded without what all values have in common, which the result gets back unrounded: S = z
-    c^T + the rest.
+    The state is loaded and rounded once, as kv = z c^T + rest (`_load_centred`): only the rest is
+    rounded; z c^T is added to the numerator unrounded.
     """
-    place, column = tl.program_id(1), tl.program_id(2)
-    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
+    bh, value_tile = tl.program_id(1), tl.program_id(2)
+    batch, head = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
     q += batch * q_b + head * q_h
-    if BELOW:
-        below += batch * below_b + head * below_h
+    if NORMALISER:
+        norm_q += batch * norm_b + head * norm_h
     out += batch * out_b + head * out_h
-    values += place.to(tl.int64) * DIM * EXIT
-    keys += place.to(tl.int64) * DIM
-    d1, d2, e = tl.arange(0, D1), D1 + tl.arange(0, D2 if D2 else 1), column * BE + tl.arange(0, BE)
-    z1 = tl.load(keys + d1, mask=d1 < DIM, other=0.0)
+    kv += bh.to(tl.int64) * DIM * VDIM
+    z += bh.to(tl.int64) * DIM
+    d1, d2 = tl.arange(0, D1), D1 + tl.arange(0, D2 if D2 else 1)
+    e = value_tile * BE + tl.arange(0, BE)
+    z1 = tl.load(z + d1, mask=d1 < DIM, other=0.0)
     z2 = z1
     if D2:
-        z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
-    common, scale1, s1, scale2, s2 = _apart(values, z1, z2, d1, d2, e, DIM, EXIT, D2, DOT, EXACT)
-    zz1, zz2 = z1, z2
+        z2 = tl.load(z + d2, mask=d2 < DIM, other=0.0)
+    mean_v, scale1, kv1, scale2, kv2 = _load_centred(
+        kv, z1, z2, d1, d2, e, DIM, VDIM, D2, DOT, EXACT
+    )
+    z_columns1, z_columns2 = z1, z2
     if tl.bfloat16 == DOT:
-        zz1, zz2 = _columns(z1, DOT), _columns(z2, DOT)
+        z_columns1, z_columns2 = _hi_lo_columns(z1, DOT), _hi_lo_columns(z2, DOT)
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
     for start in range(tl.program_id(0) * chunk, end, BN):
@@ -492,75 +487,69 @@ def _read_kernel(
         f2 = f1
         if D2:
             f2 = _phi(load(q + first * q_n, n, q_n, d2, live, DIM, ALIGNED).to(ACC), MAP, shift)
-        found = _times(f1, s1, scale1, DOT, ACC)
+        num = _matmul(f1, kv1, scale1, DOT, ACC)
         if D2:
-            found += _times(f2, s2, scale2, DOT, ACC)
-        bottom = _along(f1, f2, z1, z2, zz1, zz2, D2, DOT, ACC)
+            num += _matmul(f2, kv2, scale2, DOT, ACC)
+        den = _denominator(f1, f2, z1, z2, z_columns1, z_columns2, D2, DOT, ACC)
         if not EXACT:
-            found += bottom[:, None] * common[None, :]
+            num += den[:, None] * mean_v[None, :]
         if NORMALISE:
-            if BELOW:
-                g1 = _phi(
-                    load(below + first * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC),
-                    MAP,
-                    shift,
-                )
-                g2 = g1
+            if NORMALISER:
+                norm_x1 = load(norm_q + first * norm_n, n, norm_n, d1, live, DIM, ALIGNED).to(ACC)
+                norm_f1 = _phi(norm_x1, MAP, shift)
+                norm_f2 = norm_f1
                 if D2:
-                    g2 = _phi(
-                        load(below + first * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC),
-                        MAP,
-                        shift,
-                    )
-                bottom = _along(g1, g2, z1, z2, zz1, zz2, D2, DOT, ACC)
-            found = found * _inverse(bottom + eps)[:, None]
-        store(out + first * out_n, n, out_n, e, live, EXIT, ALIGNED, found)
+                    norm_x2 = load(norm_q + first * norm_n, n, norm_n, d2, live, DIM, ALIGNED)
+                    norm_f2 = _phi(norm_x2.to(ACC), MAP, shift)
+                den = _denominator(norm_f1, norm_f2, z1, z2, z_columns1, z_columns2, D2, DOT, ACC)
+            num = num * _safe_inverse(den + eps)[:, None]
+        store(out + first * out_n, n, out_n, e, live, VDIM, ALIGNED, num)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def _read_backward_kernel(
-    grad, q, below, values, keys, dq, d_below, weight, below_weight, d_values, d_keys,
-    grad_b, grad_n, grad_h, q_b, q_n, q_h, below_b, below_n, below_h, dq_b, dq_n, dq_h,
+    do, q, norm_q, kv, z, dq, d_norm_q, weight, norm_weight, d_kv, d_z,
+    do_b, do_n, do_h, q_b, q_n, q_h, norm_b, norm_n, norm_h, dq_b, dq_n, dq_h,
     tokens, heads, chunk, shift, eps,
-    MAP: tl.constexpr, BELOW: tl.constexpr, NORMALISE: tl.constexpr, TOGETHER: tl.constexpr,
-    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, EXIT: tl.constexpr, BE: tl.constexpr,
-    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    MAP: tl.constexpr, NORMALISER: tl.constexpr, NORMALISE: tl.constexpr, TOGETHER: tl.constexpr,
+    DIM: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, VDIM: tl.constexpr, BE: tl.constexpr,
+    BN: tl.constexpr, ALIGNED: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Compute dq. If TOGETHER, also accumulate per-split partial sums of dS and dz.
+    """Compute dq. If TOGETHER, also accumulate per-split partial sums of d_kv and d_z.
 
     Otherwise store 1 / den and the gradient of den per query, from which `_state_kernel`
-    accumulates dS and dz. The output is not read: with t = grad S^T, the numerator's part of the
-    denominator's gradient is phi(q) t.
+    accumulates d_kv and d_z. The output is not read: with df = do kv^T, num . do is phi(q) . df.
     """
-    place = tl.program_id(1)
-    batch, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)
-    grad += batch * grad_b + head * grad_h
+    bh = tl.program_id(1)
+    batch, head = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
+    do += batch * do_b + head * do_h
     q += batch * q_b + head * q_h
     dq += batch * dq_b + head * dq_h
-    if BELOW:
-        below += batch * below_b + head * below_h
-        d_below += batch * dq_b + head * dq_h
+    if NORMALISER:
+        norm_q += batch * norm_b + head * norm_h
+        d_norm_q += batch * dq_b + head * dq_h
     if NORMALISE and not TOGETHER:
-        weight += place.to(tl.int64) * tokens
-        below_weight += place.to(tl.int64) * tokens
-    values += place.to(tl.int64) * DIM * EXIT
-    keys += place.to(tl.int64) * DIM
+        weight += bh.to(tl.int64) * tokens
+        norm_weight += bh.to(tl.int64) * tokens
+    kv += bh.to(tl.int64) * DIM * VDIM
+    z += bh.to(tl.int64) * DIM
     if TOGETHER:
-        tl.static_assert(D2 == 0 and EXIT <= BE and not BELOW, "one tile of dS is all of it")
-        s1, weighed = tl.zeros((D1, BE), ACC), tl.zeros((BN, D1), ACC)
+        tl.static_assert(
+            D2 == 0 and VDIM <= BE and not NORMALISER, "one tile must hold all of d_kv"
+        )
+        d_kv1, d_z1 = tl.zeros((D1, BE), ACC), tl.zeros((BN, D1), ACC)
     d1, d2 = tl.arange(0, D1), D1 + tl.arange(0, D2 if D2 else 1)
-    z1 = tl.load(keys + d1, mask=d1 < DIM, other=0.0)
+    z1 = tl.load(z + d1, mask=d1 < DIM, other=0.0)
     z2 = z1
     if D2:
-        z2 = tl.load(keys + d2, mask=d2 < DIM, other=0.0)
-    WHOLE: tl.constexpr = EXIT <= BE  # then S is loaded and rounded once for all tiles
-    if WHOLE:
-        scale1, rounded1, rest1 = _halves(
-            _square(values, d1, tl.arange(0, BE), DIM, EXIT), DOT, EXACT
-        )
+        z2 = tl.load(z + d2, mask=d2 < DIM, other=0.0)
+    ONE_TILE: tl.constexpr = VDIM <= BE  # then kv is loaded and rounded once for all tokens
+    if ONE_TILE:
+        scale1, hi1, lo1 = _split_hi_lo(_load_kv(kv, d1, tl.arange(0, BE), DIM, VDIM), DOT, EXACT)
         if D2:
-            scale2, rounded2, rest2 = _halves(
-                _square(values, d2, tl.arange(0, BE), DIM, EXIT), DOT, EXACT
+            scale2, hi2, lo2 = _split_hi_lo(
+                _load_kv(kv, d2, tl.arange(0, BE), DIM, VDIM), DOT, EXACT
             )
     n = tl.arange(0, BN)
     end = tl.minimum(tokens, (tl.program_id(0) + 1) * chunk)
@@ -570,234 +559,239 @@ def _read_backward_kernel(
         x1 = load(q + at * q_n, n, q_n, d1, live, DIM, ALIGNED).to(ACC)
         if D2:
             x2 = load(q + at * q_n, n, q_n, d2, live, DIM, ALIGNED).to(ACC)
-            t2 = tl.zeros((BN, D2), ACC)
-        t1 = tl.zeros((BN, D1), ACC)
+            df2 = tl.zeros((BN, D2), ACC)
+        df1 = tl.zeros((BN, D1), ACC)
         if TOGETHER:
-            told = load(grad + at * grad_n, n, grad_n, tl.arange(0, BE), live, EXIT, ALIGNED)
-            t1 += _times_turned(told, rounded1, rest1, scale1, not EXACT, DOT, ACC)
+            do_tile = load(do + at * do_n, n, do_n, tl.arange(0, BE), live, VDIM, ALIGNED)
+            df1 += _matmul_transposed(do_tile, hi1, lo1, scale1, not EXACT, DOT, ACC)
         else:
-            for first in range(0, EXIT, BE):
+            for first in range(0, VDIM, BE):
                 e = first + tl.arange(0, BE)
-                told = load(grad + at * grad_n, n, grad_n, e, live, EXIT, ALIGNED)
-                if not WHOLE:
-                    scale1, rounded1, rest1 = _halves(_square(values, d1, e, DIM, EXIT), DOT, EXACT)
+                do_tile = load(do + at * do_n, n, do_n, e, live, VDIM, ALIGNED)
+                if not ONE_TILE:
+                    scale1, hi1, lo1 = _split_hi_lo(_load_kv(kv, d1, e, DIM, VDIM), DOT, EXACT)
                     if D2:
-                        scale2, rounded2, rest2 = _halves(
-                            _square(values, d2, e, DIM, EXIT), DOT, EXACT
-                        )
-                t1 += _times_turned(told, rounded1, rest1, scale1, not EXACT, DOT, ACC)
+                        scale2, hi2, lo2 = _split_hi_lo(_load_kv(kv, d2, e, DIM, VDIM), DOT, EXACT)
+                df1 += _matmul_transposed(do_tile, hi1, lo1, scale1, not EXACT, DOT, ACC)
                 if D2:
-                    t2 += _times_turned(told, rounded2, rest2, scale2, not EXACT, DOT, ACC)
-        x1 = _there(x1, t1, EXACT)
+                    df2 += _matmul_transposed(do_tile, hi2, lo2, scale2, not EXACT, DOT, ACC)
+        x1 = _match_layout(x1, df1, EXACT)
         f1 = _phi(x1, MAP, shift)
         if D2:
-            x2 = _there(x2, t2, EXACT)
+            x2 = _match_layout(x2, df2, EXACT)
             f2 = _phi(x2, MAP, shift)
         if NORMALISE:
-            bottom, above = tl.sum(f1 * z1[None, :], 1), tl.sum(f1 * t1, 1)
+            den, num_do = tl.sum(f1 * z1[None, :], 1), tl.sum(f1 * df1, 1)
             if D2:
-                bottom += tl.sum(f2 * z2[None, :], 1)
-                above += tl.sum(f2 * t2, 1)
-            if BELOW:
-                y1 = load(below + at * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
-                g1 = _phi(y1, MAP, shift)
-                bottom = tl.sum(g1 * z1[None, :], 1)
+                den += tl.sum(f2 * z2[None, :], 1)
+                num_do += tl.sum(f2 * df2, 1)
+            if NORMALISER:
+                norm_x1 = load(norm_q + at * norm_n, n, norm_n, d1, live, DIM, ALIGNED).to(ACC)
+                norm_f1 = _phi(norm_x1, MAP, shift)
+                den = tl.sum(norm_f1 * z1[None, :], 1)
                 if D2:
-                    y2 = load(below + at * below_n, n, below_n, d2, live, DIM, ALIGNED).to(ACC)
-                    bottom += tl.sum(_phi(y2, MAP, shift) * z2[None, :], 1)
-            inverse = _inverse(bottom + eps)
-            d_bottom = -above * inverse * inverse
+                    norm_x2 = load(norm_q + at * norm_n, n, norm_n, d2, live, DIM, ALIGNED).to(ACC)
+                    den += tl.sum(_phi(norm_x2, MAP, shift) * z2[None, :], 1)
+            inv_den = _safe_inverse(den + eps)
+            d_den = -num_do * inv_den * inv_den
             if TOGETHER:
-                weighed += f1 * d_bottom[:, None]
-                f1 = f1 * inverse[:, None]
+                d_z1 += f1 * d_den[:, None]
+                f1 = f1 * inv_den[:, None]
             else:
-                tl.store(weight + at + n, inverse, mask=live)
-                tl.store(below_weight + at + n, d_bottom, mask=live)
-            t1 = t1 * inverse[:, None]
+                tl.store(weight + at + n, inv_den, mask=live)
+                tl.store(norm_weight + at + n, d_den, mask=live)
+            df1 = df1 * inv_den[:, None]
             if D2:
-                t2 = t2 * inverse[:, None]
-            if BELOW:
-                # Both are read again: kept from their first use, they are spilled (112 bytes at
+                df2 = df2 * inv_den[:, None]
+            if NORMALISER:
+                # norm_q and q are loaded again: kept from their first use they spill (112 bytes at
                 # heads of 128).
-                y1 = load(below + at * below_n, n, below_n, d1, live, DIM, ALIGNED).to(ACC)
-                down1 = d_bottom[:, None] * z1[None, :] * _slope(y1, MAP)
-                store(d_below + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, down1)
-                x1 = _there(load(q + at * q_n, n, q_n, d1, live, DIM, ALIGNED).to(ACC), t1, EXACT)
+                norm_x1 = load(norm_q + at * norm_n, n, norm_n, d1, live, DIM, ALIGNED).to(ACC)
+                d_norm1 = d_den[:, None] * z1[None, :] * _phi_grad(norm_x1, MAP)
+                store(d_norm_q + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, d_norm1)
+                x1 = load(q + at * q_n, n, q_n, d1, live, DIM, ALIGNED).to(ACC)
+                x1 = _match_layout(x1, df1, EXACT)
                 if D2:
-                    down2 = d_bottom[:, None] * z2[None, :] * _slope(y2, MAP)
-                    store(d_below + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, down2)
+                    d_norm2 = d_den[:, None] * z2[None, :] * _phi_grad(norm_x2, MAP)
+                    store(d_norm_q + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, d_norm2)
             else:
-                t1 += d_bottom[:, None] * z1[None, :]
+                df1 += d_den[:, None] * z1[None, :]
                 if D2:
-                    t2 += d_bottom[:, None] * z2[None, :]
-        elif BELOW:
-            store(d_below + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, x1 * 0)
+                    df2 += d_den[:, None] * z2[None, :]
+        elif NORMALISER:
+            store(d_norm_q + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, x1 * 0)
             if D2:
-                store(d_below + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, x2 * 0)
+                store(d_norm_q + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, x2 * 0)
         if TOGETHER:
-            s1 += _outer(f1, told, DOT, ACC)
-        store(dq + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, t1 * _slope(x1, MAP))
+            d_kv1 += _outer(f1, do_tile, DOT, ACC)
+        store(dq + at * dq_n, n, dq_n, d1, live, DIM, ALIGNED, df1 * _phi_grad(x1, MAP))
         if D2:
-            store(dq + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, t2 * _slope(x2, MAP))
+            store(dq + at * dq_n, n, dq_n, d2, live, DIM, ALIGNED, df2 * _phi_grad(x2, MAP))
     if TOGETHER:
-        part = (tl.program_id(0) * tl.num_programs(1) + place).to(tl.int64)
-        _put_square(d_values + part * DIM * EXIT, d1, tl.arange(0, BE), s1, DIM, EXIT)
-        tl.store(d_keys + part * DIM + d1, tl.sum(weighed, 0), mask=d1 < DIM)
+        row = (tl.program_id(0) * tl.num_programs(1) + bh).to(tl.int64)
+        _store_kv(d_kv + row * DIM * VDIM, d1, tl.arange(0, BE), d_kv1, DIM, VDIM)
+        tl.store(d_z + row * DIM + d1, tl.sum(d_z1, 0), mask=d1 < DIM)
 
 
 # Launching
 # ---------------------------------------------------------------------------------------------
 
 
-def state(k, v, below, mask, feature_map, shift):
-    k, v, below = unit(k), unit(v), unit(below)
+def state(k, v, norm_k, mask, feature_map, shift):
+    k, v, norm_k = unit_stride(k), unit_stride(v), unit_stride(norm_k)
     batch, tokens, heads, dim = k.shape
-    exit_dim, wide = v.shape[3], launch.wide(k.dtype)
-    values, keys = (
-        k.new_empty(batch, heads, dim, exit_dim, dtype=wide),
-        k.new_empty(batch, heads, dim, dtype=wide),
-    )
-    count = k.new_empty(batch, dtype=wide)
-    mask = _bytes(mask)
-    counted = None if mask is None else mask.sum(1, dtype=wide)
-    partial = _accumulate(k, v, below, mask, None, None, feature_map, shift)
-    _add(partial, values, keys, count, counted, tokens, mean=True)
-    return values, keys, count
+    value_dim, acc_dtype = v.shape[3], launch.acc_dtype(k.dtype)
+    kv = k.new_empty(batch, heads, dim, value_dim, dtype=acc_dtype)
+    z = k.new_empty(batch, heads, dim, dtype=acc_dtype)
+    count = k.new_empty(batch, dtype=acc_dtype)
+    mask = _as_bytes(mask)
+    masked_count = None if mask is None else mask.sum(1, dtype=acc_dtype)
+    partial = _accumulate(k, v, norm_k, mask, None, None, feature_map, shift)
+    _sum_partials(partial, kv, z, count, masked_count, tokens, mean=True)
+    return kv, z, count
 
 
-def state_backward(d_values, d_keys, count, k, v, below, mask, feature_map, shift):
-    k, v, below = unit(k), unit(v), unit(below)
+def state_backward(d_kv, d_z, count, k, v, norm_k, mask, feature_map, shift):
+    k, v, norm_k = unit_stride(k), unit_stride(v), unit_stride(norm_k)
     batch, tokens, heads, dim = k.shape
-    dk, d_below = launch.like(k), k.new_empty(0) if below is None else launch.like(below)
+    dk = launch.empty_like(k)
+    d_norm_k = k.new_empty(0) if norm_k is None else launch.empty_like(norm_k)
     if not k.numel():
-        return dk, launch.like(v), d_below
-    how = launch.config("linear_state_backward", k, max(dim, v.shape[3]), tokens)
-    if below is not None or v.shape[3] != dim:  # both take registers of their own
-        how = how | launch.config("linear_state_backward_own", k, max(dim, v.shape[3]), tokens)
-    splits, chunk = launch.splits(tokens, batch * heads, how["BN"], k.device)
-    # a row of dS is not at hand in one piece: what keys give to dv they read of it
-    if v.shape[3] > how["BE"]:
-        mean = d_values / count.clamp(min=1)[:, None, None, None]
-        dv = read(k, None, mean, torch.zeros_like(d_keys), feature_map, shift, 0.0, False)
+        return dk, launch.empty_like(v), d_norm_k
+    head_dim = max(dim, v.shape[3])
+    config = launch.config("linear_state_backward", k, head_dim, tokens)
+    if norm_k is not None or v.shape[3] != dim:  # both take more registers
+        config = config | launch.config("linear_state_backward_own", k, head_dim, tokens)
+    splits, chunk = launch.splits(tokens, batch * heads, config["BN"], k.device)
+    # The kernel has all of a row of d_kv only where one tile holds it. Elsewhere dv = phi(k) d_kv
+    # is read as queries read a state.
+    if v.shape[3] > config["BE"]:
+        mean = d_kv / count.clamp(min=1)[:, None, None, None]
+        dv = read(k, None, mean, torch.zeros_like(d_z), feature_map, shift, 0.0, False)
         dv = dv if mask is None else dv.masked_fill_(~mask[:, :, None, None], 0)
     else:
-        dv = launch.like(v)
-    mask = _bytes(mask)
-    with launch.on(k.device):
+        dv = launch.empty_like(v)
+    mask = _as_bytes(mask)
+    with launch.on_device(k.device):
         _state_backward_kernel[launch.grid(splits, batch * heads)](
-            d_values.contiguous(), d_keys.contiguous(), count, k, v, below, mask, dk, dv, d_below,
-            *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
+            d_kv.contiguous(), d_z.contiguous(), count, k, v, norm_k, mask, dk, dv, d_norm_k,
+            *strides(k), *strides(v), *strides(norm_k), 0 if mask is None else mask.stride(0),
             *strides(dk), *strides(dv), tokens, heads, chunk, shift,
-            MAP=feature_map, BELOW=below is not None, MASK=mask is not None, ALIGNED=aligned(k, v, below, dk, dv),
-            **_shape(dim, v.shape[3], how, k), **precision(k, exact=True),
+            MAP=feature_map, NORMALISER=norm_k is not None, MASK=mask is not None,
+            ALIGNED=aligned(k, v, norm_k, dk, dv),
+            **_tile_shape(dim, v.shape[3], config, k), **precision(k, exact=True),
         )  # fmt: skip
-    return dk, dv, d_below
+    return dk, dv, d_norm_k
 
 
-def read(q, below, values, keys, feature_map, shift, eps, normalise):
-    q, below = unit(q), unit(below)
+def read(q, norm_q, kv, z, feature_map, shift, eps, normalise):
+    q, norm_q = unit_stride(q), unit_stride(norm_q)
     batch, tokens, heads, dim = q.shape
-    out = q.new_empty(batch, tokens, heads, values.shape[3])
+    out = q.new_empty(batch, tokens, heads, kv.shape[3])
     if not out.numel():
         return out
-    how = _shape(dim, values.shape[3], launch.config("linear_read", q, dim, tokens), q)
-    columns = launch.cdiv(values.shape[3], how["BE"])
-    splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], q.device)
-    with launch.on(q.device):
-        _read_kernel[launch.grid(splits, batch * heads, columns)](
-            q, below, values.contiguous(), keys.contiguous(), out,
-            *strides(q), *strides(below), *strides(out), tokens, heads, chunk, shift, eps,
-            MAP=feature_map, BELOW=below is not None, NORMALISE=normalise, ALIGNED=aligned(q, below, out),
-            **precision(q, exact=True), **how,
+    config = _tile_shape(dim, kv.shape[3], launch.config("linear_read", q, dim, tokens), q)
+    value_tiles = launch.cdiv(kv.shape[3], config["BE"])
+    splits, chunk = launch.splits(tokens, batch * heads * value_tiles, config["BN"], q.device)
+    with launch.on_device(q.device):
+        _read_kernel[launch.grid(splits, batch * heads, value_tiles)](
+            q, norm_q, kv.contiguous(), z.contiguous(), out,
+            *strides(q), *strides(norm_q), *strides(out), tokens, heads, chunk, shift, eps,
+            MAP=feature_map, NORMALISER=norm_q is not None, NORMALISE=normalise,
+            ALIGNED=aligned(q, norm_q, out), **precision(q, exact=True), **config,
         )  # fmt: skip
     return out
 
 
-def read_backward(grad, q, below, values, keys, feature_map, shift, eps, normalise):
-    grad, q, below = unit(grad), unit(q), unit(below)
+def read_backward(do, q, norm_q, kv, z, feature_map, shift, eps, normalise):
+    do, q, norm_q = unit_stride(do), unit_stride(q), unit_stride(norm_q)
     batch, tokens, heads, dim = q.shape
-    dq, d_below = launch.like(q), q.new_empty(0) if below is None else launch.like(below)
-    d_values, d_keys = launch.like(values), launch.like(keys)
+    dq = launch.empty_like(q)
+    d_norm_q = q.new_empty(0) if norm_q is None else launch.empty_like(norm_q)
+    d_kv, d_z = launch.empty_like(kv), launch.empty_like(z)
     if not q.numel():
-        return dq, d_below, d_values.zero_(), d_keys.zero_()
-    how = launch.config("linear_read_backward", q, max(dim, values.shape[3]), tokens)
-    together = how.get("TOGETHER", False) and below is None
-    how = _shape(dim, values.shape[3], how, q) | {"TOGETHER": together}
-    splits, chunk = launch.splits(tokens, batch * heads, how["BN"], q.device)
+        return dq, d_norm_q, d_kv.zero_(), d_z.zero_()
+    config = launch.config("linear_read_backward", q, max(dim, kv.shape[3]), tokens)
+    together = config.get("TOGETHER", False) and norm_q is None
+    config = _tile_shape(dim, kv.shape[3], config, q) | {"TOGETHER": together}
+    splits, chunk = launch.splits(tokens, batch * heads, config["BN"], q.device)
     weights, partial = (None, None), (None, None)
     if together:
-        partial = _partial(q, splits, values.shape[3])
+        partial = _empty_partial(q, splits, kv.shape[3])
     elif normalise:
-        weights = tuple(q.new_empty(batch, heads, tokens, dtype=values.dtype) for _ in range(2))
-    with launch.on(q.device):
+        weights = tuple(q.new_empty(batch, heads, tokens, dtype=kv.dtype) for _ in range(2))
+    with launch.on_device(q.device):
         _read_backward_kernel[launch.grid(splits, batch * heads)](
-            grad, q, below, values.contiguous(), keys.contiguous(), dq, d_below, *weights, *partial,
-            *strides(grad), *strides(q), *strides(below), *strides(dq), tokens, heads, chunk, shift, eps,
-            MAP=feature_map, BELOW=below is not None, NORMALISE=normalise,
-            ALIGNED=aligned(grad, q, below, dq), **precision(q, exact=True), **how,
+            do, q, norm_q, kv.contiguous(), z.contiguous(), dq, d_norm_q, *weights, *partial,
+            *strides(do), *strides(q), *strides(norm_q), *strides(dq),
+            tokens, heads, chunk, shift, eps,
+            MAP=feature_map, NORMALISER=norm_q is not None, NORMALISE=normalise,
+            ALIGNED=aligned(do, q, norm_q, dq), **precision(q, exact=True), **config,
         )  # fmt: skip
     if not together:
-        partial = _accumulate(q, grad, below, None, *weights, feature_map, shift)
-    _add(partial, d_values, d_keys)
-    return dq, d_below, d_values, d_keys if normalise else d_keys.zero_()
+        partial = _accumulate(q, do, norm_q, None, *weights, feature_map, shift)
+    _sum_partials(partial, d_kv, d_z)
+    return dq, d_norm_q, d_kv, d_z if normalise else d_z.zero_()
 
 
 def _accumulate(
-    k, v, below, mask, weight, below_weight, feature_map, shift
+    k, v, norm_k, mask, weight, norm_weight, feature_map, shift
 ) -> tuple[Tensor, Tensor]:
-    """Partial sums of phi(k)^T v and phi(k), (splits, batch x heads, ...)."""
+    """Return partial sums of phi(k)^T v and phi(norm_k), (splits, batch x heads, ...)."""
     batch, tokens, heads, dim = k.shape
-    how = _shape(dim, v.shape[3], launch.config("linear_state", k, dim, tokens), k)
-    columns = launch.cdiv(v.shape[3], how["BE"])
-    splits, chunk = launch.splits(tokens, batch * heads * columns, how["BN"], k.device)
-    partial = _partial(k, splits, v.shape[3])
-    with launch.on(k.device):
-        _state_kernel[launch.grid(splits, batch * heads, columns)](
-            k, v, below, mask, weight, below_weight, *partial,
-            *strides(k), *strides(v), *strides(below), 0 if mask is None else mask.stride(0),
+    config = _tile_shape(dim, v.shape[3], launch.config("linear_state", k, dim, tokens), k)
+    value_tiles = launch.cdiv(v.shape[3], config["BE"])
+    splits, chunk = launch.splits(tokens, batch * heads * value_tiles, config["BN"], k.device)
+    partial = _empty_partial(k, splits, v.shape[3])
+    with launch.on_device(k.device):
+        _state_kernel[launch.grid(splits, batch * heads, value_tiles)](
+            k, v, norm_k, mask, weight, norm_weight, *partial,
+            *strides(k), *strides(v), *strides(norm_k), 0 if mask is None else mask.stride(0),
             tokens, heads, chunk, shift,
-            MAP=feature_map, BELOW=below is not None, MASK=mask is not None, WEIGHT=weight is not None,
-            ALIGNED=aligned(k, v, below), **precision(k), **how,
+            MAP=feature_map, NORMALISER=norm_k is not None, MASK=mask is not None,
+            WEIGHT=weight is not None, ALIGNED=aligned(k, v, norm_k), **precision(k), **config,
         )  # fmt: skip
     return partial
 
 
-def _partial(like: Tensor, splits: int, exit_dim: int) -> tuple[Tensor, Tensor]:
-    """Room for partial sums of values and keys, (splits, batch x heads, ...)."""
+def _empty_partial(like: Tensor, splits: int, value_dim: int) -> tuple[Tensor, Tensor]:
+    """Return empty tensors for partial sums of kv and z, (splits, batch x heads, ...)."""
     batch, _, heads, dim = like.shape
-    rows, wide = (splits, batch * heads), launch.wide(like.dtype)
-    return like.new_empty(*rows, dim * exit_dim, dtype=wide), like.new_empty(*rows, dim, dtype=wide)
+    dtype = launch.acc_dtype(like.dtype)
+    kv = like.new_empty(splits, batch * heads, dim * value_dim, dtype=dtype)
+    return kv, like.new_empty(splits, batch * heads, dim, dtype=dtype)
 
 
-def _add(partial, values, keys, count=None, counted=None, tokens=0, mean=False) -> None:
-    batch, heads, dim, exit_dim = values.shape
-    how = launch.config("linear_sum", values, dim)
-    with launch.on(values.device):
-        _sum_kernel[launch.grid(launch.cdiv(dim * exit_dim + dim, how["BLOCK"]), batch * heads)](
-            *partial, values, keys, count, counted, heads, float(tokens), partial[0].shape[0],
-            SIZE=dim * exit_dim, KEYS=dim, MEAN=mean, MASK=counted is not None, ACC=TYPES[values.dtype], **how,
+def _sum_partials(partial, kv, z, count=None, masked_count=None, tokens=0, mean=False) -> None:
+    batch, heads, dim, value_dim = kv.shape
+    config = launch.config("linear_sum", kv, dim)
+    size = dim * value_dim
+    blocks = launch.cdiv(size + dim, config["BLOCK"])
+    with launch.on_device(kv.device):
+        _sum_kernel[launch.grid(blocks, batch * heads)](
+            *partial, kv, z, count, masked_count, heads, float(tokens), partial[0].shape[0],
+            KV=size, Z=dim, MEAN=mean, MASK=masked_count is not None, ACC=TYPES[kv.dtype], **config,
         )  # fmt: skip
 
 
-def _bytes(mask: Tensor | None) -> Tensor | None:
+def _as_bytes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
-def _shape(dim: int, exit_dim: int, how: dict[str, int], like: Tensor) -> dict[str, int]:
-    """The configuration, with the channels' parts and no wider a tile of values than there are
-    values.
+def _tile_shape(dim: int, value_dim: int, config: dict[str, int], like: Tensor) -> dict[str, int]:
+    """Return the configuration with the channels' parts, its tile of values cut to the values.
 
-    In half precision up to 128 channels are one part: products are not what is waited for, and a
-    second part of 16 is too few rows for the tensor cores (DiT's 72, backward: .41 ms in one part,
-    1.1 in two).
+    In half precision up to 128 channels are one part: products are not the bottleneck, and a second
+    part of 16 is too few rows for the tensor cores (DiT's 72, backward: .41 ms in one part, 1.1 in
+    two).
     """
     half = launch.CLASSES[like.dtype] == "half"
     first, second = (powers(dim), 0) if half and dim <= 128 else parts(dim)
     return {
-        **how,
+        **config,
         "DIM": dim,
         "D1": first,
         "D2": second,
-        "EXIT": exit_dim,
-        "BE": min(how["BE"], powers(exit_dim)),
+        "VDIM": value_dim,
+        "BE": min(config["BE"], powers(value_dim)),
     }

@@ -1,9 +1,8 @@
-"""Attention through a few mediators, in two operations: they gather from all keys, and spread to
-all queries.
+"""Attention through a few mediators: they gather from all keys, then spread to all queries.
 
-- Each is a softmax attention with one short side, and an operation of its own with its own
-  backward: gradients of the mediators, which take part in both, are added by autograd.
-- The gathered values are few enough for an all-reduce between the two, where a sequence is split
+- Each step is a softmax attention with one short side, and an operation of its own with its own
+  backward. The mediators take part in both; autograd adds their two gradients.
+- The gathered values are few enough for an all-reduce between the steps, where a sequence is split
   over devices.
 """
 
@@ -27,36 +26,63 @@ def mediator_attention(
     bias_out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """softmax(q m^T) softmax(m k^T) v, like q; the mediators m are (batch, count, heads, head_dim).
+    """Compute softmax(q m^T + bias_out) softmax(m k^T + bias_in) v for a few mediators m.
 
-    Biases are added to the scaled scores: `bias_in` to (batch, heads, count, keys), `bias_out` to
-    (batch, heads, queries, count), or what broadcasts to them; who may read nothing, all scores
-    being -inf, reads 0. `backend`: the path this call takes, as `use_backend` says it for all.
+    A query or a mediator whose scores are all -inf reads 0.
+
+    Arguments:
+        q: queries of shape (batch, queries, heads, head_dim).
+        k: keys of shape (batch, keys, heads, head_dim).
+        v: values of shape (batch, keys, heads, value_dim).
+        mediators: m of shape (batch, count, heads, head_dim).
+        scale: factor of both products before their biases; head_dim ** -0.5 by default.
+        bias_in: what is added to the scores of mediators and keys, (batch, heads, count, keys) or
+            what broadcasts to it.
+        bias_out: what is added to the scores of queries and mediators, (batch, heads, queries,
+            count) or what broadcasts to it.
+        backend: "triton", "torch" or "reference" for this call, as `use_backend` sets for all.
+
+    Returns:
+        The output of shape (batch, queries, heads, value_dim), in q's precision.
     """
     check.mediator(q, k, v, mediators, scale, bias_in, bias_out)
-    path = launch.choose(
-        q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX
-    ).path
+    head_dim = max(q.shape[3], v.shape[3])
+    path = launch.choose(q.device, q.dtype, head_dim, backend, check.MOST_SOFTMAX).path
     scale = float(q.shape[3] ** -0.5 if scale is None else scale)
-    q, k, v, mediators, bias_in, bias_out = launch.cast(q, k, v, mediators, bias_in, bias_out)
+    q, k, v, mediators = launch.cast(q, k, v, mediators)
+    bias_in, bias_out = _cast(bias_in), _cast(bias_out)
     if path == "reference":
-        biases = {"bias_in": bias_in, "bias_out": bias_out}
-        biases = {name: None if bias is None else bias.to(q.dtype) for name, bias in biases.items()}
-        return reference.mediator_attention(q, k, v, mediators, scale=scale, **biases)
-    bias_in, bias_out = (
-        None if bias is None else bias[(None,) * (4 - bias.ndim)] for bias in (bias_in, bias_out)
-    )
+        bias_in, bias_out = _to(bias_in, q.dtype), _to(bias_out, q.dtype)
+        return reference.mediator_attention(
+            q, k, v, mediators, scale=scale, bias_in=bias_in, bias_out=bias_out
+        )
+    bias_in, bias_out = _four_dimensional(bias_in), _four_dimensional(bias_out)
     if path == "torch":
         return mediator_torch.mediator_attention(q, k, v, mediators, bias_in, bias_out, scale)
-    told, _ = _gather(mediators, k, v, bias_in, scale)
-    return _spread(q, mediators, told, bias_out, scale)[0]
+    gathered, _ = _gather(mediators, k, v, bias_in, scale)
+    return _spread(q, mediators, gathered, bias_out, scale)[0]
+
+
+def _cast(bias: Tensor | None) -> Tensor | None:
+    if bias is None:
+        return None
+    (bias,) = launch.cast(bias)
+    return bias
+
+
+def _to(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype)
+
+
+def _four_dimensional(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias[(None,) * (4 - bias.ndim)]
 
 
 # The operations, on a GPU
-# -------------------------------------------------------------------------------------------- Both
-# are softmax(a b^T + bias) c: `gather` has few rows a, `spread` few columns b and c. What is
-# gathered stays wide between them: mediators of one picture say nearly the same, and their
-# differences are all the backward sees.
+# ---------------------------------------------------------------------------------------------
+# Both are softmax(q k^T + bias) v: `gather` has few q (the mediators), `spread` few k (the
+# mediators) and v (what they gathered). The gathered values stay in float32 between them: mediators
+# of one picture hold nearly the same, and their differences are all the backward sees.
 
 
 @torch.library.custom_op("linattn_kernels::mediator_gather", mutates_args=())
@@ -68,7 +94,7 @@ def _gather(
 
 @torch.library.custom_op("linattn_kernels::mediator_gather_backward", mutates_args=())
 def _gather_backward(
-    grad: Tensor,
+    grad_out: Tensor,
     mediators: Tensor,
     k: Tensor,
     v: Tensor,
@@ -77,74 +103,69 @@ def _gather_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _kernels().gather_backward(grad, mediators, k, v, bias, out, lse, scale)
+    return _kernels().gather_backward(grad_out, mediators, k, v, bias, out, lse, scale)
 
 
 @torch.library.custom_op("linattn_kernels::mediator_spread", mutates_args=())
 def _spread(
-    q: Tensor, mediators: Tensor, told: Tensor, bias: Tensor | None, scale: float
+    q: Tensor, mediators: Tensor, gathered: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return _kernels().spread(q, mediators, told, bias, scale)
+    return _kernels().spread(q, mediators, gathered, bias, scale)
 
 
 @torch.library.custom_op("linattn_kernels::mediator_spread_backward", mutates_args=())
 def _spread_backward(
-    grad: Tensor,
+    grad_out: Tensor,
     q: Tensor,
     mediators: Tensor,
-    told: Tensor,
+    gathered: Tensor,
     bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _kernels().spread_backward(grad, q, mediators, told, bias, out, lse, scale)
+    return _kernels().spread_backward(grad_out, q, mediators, gathered, bias, out, lse, scale)
 
 
 def _kernels() -> ModuleType:
-    """Triton is imported when it is needed."""
+    """Return the Triton module, which is imported when it is needed."""
     return importlib.import_module("linattn_kernels.mediator_triton")
 
 
-def _wide_shapes(a, b, c, bias, scale):
-    batch, rows, heads, _ = a.shape
-    wide = launch.wide(a.dtype)
-    return a.new_empty(batch, rows, heads, c.shape[3], dtype=wide), a.new_empty(
-        batch, heads, rows, dtype=wide
-    )
+def _gather_outputs(q, k, v, bias, scale):
+    batch, tokens, heads, _ = q.shape
+    dtype = launch.acc_dtype(q.dtype)
+    out = q.new_empty(batch, tokens, heads, v.shape[3], dtype=dtype)
+    return out, q.new_empty(batch, heads, tokens, dtype=dtype)
 
 
-def _shapes(a, *rest):
-    out, lse = _wide_shapes(a, *rest)
-    return torch.empty_like(out, dtype=a.dtype), lse
+def _spread_outputs(q, *inputs):
+    out, lse = _gather_outputs(q, *inputs)
+    return torch.empty_like(out, dtype=q.dtype), lse
 
 
-def _slopes(grad, a, b, c, bias, out, lse, scale):
-    return (
-        launch.like(a),
-        launch.like(b),
-        launch.like(c),
-        a.new_empty(0) if bias is None else launch.like(bias),
-    )
+def _gradients(grad_out, q, k, v, bias, out, lse, scale):
+    d_bias = q.new_empty(0) if bias is None else launch.empty_like(bias)
+    return launch.empty_like(q), launch.empty_like(k), launch.empty_like(v), d_bias
 
 
-def _keep(ctx, inputs, output):
+def _save(ctx, inputs, output):
     *tensors, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
-def _step(backward):
-    def step(ctx, grad, d_lse):  # nobody reads the log-sum-exp outside
-        da, db, dc, d_bias = backward(grad, *ctx.saved_tensors, ctx.scale)
-        return da, db, dc, None if ctx.saved_tensors[3] is None else d_bias, None
+def _autograd(backward):
+    def gradients(ctx, grad_out, d_lse):  # the log-sum-exp is not returned to the caller
+        dq, dk, dv, d_bias = backward(grad_out, *ctx.saved_tensors, ctx.scale)
+        return dq, dk, dv, None if ctx.saved_tensors[3] is None else d_bias, None
 
-    return step
+    return gradients
 
 
 for _forward, _backward, _outputs in (
-    (_gather, _gather_backward, _wide_shapes),
-    (_spread, _spread_backward, _shapes),
+    (_gather, _gather_backward, _gather_outputs),
+    (_spread, _spread_backward, _spread_outputs),
 ):
     _forward.register_fake(_outputs)
-    _backward.register_fake(_slopes)
-    _forward.register_autograd(_step(_backward), setup_context=_keep)
+    _backward.register_fake(_gradients)
+    _forward.register_autograd(_autograd(_backward), setup_context=_save)

@@ -1,7 +1,7 @@
 """Mediator attention in Triton: both steps are softmax attentions with one short side.
 
-In half precision the second step's values are rounded without what they have in common, which the
-result gets back: mediators of one picture say nearly the same, and the gradient of a score is the
+In half precision the second step's values are rounded less their mean, which is added to the result
+unrounded: mediators of one picture hold nearly the same values, and the gradient of a score is the
 difference of two of them.
 """
 
@@ -9,69 +9,71 @@ import torch
 from torch import Tensor
 
 from linattn_kernels import launch
-from linattn_kernels.softmax_triton import attend, columns_slope, delta_of, rows_slope
+from linattn_kernels.softmax_triton import attend, delta_of, dk_and_dv, dq_and_bias
 
 
 def gather(mediators, k, v, bias, scale):
-    return _attend(mediators, k, v, bias, scale, launch.wide(mediators.dtype))
+    return _attend(mediators, k, v, bias, scale, launch.acc_dtype(mediators.dtype))
 
 
-def gather_backward(grad, mediators, k, v, bias, out, lse, scale):
+def gather_backward(do, mediators, k, v, bias, out, lse, scale):
     if not out.numel():
-        return _nothing(mediators, k, v, bias)
-    grad = launch.unit(grad)
-    delta = delta_of(grad, out, None)
-    # products round it in any case
-    return _slopes(grad.to(k.dtype), mediators, k, v, bias, lse, delta, scale)
+        return _zeros(mediators, k, v, bias)
+    do = launch.unit_stride(do)
+    delta = delta_of(do, out, None)
+    # do is float32 here; rounding it loses nothing, since every product would round it
+    return _gradients(do.to(k.dtype), mediators, k, v, bias, lse, delta, scale)
 
 
-def spread(q, mediators, told, bias, scale):
-    told, shift = _centred(told, q.dtype)
-    return _attend(q, mediators, told, bias, scale, q.dtype, shift)
+def spread(q, mediators, gathered, bias, scale):
+    gathered, v_mean = _centre(gathered, q.dtype)
+    return _attend(q, mediators, gathered, bias, scale, q.dtype, v_mean)
 
 
-def spread_backward(grad, q, mediators, told, bias, out, lse, scale):
+def spread_backward(do, q, mediators, gathered, bias, out, lse, scale):
     if not out.numel():
-        return _nothing(q, mediators, told, bias)
-    centred, shift = _centred(told, q.dtype)
-    grad = launch.unit(grad)
-    delta = torch.empty_like(lse) if shift is not None else delta_of(grad, out, None)
-    dq, dm, d_told, d_bias = _slopes(
-        grad, q, mediators, centred, bias, lse, delta, scale, fills_delta=shift is not None
+        return _zeros(q, mediators, gathered, bias)
+    centred, v_mean = _centre(gathered, q.dtype)
+    do = launch.unit_stride(do)
+    delta = torch.empty_like(lse) if v_mean is not None else delta_of(do, out, None)
+    dq, dm, d_gathered, d_bias = _gradients(
+        do, q, mediators, centred, bias, lse, delta, scale, fills_delta=v_mean is not None
     )
-    return dq, dm, d_told.to(told.dtype), d_bias
+    return dq, dm, d_gathered.to(gathered.dtype), d_bias
 
 
-def _centred(told: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    if told.dtype == dtype:
-        return told, None
-    shift = told.mean(1, keepdim=True)  # (batch, 1, heads, value_dim)
-    return (told - shift).to(dtype), shift
+def _centre(gathered: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return the values in a precision, and their mean if it was taken off before rounding."""
+    if gathered.dtype == dtype:
+        return gathered, None
+    v_mean = gathered.mean(1, keepdim=True)  # (batch, 1, heads, value_dim)
+    return (gathered - v_mean).to(dtype), v_mean
 
 
 def _attend(
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     bias: Tensor | None,
     scale: float,
     dtype: torch.dtype,
-    shift: Tensor | None = None,
+    v_mean: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    batch, rows, heads, _ = a.shape
-    out = a.new_empty(batch, rows, heads, c.shape[3], dtype=dtype)
-    lse = a.new_empty(batch, heads, rows, dtype=launch.wide(a.dtype))
+    batch, n_queries, heads, _ = q.shape
+    out = q.new_empty(batch, n_queries, heads, v.shape[3], dtype=dtype)
+    lse = q.new_empty(batch, heads, n_queries, dtype=launch.acc_dtype(q.dtype))
     if out.numel():
-        attend(a, b, c, bias, scale, out, lse, shift)
+        attend(q, k, v, bias, scale, out, lse, v_mean)
     return out, lse
 
 
-def _slopes(grad, a, b, c, bias, lse, delta, scale, fills_delta=False) -> tuple[Tensor, ...]:
-    da, d_bias = rows_slope(grad, a, b, c, bias, lse, delta, scale, fills_delta)
-    db, dc = columns_slope(grad, a, b, c, bias, lse, delta, scale)
-    return da, db, dc, a.new_empty(0) if bias is None else d_bias
+def _gradients(do, q, k, v, bias, lse, delta, scale, fills_delta=False) -> tuple[Tensor, ...]:
+    dq, d_bias = dq_and_bias(do, q, k, v, bias, lse, delta, scale, fills_delta)
+    dk, dv = dk_and_dv(do, q, k, v, bias, lse, delta, scale)
+    return dq, dk, dv, q.new_empty(0) if d_bias is None else d_bias
 
 
-def _nothing(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    d_bias = a.new_empty(0) if bias is None else launch.like(bias).zero_()
-    return launch.like(a), launch.like(b).zero_(), launch.like(c).zero_(), d_bias
+def _zeros(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    d_bias = q.new_empty(0) if bias is None else launch.empty_like(bias).zero_()
+    dk, dv = launch.empty_like(k).zero_(), launch.empty_like(v).zero_()
+    return launch.empty_like(q), dk, dv, d_bias

@@ -1,10 +1,10 @@
 """Softmax attention over a window of the picture, one operation forward and one backward.
 
 - The first `text` tokens see everything and are seen by all; `extra` keys (CLEAR's pooled ones) are
-  for the picture.
+  seen by the picture only.
 - The window is clipped at the border, as CLEAR's is: a corner token sees a quarter of a disc.
-- No N x N tensor, no mask of that size and no block table: what a tile can see follows from its
-  place.
+- There is no N x N tensor, no mask of that size and no block table: what a tile can see follows
+  from its position.
 """
 
 import importlib
@@ -31,31 +31,58 @@ def window_attention(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Every picture token reads those strictly inside `radius` (disc: dy^2 + dx^2, square: |dy| and
-    |dx|), like v.
+    """Compute softmax attention in which a picture token sees the tokens within a radius.
 
-    q, k, v (batch, text + height x width, heads, head_dim), the picture row by row after the text.
-    `extra`: keys and values that every picture token sees, and no text token. `return_lse` adds the
-    log-sum-exp of the scores, (batch, heads, tokens), through which gradients pass. `backend`: the
-    path this call takes, as `use_backend` says it for all.
+    The text tokens, which come first, see all tokens and are seen by all.
+
+    Arguments:
+        q: queries of shape (batch, text + height * width, heads, head_dim), the picture row by row
+            after the text.
+        k: keys of the same shape.
+        v: values of shape (batch, text + height * width, heads, value_dim).
+        height: rows of the picture.
+        width: columns of the picture.
+        radius: a token sees those at distances strictly below it.
+        text: how many text tokens come before the picture.
+        shape: "disc" (dy^2 + dx^2 < radius^2) or "square" (|dy| < radius and |dx| < radius).
+        scale: factor of the scores; head_dim ** -0.5 by default.
+        extra: keys (batch, extra, heads, head_dim) and values (batch, extra, heads, value_dim)
+            that every picture token sees, and no text token.
+        return_lse: whether to return the log-sum-exp of the scores as well, through which
+            gradients pass.
+        backend: "triton", "torch" or "reference" for this call, as `use_backend` sets for all.
+
+    Returns:
+        The output of shape (batch, text + height * width, heads, value_dim), in q's precision.
+        With `return_lse`, a pair of the output and lse (batch, heads, text + height * width).
     """
     check.window(q, k, v, height, width, radius, text, shape, scale, extra)
-    path = launch.choose(
-        q.device, q.dtype, max(q.shape[3], v.shape[3]), backend, check.MOST_SOFTMAX
-    ).path
+    head_dim = max(q.shape[3], v.shape[3])
+    path = launch.choose(q.device, q.dtype, head_dim, backend, check.MOST_SOFTMAX).path
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    more_k, more_v = (None, None) if extra is None else extra
-    q, k, v, more_k, more_v = launch.cast(q, k, v, more_k, more_v)
+    q, k, v = launch.cast(q, k, v)
+    if extra is not None:
+        extra_k, extra_v = launch.cast(*extra)
+        extra = extra_k, extra_v
     if path == "reference":
-        extra = None if extra is None else (more_k, more_v)
-        place = {"height": height, "width": width, "radius": radius, "text": text, "shape": shape}
         return reference.window_attention(
-            q, k, v, **place, scale=scale, extra=extra, return_lse=return_lse
+            q,
+            k,
+            v,
+            height=height,
+            width=width,
+            radius=radius,
+            text=text,
+            shape=shape,
+            scale=scale,
+            extra=extra,
+            return_lse=return_lse,
         )
-    place = (height, width, float(radius), text, shape, float(scale))
-    if path == "torch" and small_torch.fits_window(q, more_k, height, width, radius, return_lse):
-        return small_torch.window_attention(q, k, v, more_k, more_v, *place)
-    out, lse = _window(q, k, v, more_k, more_v, *place, return_lse, path)
+    extra_k, extra_v = (None, None) if extra is None else extra
+    options = (height, width, float(radius), text, shape, float(scale))
+    if path == "torch" and small_torch.fits_window(q, extra_k, height, width, radius, return_lse):
+        return small_torch.window_attention(q, k, v, extra_k, extra_v, *options)
+    out, lse = _window(q, k, v, extra_k, extra_v, *options, return_lse, path)
     return (out, lse) if return_lse else out
 
 
@@ -76,17 +103,17 @@ def _window(
     text: int,
     shape: str,
     scale: float,
-    wants_lse: bool,
+    return_lse: bool,
     path: str,
 ) -> tuple[Tensor, Tensor]:
-    return _on(path).window(
-        q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, wants_lse
+    return _module(path).window(
+        q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, return_lse
     )
 
 
 @torch.library.custom_op("linattn_kernels::window_backward", mutates_args=())
 def _window_backward(
-    grad: Tensor,
+    grad_out: Tensor,
     d_lse: Tensor | None,
     q: Tensor,
     k: Tensor,
@@ -103,44 +130,47 @@ def _window_backward(
     scale: float,
     path: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given = (grad, d_lse, q, k, v, extra_k, extra_v, out, lse)
-    return _on(path).window_backward(*given, height, width, radius, text, shape, scale)
+    tensors = (grad_out, d_lse, q, k, v, extra_k, extra_v, out, lse)
+    return _module(path).window_backward(*tensors, height, width, radius, text, shape, scale)
 
 
-def _on(path: str) -> ModuleType:
+def _module(path: str) -> ModuleType:
+    """Return the module of a path's two functions; Triton is imported when it is needed."""
     return importlib.import_module(f"linattn_kernels.window_{path}")
 
 
 @_window.register_fake
-def _(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, wants_lse, path):
+def _(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, return_lse, path):
     batch, tokens, heads, _ = q.shape
-    kept = wants_lse or path == "triton"
-    lse = q.new_empty((batch, heads, tokens) if kept else (0,), dtype=launch.wide(q.dtype))
+    has_lse = return_lse or path == "triton"
+    lse_shape = (batch, heads, tokens) if has_lse else (0,)
+    lse = q.new_empty(lse_shape, dtype=launch.acc_dtype(q.dtype))
     return q.new_empty(batch, tokens, heads, v.shape[3]), lse
 
 
 @_window_backward.register_fake
-def _(grad, d_lse, q, k, v, extra_k, extra_v, *rest):
-    more = (
-        (q.new_empty(0), q.new_empty(0))
-        if extra_k is None
-        else (launch.like(extra_k), launch.like(extra_v))
-    )
-    return launch.like(q), launch.like(k), launch.like(v), *more
+def _(grad_out, d_lse, q, k, v, extra_k, extra_v, *options):
+    d_extra_k, d_extra_v = q.new_empty(0), q.new_empty(0)
+    if extra_k is not None:
+        d_extra_k, d_extra_v = launch.empty_like(extra_k), launch.empty_like(extra_v)
+    return launch.empty_like(q), launch.empty_like(k), launch.empty_like(v), d_extra_k, d_extra_v
 
 
-def _keep(ctx, inputs, output):
-    *tensors, ctx.wants_lse, ctx.path = inputs
-    ctx.place = tensors[5:]
-    kept = output if ctx.path == "triton" else (None, None)
-    ctx.save_for_backward(*tensors[:5], *kept)
+def _save(ctx, inputs, output):
+    *inputs, ctx.return_lse, ctx.path = inputs
+    tensors, ctx.options = inputs[:5], inputs[5:]
+    outputs = output if ctx.path == "triton" else (None, None)  # PyTorch computes them again
+    ctx.save_for_backward(*tensors, *outputs)
 
 
-def _step(ctx, grad, d_lse):
+def _gradients(ctx, grad_out, d_lse):
     *tensors, out, lse = ctx.saved_tensors
-    d_lse = d_lse if ctx.wants_lse else None
-    dq, dk, dv, *more = _window_backward(grad, d_lse, *tensors, out, lse, *ctx.place, ctx.path)
-    return dq, dk, dv, *((None, None) if tensors[3] is None else more), *[None] * 8
+    d_lse = d_lse if ctx.return_lse else None
+    dq, dk, dv, *d_extra = _window_backward(
+        grad_out, d_lse, *tensors, out, lse, *ctx.options, ctx.path
+    )
+    has_extra = tensors[3] is not None
+    return dq, dk, dv, *(d_extra if has_extra else (None, None)), *[None] * 8
 
 
-_window.register_autograd(_step, setup_context=_keep)
+_window.register_autograd(_gradients, setup_context=_save)

@@ -1,10 +1,10 @@
-"""Window attention in PyTorch: tiles of 8 x 8 queries, a column of tiles a call.
+"""Window attention in PyTorch: tiles of 8 x 8 queries, a column of tiles in one call.
 
 - A tile reads the rectangle its windows can reach; a mask removes what lies outside a window or the
   picture.
-- Keys and values of a column are copied once; its tiles read overlapping windows of that copy. At
-  16,384 tokens, 8 heads of 64, radius 8, one core: .31 s against 7.1 s dense (a call a tile: .9 s;
-  written with matmuls: .45 s).
+- Keys and values of a column are copied once; its tiles read overlapping views of that copy. At
+  16,384 tokens, 8 heads of 64, radius 8, one core: .31 s against 7.1 s dense (a call for each tile:
+  .9 s; written with matmuls: .45 s).
 - Backward computes each tile again: q, k, v are all that is saved, and gradients add up in place.
   Autograd over the slices would fill a full-sized gradient with zeros for each of them.
 """
@@ -23,8 +23,11 @@ TILE = 8
 SCORES = 1 << 22  # scores at a time where they are written out, 16 MB in float32
 
 
-class _Plan:
-    """Which tiles read what; everything here depends on sizes only."""
+class _Tiling:
+    """Say which tiles read what, from sizes only.
+
+    A "column" here is a slice of the picture's columns in full height.
+    """
 
     def __init__(
         self,
@@ -36,107 +39,98 @@ class _Plan:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        self.height, self.width, self.radius, self.shape, self.extra = (
-            height,
-            width,
-            radius,
-            shape,
-            extra,
-        )
-        self.dtype, self.device = dtype, device
+        self.height, self.width, self.radius, self.shape = height, width, radius, shape
+        self.extra, self.dtype, self.device = extra, dtype, device
         self.far = math.ceil(radius) - 1  # the farthest whole distance strictly inside
         self.tiles = -(-height // TILE)  # in a column
-        whole = TILE + 2 * self.far >= height  # every tile reads all rows
-        self.window = height if whole else TILE + 2 * self.far  # rows a tile reads
-        self.step = 0 if whole else TILE  # rows from one window to the next
-        self.above = 0 if whole else self.far  # empty rows above the picture
+        all_rows = TILE + 2 * self.far >= height  # every tile reads all rows
+        self.window = height if all_rows else TILE + 2 * self.far  # rows a tile reads
+        self.step = 0 if all_rows else TILE  # rows from one tile's window to the next
+        self.above = 0 if all_rows else self.far  # empty rows above the picture
         self.masks: dict[tuple[int, int, int], Tensor] = {}
 
     def columns(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """The queries' and the keys' columns, and the mask to add to the scores, (tiles, 1,
-        queries, extra + keys).
+        """Yield the queries' columns, the keys' columns and the mask to add to their scores.
+
+        The mask is (tiles, 1, queries, extra + keys).
         """
         for start in range(0, self.width, TILE):
             end = min(start + TILE, self.width)
             first, last = max(start - self.far, 0), min(end + self.far, self.width)
-            yield (
-                slice(start, end),
-                slice(first, last),
-                self._mask(end - start, start - first, last - first),
-            )
+            mask = self._mask(end - start, start - first, last - first)
+            yield slice(start, end), slice(first, last), mask
 
     def _mask(self, queries: int, before: int, keys: int) -> Tensor:
-        if (queries, before, keys) not in self.masks:
-            device = self.device
-            # (tiles, rows of queries)
-            place = torch.arange(self.tiles * TILE, device=device).view(-1, TILE)
-            seen = torch.arange(self.tiles, device=device)[:, None] * self.step - self.above
-            seen = seen + torch.arange(self.window, device=device)  # (tiles, rows of keys)
-            dy = place[:, :, None] - seen[:, None]
-            dx = torch.arange(before, before + queries, device=device)[:, None] - torch.arange(
-                keys, device=device
-            )
-            allowed = inside(
-                dy[:, :, None, :, None], dx[None, None, :, None, :], self.radius, self.shape
-            )
-            allowed &= ((seen >= 0) & (seen < self.height))[:, None, None, :, None]
-            # rows beyond the picture: anything but nothing
-            allowed |= (place >= self.height)[:, :, None, None, None]
-            mask = allowed.flatten(3).flatten(1, 2).unsqueeze(1)
-            mask = torch.zeros(mask.shape, dtype=self.dtype, device=device).masked_fill_(
-                ~mask, -math.inf
-            )
-            self.masks[queries, before, keys] = F.pad(mask, (self.extra, 0))
-        return self.masks[queries, before, keys]
+        """Return the mask of a column of queries, with `before` columns of keys left of it."""
+        size = queries, before, keys
+        if size not in self.masks:
+            visible = self._visible(*size).flatten(3).flatten(1, 2).unsqueeze(1)
+            mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+            mask = mask.masked_fill_(~visible, -math.inf)
+            self.masks[size] = F.pad(mask, (self.extra, 0))
+        return self.masks[size]
 
-    def queries(self, rows: Tensor) -> Tensor:
-        """A column (batch, height, w, heads, dim) as (tiles, batch x heads, 8 w, dim)."""
-        rows = F.pad(rows.to(self.dtype), (0, 0, 0, 0, 0, 0, 0, self.tiles * TILE - self.height))
-        rows = rows.unflatten(1, (self.tiles, TILE))
-        return rows.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
+    def _visible(self, queries: int, before: int, keys: int) -> Tensor:
+        """Return (tiles, query rows, query columns, key rows, key columns)."""
+        device = self.device
+        query_y = torch.arange(self.tiles * TILE, device=device).view(-1, TILE)  # (tiles, rows)
+        first_y = torch.arange(self.tiles, device=device)[:, None] * self.step - self.above
+        key_y = first_y + torch.arange(self.window, device=device)  # (tiles, rows of keys)
+        query_x = torch.arange(before, before + queries, device=device)
+        dy = (query_y[:, :, None] - key_y[:, None])[:, :, None, :, None]
+        dx = (query_x[:, None] - torch.arange(keys, device=device))[None, None, :, None, :]
+        visible = inside(dy, dx, self.radius, self.shape)
+        visible &= ((key_y >= 0) & (key_y < self.height))[:, None, None, :, None]
+        # Queries below the picture are dropped later; a row without any key would make them NaN.
+        visible |= (query_y >= self.height)[:, :, None, None, None]
+        return visible
 
-    def rows(self, queries: Tensor, batch: int) -> Tensor:
-        """The way back."""
-        rows = queries.unflatten(1, (batch, -1)).unflatten(3, (TILE, -1)).permute(1, 0, 3, 4, 2, 5)
-        return rows.flatten(1, 2)[:, : self.height]
+    def split(self, column: Tensor) -> Tensor:
+        """Return (batch, height, w, heads, dim) as (tiles, batch x heads, 8 w, dim)."""
+        below = self.tiles * TILE - self.height
+        column = F.pad(column.to(self.dtype), (0, 0, 0, 0, 0, 0, 0, below))
+        column = column.unflatten(1, (self.tiles, TILE))
+        return column.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
 
-    def padded(self, rows: Tensor) -> Tensor:
-        """A column of keys (batch, height, w, heads, dim) as (batch x heads, padded height, w,
-        dim).
-        """
-        batch, height, width, heads, dim = rows.shape
+    def join(self, tiles: Tensor, batch: int) -> Tensor:
+        """Return what `split` made of a column as that column."""
+        tiles = tiles.unflatten(1, (batch, -1)).unflatten(3, (TILE, -1))
+        return tiles.permute(1, 0, 3, 4, 2, 5).flatten(1, 2)[:, : self.height]
+
+    def padded(self, column: Tensor) -> Tensor:
+        """Return (batch, height, w, heads, dim) as (batch x heads, padded height, w, dim)."""
+        batch, height, width, heads, dim = column.shape
         tall = self.step * (self.tiles - 1) + self.window
-        out = rows.new_zeros(batch, heads, tall, width, dim, dtype=self.dtype)
-        out[:, :, self.above : self.above + height] = rows.permute(0, 3, 1, 2, 4)
+        out = column.new_zeros(batch, heads, tall, width, dim, dtype=self.dtype)
+        out[:, :, self.above : self.above + height] = column.permute(0, 3, 1, 2, 4)
         return out.flatten(0, 1)
 
-    def windows(self, rows: Tensor, extra: Tensor) -> Tensor:
-        """(tiles, batch x heads, extra + keys, dim): overlapping views of the padded column, copied
-        if extra.
+    def windows(self, column: Tensor, extra: Tensor) -> Tensor:
+        """Return what each tile reads of a column: (tiles, batch x heads, extra + keys, dim).
+
+        These are overlapping views of the padded column, copied where there are extra keys.
         """
-        column = self.padded(rows)
-        many, _, width, dim = column.shape
-        shape, line = (self.tiles, many, self.window * width, dim), width * dim
-        windows = column.as_strided(shape, (self.step * line, column.stride(0), dim, 1))
-        return (
-            torch.cat([extra.expand(self.tiles, -1, -1, -1), windows], 2) if self.extra else windows
-        )
+        padded = self.padded(column)
+        batch_heads, _, width, dim = padded.shape
+        row = width * dim
+        shape = (self.tiles, batch_heads, self.window * width, dim)
+        windows = padded.as_strided(shape, (self.step * row, padded.stride(0), dim, 1))
+        if not self.extra:
+            return windows
+        return torch.cat([extra.expand(self.tiles, -1, -1, -1), windows], 2)
 
     def add(self, total: Tensor, windows: Tensor) -> None:
-        """Add gradients of windows (tiles, batch x heads, keys, dim) to those of their column of
-        keys.
+        """Add gradients of windows to those of the column of keys that they are views of.
+
+        The windows are (tiles, batch x heads, keys, dim), the total (batch, height, w, heads, dim).
         """
         batch, height, width, heads, dim = total.shape
-        column = total.new_zeros(
-            batch * heads, self.step * (self.tiles - 1) + self.window, width, dim
-        )
+        tall = self.step * (self.tiles - 1) + self.window
+        padded = total.new_zeros(batch * heads, tall, width, dim)
         for tile, window in enumerate(windows.unflatten(2, (self.window, width))):
-            column[:, tile * self.step : tile * self.step + self.window] += window
-        total += (
-            column[:, self.above : self.above + height]
-            .unflatten(0, (batch, heads))
-            .permute(0, 2, 3, 1, 4)
-        )
+            padded[:, tile * self.step : tile * self.step + self.window] += window
+        column = padded[:, self.above : self.above + height].unflatten(0, (batch, heads))
+        total += column.permute(0, 2, 3, 1, 4)
 
 
 # Small attentions
@@ -144,12 +138,13 @@ class _Plan:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, wants_lse: bool
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(result, log-sum-exp where it is wanted) of (..., queries, dim) tensors whose scores may be
-    held at once.
+    """Return the output and, if asked for, the log-sum-exp.
+
+    The tensors are (..., tokens, dim), and all of their scores must fit in memory at once.
     """
-    if not wants_lse:
+    if not return_lse:
         return attention(q, k, v, mask, scale), None
     scores = (q * scale) @ k.transpose(-1, -2)
     scores = scores if mask is None else scores.add_(mask)
@@ -158,46 +153,48 @@ def attend(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """PyTorch's own, with values and heads of one width: else it writes out every score."""
-    width, exit_dim = max(q.shape[-1], v.shape[-1]), v.shape[-1]
-    q, k, v = (
-        F.pad(each, (0, width - each.shape[-1])) if each.shape[-1] < width else each
-        for each in (q, k, v)
-    )
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :exit_dim]
+    """Call PyTorch's own attention, values and heads padded to one width.
+
+    Where the widths differ PyTorch writes out every score.
+    """
+    value_dim = v.shape[-1]
+    width = max(q.shape[-1], value_dim)
+    q, k, v = (_padded(tensor, width) for tensor in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :value_dim]
 
 
-def slopes(
-    grad: Tensor,
+def _padded(tensor: Tensor, width: int) -> Tensor:
+    missing = width - tensor.shape[-1]
+    return F.pad(tensor, (0, missing)) if missing > 0 else tensor
+
+
+def gradients(
+    grad_out: Tensor,
     d_lse: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the same with respect to q, k, v and mask, from its inputs."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `attend` with respect to q, k and v, from its inputs."""
     scores = (q * scale) @ k.transpose(-1, -2)
-    weights = (scores if mask is None else scores.add_(mask)).softmax(-1)
-    slope = grad @ v.transpose(-1, -2)
-    shift = (weights * slope).sum(-1, keepdim=True)
-    slope = slope.sub_(shift if d_lse is None else shift - d_lse).mul_(weights)  # of the scores
-    return (
-        slope @ k * scale,
-        slope.transpose(-1, -2) @ (q * scale),
-        weights.transpose(-1, -2) @ grad,
-        slope,
-    )
+    p = (scores if mask is None else scores.add_(mask)).softmax(-1)
+    dp = grad_out @ v.transpose(-1, -2)
+    delta = (p * dp).sum(-1, keepdim=True)
+    ds = dp.sub_(delta if d_lse is None else delta - d_lse).mul_(p)
+    dq, dk = ds @ k * scale, ds.transpose(-1, -2) @ (q * scale)
+    return dq, dk, p.transpose(-1, -2) @ grad_out
 
 
 def heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).transpose(1, 2)  # (batch, heads, tokens, dim)
 
 
-def pieces(rows: int, columns: int) -> Iterator[slice]:
-    """Rows whose scores may be held at once."""
-    size = max(1, SCORES // max(1, columns))
-    for start in range(0, rows, size):
+def pieces(queries: int, keys: int) -> Iterator[slice]:
+    """Yield slices of the queries whose scores may be held at once."""
+    size = max(1, SCORES // max(1, keys))
+    for start in range(0, queries, size):
         yield slice(start, start + size)
 
 
@@ -205,105 +202,130 @@ def pieces(rows: int, columns: int) -> Iterator[slice]:
 # ---------------------------------------------------------------------------------------------
 
 
-@launch.exact
-def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, wants_lse):
+@launch.without_autocast
+def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale, return_lse):
     batch, tokens, heads, _ = q.shape
-    dtype = launch.wide(q.dtype)
+    dtype = launch.acc_dtype(q.dtype)
     out = q.new_empty(batch, tokens, heads, v.shape[3])
-    lse = q.new_empty((batch, heads, tokens) if wants_lse else (0,), dtype=dtype)
+    lse = q.new_empty((batch, heads, tokens) if return_lse else (0,), dtype=dtype)
     if text:
-        asked, keys, values = (
-            heads_first(q[:, :text], dtype),
-            heads_first(k, dtype),
-            heads_first(v, dtype),
-        )
-        for rows in pieces(text, batch * heads * tokens) if wants_lse else [slice(0, text)]:
-            read, sums = attend(asked[:, :, rows], keys, values, None, scale, wants_lse)
-            out[:, :text][:, rows] = read.transpose(1, 2)
-            if wants_lse:
-                lse[:, :, :text][:, :, rows] = sums.squeeze(3)
-    more_k, more_v = _extra(k, extra_k, text, dtype), _extra(v, extra_v, text, dtype)
-    plan = _Plan(height, width, radius, shape, more_k.shape[1], dtype, q.device)
-    q, k, v, rows = (tensor[:, text:].unflatten(1, (height, width)) for tensor in (q, k, v, out))
-    for near, around, mask in plan.columns():
-        keys, values = plan.windows(k[:, :, around], more_k), plan.windows(v[:, :, around], more_v)
-        read, sums = attend(plan.queries(q[:, :, near]), keys, values, mask, scale, wants_lse)
-        rows[:, :, near] = plan.rows(read, batch)
-        if wants_lse:
-            place = lse[:, :, text:].unflatten(2, (height, width))
-            place[..., near] = plan.rows(sums, batch).squeeze(4).permute(0, 3, 1, 2)
+        queries, keys = heads_first(q[:, :text], dtype), heads_first(k, dtype)
+        values = heads_first(v, dtype)
+        slices = pieces(text, batch * heads * tokens) if return_lse else [slice(0, text)]
+        for piece in slices:
+            result, result_lse = attend(queries[:, :, piece], keys, values, None, scale, return_lse)
+            out[:, :text][:, piece] = result.transpose(1, 2)
+            if return_lse:
+                lse[:, :, :text][:, :, piece] = result_lse.squeeze(3)
+    # What every picture token reads: the text's keys and the extra ones.
+    shared_k, shared_v = _shared(k, extra_k, text, dtype), _shared(v, extra_v, text, dtype)
+    tiling = _Tiling(height, width, radius, shape, shared_k.shape[1], dtype, q.device)
+    q, k, v, picture = _pictures(height, width, text, q, k, v, out)
+    if return_lse:
+        picture_lse = lse[:, :, text:].unflatten(2, (height, width))
+    for near, around, mask in tiling.columns():
+        keys = tiling.windows(k[:, :, around], shared_k)
+        values = tiling.windows(v[:, :, around], shared_v)
+        queries = tiling.split(q[:, :, near])
+        result, result_lse = attend(queries, keys, values, mask, scale, return_lse)
+        picture[:, :, near] = tiling.join(result, batch)
+        if return_lse:
+            column_lse = tiling.join(result_lse, batch).squeeze(4)
+            picture_lse[..., near] = column_lse.permute(0, 3, 1, 2)
     return out, lse
 
 
-@launch.exact
+@launch.without_autocast
 def window_backward(
-    grad, d_lse, q, k, v, extra_k, extra_v, out, lse, height, width, radius, text, shape, scale
-):  # out and lse are what the Triton path keeps
+    grad_out, d_lse, q, k, v, extra_k, extra_v, out, lse, height, width, radius, text, shape, scale
+):  # out and lse are None here: the Triton path alone saves them
     batch, tokens, heads, _ = q.shape
-    dtype = launch.wide(q.dtype)
-    dq, dk, dv = (
-        torch.zeros_like(t, dtype=dtype, memory_format=torch.contiguous_format) for t in (q, k, v)
-    )
+    dtype, grad_dtype = launch.acc_dtype(q.dtype), grad_out.dtype
+    dq, dk, dv = (_contiguous_zeros(tensor, dtype) for tensor in (q, k, v))
     if text:
         keys, values = heads_first(k, dtype), heads_first(v, dtype)
-        asked, told = heads_first(q[:, :text], dtype), heads_first(grad[:, :text], dtype)
-        for rows in pieces(text, batch * heads * tokens):
-            sums = None if d_lse is None else d_lse[:, :, :text][:, :, rows, None].to(dtype)
-            slope_q, slope_k, slope_v, _ = slopes(
-                told[:, :, rows], sums, asked[:, :, rows], keys, values, None, scale
+        queries = heads_first(q[:, :text], dtype)
+        text_grad = heads_first(grad_out[:, :text], dtype)
+        for piece in pieces(text, batch * heads * tokens):
+            piece_d_lse = None
+            if d_lse is not None:
+                piece_d_lse = d_lse[:, :, :text][:, :, piece, None].to(dtype)
+            piece_dq, piece_dk, piece_dv = gradients(
+                text_grad[:, :, piece], piece_d_lse, queries[:, :, piece], keys, values, None, scale
             )
-            dq[:, :text][:, rows] = slope_q.transpose(1, 2)
-            dk += slope_k.transpose(1, 2)
-            dv += slope_v.transpose(1, 2)
-    more_k, more_v = _extra(k, extra_k, text, dtype), _extra(v, extra_v, text, dtype)
-    d_more_k, d_more_v = torch.zeros_like(more_k), torch.zeros_like(more_v)
-    plan = _Plan(height, width, radius, shape, more_k.shape[1], dtype, q.device)
-    totals = [total[:, text:].unflatten(1, (height, width)) for total in (dq, dk, dv)]
-    grad, q, k, v = (tensor[:, text:].unflatten(1, (height, width)) for tensor in (grad, q, k, v))
-    sums = (
-        None
-        if d_lse is None
-        else d_lse[:, :, text:].unflatten(2, (height, width)).permute(0, 2, 3, 1).unsqueeze(4)
-    )
-    for near, around, mask in plan.columns():
-        keys, values = plan.windows(k[:, :, around], more_k), plan.windows(v[:, :, around], more_v)
-        column = [plan.queries(grad[:, :, near]), plan.queries(q[:, :, near]), keys, values, mask]
-        told = None if sums is None else plan.queries(sums[:, :, near])
-        size = max(1, SCORES // (keys.shape[1] * mask[0].numel()))  # tiles at a time
-        found = []
-        for start in range(0, plan.tiles, size):
-            part, *rest = (each[start : start + size] for each in column)
-            found.append(
-                slopes(part, None if told is None else told[start : start + size], *rest, scale)[:3]
-            )
-        slope_q, slope_k, slope_v = (torch.cat(each) for each in zip(*found, strict=True))
-        totals[0][:, :, near] = plan.rows(slope_q, batch)
-        for total, extra_total, slope in (
-            (totals[1], d_more_k, slope_k),
-            (totals[2], d_more_v, slope_v),
-        ):
-            plan.add(total[:, :, around], slope[:, :, plan.extra :])
-            if plan.extra:
-                extra_total += slope[:, :, : plan.extra].sum(0)
-    return _given(dq, dk, dv, d_more_k, d_more_v, extra_k, extra_v, text, grad.dtype)
-
-
-def _extra(own: Tensor, extra: Tensor | None, text: int, dtype: torch.dtype) -> Tensor:
-    """What every picture token reads: the text's and the extra keys, (batch x heads, keys, dim)."""
-    both = own[:, :text] if extra is None else torch.cat([own[:, :text], extra], 1)
-    return heads_first(both, dtype).flatten(0, 1)
-
-
-def _given(dq, dk, dv, d_more_k, d_more_v, extra_k, extra_v, text, dtype):
-    """Gradients of the inputs as they were given."""
-    batch = dq.shape[0]
-    more = []
-    for total, slope, extra in ((dk, d_more_k, extra_k), (dv, d_more_v, extra_v)):
-        slope = slope.unflatten(0, (batch, -1)).transpose(1, 2)  # (batch, text + extra, heads, dim)
-        total[:, :text] += slope[:, :text]
-        more.append(
-            total.new_empty(0, dtype=dtype)
-            if extra is None
-            else slope[:, text:].to(dtype).contiguous()
+            dq[:, :text][:, piece] = piece_dq.transpose(1, 2)
+            dk += piece_dk.transpose(1, 2)
+            dv += piece_dv.transpose(1, 2)
+    shared_k, shared_v = _shared(k, extra_k, text, dtype), _shared(v, extra_v, text, dtype)
+    d_shared_k, d_shared_v = torch.zeros_like(shared_k), torch.zeros_like(shared_v)
+    tiling = _Tiling(height, width, radius, shape, shared_k.shape[1], dtype, q.device)
+    picture_dq, picture_dk, picture_dv = _pictures(height, width, text, dq, dk, dv)
+    grad_out, q, k, v = _pictures(height, width, text, grad_out, q, k, v)
+    if d_lse is not None:
+        d_lse = d_lse[:, :, text:].unflatten(2, (height, width))
+        d_lse = d_lse.permute(0, 2, 3, 1).unsqueeze(4)
+    for near, around, mask in tiling.columns():
+        keys = tiling.windows(k[:, :, around], shared_k)
+        values = tiling.windows(v[:, :, around], shared_v)
+        column_grad, queries = tiling.split(grad_out[:, :, near]), tiling.split(q[:, :, near])
+        column_d_lse = None if d_lse is None else tiling.split(d_lse[:, :, near])
+        column_dq, column_dk, column_dv = _column_gradients(
+            column_grad, column_d_lse, queries, keys, values, mask, scale
         )
-    return dq.to(dtype), dk.to(dtype), dv.to(dtype), *more
+        picture_dq[:, :, near] = tiling.join(column_dq, batch)
+        for total, d_shared, grad in (
+            (picture_dk, d_shared_k, column_dk),
+            (picture_dv, d_shared_v, column_dv),
+        ):
+            tiling.add(total[:, :, around], grad[:, :, tiling.extra :])
+            if tiling.extra:
+                d_shared += grad[:, :, : tiling.extra].sum(0)
+    d_extra_k = _split_shared(dk, d_shared_k, extra_k, text, grad_dtype)
+    d_extra_v = _split_shared(dv, d_shared_v, extra_v, text, grad_dtype)
+    return dq.to(grad_dtype), dk.to(grad_dtype), dv.to(grad_dtype), d_extra_k, d_extra_v
+
+
+def _pictures(height: int, width: int, text: int, *tensors: Tensor) -> list[Tensor]:
+    """Return views of the picture's tokens, (batch, height, width, heads, dim)."""
+    return [tensor[:, text:].unflatten(1, (height, width)) for tensor in tensors]
+
+
+def _contiguous_zeros(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _column_gradients(
+    grad_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of a column's tiles, a few tiles at a time."""
+    size = max(1, SCORES // (k.shape[1] * mask[0].numel()))
+    pieces = []
+    for start in range(0, q.shape[0], size):
+        tiles = slice(start, start + size)
+        tile_d_lse = None if d_lse is None else d_lse[tiles]
+        inputs = (grad_out[tiles], tile_d_lse, q[tiles], k[tiles], v[tiles], mask[tiles])
+        pieces.append(gradients(*inputs, scale))
+    return tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
+
+
+def _shared(tensor: Tensor, extra: Tensor | None, text: int, dtype: torch.dtype) -> Tensor:
+    """Return the text's and the extra keys or values, (batch x heads, text + extra, dim)."""
+    shared = tensor[:, :text] if extra is None else torch.cat([tensor[:, :text], extra], 1)
+    return heads_first(shared, dtype).flatten(0, 1)
+
+
+def _split_shared(
+    total: Tensor, d_shared: Tensor, extra: Tensor | None, text: int, dtype: torch.dtype
+) -> Tensor:
+    """Add the text's part of a shared gradient to the total, and return that of the extra keys."""
+    d_shared = d_shared.unflatten(0, (total.shape[0], -1)).transpose(1, 2)
+    total[:, :text] += d_shared[:, :text]  # (batch, text + extra, heads, dim)
+    if extra is None:
+        return total.new_empty(0, dtype=dtype)
+    return d_shared[:, text:].to(dtype).contiguous()
