@@ -15,6 +15,9 @@
   Rounding it plainly would put a floor of 2e-4 under the error at any length.
 - In fp16 rows are divided by their largest entry first: features and sums over keys are both too
   large and too small for its range.
+- The second part of channels is written out here and not by `load_parts` and `store_parts`, as in
+  the softmax kernels: these order the instructions differently (`builds.py --compare`: 64 registers
+  for 80 at 80 channels of float32), and which order is faster only a GPU can tell.
 """
 
 import torch
