@@ -1,20 +1,19 @@
-"""Time the kernels beside their peers: `python kernels/bench.py linear window mediator --out
-reports/gpu`.
+"""Time the kernels beside their peers: `python kernels/bench.py linear --out reports/gpu`.
 
-- A correctness gate first: nothing is timed that does not agree with its definition on this
-  machine.
-- Providers of one case run in turns in one loop; inputs are random and rotated past the L2; on a
-  GPU forwards are replayed as CUDA graphs and backwards queued behind a pause, so that launches are
-  not what is measured. What a call costs the host has a column of its own.
-- The floor of a case is what this device moves and multiplies at best, measured in the same run:
-  bytes that must be read and written over its copy rate, or products over its matmul rate,
-  whichever is longer.
-- Useful products are those the definition needs; executed ones are what tiles make of them.
+- A correctness gate comes first: a provider that disagrees with the definition on this machine is
+  not timed.
+- Providers of one case run in turns in one loop. Inputs are random and rotated, so that they are
+  not in the L2. On a GPU forwards are replayed as CUDA graphs and backwards queued behind a pause,
+  so that launches are not part of the time; what a call costs the host has a column of its own.
+- The floor of a case is the time that its bytes or its products, whichever is longer, take at the
+  best rates of this device for copies and matmuls, measured in the same run.
+- Useful products are those the definition needs; executed ones are those of the tiles.
 """
 
 import argparse
 import csv
 import functools
+import itertools
 import math
 import os
 import platform
@@ -48,14 +47,20 @@ from linattn_kernels import (
 
 
 class Unfit(ValueError):
-    """A provider has nothing to say of a case; the message says why."""
+    """Raised by a provider that cannot run a case, with the reason."""
 
 
-# heads, head_dim
-SHAPES = {"flux": (24, 128), "dit": (16, 72), "sdxl": (10, 64), "sdxl-20": (20, 64)}
+Call = Callable[..., Tensor]
+
+SHAPES = {  # (heads, head_dim)
+    "flux": (24, 128),
+    "dit": (16, 72),
+    "sdxl": (10, 64),
+    "sdxl-20": (20, 64),
+}
 MODES = ("forward", "backward", "both")
-GRAPHED = 0.02  # seconds of a forward below which launches would show
-L2 = 256 << 20  # inputs in turns together exceed this
+GRAPHED = 0.02  # a forward that takes fewer seconds is replayed as a CUDA graph
+L2 = 256 << 20  # bytes that the rotated inputs together exceed
 
 
 @dataclass(frozen=True)
@@ -79,66 +84,64 @@ class Case:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Rows and columns nearest a square."""
-        rows = next(
-            rows for rows in range(math.isqrt(self.tokens), 0, -1) if self.tokens % rows == 0
-        )
-        return rows, self.tokens // rows
+        """Return the rows and columns of a picture as nearly square as the tokens allow."""
+        height = math.isqrt(self.tokens)
+        while self.tokens % height:
+            height -= 1
+        return height, self.tokens // height
 
     @property
     def name(self) -> str:
-        more = {"window": f" r={self.radius} text={self.text}", "mediator": f" m={self.count}"}.get(
-            self.kernel, ""
-        )
-        return f"{self.kernel}{more} {self.shape} {self.tokens} {self.mode}"
+        options = ""
+        if self.kernel == "window":
+            options = f" r={self.radius} text={self.text}"
+        elif self.kernel == "mediator":
+            options = f" m={self.count}"
+        return f"{self.kernel}{options} {self.shape} {self.tokens} {self.mode}"
 
     # What the definition needs
 
     @property
     def tensor(self) -> int:
-        """Bytes of one of q, k, v, out."""
+        """Return the bytes of one of q, k, v, out."""
         return (self.tokens + self.text) * self.heads * self.dim * self.dtype.itemsize
 
     @property
     def bytes(self) -> int:
-        """Tensors that must be moved, each once; softmax needs its result again, linear attention
-        does not.
+        """Return the bytes of all tensors that must be moved, each once.
+
+        The backward of softmax reads its output again, that of linear attention does not.
         """
-        forward, backward = {"linear": (4, 7), "window": (4, 8), "mediator": (4, 8)}[self.kernel]
-        return (
-            self.tensor
-            * {"forward": forward, "backward": backward, "both": forward + backward}[self.mode]
-        )
+        forward, backward = (4, 7) if self.kernel == "linear" else (4, 8)
+        return self.tensor * self._of_mode(forward, backward)
 
     @property
     def useful(self) -> int:
-        """Floating-point operations of the products in the definition."""
+        """Return the floating-point operations of the products in the definition."""
         channels = self.heads * self.dim
         if self.kernel == "linear":
-            forward, backward = (
-                4 * self.tokens * self.dim * channels,
-                8 * self.tokens * self.dim * channels,
-            )
-        elif self.kernel == "mediator":
+            forward = 4 * self.tokens * self.dim * channels
+            return self._of_mode(forward, 2 * forward)
+        if self.kernel == "mediator":
             forward = 8 * self.tokens * self.count * channels
-            backward = 5 * forward // 2
         else:
             forward = 4 * channels * flops.useful_pairs(*self.sides, self.radius, self.text)
-            backward = 5 * forward // 2
+        return self._of_mode(forward, 5 * forward // 2)
+
+    def _of_mode(self, forward: int, backward: int) -> int:
         return {"forward": forward, "backward": backward, "both": forward + backward}[self.mode]
 
 
 def executed(case: Case, device: torch.device) -> int | None:
-    """What the tiles of the window's forward do; None where it is what is useful, or is not known."""
+    """Return the operations of the tiles of a window's forward, None for all other cases."""
     if case.kernel != "window" or case.mode != "forward" or device.type != "cuda":
         return None
     from linattn_kernels.tiles import parts
 
-    how = launch.config(
-        "window_forward", torch.empty(0, dtype=case.dtype, device=device), case.dim, case.tokens
-    )
-    found = flops.tiled_pairs("triton", *case.sides, case.radius, case.text, 0, how)
-    return 4 * case.heads * sum(parts(case.dim)) * found
+    like = torch.empty(0, dtype=case.dtype, device=device)
+    config = launch.config("window_forward", like, case.dim, case.tokens)
+    pairs = flops.tiled_pairs("triton", *case.sides, case.radius, case.text, 0, config)
+    return 4 * case.heads * sum(parts(case.dim)) * pairs
 
 
 # Inputs
@@ -146,112 +149,113 @@ def executed(case: Case, device: torch.device) -> int | None:
 
 
 def inputs(case: Case, device: torch.device, copies: int, seed: int = 0) -> list[list[Tensor]]:
-    """Random q, k, v (and mediators), as slices of one projection; several sets, so that none stays
-    in the cache.
+    """Draw sets of q, k, v (and mediators), each as slices of one projection.
+
+    There are several sets, so that none stays in the cache.
     """
-    draw = torch.Generator(device).manual_seed(seed)
-    made = []
+    generator = torch.Generator(device).manual_seed(seed)
+    sets = []
     for _ in range(copies):
         shape = (1, case.tokens + case.text, 3, case.heads, case.dim)
-        q, k, v = torch.randn(shape, generator=draw, device=device, dtype=case.dtype).unbind(2)
-        made.append([q, k, v])
+        q, k, v = torch.randn(shape, generator=generator, device=device, dtype=case.dtype).unbind(2)
+        sets.append([q, k, v])
         if case.kernel == "mediator":
             step = max(1, case.tokens // case.count)
-            made[-1].append(q[:, ::step][:, : case.count].contiguous())
-    return made
+            sets[-1].append(q[:, ::step][:, : case.count].contiguous())
+    return sets
 
 
-# Providers: name -> what it computes for a case, or the reason why not
+# Providers: each returns a function of a case's inputs, or raises Unfit with the reason
 # -----------------------------------------------
 
 
-def ours(case: Case) -> Callable[..., Tensor]:
+def heads_first(*tensors: Tensor) -> list[Tensor]:
+    """Return (batch, tokens, heads, dim) as (batch, heads, tokens, dim), or the other way round."""
+    return [tensor.transpose(1, 2) for tensor in tensors]
+
+
+def ours(case: Case) -> Call:
     if case.kernel == "linear":
         return linear_attention
     if case.kernel == "mediator":
         return mediator_attention
     height, width = case.sides
-    place = {"height": height, "width": width, "radius": case.radius, "text": case.text}
-    return lambda q, k, v: window_attention(q, k, v, **place)
+    options = {"height": height, "width": width, "radius": case.radius, "text": case.text}
+    return lambda q, k, v: window_attention(q, k, v, **options)
 
 
-def dense(kind: SDPBackend) -> Callable[[Case], Callable[..., Tensor]]:
-    def provider(case: Case) -> Callable[..., Tensor]:
-        def call(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-            with sdpa_kernel(kind):
-                return F.scaled_dot_product_attention(
-                    *(each.transpose(1, 2) for each in (q, k, v))
-                ).transpose(1, 2)
+def sdpa(case: Case) -> Call:
+    def call(q: Tensor, k: Tensor, v: Tensor, *mediators: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*heads_first(q, k, v)).transpose(1, 2)
+
+    return call
+
+
+def dense(backend: SDPBackend) -> Callable[[Case], Call]:
+    def provider(case: Case) -> Call:
+        def call(*tensors: Tensor) -> Tensor:
+            with sdpa_kernel(backend):
+                return sdpa(case)(*tensors)
 
         return call
 
     return provider
 
 
-def sdpa(case: Case) -> Callable[..., Tensor]:
-    def call(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            *(each.transpose(1, 2) for each in (q, k, v))
-        ).transpose(1, 2)
+def eager_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = heads_first(q, k, v)
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    z = 1 / (q @ k.mean(2, keepdim=True).mT + 1e-4)
+    state = (k.mT * k.shape[2] ** -0.5) @ (v * v.shape[2] ** -0.5)
+    return (q @ state * z).transpose(1, 2)
 
-    return call
+
+def eager_mediator(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
+    q, k, v, m = heads_first(q, k, v, m)
+    scale = q.shape[3] ** -0.5
+    gathered = (m * scale @ k.mT).softmax(-1) @ v
+    return ((q * scale @ m.mT).softmax(-1) @ gathered).transpose(1, 2)
 
 
-def eager(case: Case) -> Callable[..., Tensor]:
-    """The form that papers publish, in plain PyTorch."""
-    if case.kernel == "linear":
-
-        def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-            q, k = F.elu(q) + 1, F.elu(k) + 1
-            z = 1 / (q @ k.mean(2, keepdim=True).mT + 1e-4)
-            return (q @ ((k.mT * k.shape[2] ** -0.5) @ (v * v.shape[2] ** -0.5)) * z).transpose(
-                1, 2
-            )
-
-        return linear
-    if case.kernel == "mediator":
-
-        def agent(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
-            q, k, v, m = (each.transpose(1, 2) for each in (q, k, v, m))
-            scale = q.shape[3] ** -0.5
-            told = (m * scale @ k.mT).softmax(-1) @ v
-            return ((q * scale @ m.mT).softmax(-1) @ told).transpose(1, 2)
-
-        return agent
+def eager_window(case: Case) -> Call:
     if case.tokens > 1 << 13:
         raise Unfit("a mask of N x N")
-    seen = reference.window_mask(*case.sides, case.radius)
-    seen = F.pad(seen, (case.text, 0, case.text, 0), value=True).to(
-        "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    visible = reference.window_mask(*case.sides, case.radius)
+    visible = F.pad(visible, (case.text, 0, case.text, 0), value=True)
+    visible = visible.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2)
+        return F.scaled_dot_product_attention(*heads_first(q, k, v), visible).transpose(1, 2)
 
     return masked
 
 
-def compiled(case: Case) -> Callable[..., Tensor]:
+def eager(case: Case) -> Call:
+    """Return the form that papers publish, in plain PyTorch."""
+    if case.kernel == "window":
+        return eager_window(case)
+    return eager_linear if case.kernel == "linear" else eager_mediator
+
+
+def compiled(case: Case) -> Call:
     torch._functorch.config.donated_buffer = False  # a backward is timed more than once
     return torch.compile(eager(case))
 
 
-def two_sdpa(case: Case) -> Callable[..., Tensor]:
+def two_sdpa(case: Case) -> Call:
     if case.kernel != "mediator":
         raise Unfit("for mediators")
 
     def call(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
-        q, k, v, m = (each.transpose(1, 2) for each in (q, k, v, m))
-        told = F.scaled_dot_product_attention(m, k, v)
-        return F.scaled_dot_product_attention(q, m, told).transpose(1, 2)
+        q, k, v, m = heads_first(q, k, v, m)
+        gathered = F.scaled_dot_product_attention(m, k, v)
+        return F.scaled_dot_product_attention(q, m, gathered).transpose(1, 2)
 
     return call
 
 
-def flex(case: Case) -> Callable[..., Tensor]:
-    """CLEAR's own way: FlexAttention with the same mask, in raster order."""
+def flex(case: Case) -> Call:
+    """Return FlexAttention with the same mask in raster order, as CLEAR itself runs."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if case.kernel != "window":
@@ -260,28 +264,22 @@ def flex(case: Case) -> Callable[..., Tensor]:
         raise Unfit("its mask is evaluated for every pair")
     (_, width), text, limit = case.sides, case.text, case.radius**2
 
-    def seen(batch, head, i, j):
-        y, x, other_y, other_x = (
-            (i - text) // width,
-            (i - text) % width,
-            (j - text) // width,
-            (j - text) % width,
-        )
-        near = (y - other_y) * (y - other_y) + (x - other_x) * (x - other_x) < limit
-        return near | (i < text) | (j < text)
+    def visible(batch, head, i, j):
+        dy = (i - text) // width - (j - text) // width
+        dx = (i - text) % width - (j - text) % width
+        return (dy * dy + dx * dx < limit) | (i < text) | (j < text)
 
     total = case.tokens + text
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    mask = torch.compile(create_block_mask)(seen, None, None, total, total, device=device)
+    mask = torch.compile(create_block_mask)(visible, None, None, total, total, device=device)
     run = torch.compile(flex_attention)
-    return lambda q, k, v: run(
-        *(each.transpose(1, 2) for each in (q, k, v)), block_mask=mask
-    ).transpose(1, 2)
+    return lambda q, k, v: run(*heads_first(q, k, v), block_mask=mask).transpose(1, 2)
 
 
-def fla(case: Case) -> Callable[..., Tensor]:
-    """flash-linear-attention from PyPI, causal: the nearest published kernel; its numbers are not
-    ours.
+def fla(case: Case) -> Call:
+    """Return flash-linear-attention's causal form, the nearest published kernel.
+
+    What it computes differs from ours, so that only its time is compared.
     """
     if case.kernel != "linear":
         raise Unfit("for linear attention")
@@ -290,7 +288,7 @@ def fla(case: Case) -> Callable[..., Tensor]:
     return lambda q, k, v: chunk_linear_attn(F.elu(q) + 1, F.elu(k) + 1, v, normalize=False)[0]
 
 
-PROVIDERS: dict[str, Callable[[Case], Callable[..., Tensor]]] = {
+PROVIDERS: dict[str, Callable[[Case], Call]] = {
     "ours": ours,
     "sdpa": sdpa,
     "sdpa-flash": dense(SDPBackend.FLASH_ATTENTION),
@@ -310,41 +308,42 @@ SAME = ("ours", "two-sdpa", "flex", "eager", "compiled")  # compute what the def
 
 
 def gate(case: Case, name: str, device: torch.device) -> str:
-    """Why a provider must not be timed: it disagrees with the definition at 1,024 tokens, or its
-    gradients do.
+    """Return why a provider must not be timed, or "".
+
+    It must not where its result, or its gradients, differ from the definition's at 1,024 tokens.
     """
     if name not in SAME:
         return ""
     small = replace(case, tokens=1024)
-    given = inputs(small, device, 1, seed=3)[0]
+    (tensors,) = inputs(small, device, 1, seed=3)
     with use_backend("reference"):
-        exact = outcome(small, ours(small), [each.double() for each in given])
-    found = outcome(small, PROVIDERS[name](small), given)
+        exact = outcome(small, ours(small), [tensor.double() for tensor in tensors])
+    results = outcome(small, PROVIDERS[name](small), tensors)
     bound = 8e-3 if case.dtype == torch.bfloat16 else 1e-5
-    for what, allowed in (("result", bound), ("gradients", 2 * bound)):
-        if what in exact:
-            error = ((found[what] - exact[what]).norm() / exact[what].norm()).item()
-            if not error < allowed:
-                return f"differs from the definition in its {what} by {error:.1e}, more than {allowed:g}"
+    bounds = {"result": bound, "gradients": 2 * bound}
+    for output, wanted in exact.items():
+        error = ((results[output] - wanted).norm() / wanted.norm()).item()
+        if not error < bounds[output]:
+            return (
+                f"differs from the definition in its {output} by {error:.1e}, more than "
+                f"{bounds[output]:g}"
+            )
     return ""
 
 
-def outcome(case: Case, call: Callable[..., Tensor], given: list[Tensor]) -> dict[str, Tensor]:
-    """What a call gives: its result and, where the case times a backward, all gradients in one row
-    of numbers.
-    """
+def outcome(case: Case, call: Call, tensors: list[Tensor]) -> dict[str, Tensor]:
+    """Return a call's result and, where the case times a backward, all gradients in one vector."""
     if case.mode == "forward":
-        return {"result": call(*given).double()}
-    leaves = [each.detach().requires_grad_() for each in given]
+        return {"result": call(*tensors).double()}
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     out = call(*leaves)
-    told = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view(
-        out.shape
-    )
-    told = told.to(case.dtype).to(out.dtype)  # the same for all, rounded as the case is
-    slopes = torch.autograd.grad(out, leaves, told)
+    grad_out = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64)
+    # The same gradient for all providers, rounded to the case's precision.
+    grad_out = grad_out.view(out.shape).to(case.dtype).to(out.dtype)
+    grads = torch.autograd.grad(out, leaves, grad_out)
     return {
         "result": out.detach().double(),
-        "gradients": torch.cat([each.double().flatten() for each in slopes]),
+        "gradients": torch.cat([grad.double().flatten() for grad in grads]),
     }
 
 
@@ -352,43 +351,37 @@ def outcome(case: Case, call: Callable[..., Tensor], given: list[Tensor]) -> dic
 # ---------------------------------------------------------------------------------------------
 
 
-def steps(
-    case: Case, call: Callable[..., Tensor], sets: Sequence[list[Tensor]]
-) -> list[Callable[[], Any]]:
-    """One call a set of inputs, in the case's mode."""
-    if case.mode == "forward":
+def steps(case: Case, call: Call, sets: Sequence[list[Tensor]]) -> list[Callable[[], Any]]:
+    """Return a function without arguments for each set of inputs, which runs the case's mode."""
+    step = {"forward": forward_step, "backward": backward_step, "both": both_step}[case.mode]
+    return [step(call, tensors) for tensors in sets]
 
-        def forward(given: list[Tensor]) -> Callable[[], Any]:
-            def run() -> Tensor:
-                with torch.no_grad():
-                    return call(*given)
 
-            return run
+def forward_step(call: Call, tensors: list[Tensor]) -> Callable[[], Any]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return call(*tensors)
 
-        return [forward(given) for given in sets]
-    made = []
-    for given in sets:
-        leaves = [each.detach().requires_grad_() for each in given]
-        out = call(*leaves)
-        told = torch.randn_like(out)
-        if case.mode == "backward":
-            made.append(
-                lambda out=out, leaves=leaves, told=told: torch.autograd.grad(
-                    out, leaves, told, retain_graph=True, allow_unused=True
-                )
-            )
-        else:
-            made.append(
-                lambda leaves=leaves, told=told: torch.autograd.grad(
-                    call(*leaves), leaves, told, allow_unused=True
-                )
-            )
-    return made
+    return run
+
+
+def backward_step(call: Call, tensors: list[Tensor]) -> Callable[[], Any]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    out = call(*leaves)
+    grad_out = torch.randn_like(out)
+    options = {"retain_graph": True, "allow_unused": True}
+    return lambda: torch.autograd.grad(out, leaves, grad_out, **options)
+
+
+def both_step(call: Call, tensors: list[Tensor]) -> Callable[[], Any]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    grad_out = torch.randn_like(call(*leaves))
+    return lambda: torch.autograd.grad(call(*leaves), leaves, grad_out, allow_unused=True)
 
 
 def graphed(runs: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
-    """The same as replays of CUDA graphs."""
-    made = []
+    """Return functions that replay CUDA graphs of the given ones."""
+    replays = []
     for run in runs:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -399,19 +392,18 @@ def graphed(runs: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        made.append(graph.replay)
-    return made
+        replays.append(graph.replay)
+    return replays
 
 
 def once(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, by the device's own clock."""
+    """Return the seconds of one call, by the device's own clock."""
     if device.type != "cuda":
         began = time.perf_counter()
         run()
         return time.perf_counter() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    # two milliseconds in which the host queues the call: its own time is not measured
-    torch.cuda._sleep(4_000_000)
+    torch.cuda._sleep(4_000_000)  # two milliseconds, in which the host queues the call
     start.record()
     run()
     end.record()
@@ -419,48 +411,57 @@ def once(run: Callable[[], Any], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A provider that passed the gate and ran."""
+
+    runs: Sequence[Callable[[], Any]]  # one for each set of inputs
+    first: float  # seconds of its first run once compiled
+    columns: dict[str, Any]
+
+
 def measure(
     case: Case, names: Sequence[str], device: torch.device, repeats: int, budget: float
 ) -> list[dict[str, Any]]:
-    """A row a provider; those that cannot run say why."""
+    """Return an entry of the table for each provider; one that cannot run says why."""
     torch._dynamo.reset()  # a peer that was compiled too often would silently run uncompiled
     copies = max(1, min(64, L2 // max(1, 3 * case.tensor) + 1)) if device.type == "cuda" else 1
-    sets, rows, ready = inputs(case, device, copies), [], {}
+    sets = inputs(case, device, copies)
+    entries: list[dict[str, Any]] = []
+    ready: dict[str, Ready] = {}
     for name in names:
         try:
             call = PROVIDERS[name](case)
             if wrong := gate(case, name, device):
-                rows.append(row(case, name, device, skipped=wrong))
-                continue
-            runs = steps(case, call, sets)
-            first = [once(runs[0], device) for _ in range(2)][1]  # the first one compiled
-            memory = peak(runs[0], device)
-            graph = device.type == "cuda" and case.mode == "forward" and first < GRAPHED
-            queue = queueing(runs[0], device)
-            ready[name] = (
-                graphed(runs) if graph else runs,
-                first,
-                {"graph": graph, "memory": memory, "host": queue},
-            )
-        except Exception as reason:  # a peer that cannot run must not stop the others
-            rows.append(
-                row(
-                    case,
-                    name,
-                    device,
-                    skipped=f"{type(reason).__name__}: {(str(reason) or '-').splitlines()[0][:120]}",
-                )
-            )
+                entries.append(new_entry(case, name, device, skipped=wrong))
+            else:
+                ready[name] = prepare(case, call, device, sets)
+        except Exception as error:  # a peer that cannot run must not stop the others
+            message = (str(error) or "-").splitlines()[0][:120]
+            reason = f"{type(error).__name__}: {message}"
+            entries.append(new_entry(case, name, device, skipped=reason))
             with suppress(Exception):
                 torch.cuda.empty_cache()
     times: dict[str, list[float]] = {name: [] for name in ready}
     for turn in range(repeats):
-        for name, (runs, first, _) in ready.items():
-            if not turn or first * turn <= budget:
-                times[name].append(once(runs[turn % len(runs)], device))
+        for name, provider in ready.items():
+            if not turn or provider.first * turn <= budget:
+                run = provider.runs[turn % len(provider.runs)]
+                times[name].append(once(run, device))
     for name, seconds in times.items():
-        rows.append(row(case, name, device, seconds=seconds, **ready[name][2]))
-    return rows
+        entries.append(new_entry(case, name, device, seconds=seconds, **ready[name].columns))
+    return entries
+
+
+def prepare(case: Case, call: Call, device: torch.device, sets: Sequence[list[Tensor]]) -> Ready:
+    """Run a provider until it is compiled, and measure its memory and its time on the host."""
+    runs = steps(case, call, sets)
+    once(runs[0], device)  # compiles
+    first = once(runs[0], device)
+    memory = peak(runs[0], device)
+    graph = device.type == "cuda" and case.mode == "forward" and first < GRAPHED
+    columns = {"graph": graph, "memory": memory, "host": queueing(runs[0], device)}
+    return Ready(graphed(runs) if graph else runs, first, columns)
 
 
 def peak(run: Callable[[], Any], device: torch.device) -> int | None:
@@ -475,7 +476,7 @@ def peak(run: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def queueing(run: Callable[[], Any], device: torch.device) -> float | None:
-    """Seconds of the host for one call, while the GPU has other work."""
+    """Return the host's seconds for one call, while the GPU is busy with other work."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize()
@@ -491,9 +492,7 @@ def queueing(run: Callable[[], Any], device: torch.device) -> float | None:
 
 @functools.cache
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """(bytes a second of a copy, operations a second of a product) of this device, the best of
-    some.
-    """
+    """Return the device's best (bytes a second of a copy, operations a second of a product)."""
     cuda = device.type == "cuda"
     size = (1 << 29) if cuda else (1 << 24)
     source = torch.randn(size, device=device, dtype=torch.float32)
@@ -506,26 +505,36 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def floor(case: Case, device: torch.device) -> float:
+    """Return the least seconds that this device could take for a case."""
     rate, products = ceilings(device, case.dtype)
     return max(case.bytes / rate, case.useful / products)
 
 
-def row(
-    case: Case, provider: str, device: torch.device, seconds: Sequence[float] = (), **more: Any
+def new_entry(
+    case: Case,
+    provider: str,
+    device: torch.device,
+    seconds: Sequence[float] = (),
+    skipped: str = "",
+    memory: int | None = None,
+    host: float | None = None,
+    graph: bool = False,
 ) -> dict[str, Any]:
-    found = {
+    """Return a row of bench.csv."""
+    columns = {
         "case": case.name,
         "kernel": case.kernel,
         "shape": case.shape,
         "tokens": case.tokens,
         "mode": case.mode,
+        "provider": provider,
+        "skipped": skipped,
     }
-    found |= {"provider": provider, "skipped": more.pop("skipped", "")}
     if not seconds:
-        return found
+        return columns
     median = statistics.median(seconds)
-    done = executed(case, device) if provider == "ours" else None
-    return found | {
+    executed_flops = executed(case, device) if provider == "ours" else None
+    return columns | {
         "ms": 1e3 * median,
         "low": 1e3 * min(seconds),
         "high": 1e3 * max(seconds),
@@ -533,11 +542,11 @@ def row(
         "floor_ms": 1e3 * floor(case, device),
         "of_floor": floor(case, device) / median,
         "useful_tflops": case.useful / median / 1e12,
-        "executed_tflops": "" if done is None else done / median / 1e12,
+        "executed_tflops": "" if executed_flops is None else executed_flops / median / 1e12,
         "tb_per_s": case.bytes / median / 1e12,
-        "memory_mb": "" if more.get("memory") is None else more["memory"] / 2**20,
-        "host_us": "" if more.get("host") is None else 1e6 * more["host"],
-        "graph": more.get("graph", False),
+        "memory_mb": "" if memory is None else memory / 2**20,
+        "host_us": "" if host is None else 1e6 * host,
+        "graph": graph,
     }
 
 
@@ -546,77 +555,71 @@ def row(
 
 
 def plan(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[Case]:
-    for kernel in options.kernels:
-        for shape in options.shapes:
-            for tokens in options.tokens:
-                for mode in options.modes:
-                    case = Case(kernel, shape, tokens, mode, dtype=dtype)
-                    if kernel == "window":
-                        text = 512 if shape == "flux" and options.device.type == "cuda" else 0
-                        yield from (
-                            replace(case, radius=radius, text=text) for radius in options.radii
-                        )
-                    elif kernel == "mediator":
-                        yield from (replace(case, count=count) for count in options.counts)
-                    else:
-                        yield case
+    names = (options.kernels, options.shapes, options.tokens, options.modes)
+    for kernel, shape, tokens, mode in itertools.product(*names):
+        case = Case(kernel, shape, tokens, mode, dtype=dtype)
+        if kernel == "window":
+            text = 512 if shape == "flux" and options.device.type == "cuda" else 0
+            for radius in options.radii:
+                yield replace(case, radius=radius, text=text)
+        elif kernel == "mediator":
+            for count in options.counts:
+                yield replace(case, count=count)
+        else:
+            yield case
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """Beside every number."""
+    """Return what is written beside every number: date, commit, hardware and versions."""
+    cuda = device.type == "cuda"
     commit = os.environ.get("LINATTN_COMMIT", "")
     with suppress(OSError):
-        git = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
-        )
+        command = ["git", "rev-parse", "--short=12", "HEAD"]
+        git = subprocess.run(command, capture_output=True, text=True, check=False)
         commit = commit or git.stdout.strip()
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     with suppress(ImportError):
         import triton
 
         versions["triton"] = triton.__version__
-    hardware = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.processor() or 'CPU'}"
-    )
-    threads = {} if device.type == "cuda" else {"threads": str(torch.get_num_threads())}
-    path = backend(torch.zeros(1, device=device)).path
+    hardware = torch.cuda.get_device_name() if cuda else platform.processor() or "CPU"
+    threads = {} if cuda else {"threads": str(torch.get_num_threads())}
     return {
         "date": str(date.today()),
         "commit": commit,
         "hardware": hardware,
-        "path": path,
+        "path": backend(torch.zeros(1, device=device)).path,
         **threads,
         **versions,
     }
 
 
-def told(found: dict[str, Any]) -> str:
-    if found["skipped"]:
-        return f"{found['case']:<44}{found['provider']:<16}skipped: {found['skipped']}"
-    rate = f"{found['executed_tflops']:.0f}" if found["executed_tflops"] != "" else "-"
+def as_line(entry: dict[str, Any]) -> str:
+    """Return an entry as a line of text."""
+    if entry["skipped"]:
+        return f"{entry['case']:<44}{entry['provider']:<16}skipped: {entry['skipped']}"
+    rate = f"{entry['executed_tflops']:.0f}" if entry["executed_tflops"] != "" else "-"
     return (
-        f"{found['case']:<44}{found['provider']:<16}{found['ms']:>10.3f} ms "
-        f"{100 * found['of_floor']:>5.0f} % of floor "
-        f"{found['useful_tflops']:>7.1f} useful {rate:>5} executed TFLOP/s "
-        f"{found['tb_per_s']:>6.2f} TB/s"
+        f"{entry['case']:<44}{entry['provider']:<16}{entry['ms']:>10.3f} ms "
+        f"{100 * entry['of_floor']:>5.0f} % of floor "
+        f"{entry['useful_tflops']:>7.1f} useful {rate:>5} executed TFLOP/s "
+        f"{entry['tb_per_s']:>6.2f} TB/s"
     )
 
 
-def write(rows: Sequence[dict[str, Any]], known: dict[str, str], folder: Path) -> Path:
+def write(entries: Sequence[dict[str, Any]], run_facts: dict[str, str], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "bench.csv"
-    names = list(dict.fromkeys(name for found in rows for name in found)) + list(known)
+    names = list(dict.fromkeys(name for entry in entries for name in entry)) + list(run_facts)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows({**found, **known} for found in rows)
+        writer.writerows({**entry, **run_facts} for entry in entries)
     return path
 
 
-def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Time against tokens for each kernel, shape and mode, the floor as a line."""
+def draw(entries: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Plot time against tokens for each kernel, shape and mode, the floor as a line."""
     try:
         import matplotlib
 
@@ -624,27 +627,27 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
         from matplotlib import pyplot
     except ImportError:
         return []
-    made = []
-    timed = [found for found in rows if not found["skipped"]]
+    paths = []
+    timed = [entry for entry in entries if not entry["skipped"]]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for found in timed:
-        groups.setdefault(found["case"].replace(f" {found['tokens']} ", " "), []).append(found)
+    for entry in timed:
+        groups.setdefault(entry["case"].replace(f" {entry['tokens']} ", " "), []).append(entry)
     for name, group in groups.items():
         figure, axes = pyplot.subplots(figsize=(5, 3.5))
-        for provider in dict.fromkeys(found["provider"] for found in group):
+        for provider in dict.fromkeys(entry["provider"] for entry in group):
             points = sorted(
-                (found["tokens"], found["ms"]) for found in group if found["provider"] == provider
+                (entry["tokens"], entry["ms"]) for entry in group if entry["provider"] == provider
             )
             axes.plot(*zip(*points, strict=True), marker="o", label=provider)
-        floors = sorted({(found["tokens"], found["floor_ms"]) for found in group})
+        floors = sorted({(entry["tokens"], entry["floor_ms"]) for entry in group})
         axes.plot(*zip(*floors, strict=True), color="black", linestyle="--", label="floor")
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms", title=name)
         axes.legend(fontsize=7)
         figure.tight_layout()
-        made.append(folder / f"{name.replace(' ', '-').replace('=', '')}.png")
-        figure.savefig(made[-1], dpi=100)
+        paths.append(folder / f"{name.replace(' ', '-').replace('=', '')}.png")
+        figure.savefig(paths[-1], dpi=100)
         pyplot.close(figure)
-    return made
+    return paths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -682,26 +685,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in ("linear", "window", "mediator"):
             parser.error(f"no kernel {name!r}; choose from linear, window, mediator")
     options.device = torch.device("cuda" if cuda else "cpu")
-    known = facts(options.device)
-    print(", ".join(f"{name} {value}" for name, value in known.items()), flush=True)
-    rows, began = [], time.monotonic()
+    run_facts = facts(options.device)
+    print(", ".join(f"{name} {value}" for name, value in run_facts.items()), flush=True)
+    entries, began = [], time.monotonic()
     for case in plan(options, torch.bfloat16 if cuda else torch.float32):
         if time.monotonic() - began > options.total:
-            rows.append(
-                row(case, "all", options.device, skipped=f"the run's {options.total:g} s were over")
-            )
+            late = f"the run's {options.total:g} s were over"
+            entries.append(new_entry(case, "all", options.device, skipped=late))
             continue
-        dense_is_slow = case.tokens > 1 << 17
-        names = [
-            name for name in options.providers if not (dense_is_slow and name.startswith("sdpa"))
-        ]
-        for found in measure(case, names, options.device, options.repeats, options.budget):
-            rows.append(found)
-            print(told(found), flush=True)
+        names = options.providers
+        if case.tokens > 1 << 17:  # dense attention would take minutes
+            names = [name for name in names if not name.startswith("sdpa")]
+        for entry in measure(case, names, options.device, options.repeats, options.budget):
+            entries.append(entry)
+            print(as_line(entry), flush=True)
     if options.out:
-        print(
-            f"Written: {write(rows, known, options.out)} and {len(draw(rows, options.out))} plots"
-        )
+        path = write(entries, run_facts, options.out)
+        print(f"Written: {path} and {len(draw(entries, options.out))} plots")
     return 0
 
 

@@ -14,12 +14,13 @@ import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from linattn_kernels import launch, linear_triton, mediator_triton, window_triton
 from linattn_kernels.check import MOST_SOFTMAX
 
-SHARED = {
+SHARED = {  # bytes of shared memory a program may have, by capability
     (8, 0): 163 << 10,
     (8, 6): 99 << 10,
     (8, 9): 99 << 10,
@@ -59,19 +60,17 @@ class Build:
 
     @property
     def faults(self) -> list[str]:
-        """What keeps it from being shipped."""
-        found = []
+        """Return what keeps the kernel from being shipped."""
+        faults = []
         if self.spilled:
-            found.append(f"{self.spilled} bytes spilled")
-        if self.shared > SHARED[self.capability]:
-            found.append(
-                f"{self.shared >> 10} KB of shared memory, {SHARED[self.capability] >> 10} on the "
-                "chip"
-            )
-        return found
+            faults.append(f"{self.spilled} bytes spilled")
+        room = SHARED[self.capability]
+        if self.shared > room:
+            faults.append(f"{self.shared >> 10} KB of shared memory, {room >> 10} on the chip")
+        return faults
 
 
-# Cases: every operation in every precision and at the heads that are asked for
+# Cases: every operation in every precision and at the requested head dims
 # ----------------------------------------
 
 
@@ -80,28 +79,28 @@ def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def projected(dim: int, heads: int, dtype: torch.dtype, count: int = 3) -> list[torch.Tensor]:
-    """q, k, v as slices of one projection, as models have them."""
+    """Return q, k, v as slices of one projection, as models have them."""
     return list(tensor(1, TOKENS, count, heads, dim, dtype=dtype).unbind(2))
 
 
 def linear(
     dim: int,
     dtype: torch.dtype,
-    exit_dim: int | None = None,
+    value_dim: int | None = None,
     normaliser: bool = False,
     masked: bool = False,
     normalise: bool = True,
     feature_map: str = "elu1",
 ) -> None:
     q, k, v = projected(dim, 8, dtype)
-    v = v if exit_dim is None else tensor(1, TOKENS, 8, exit_dim, dtype=dtype)
-    below_q, below_k = projected(dim, 8, dtype, 2) if normaliser else (None, None)
+    v = v if value_dim is None else tensor(1, TOKENS, 8, value_dim, dtype=dtype)
+    norm_q, norm_k = projected(dim, 8, dtype, 2) if normaliser else (None, None)
     mask = tensor(1, TOKENS, dtype=torch.bool) if masked else None
-    asked = (feature_map, 0.0, 1e-4, normalise)
-    values, keys, count = linear_triton.state(k, v, below_k, mask, feature_map, 0.0)
-    grad = linear_triton.read(q, below_q, values, keys, *asked)
-    linear_triton.read_backward(grad, q, below_q, values, keys, *asked)
-    linear_triton.state_backward(values, keys, count, k, v, below_k, mask, feature_map, 0.0)
+    options = (feature_map, 0.0, 1e-4, normalise)
+    kv, z, count = linear_triton.state(k, v, norm_k, mask, feature_map, 0.0)
+    do = linear_triton.read(q, norm_q, kv, z, *options)
+    linear_triton.read_backward(do, q, norm_q, kv, z, *options)
+    linear_triton.state_backward(kv, z, count, k, v, norm_k, mask, feature_map, 0.0)
 
 
 def window(
@@ -114,34 +113,35 @@ def window(
 ) -> None:
     tokens = text + 64 * 64
     q, k, v = tensor(1, tokens, 3, 8, dim, dtype=dtype).unbind(2)
-    more = [tensor(1, extra, 8, dim, dtype=dtype) if extra else None for _ in range(2)]
-    place = (64, 64, 8.0, text, shape, dim**-0.5)
-    out, sums = window_triton.window(q, k, v, *more, *place, lse)
-    window_triton.window_backward(out, sums if lse else None, q, k, v, *more, out, sums, *place)
+    extra_kv = [tensor(1, extra, 8, dim, dtype=dtype) if extra else None for _ in range(2)]
+    options = (64, 64, 8.0, text, shape, dim**-0.5)
+    out, all_lse = window_triton.window(q, k, v, *extra_kv, *options, lse)
+    d_lse = all_lse if lse else None
+    window_triton.window_backward(out, d_lse, q, k, v, *extra_kv, out, all_lse, *options)
 
 
 def mediator(dim: int, dtype: torch.dtype, count: int = 64, bias: bool = False) -> None:
     q, k, v = projected(dim, 8, dtype)
-    m, told = tensor(1, count, 8, dim, dtype=dtype), tensor(1, count, 8, dim, dtype=dtype)
+    m, gathered = tensor(1, count, 8, dim, dtype=dtype), tensor(1, count, 8, dim, dtype=dtype)
     inner = tensor(1, 8, count, TOKENS, dtype=dtype) if bias else None
     outer = tensor(1, 8, TOKENS, count, dtype=dtype) if bias else None
     lse = tensor(1, 8, count, dtype=launch.acc_dtype(dtype))
     mediator_triton.gather(m, k, v, inner, dim**-0.5)
-    mediator_triton.gather_backward(told, m, k, v, inner, told, lse, dim**-0.5)
-    out, lse = mediator_triton.spread(q, m, told, outer, dim**-0.5)
-    mediator_triton.spread_backward(out, q, m, told, outer, out, lse, dim**-0.5)
+    mediator_triton.gather_backward(gathered, m, k, v, inner, gathered, lse, dim**-0.5)
+    out, lse = mediator_triton.spread(q, m, gathered, outer, dim**-0.5)
+    mediator_triton.spread_backward(out, q, m, gathered, outer, out, lse, dim**-0.5)
 
 
-# Every branch that the plain calls do not take.
+# Every branch that the plain calls do not take. The names are keys of saved tables.
 BRANCHES = {
     "linear normaliser": lambda dtype: linear(64, dtype, normaliser=True),
     "linear mask": lambda dtype: linear(64, dtype, masked=True, feature_map="relu"),
     "linear plain": lambda dtype: linear(64, dtype, normalise=False, feature_map="relu2"),
-    "linear values": lambda dtype: linear(72, dtype, exit_dim=40, feature_map="identity"),
+    "linear values": lambda dtype: linear(72, dtype, value_dim=40, feature_map="identity"),
     "linear masked normaliser": lambda dtype: linear(128, dtype, normaliser=True, masked=True),
     "linear wide normaliser": lambda dtype: linear(160, dtype, normaliser=True),
-    "linear wide values": lambda dtype: linear(128, dtype, exit_dim=288),
-    "linear narrow values": lambda dtype: linear(144, dtype, exit_dim=128),
+    "linear wide values": lambda dtype: linear(128, dtype, value_dim=288),
+    "linear narrow values": lambda dtype: linear(144, dtype, value_dim=128),
     "window picture": lambda dtype: window(64, dtype, text=0, extra=0),
     "window square": lambda dtype: window(64, dtype, extra=0, shape="square", lse=True),
     "mediator bias": lambda dtype: mediator(64, dtype, count=49, bias=True),
@@ -167,8 +167,8 @@ def cases(dims: list[int], dtypes: list[torch.dtype]) -> Iterator[tuple[str, Cal
 # ---------------------------------------------------------------------------------------------
 
 
-class Named:
-    """A driver that says what the target is and nothing else."""
+class TargetDriver:
+    """A Triton driver that only names its target."""
 
     def __init__(self, capability: tuple[int, int]):
         self.target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
@@ -178,7 +178,7 @@ class Named:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.target.arch  # what Triton keeps its compiled kernels by
+        return self.target.arch  # Triton caches compiled kernels by device
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -188,35 +188,33 @@ class Named:
 
 
 @contextlib.contextmanager
-def aimed(capability: tuple[int, int], built: list) -> Iterator[None]:
-    """Inside, launches compile for that architecture and are collected; nothing keeps Triton from
-    running.
-    """
-    run, was = JITFunction.run, (launch.capability, launch.processors, launch.obstacle)
+def aimed(capability: tuple[int, int], compilations: list) -> Generator[None]:
+    """Make launches inside the block compile for that architecture, and collect them in a list."""
+    run, saved = JITFunction.run, (launch.capability, launch.processors, launch.obstacle)
 
     def compile_only(self, *arguments, grid, warmup, **options):
         compiled = run(self, *arguments, grid=grid, warmup=True, **options)
-        built.append(compiled)
+        compilations.append(compiled)
         return compiled
 
     launch.capability, launch.processors = lambda device: capability, lambda device: 132
-    launch.obstacle = lambda device: None
+    launch.obstacle = lambda device: None  # so that Triton is chosen
     JITFunction.run = compile_only
-    driver.set_active(Named(capability))
+    driver.set_active(TargetDriver(capability))
     try:
         yield
     finally:
         JITFunction.run = run
-        launch.capability, launch.processors, launch.obstacle = was
+        launch.capability, launch.processors, launch.obstacle = saved
 
 
 def build(name: str, case: Callable[[], None], capability: tuple[int, int]) -> list[Build]:
-    """Every kernel of a case, each once."""
-    built: list = []
-    with aimed(capability, built):
+    """Return every kernel of a case, each once."""
+    compilations: list = []
+    with aimed(capability, compilations):
         case()
-    found = {compiled.hash: compiled for compiled in built}
-    return [read(compiled, name, capability) for compiled in found.values()]
+    unique = {compiled.hash: compiled for compiled in compilations}
+    return [read(compiled, name, capability) for compiled in unique.values()]
 
 
 def read(compiled, case: str, capability: tuple[int, int]) -> Build:
@@ -238,7 +236,7 @@ def read(compiled, case: str, capability: tuple[int, int]) -> Build:
 
 
 def code_of(ptx: str, name: str) -> str:
-    """Return a digest of the instructions, whatever the kernel's name, comments and line numbers."""
+    """Return a digest of the instructions without the kernel's name and line numbers."""
     instructions, *_ = ptx.split(".section", 1)  # debug information follows
     instructions = instructions.replace(name, "kernel")
     lines = (line.split("//")[0].strip() for line in instructions.splitlines())
@@ -247,16 +245,16 @@ def code_of(ptx: str, name: str) -> str:
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """(registers a thread, bytes of stack), as cuobjdump reads them."""
+    """Return (registers a thread, bytes of stack), as cuobjdump reads them."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run(
+        usage = subprocess.run(
             [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
-    return int(found[1]), int(found[2])
+    match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    return int(match[1]), int(match[2])
 
 
 # Two tables
@@ -294,11 +292,11 @@ def differences(before: list[dict], after: list[dict]) -> list[str]:
     return sentences
 
 
-def told(row: Build) -> str:
+def as_line(build: Build) -> str:
     return (
-        f"{row.case:<32}{row.kernel:<24}{row.registers:>4} registers {row.spilled:>5} spilled "
-        f"{row.shared / 1024:>6.1f} KB {row.wgmma:>3} wgmma {row.mma:>4} mma "
-        f"{row.copies:>4} copies {'; '.join(row.faults)}"
+        f"{build.case:<32}{build.kernel:<24}{build.registers:>4} registers "
+        f"{build.spilled:>5} spilled {build.shared / 1024:>6.1f} KB {build.wgmma:>3} wgmma "
+        f"{build.mma:>4} mma {build.copies:>4} copies {'; '.join(build.faults)}"
     )
 
 
@@ -316,24 +314,26 @@ def main() -> int:
         "--compare", type=Path, help="say what differs from this table, and fail if anything does"
     )
     options = parser.parse_args()
-    rows = []
-    for capability in options.capability:
+    table = []
+    dtypes = [getattr(torch, dtype) for dtype in options.dtypes]
+    for capability, (name, case) in itertools.product(
+        options.capability, cases(options.dims, dtypes)
+    ):
+        operation, branch, *_ = name.split()
+        plain = branch.isdigit()  # the head dim
+        if options.only not in (None, operation) or (options.plain and not plain):
+            continue
         major, minor = map(int, capability.split("."))
-        for name, case in cases(options.dims, [getattr(torch, dtype) for dtype in options.dtypes]):
-            kernel, *branch = name.rsplit(" ", 1)[0].split()
-            if options.only not in (None, kernel) or (options.plain and not branch[0].isdigit()):
-                continue
-            for row in build(name, case, (major, minor)):
-                rows.append(row)
-                print(told(row), flush=True)
-    table = [asdict(row) | {"faults": row.faults} for row in rows]
+        for kernel in build(name, case, (major, minor)):
+            table.append(asdict(kernel) | {"faults": kernel.faults})
+            print(as_line(kernel), flush=True)
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
     if options.compare:
         changes = differences(json.loads(options.compare.read_text()), table)
         print("\n".join(changes) or f"all {len(table)} kernels are the same as before")
         return 1 if changes else 0
-    return 1 if any(row.faults for row in rows) else 0
+    return 1 if any(kernel["faults"] for kernel in table) else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""All that only a GPU can show, in one call under ten minutes: `make gpu-check`, or `python
-kernels/gpu_check.py`.
+"""Check all that only a GPU can show, in one call under ten minutes: `make gpu-check`.
 
 It needs torch and Triton and nothing else: no pytest, no plots, no network. Every section writes
-its own file; a section that fails is a row that says so, and the others still run. The table comes
-last, the exit code says whether everything held.
+its own file; a section that fails leaves a row that says so, and the others still run. The summary
+comes last, and the exit code says whether everything held.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -39,8 +39,8 @@ from linattn_kernels import (
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# ||found - exact|| / ||exact|| of results and of gradients, or 1.5 times what the definition itself
-# loses.
+# The largest ||result - exact|| / ||exact|| of results and of gradients. Where the definition in
+# the same precision has a larger error, 1.5 times that one is allowed.
 BOUNDS = {
     torch.float32: (1e-6, 2e-6),
     torch.float16: (1e-3, 2e-3),
@@ -53,183 +53,183 @@ PICTURES = ((1, 1), (5, 7), (16, 16), (17, 33), (31, 64), (64, 64))
 COUNTS = (1, 4, 9, 16, 49, 64, 196, 256, 1024)
 
 Row = dict[str, Any]
-Pair = tuple[str, Callable, Callable, list[Tensor]]
+Case = tuple[str, Callable, Callable, list[Tensor]]
 
 
 def tensors(*shapes: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    # a million tokens drawn on the host would take a minute
-    draw = torch.Generator(DEVICE).manual_seed(seed)
-    return [torch.randn(shape, generator=draw, device=DEVICE, dtype=dtype) for shape in shapes]
+    # Drawn on the device: a million tokens drawn on the host would take a minute.
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return [torch.randn(shape, generator=generator, device=DEVICE, dtype=dtype) for shape in shapes]
 
 
 def qkv(
-    batch: int, queries: int, keys: int, heads: int, dim: int, exit_dim: int, dtype: torch.dtype
+    batch: int, queries: int, keys: int, heads: int, dim: int, value_dim: int, dtype: torch.dtype
 ) -> list[Tensor]:
-    shapes = (
-        (batch, queries, heads, dim),
-        (batch, keys, heads, dim),
-        (batch, keys, heads, exit_dim),
-    )
-    return tensors(*shapes, dtype=dtype)
+    """Draw q, k and v."""
+    q, k, v = (queries, dim), (keys, dim), (keys, value_dim)
+    return tensors(*((batch, tokens, heads, size) for tokens, size in (q, k, v)), dtype=dtype)
 
 
 # The matrix
 # ---------------------------------------------------------------------------------------------
 
 
-def linear_cases(dtype: torch.dtype) -> Iterator[Pair]:
-    def pair(name: str, given: list[Tensor], **options: Any) -> Pair:
+def linear_cases(dtype: torch.dtype) -> Iterator[Case]:
+    def case(name: str, inputs: list[Tensor], **options: Any) -> Case:
         options = {"eps": 0.1, **options}
         return (
             f"linear {name}",
             lambda *t: linear_attention(*t, **options),
             lambda *t: reference.linear_attention(*t, **options),
-            given,
+            inputs,
         )
 
     for dim in (*HEAD_DIMS, 288):
-        yield pair(f"d={dim}", qkv(2, 200, 333, 3, dim, dim, dtype))
+        yield case(f"d={dim}", qkv(2, 200, 333, 3, dim, dim, dtype))
     for tokens in LENGTHS:
-        yield pair(f"N={tokens}", qkv(1, tokens, tokens, 2, 64, 64, dtype))
+        yield case(f"N={tokens}", qkv(1, tokens, tokens, 2, 64, 64, dtype))
     for feature_map in ("relu", "relu2"):
-        yield pair(
-            feature_map, qkv(1, 300, 300, 2, 72, 72, dtype), feature_map=feature_map, shift=1e-2
-        )
-    yield pair("plain", qkv(1, 300, 300, 2, 64, 40, dtype), normalise=False)
-    yield pair("values wider than a tile", qkv(1, 200, 333, 2, 128, 144, dtype))
+        inputs = qkv(1, 300, 300, 2, 72, 72, dtype)
+        yield case(feature_map, inputs, feature_map=feature_map, shift=1e-2)
+    yield case("plain", qkv(1, 300, 300, 2, 64, 40, dtype), normalise=False)
+    yield case("values wider than a tile", qkv(1, 200, 333, 2, 128, 144, dtype))
     mask = torch.rand(2, 300, generator=torch.Generator().manual_seed(1)).to(DEVICE) > 0.3
     mask[1] = False
-    yield pair("masked", qkv(2, 77, 300, 2, 64, 64, dtype), key_mask=mask)
-    given = qkv(1, 300, 300, 2, 64, 64, dtype) + tensors(
-        (1, 300, 2, 64), (1, 300, 2, 64), dtype=dtype, seed=1
-    )
+    yield case("masked", qkv(2, 77, 300, 2, 64, 64, dtype), key_mask=mask)
+    inputs = qkv(1, 300, 300, 2, 64, 64, dtype)
+    inputs += tensors((1, 300, 2, 64), (1, 300, 2, 64), dtype=dtype, seed=1)
 
-    def own(function: Callable) -> Callable:
+    def with_normaliser(function: Callable) -> Callable:
         return lambda q, k, v, a, b: function(q, k, v, eps=0.1, normaliser=(a, b))
 
-    yield "linear normaliser", own(linear_attention), own(reference.linear_attention), given
+    yield (
+        "linear normaliser",
+        with_normaliser(linear_attention),
+        with_normaliser(reference.linear_attention),
+        inputs,
+    )
 
 
-def window_cases(dtype: torch.dtype) -> Iterator[Pair]:
-    def pair(name: str, given: list[Tensor], **options: Any) -> Pair:
+def window_cases(dtype: torch.dtype) -> Iterator[Case]:
+    def case(name: str, inputs: list[Tensor], **options: Any) -> Case:
         return (
             f"window {name}",
             lambda *t: window_attention(*t, **options),
             lambda *t: reference.window_attention(*t, **options),
-            given,
+            inputs,
         )
 
-    for height, width in PICTURES:
-        for radius, text, shape in (
-            (1, 0, "disc"),
-            (3, 77, "disc"),
-            (8, 1, "square"),
-            (99, 0, "disc"),
-        ):
-            tokens = text + height * width
-            if tokens > 2048 and radius == 99:
-                continue
-            given = qkv(1, tokens, tokens, 2, 64, 64, dtype)
-            place = {
-                "height": height,
-                "width": width,
-                "radius": radius,
-                "text": text,
-                "shape": shape,
-            }
-            yield pair(f"{height}x{width} r={radius} text={text} {shape}", given, **place)
+    windows = ((1, 0, "disc"), (3, 77, "disc"), (8, 1, "square"), (99, 0, "disc"))
+    for (height, width), (radius, text, shape) in itertools.product(PICTURES, windows):
+        tokens = text + height * width
+        if tokens > 2048 and radius == 99:
+            continue
+        inputs = qkv(1, tokens, tokens, 2, 64, 64, dtype)
+        name = f"{height}x{width} r={radius} text={text} {shape}"
+        yield case(name, inputs, height=height, width=width, radius=radius, text=text, shape=shape)
     for dim in HEAD_DIMS:
-        given = qkv(1, 20 + 17 * 33, 20 + 17 * 33, 2, dim, dim, dtype)
-        yield pair(f"d={dim}", given, height=17, width=33, radius=5, text=20, return_lse=True)
-    given = qkv(2, 32 * 32, 32 * 32, 2, 72, 72, dtype)
-    given += tensors((2, 64, 2, 72), (2, 64, 2, 72), dtype=dtype, seed=2)
+        inputs = qkv(1, 20 + 17 * 33, 20 + 17 * 33, 2, dim, dim, dtype)
+        yield case(f"d={dim}", inputs, height=17, width=33, radius=5, text=20, return_lse=True)
+    inputs = qkv(2, 32 * 32, 32 * 32, 2, 72, 72, dtype)
+    inputs += tensors((2, 64, 2, 72), (2, 64, 2, 72), dtype=dtype, seed=2)
 
-    def extra(function: Callable) -> Callable:
+    def with_extra(function: Callable) -> Callable:
         return lambda q, k, v, a, b: function(q, k, v, height=32, width=32, radius=8, extra=(a, b))
 
-    yield "window extra", extra(window_attention), extra(reference.window_attention), given
+    yield (
+        "window extra",
+        with_extra(window_attention),
+        with_extra(reference.window_attention),
+        inputs,
+    )
 
 
-def mediator_cases(dtype: torch.dtype) -> Iterator[Pair]:
+def mediator_cases(dtype: torch.dtype) -> Iterator[Case]:
     for dim in HEAD_DIMS:
-        given = qkv(2, 300, 1000, 2, dim, dim, dtype) + tensors(
-            (2, 49, 2, dim), dtype=dtype, seed=3
-        )
-        yield f"mediator d={dim}", mediator_attention, reference.mediator_attention, given
+        inputs = qkv(2, 300, 1000, 2, dim, dim, dtype)
+        inputs += tensors((2, 49, 2, dim), dtype=dtype, seed=3)
+        yield f"mediator d={dim}", mediator_attention, reference.mediator_attention, inputs
     for count in COUNTS:
-        given = qkv(1, 1000, 4097, 2, 64, 64, dtype) + tensors(
-            (1, count, 2, 64), dtype=dtype, seed=3
-        )
-        yield f"mediator m={count}", mediator_attention, reference.mediator_attention, given
-    given = qkv(2, 100, 333, 3, 72, 72, dtype)
-    given += tensors((2, 16, 3, 72), (3, 16, 333), (2, 1, 100, 16), dtype=dtype, seed=4)
+        inputs = qkv(1, 1000, 4097, 2, 64, 64, dtype)
+        inputs += tensors((1, count, 2, 64), dtype=dtype, seed=3)
+        yield f"mediator m={count}", mediator_attention, reference.mediator_attention, inputs
+    inputs = qkv(2, 100, 333, 3, 72, 72, dtype)
+    inputs += tensors((2, 16, 3, 72), (3, 16, 333), (2, 1, 100, 16), dtype=dtype, seed=4)
 
-    def biased(function: Callable) -> Callable:
+    def with_biases(function: Callable) -> Callable:
         return lambda q, k, v, m, a, b: function(q, k, v, m, bias_in=a, bias_out=b)
 
-    yield "mediator biases", biased(mediator_attention), biased(reference.mediator_attention), given
+    yield (
+        "mediator biases",
+        with_biases(mediator_attention),
+        with_biases(reference.mediator_attention),
+        inputs,
+    )
 
 
-def results(function: Callable, given: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    given = [each.detach().clone().requires_grad_() for each in given]
-    found = function(*given)
-    found = list(found) if isinstance(found, tuple) else [found]
-    draw = torch.Generator().manual_seed(9)
-    told = [torch.randn(each.shape, generator=draw).to(each) for each in found]
-    torch.autograd.backward(found, told)
-    return [each.detach() for each in found], [each.grad for each in given]
+def results(function: Callable, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the outputs, and the gradients of all inputs for random gradients of the outputs."""
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    outs = function(*inputs)
+    outs = list(outs) if isinstance(outs, tuple) else [outs]
+    generator = torch.Generator().manual_seed(9)
+    grad_outs = [torch.randn(tensor.shape, generator=generator).to(tensor) for tensor in outs]
+    torch.autograd.backward(outs, grad_outs)
+    return [tensor.detach() for tensor in outs], [tensor.grad for tensor in inputs]
 
 
-def distance(found: Tensor, exact: Tensor) -> float:
-    """Relative to the tensor; where all of it cancels, to numbers of size 1."""
+def distance(result: Tensor, exact: Tensor) -> float:
+    """Return the error relative to the tensor or, where all of it cancels, to numbers of size 1."""
     size = exact.norm().item() if exact.square().mean() > 1e-6 else exact.numel() ** 0.5
-    return (found.double() - exact).norm().item() / size
+    return (result.double() - exact).norm().item() / size
 
 
-def compare(case: Pair, dtype: torch.dtype) -> Row:
-    """The worst of results and of gradients, beside what the definition loses in the same
-    precision.
+def compare(case: Case, dtype: torch.dtype) -> Row:
+    """Return the largest error of results and of gradients, beside the definition's own error.
+
+    The definition's own error (`usual`) is that in the same precision.
     """
-    name, function, definition, given = case
-    found, slopes = results(function, given)
-    exact, exact_slopes = results(definition, [each.double() for each in given])
-    plain, plain_slopes = results(definition, given)
+    name, function, definition, inputs = case
+    exact = results(definition, [tensor.double() for tensor in inputs])
+    groups = zip(results(function, inputs), results(definition, inputs), exact, strict=True)
     row: Row = {"case": name, "dtype": str(dtype).removeprefix("torch."), "ok": True}
-    groups = (("result", found, exact, plain), ("gradient", slopes, exact_slopes, plain_slopes))
-    for (kind, ours, theirs, usual), bound in zip(groups, BOUNDS[dtype], strict=True):
-        errors = [distance(one, two) for one, two in zip(ours, theirs, strict=True)]
-        losses = [distance(one, two) for one, two in zip(usual, theirs, strict=True)]
-        row[kind], row[f"{kind}_usual"] = max(errors), max(losses)
-        # In fp16 the definition's sums overflow: what it loses excuses no more than ten times the
-        # bound.
-        row["ok"] &= all(
-            error < min(max(bound, 1.5 * loss), 10 * bound)
-            for error, loss in zip(errors, losses, strict=True)
-        )
+    for (ours, usual, wanted), output, bound in zip(
+        groups, ("result", "gradient"), BOUNDS[dtype], strict=True
+    ):
+        errors = distances(ours, wanted)
+        usual_errors = distances(usual, wanted)
+        row[output], row[f"{output}_usual"] = max(errors), max(usual_errors)
+        for error, usual_error in zip(errors, usual_errors, strict=True):
+            # In fp16 the definition's sums overflow: no more than ten times the bound is allowed.
+            row["ok"] &= error < min(max(bound, 1.5 * usual_error), 10 * bound)
     return row
 
 
-# The same numbers where models keep them: slices of one projection, heads before tokens, rows that
-# nothing divides.
+def distances(tensors: list[Tensor], exact: list[Tensor]) -> list[float]:
+    return [distance(tensor, wanted) for tensor, wanted in zip(tensors, exact, strict=True)]
+
+
+# The same numbers in the layouts of models: slices of one projection, heads before tokens, tokens
+# that begin at odd addresses.
 LAYOUTS: dict[str, Callable[..., Sequence[Tensor]]] = {
     "sliced": lambda *t: torch.stack(t, 2).unbind(2),
-    "heads first": lambda *t: [each.transpose(1, 2).contiguous().transpose(1, 2) for each in t],
-    "unaligned": lambda *t: [torch.nn.functional.pad(each, (1, 0))[..., 1:] for each in t],
-    "one for all": lambda *t: [each[:1].expand_as(each) for each in t],
+    "heads first": lambda *t: [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in t],
+    "unaligned": lambda *t: [torch.nn.functional.pad(tensor, (1, 0))[..., 1:] for tensor in t],
+    "one for all": lambda *t: [tensor[:1].expand_as(tensor) for tensor in t],
 }
 
 
-def layout_cases(dtype: torch.dtype) -> Iterator[Pair]:
-    given = qkv(2, 20 * 20, 20 * 20, 2, 72, 72, dtype)
+def layout_cases(dtype: torch.dtype) -> Iterator[Case]:
+    inputs = qkv(2, 20 * 20, 20 * 20, 2, 72, 72, dtype)
     calls: dict[str, Callable[[Any], Callable[..., Tensor]]] = {
-        "linear": lambda where: lambda q, k, v: where.linear_attention(q, k, v, eps=0.1),
-        "window": lambda where: (
-            lambda q, k, v: where.window_attention(
+        "linear": lambda module: lambda q, k, v: module.linear_attention(q, k, v, eps=0.1),
+        "window": lambda module: (
+            lambda q, k, v: module.window_attention(
                 q, k, v, height=19, width=20, radius=4, text=20, scale=-0.1
             )
         ),
-        "mediator": lambda where: (
-            lambda q, k, v: where.mediator_attention(q, k, v, q[:, ::40] + k[:, ::40], scale=-0.1)
+        "mediator": lambda module: (
+            lambda q, k, v: module.mediator_attention(q, k, v, q[:, ::40] + k[:, ::40], scale=-0.1)
         ),
     }
     for (kernel, call), (name, layout) in itertools.product(calls.items(), LAYOUTS.items()):
@@ -237,7 +237,7 @@ def layout_cases(dtype: torch.dtype) -> Iterator[Pair]:
             f"{kernel} {name}",
             lambda *t, call=call, layout=layout: call(linattn_kernels)(*layout(*t)),
             lambda *t, call=call, layout=layout: call(reference)(*layout(*t)),
-            given,
+            inputs,
         )
 
 
@@ -259,46 +259,46 @@ def jobs() -> list[Job]:
     ]
 
 
-def one(dtype: torch.dtype, kernel: str, number: int) -> Row:
-    """The row of one case, made again here: closures do not travel between processes."""
+def run_job(dtype: torch.dtype, kernel: str, number: int) -> Row:
+    """Return the row of a case by its number, since closures do not travel between processes."""
     case = next(itertools.islice(CASES[kernel](dtype), number, None))
     return guarded(case[0], lambda: compare(case, dtype))
 
 
 def matrix(options: argparse.Namespace) -> list[Row]:
-    """Every case, in several processes: nearly all of the time is Triton compiling, which its cache
-    on disk shares.
+    """Compare every case, in several processes that share Triton's cache on disk.
+
+    Nearly all of the time is compiling.
     """
-    every = jobs()
-    todo, until = iter(enumerate(every)), time.monotonic() + options.matrix
+    all_jobs = jobs()
+    todo, until = iter(enumerate(all_jobs)), time.monotonic() + options.matrix
     with ThreadPoolExecutor(options.workers) as lanes:
-        found = dict(
-            itertools.chain(*lanes.map(lambda _: list(lane(todo, until)), range(options.workers)))
-        )
-    rows = [found[number] for number in range(len(every))]
+        finished = lanes.map(lambda _: list(lane(todo, until)), range(options.workers))
+        numbered_rows = dict(itertools.chain(*finished))
+    rows = [numbered_rows[number] for number in range(len(all_jobs))]
     for row in rows:
         if not row["ok"]:
-            print(
-                "  failed:",
-                {name: value for name, value in row.items() if name != "trace"},
-                flush=True,
-            )
+            print("  failed:", without_trace(row), flush=True)
     return rows
 
 
+def without_trace(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "trace"}
+
+
 def lane(todo: Iterator[tuple[int, Job]], until: float) -> Iterator[tuple[int, Row]]:
-    """One case after the other in a process of its own: one that dies or hangs costs its case, and
-    no other's row.
+    """Run one case after the other in a process of its own.
+
+    A process that dies or hangs costs its case, and is replaced for the next ones.
     """
     process = alone()
     for number, job in todo:
-        left = until - time.monotonic()
+        seconds = until - time.monotonic()
         try:
-            row = (
-                process.submit(one, *job).result(timeout=left)
-                if left > 0
-                else unfinished(job, "no time was left")
-            )
+            if seconds > 0:
+                row = process.submit(run_job, *job).result(timeout=seconds)
+            else:
+                row = unfinished(job, "no time was left")
         except Exception as error:
             row = unfinished(job, f"{type(error).__name__} {error}".strip())
             end(process)
@@ -308,8 +308,8 @@ def lane(todo: Iterator[tuple[int, Job]], until: float) -> Iterator[tuple[int, R
 
 
 def unfinished(job: Job, why: str) -> Row:
-    dtype, kernel, place = job
-    return {"case": f"{kernel} {place} {dtype}", "ok": False, "error": why}
+    dtype, kernel, number = job
+    return {"case": f"{kernel} {number} {dtype}", "ok": False, "error": why}
 
 
 def alone() -> ProcessPoolExecutor:
@@ -323,7 +323,7 @@ def end(pool: ProcessPoolExecutor) -> None:
 
 
 def prepare() -> None:
-    """Fresh memory is NaN, as in the tests: what nobody wrote shows. Nothing is rounded to tf32."""
+    """Fill fresh memory with NaN, so that unwritten results show, and forbid tf32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -335,42 +335,42 @@ def prepare() -> None:
 
 def calls() -> dict[str, tuple[Callable, list[Tensor]]]:
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    given = qkv(1, 64 * 64, 64 * 64, 4, 64, 64, dtype)
+    inputs = qkv(1, 64 * 64, 64 * 64, 4, 64, 64, dtype)
     return {
-        "linear": (linear_attention, given),
-        "window": (lambda q, k, v: window_attention(q, k, v, height=64, width=64, radius=8), given),
-        "mediator": (lambda q, k, v: mediator_attention(q, k, v, q[:, ::64]), given),
+        "linear": (linear_attention, inputs),
+        "window": (
+            lambda q, k, v: window_attention(q, k, v, height=64, width=64, radius=8),
+            inputs,
+        ),
+        "mediator": (lambda q, k, v: mediator_attention(q, k, v, q[:, ::64]), inputs),
     }
 
 
 def twice(options: argparse.Namespace) -> list[Row]:
-    """Run twice, and on another stream: the same bits."""
+    """Check that a second run, on another stream, gives the same bits."""
     rows = []
-    for name, (function, given) in calls().items():
-        first = results(function, given)
+    for name, (function, inputs) in calls().items():
+        first = results(function, inputs)
         with torch.cuda.stream(torch.cuda.Stream()) if DEVICE.type == "cuda" else nullcontext():
-            second = results(function, given)
+            second = results(function, inputs)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        same = all(
-            torch.equal(a, b)
-            for a, b in zip(first[0] + first[1], second[0] + second[1], strict=True)
-        )
+        pairs = zip(first[0] + first[1], second[0] + second[1], strict=True)
+        same = all(torch.equal(one, other) for one, other in pairs)
         rows.append({"case": f"{name} twice", "ok": same})
     return rows
 
 
 def compiles(options: argparse.Namespace) -> list[Row]:
-    """torch.compile without a break."""
+    """Check that torch.compile takes each function without a graph break."""
     rows = []
-    for name, (function, given) in calls().items():
+    for name, (function, inputs) in calls().items():
 
-        def check(function=function, given=given) -> Row:
-            (found, slopes), (plain, plain_slopes) = (
-                results(each, given) for each in (torch.compile(function, fullgraph=True), function)
-            )
-            pairs = zip(found + slopes, plain + plain_slopes, strict=True)
-            error = max(distance(one, two.double()) for one, two in pairs)
+        def check(function=function, inputs=inputs) -> Row:
+            outs, grads = results(torch.compile(function, fullgraph=True), inputs)
+            plain, plain_grads = results(function, inputs)
+            wanted = [tensor.double() for tensor in plain + plain_grads]
+            error = max(distances(outs + grads, wanted))
             return {"ok": error < 1e-2, "error": error}
 
         rows.append(guarded(f"{name} compiled", check))
@@ -378,22 +378,23 @@ def compiles(options: argparse.Namespace) -> list[Row]:
 
 
 def graphs(options: argparse.Namespace) -> list[Row]:
+    """Check that a replayed CUDA graph gives the same bits."""
     rows = []
-    for name, (function, given) in calls().items():
+    for name, (function, inputs) in calls().items():
 
-        def check(function=function, given=given) -> Row:
+        def check(function=function, inputs=inputs) -> Row:
             with torch.no_grad():
-                straight = function(*given)
-                static = [each.clone() for each in given]
+                straight = function(*inputs)
+                static = [tensor.clone() for tensor in inputs]
                 function(*static)
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
                     out = function(*static)
-                for each in static:
-                    each.zero_()
-                for each, value in zip(static, given, strict=True):
-                    each.copy_(value)
+                for tensor in static:
+                    tensor.zero_()
+                for tensor, value in zip(static, inputs, strict=True):
+                    tensor.copy_(value)
                 graph.replay()
                 torch.cuda.synchronize()
             return {"ok": torch.equal(out, straight)}
@@ -403,48 +404,40 @@ def graphs(options: argparse.Namespace) -> list[Row]:
 
 
 def million(options: argparse.Namespace) -> list[Row]:
-    """A million tokens once: no overflow of offsets or of half precision, and the numbers are
-    right.
-    """
+    """Check the numbers at a million tokens, where offsets and half precision could overflow."""
 
     def linear(dtype: torch.dtype) -> Row:
         q, k, v = qkv(1, 1 << 20, 1 << 20, 24, 128, 128, dtype)
         v += 0.1
-        found = linear_attention(q, k, v)
+        out = linear_attention(q, k, v)
         some = slice(0, 1 << 20, 1 << 13)
         with use_backend("torch"):
             exact = linear_attention(q[:, some].float(), k.float(), v.float()).double()
-        return {
-            "ok": distance(found[:, some], exact) < 8e-3,
-            "error": distance(found[:, some], exact),
-        }
+        error = distance(out[:, some], exact)
+        return {"ok": error < 8e-3, "error": error}
 
     def window(dtype: torch.dtype) -> Row:
         q, k, v = qkv(1, 1 << 20, 1 << 20, 24, 128, 128, dtype)  # more than 2^31 numbers a tensor
-        found = window_attention(q, k, v, height=1024, width=1024, radius=8)
-        rows = (1024 - 16) * 1024  # the last sixteen rows, once more by themselves
-        near = (each[:, rows - 8 * 1024 :] for each in (q, k, v))
-        alone = window_attention(*near, height=24, width=1024, radius=8)
-        error = distance(found[:, rows:], alone[:, 8 * 1024 :].double())
+        out = window_attention(q, k, v, height=1024, width=1024, radius=8)
+        first = (1024 - 16) * 1024  # the last sixteen rows of the picture, once more on their own
+        near = (tensor[:, first - 8 * 1024 :] for tensor in (q, k, v))
+        wanted = window_attention(*near, height=24, width=1024, radius=8)
+        error = distance(out[:, first:], wanted[:, 8 * 1024 :].double())
         return {"ok": error < 1e-6, "error": error}
 
     rows = []
     for name, check in (("linear", linear), ("window", window)):
-        rows.append(
-            guarded(f"{name} of a million tokens", lambda check=check: check(torch.bfloat16))
-        )
+        run = functools.partial(check, torch.bfloat16)
+        rows.append(guarded(f"{name} of a million tokens", run))
         torch.cuda.empty_cache()
     return rows
 
 
 def plans() -> Iterator[tuple[bench.Case, tuple[str, ...]]]:
-    """What is timed, beside whom: what targets are set for, the most telling first."""
-    case, usual, all_dense = (
-        bench.Case,
-        ("ours", "eager"),
-        ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient"),
-    )
-    large, huge, whole = 1 << 16, 1 << 18, 1 << 20
+    """Yield the cases that have targets and the providers to time, the most telling first."""
+    case, usual = bench.Case, ("ours", "eager")
+    all_dense = ("sdpa-cudnn", "sdpa-flash", "sdpa-efficient")
+    large, huge, million_tokens = 1 << 16, 1 << 18, 1 << 20
     for mode in bench.MODES[:2]:
         yield case("linear", "flux", large, mode), (*usual, "compiled", *all_dense, "fla")
     for radius in (16, 8, 32):
@@ -465,7 +458,7 @@ def plans() -> Iterator[tuple[bench.Case, tuple[str, ...]]]:
     yield case("mediator", "dit", 1 << 12), (*usual, "two-sdpa", "sdpa-cudnn")
     for shape in ("dit", "sdxl"):
         yield case("window", shape, large, radius=16), ("ours", "sdpa-cudnn")
-    for tokens in (huge, whole):
+    for tokens in (huge, million_tokens):
         yield case("linear", "flux", tokens), ("ours",)
         yield case("window", "flux", tokens, radius=16, text=512), ("ours",)
         yield case("linear", "sdxl", tokens), ("ours",)
@@ -479,10 +472,8 @@ def plans() -> Iterator[tuple[bench.Case, tuple[str, ...]]]:
 
 
 def benchmark(options: argparse.Namespace) -> list[Row]:
-    """The plans as long as there is time: one table of all, and a row each that says whether it
-    could be timed.
-    """
-    began, rows, found = time.monotonic(), [], []
+    """Time the plans as long as there is time; a row for each says whether it could be timed."""
+    began, rows, entries = time.monotonic(), [], []
     for case, names in plans():
         title = f"{case.name}: {', '.join(names)}"
         if time.monotonic() - began > options.left:
@@ -493,24 +484,22 @@ def benchmark(options: argparse.Namespace) -> list[Row]:
         except Exception as error:
             rows.append(failed(title, error))
             continue
-        for row in timed:
-            print(bench.told(row), flush=True)
-        found += timed
-        # at once: a run that is killed keeps what it measured
-        bench.write(found, bench.facts(DEVICE), options.out)
-        ours = [row for row in timed if row["provider"] == "ours" and row["skipped"]]
-        rows.append(
-            {"case": title, "ok": not ours} | ({"error": ours[0]["skipped"]} if ours else {})
-        )
-    bench.draw(found, options.out)
+        for entry in timed:
+            print(bench.as_line(entry), flush=True)
+        entries += timed
+        # Written after each case, so that a run that is killed keeps what it measured.
+        bench.write(entries, bench.facts(DEVICE), options.out)
+        ours = [entry for entry in timed if entry["provider"] == "ours" and entry["skipped"]]
+        error = {"error": ours[0]["skipped"]} if ours else {}
+        rows.append({"case": title, "ok": not ours, **error})
+    bench.draw(entries, options.out)
     return rows
 
 
 def compile_all(capability: tuple[int, int]) -> int:
-    """Every kernel of the check, built on a machine without a GPU into Triton's cache
-    (TRITON_CACHE_DIR).
+    """Build every kernel of the check into Triton's cache (TRITON_CACHE_DIR), without a GPU.
 
-    A machine with the same Triton finds them there: its first run then takes half the time. Returns
+    A machine with the same Triton finds them there: its first run then takes half the time. Return
     how many there are.
     """
     import builds
@@ -518,21 +507,21 @@ def compile_all(capability: tuple[int, int]) -> int:
     built: list[Any] = []
     with builds.aimed(capability, built), use_backend("triton"):
         for dtype, kernel in itertools.product(DTYPES, CASES):
-            for _, function, _, given in CASES[kernel](dtype):
-                results(function, given)
-        for function, given in calls().values():
-            results(function, [each.bfloat16() for each in given])
+            for _, function, _, inputs in CASES[kernel](dtype):
+                results(function, inputs)
+        for function, inputs in calls().values():
+            results(function, [tensor.bfloat16() for tensor in inputs])
         for case, names in plans():
             if "ours" in names:
                 short = replace(case, tokens=min(case.tokens, 1 << 12))
                 results(bench.ours(short), bench.inputs(short, DEVICE, 1)[0])
-    return len({each.hash for each in built})
+    return len({compiled.hash for compiled in built})
 
 
 def all_of(
     name: str, section: Callable[[argparse.Namespace], list[Row]], options: argparse.Namespace
 ) -> list[Row]:
-    """A section's rows, or the one that says why there are none."""
+    """Return a section's rows, or one that says why there are none."""
     try:
         return section(options)
     except Exception as error:
@@ -540,6 +529,7 @@ def all_of(
 
 
 def guarded(name: str, check: Callable[[], Row]) -> Row:
+    """Return the row of a check, or one that says why it failed."""
     try:
         return {"case": name, **check()}
     except Exception as error:
@@ -549,8 +539,8 @@ def guarded(name: str, check: Callable[[], Row]) -> Row:
 def failed(name: str, error: Exception) -> Row:
     with suppress(Exception):
         torch.cuda.empty_cache()
-    words = f"{type(error).__name__}: {str(error)[:300]}"
-    return {"case": name, "ok": False, "error": words, "trace": traceback.format_exc()}
+    message = f"{type(error).__name__}: {str(error)[:300]}"
+    return {"case": name, "ok": False, "error": message, "trace": traceback.format_exc()}
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
@@ -595,58 +585,55 @@ def main() -> int:
     prepare()
     began, options.out = time.monotonic(), options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
-    known = bench.facts(DEVICE) | {"reason": backend(torch.zeros(1, device=DEVICE)).reason}
-    print(", ".join(f"{name} {value}" for name, value in known.items()), flush=True)
-    found: dict[str, list[Row]] = {}
+    run_facts = bench.facts(DEVICE) | {"reason": backend(torch.zeros(1, device=DEVICE)).reason}
+    print(", ".join(f"{name} {value}" for name, value in run_facts.items()), flush=True)
+    sections: dict[str, list[Row]] = {}
     for name, section in SECTIONS.items():
         if options.only and name not in options.only:
             continue
         start = time.monotonic()
-        found[name] = all_of(name, section, options)
+        sections[name] = all_of(name, section, options)
         seconds = round(time.monotonic() - start, 1)
-        text = json.dumps(
-            {"facts": known, "seconds": seconds, "rows": found[name]}, indent=1, default=str
-        )
+        report = {"facts": run_facts, "seconds": seconds, "rows": sections[name]}
+        text = json.dumps(report, indent=1, default=str)
         (options.out / f"{name}.json").write_text(text + "\n")
-        held = sum(row["ok"] for row in found[name])
-        print(f"{name}: {held} of {len(found[name])} hold, {seconds} s", flush=True)
+        held = sum(row["ok"] for row in sections[name])
+        print(f"{name}: {held} of {len(sections[name])} hold, {seconds} s", flush=True)
     torch.use_deterministic_algorithms(False)
     if not options.only or "bench" in options.only:
         left = options.seconds - (time.monotonic() - began)
-        found["bench"] = all_of("bench", benchmark, argparse.Namespace(out=options.out, left=left))
+        settings = argparse.Namespace(out=options.out, left=left)
+        sections["bench"] = all_of("bench", benchmark, settings)
     with tarfile.open(options.out / "gpu-check.tar.gz", "w:gz") as packed:
         for path in sorted(options.out.rglob("*.*")):
             if path.is_file() and path.name != "gpu-check.tar.gz":
                 packed.add(path, str(path.relative_to(options.out)))
-    return summary(found)
+    return summary(sections)
 
 
-def summary(found: dict[str, list[Row]]) -> int:
+def summary(sections: dict[str, list[Row]]) -> int:
+    """Print what failed and the largest errors, and return the exit code."""
     print("\n" + "-" * 100)
-    wrong = 0
-    for section, rows in found.items():
-        bad = [row for row in rows if not row["ok"]]
-        wrong += len(bad)
-        print(f"{section:<12}{len(rows) - len(bad):>4} of {len(rows)} hold")
-        for row in bad:
-            print("   ", {name: value for name, value in row.items() if name != "trace"})
-    for dtype in DTYPES:
-        rows = [
-            row
-            for row in found.get("matrix", [])
-            if row.get("dtype") == str(dtype).removeprefix("torch.")
-        ]
-        for kernel in ("linear", "window", "mediator"):
-            own = [row for row in rows if row["case"].startswith(kernel) and "result" in row]
-            if own:
-                result, gradient = (
-                    max(row[kind] for row in own) for kind in ("result", "gradient")
-                )
-                print(
-                    f"{kernel:<10}{dtype!s:<16} worst result {result:.1e}, worst gradient "
-                    f"{gradient:.1e}"
-                )
-    return 1 if wrong else 0
+    failures = 0
+    for section, rows in sections.items():
+        failing = [row for row in rows if not row["ok"]]
+        failures += len(failing)
+        print(f"{section:<12}{len(rows) - len(failing):>4} of {len(rows)} hold")
+        for row in failing:
+            print("   ", without_trace(row))
+    matrix = [row for row in sections.get("matrix", []) if "result" in row]
+    for dtype, kernel in itertools.product(DTYPES, ("linear", "window", "mediator")):
+        title = str(dtype).removeprefix("torch.")
+        rows = [row for row in matrix if row["dtype"] == title and row["case"].startswith(kernel)]
+        if rows:
+            result, gradient = (
+                max(row[output] for row in rows) for output in ("result", "gradient")
+            )
+            print(
+                f"{kernel:<10}{dtype!s:<16} worst result {result:.1e}, worst gradient "
+                f"{gradient:.1e}"
+            )
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

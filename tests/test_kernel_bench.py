@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic and its files; what it times on a GPU is not here."""
+"""Test the arithmetic and the files of the benchmark, the search and the GPU check."""
 
 import csv
 import itertools
@@ -22,7 +22,7 @@ import tune
 @pytest.mark.parametrize(
     ("height", "width", "radius", "text"), [(1, 1, 1, 0), (5, 7, 2, 3), (6, 4, 3, 0), (4, 4, 9, 2)]
 )
-def test_pairs_are_counted_as_the_mask_has_them(height, width, radius, text):
+def test_useful_pairs_are_those_of_the_mask(height, width, radius, text):
     near = int(reference.window_mask(height, width, radius).sum())
     picture = height * width
     assert (
@@ -31,7 +31,7 @@ def test_pairs_are_counted_as_the_mask_has_them(height, width, radius, text):
     )
 
 
-def test_a_floor_counts_every_tensor_once():
+def test_the_floor_counts_every_tensor_once():
     case = bench.Case("linear", "flux", 65536)
     assert case.tensor == 65536 * 24 * 128 * 2
     assert case.bytes == 4 * case.tensor
@@ -39,8 +39,8 @@ def test_a_floor_counts_every_tensor_once():
     assert case.useful == 4 * 65536 * 128 * 24 * 128
 
 
-def test_a_run_leaves_its_rows(tmp_path, capsys):
-    asked = [
+def test_a_run_writes_its_table_and_plots(tmp_path, capsys):
+    arguments = [
         "mediator",
         "--shapes",
         "sdxl",
@@ -53,7 +53,9 @@ def test_a_run_leaves_its_rows(tmp_path, capsys):
         "--repeats",
         "1",
     ]
-    assert bench.main([*asked, "--providers", "ours", "sdpa", "flex", "--out", str(tmp_path)]) == 0
+    assert (
+        bench.main([*arguments, "--providers", "ours", "sdpa", "flex", "--out", str(tmp_path)]) == 0
+    )
     with (tmp_path / "bench.csv").open() as file:
         rows = {row["provider"]: row for row in csv.DictReader(file)}
     assert float(rows["ours"]["ms"]) > 0
@@ -71,7 +73,7 @@ def test_what_disagrees_with_the_definition_is_not_timed(monkeypatch):
     assert "differs from the definition in its result" in row["skipped"]
 
 
-def test_nor_what_has_other_gradients(monkeypatch):
+def test_what_has_other_gradients_is_not_timed(monkeypatch):
     case = bench.Case("linear", "sdxl", 64, mode="backward", dtype=torch.float32)
 
     def shifted(q, k, v):
@@ -110,7 +112,7 @@ def test_on_a_cpu_the_forms_that_papers_publish_are_no_faster(case):
     raise AssertionError(best)
 
 
-def test_without_a_gpu_the_check_says_so(monkeypatch, capsys, tmp_path):
+def test_the_gpu_check_says_that_there_is_no_gpu(monkeypatch, capsys, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: make gpu-check")
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
@@ -118,15 +120,15 @@ def test_without_a_gpu_the_check_says_so(monkeypatch, capsys, tmp_path):
     assert "no GPU here" in capsys.readouterr().err
 
 
-def test_a_case_of_the_gpu_check_is_made_again_from_its_number():
+def test_a_case_of_the_gpu_check_can_be_run_by_its_number():
     every = gpu_check.jobs()
     assert len(every) == len(set(every)) > 200
     number = next(job for job in every if job[:2] == (torch.float32, "mediator"))
-    row = gpu_check.one(*number)
+    row = gpu_check.run_job(*number)
     assert (row["case"], row["dtype"], row["ok"]) == ("mediator d=8", "float32", True)
 
 
-def test_the_gpu_check_runs_its_cases_in_processes_and_says_which_were_late(monkeypatch):
+def test_the_gpu_check_reports_cases_that_had_no_time(monkeypatch):
     few = [(torch.float32, "mediator", number) for number in range(2)]
     monkeypatch.setattr(gpu_check, "jobs", lambda: few)
     rows = gpu_check.matrix(SimpleNamespace(workers=2, matrix=120))
@@ -146,7 +148,7 @@ class Deadly:
         return os._exit, (3,)
 
 
-def test_a_case_that_takes_its_process_with_it_costs_no_other_its_row(monkeypatch):
+def test_a_case_that_kills_its_process_costs_no_other_case(monkeypatch):
     some = [
         (torch.float32, "mediator", 0),
         (torch.float32, Deadly(), 1),
@@ -158,22 +160,22 @@ def test_a_case_that_takes_its_process_with_it_costs_no_other_its_row(monkeypatc
     assert "BrokenProcessPool" in rows[1]["error"]
 
 
-def test_every_candidate_is_said_as_the_shipped_ones_are():
+def test_candidates_have_the_settings_of_shipped_configurations():
     """Hopper's entries are what a search replaces."""
     for search in tune.searches():
         shipped = [
             row["with"] for row in launch.table()[search.kernel] if row["capability"] == [9, 0]
         ]
         assert shipped, search.kernel
-        assert all(any(set(how) == set(row) for row in shipped) for how in search.candidates), (
-            search.name
-        )
+        assert all(
+            any(set(config) == set(row) for row in shipped) for config in search.candidates
+        ), search.name
         assert len(search.candidates) == len(
-            {tuple(sorted(how.items())) for how in search.candidates}
+            {tuple(sorted(config.items())) for config in search.candidates}
         )
 
 
-def test_inside_a_trial_one_kernel_takes_the_candidate():
+def test_a_trial_changes_the_configuration_of_one_kernel():
     q, before = torch.empty(1, 1, 1, 64), launch.config("linear_read", torch.empty(1), 64)
     with tune.tried("linear_read", {"BN": 1}):
         assert launch.config("linear_read", q, 64) == {"BN": 1}
@@ -181,7 +183,7 @@ def test_inside_a_trial_one_kernel_takes_the_candidate():
     assert launch.config("linear_read", q, 64) == before
 
 
-def test_of_what_was_counted_the_packages_launches_are_kept():
+def test_the_counters_of_this_packages_launches_are_kept():
     names = ["ID", "Kernel Name", "Grid Size", *counters.COUNTERS.values()]
     launches = [["_read_kernel", "(11, 24, 1)", "260,256"], ["void at::copy", "(1, 1, 1)", "9"]]
     lines = [names, ["", "", ""] + ["unit"] * len(counters.COUNTERS)]
@@ -189,7 +191,7 @@ def test_of_what_was_counted_the_packages_launches_are_kept():
         ["0", *launch, *["1,000,000.5"] * (len(counters.COUNTERS) - 1)] for launch in launches
     ]
     text = ["==PROF== connected", *(",".join(f'"{cell}"' for cell in line) for line in lines)]
-    (row,) = counters.rows(text)
+    (row,) = counters.parse(text)
     assert (row["kernel"], row["us"], row["memory_mb"], row["waits_gmma"]) == (
         "_read_kernel",
         260.26,
@@ -214,8 +216,8 @@ def test_consumer_blackwell_takes_adas_configurations(kernel):
 
 
 @pytest.mark.parametrize("kernel", launch.table())
-def test_no_configuration_says_what_another_says_too(kernel, monkeypatch):
-    rows = launch.table()[kernel]
+def test_every_configuration_makes_a_difference(kernel, monkeypatch):
+    entries = launch.table()[kernel]
 
     def resolved(table):
         monkeypatch.setattr(launch, "table", lambda: {kernel: table})
@@ -227,6 +229,6 @@ def test_no_configuration_says_what_another_says_too(kernel, monkeypatch):
             except ValueError:
                 yield None
 
-    whole = list(resolved(rows))
-    for row in rows:
-        assert list(resolved([other for other in rows if other is not row])) != whole, row
+    complete = list(resolved(entries))
+    for entry in entries:
+        assert list(resolved([other for other in entries if other is not entry])) != complete, entry
