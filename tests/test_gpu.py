@@ -1,4 +1,4 @@
-"""The kernels' table: a row a target, from what was measured alone."""
+"""Test the kernels' table: a row for each target, from measured numbers only."""
 
 import csv
 import sys
@@ -59,41 +59,41 @@ def rows(tmp_path):
 
 
 def test_every_target_has_a_row_and_what_nobody_measured_says_so(rows):
-    found = cells(gpu.table(rows))
-    assert len(found) == len(gpu.TARGETS) + 2
-    assert found["mediator m=64 dit 4096 forward"][1:4] == ["–", "not measured", "0.022 ms"]
+    by_case = cells(gpu.table(rows))
+    assert len(by_case) == len(gpu.TARGETS) + 2
+    assert by_case["mediator m=64 dit 4096 forward"][1:4] == ["–", "not measured", "0.022 ms"]
 
 
 def test_a_target_is_met_by_reaching_it_and_not_by_rounding(rows):
-    found = cells(gpu.table(rows))
-    assert found["linear flux 65536 forward"][1:5] == [
+    by_case = cells(gpu.table(rows))
+    assert by_case["linear flux 65536 forward"][1:5] == [
         "0.5",
         "79% of floor",
         "80% of floor",
         "160x",
     ]
-    assert found["linear sdxl 65536 forward"][2] == "**78% of floor**"
-    assert found["window r=16 text=512 flux 65536 forward"][2] == "**520 TFLOP/s**"
-    assert found["window r=16 text=512 flux 65536 backward"][2] == "**20 ms**"
+    assert by_case["linear sdxl 65536 forward"][2] == "**78% of floor**"
+    assert by_case["window r=16 text=512 flux 65536 forward"][2] == "**520 TFLOP/s**"
+    assert by_case["window r=16 text=512 flux 65536 backward"][2] == "**20 ms**"
 
 
-def test_the_run_stands_under_the_table(rows):
+def test_the_table_names_the_run(rows):
     assert "a GPU, torch 1, triton 2, Python 3, commit 0123456789ab, 2026-11-26" in gpu.table(rows)
 
 
-def test_no_run_is_no_rows(tmp_path):
+def test_a_missing_run_gives_no_rows(tmp_path):
     assert gpu.read(tmp_path / "bench.csv") == []
 
 
 def test_a_target_is_a_case_that_the_check_times():
-    """Misspelt, it would stand there as not measured for ever."""
+    """A misspelt target would be shown as not measured for ever."""
     planned = {case.name for case, names in gpu_check.plans() if "ours" in names}
     assert {target.case for target in gpu.TARGETS} <= planned
 
 
 def test_a_run_that_timed_nothing_says_so(tmp_path):
-    found = written(
+    rows = written(
         tmp_path / "bench.csv",
         [timed("linear flux 65536 forward") | {"skipped": "no memory", "repeats": ""}],
     )
-    assert gpu.table(found).endswith("Nothing could be timed on a GPU.")
+    assert gpu.table(rows).endswith("Nothing could be timed on a GPU.")

@@ -1,7 +1,6 @@
-"""What ptxas makes of the kernels for GPUs that are not here: no spills, tensor cores, room in
-shared memory.
+"""Compile the kernels for GPUs that are not here: no spills, tensor cores, room in shared memory.
 
-Each list is a process of its own, since this one interprets; what two lists share is compiled once.
+Each list is compiled in a process of its own, since this one interprets Triton.
 """
 
 import json
@@ -19,9 +18,7 @@ PRODUCTS = ("_sum_kernel", "_merge_kernel", "_delta_kernel")  # all others multi
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """Triton's folder for all lists: what it holds is keyed by all that was compiled of, and lists
-    share 28 kernels.
-    """
+    """Return Triton's cache folder for all lists, which share 28 kernels."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -40,19 +37,10 @@ def builds(
     return json.loads(out.read_text()), done
 
 
+WIDE = ("--dims", "72", "104", "128", "160", "288", "--dtypes", "bfloat16", "--plain")
 HOPPER = {
     "bfloat16 and branches": ("--dims", "40", "64", "--dtypes", "bfloat16"),
-    "bfloat16 wide": (
-        "--dims",
-        "72",
-        "104",
-        "128",
-        "160",
-        "288",
-        "--dtypes",
-        "bfloat16",
-        "--plain",
-    ),
+    "bfloat16 wide": WIDE,
     "float16": ("--dims", "64", "72", "96", "128", "288", "--dtypes", "float16", "--plain"),
     "float32": ("--dims", "64", "128", "160", "288", "--dtypes", "float32", "--plain"),
 }
@@ -68,9 +56,9 @@ def test_every_configuration_for_hopper(cache, tmp_path, which):
     rows, done = builds(cache, tmp_path, *HOPPER[which])
     assert done.returncode == 0, [row for row in rows if row["spilled"]]
     half = [row for row in rows if which != "float32" and row["kernel"] not in PRODUCTS]
-    assert all(row["wgmma"] + row["mma"] for row in half), "a product that no tensor core takes"
-    # A head of one part, as models mostly have, is fed asynchronously and multiplied by the whole
-    # warp group.
+    assert all(row["wgmma"] + row["mma"] for row in half), "a kernel without tensor cores"
+    # A head of one part, as most models have, is loaded asynchronously and multiplied by a warp
+    # group (wgmma).
     narrow = [row for row in half if row["case"].split()[1] in ("64", "128")]
     assert all(row["wgmma"] and row["copies"] for row in narrow), [
         (row["case"], row["kernel"]) for row in narrow if not (row["wgmma"] and row["copies"])
@@ -80,7 +68,7 @@ def test_every_configuration_for_hopper(cache, tmp_path, which):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", OTHERS)
 def test_every_kernel_fits_other_architectures(cache, tmp_path, capability):
-    """A kernel too large for a chip cannot be launched; one that spills is slow: at 64 none may."""
+    """No kernel may need too much shared memory, and none at heads of 64 may spill."""
     rows, done = builds(cache, tmp_path, *OTHERS[capability])
     assert done.returncode == any(row["faults"] for row in rows)
     assert not [row for row in rows if any("shared memory" in fault for fault in row["faults"])]
@@ -103,17 +91,8 @@ sys.exit(builds.main())
 
 
 def test_a_configuration_that_spills_is_refused(cache, tmp_path):
-    rows, done = builds(
-        cache,
-        tmp_path,
-        "--dims",
-        "128",
-        "--dtypes",
-        "bfloat16",
-        "--only",
-        "mediator",
-        code=SPILLING,
-    )
+    options = ("--dims", "128", "--dtypes", "bfloat16", "--only", "mediator")
+    rows, done = builds(cache, tmp_path, *options, code=SPILLING)
     assert done.returncode == 1
     assert any(row["spilled"] for row in rows if row["kernel"] == "_attend_kernel")
     assert "bytes spilled" in done.stdout
@@ -125,14 +104,15 @@ sys.path.insert(0, "kernels")
 import torch, gpu_check
 
 gpu_check.DTYPES, plans = (torch.bfloat16,), list(gpu_check.plans())
-gpu_check.CASES = {"linear": lambda dtype, all=gpu_check.linear_cases: itertools.islice(all(dtype), 1)}
+cases = gpu_check.linear_cases
+gpu_check.CASES = {"linear": lambda dtype: itertools.islice(cases(dtype), 1)}
 gpu_check.plans = lambda: plans[:1]
 sys.argv = ["gpu_check.py", "--compile", "9.0"]
 sys.exit(gpu_check.main())
 """
 
 
-def test_the_gpu_checks_kernels_can_be_built_where_there_is_no_gpu(tmp_path):
+def test_the_kernels_of_the_gpu_check_can_be_built_without_a_gpu(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     command = [sys.executable, "-c", BEFOREHAND]

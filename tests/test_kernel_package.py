@@ -58,9 +58,7 @@ except RuntimeError as error:
 
 
 def test_another_package_called_kernels_is_still_found_from_the_root(tmp_path):
-    """Hugging Face's is; this folder is no package, so that one that is wins wherever it stands in
-    the path.
-    """
+    """Hugging Face has one. Our folder is no package, so theirs wins anywhere in the path."""
     theirs = tmp_path / "kernels"
     theirs.mkdir()
     (theirs / "__init__.py").write_text("def get_kernel(name):\n    return name\n")
@@ -72,12 +70,10 @@ def test_another_package_called_kernels_is_still_found_from_the_root(tmp_path):
 
 
 def test_a_wheel_holds_every_file_of_both_packages(tmp_path):
-    """Built as pip would build it, from a copy and with the setuptools that is here: nothing is
-    fetched.
-    """
+    """The wheel is built as by pip, from a copy and without fetching anything."""
     for name, root in SOURCES.items():
-        place = tmp_path / root.relative_to(project.ROOT) / name
-        shutil.copytree(root / name, place, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        target = tmp_path / root.relative_to(project.ROOT) / name
+        shutil.copytree(root / name, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(project.ROOT / name, tmp_path)
     code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
@@ -95,7 +91,7 @@ def test_a_wheel_holds_every_file_of_both_packages(tmp_path):
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
     assert {
-        f"linattn_kernels/configs/{kind}.json" for kind in ("linear", "softmax", "window")
+        f"linattn_kernels/configs/{table}.json" for table in ("linear", "softmax", "window")
     } <= held
 
 
@@ -107,17 +103,20 @@ def test_an_installation_without_configurations_says_so(tmp_path, monkeypatch):
         launch.table.__wrapped__()
 
 
-def test_a_wheel_asks_for_what_is_imported():
-    """On import by its dependencies, later also by an extra; triton comes with torch where it runs."""
+def test_a_wheel_declares_what_is_imported():
+    """What is imported later may be declared by an extra; triton comes with torch."""
     provided, core = metadata.packages_distributions(), _names(PROJECT["dependencies"])
-    every = core | _names(line for lines in EXTRAS.values() for line in lines)
+    all_declared = core | _names(line for lines in EXTRAS.values() for line in lines)
     for path in (path for name, root in SOURCES.items() for path in (root / name).rglob("*.py")):
         tree = ast.parse(path.read_text())
         # What the pipeline or a study runs, each with its extra.
         served = path.name in ("notebooks.py", "explore.py") or path.parent.name == "plugins"
-        for nodes, asked in ((tree.body, every if served else core), (ast.walk(tree), every)):
+        for nodes, declared in (
+            (tree.body, all_declared if served else core),
+            (ast.walk(tree), all_declared),
+        ):
             for name in _imported(nodes) - set(sys.stdlib_module_names) - set(SOURCES) - {"triton"}:
-                assert _names(provided[name]) & asked, (
+                assert _names(provided[name]) & declared, (
                     f"{path.name} imports {name}, which pyproject.toml does not name"
                 )
 
@@ -140,10 +139,10 @@ def _names(lines):
 
 
 def _imported(nodes):
-    found = set()
+    names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module.partition(".")[0])
-    return found
+            names.add(node.module.partition(".")[0])
+    return names

@@ -1,6 +1,4 @@
-"""The kernels' definitions: properties that hold whatever the numbers, and the library's operators
-beside them.
-"""
+"""Test the definitions by properties that hold for any numbers, and beside linattn's operators."""
 
 import math
 
@@ -23,11 +21,11 @@ PICTURES = [(1, 1), (1, 7), (5, 3), (4, 4)]
 
 
 def tensors(batch=2, tokens=6, heads=3, dim=4, count=3, value_dim=None, seed=0):
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     shapes = [(batch, tokens, heads, dim)] * (count - 1) + [
         (batch, tokens, heads, value_dim or dim)
     ]
-    return [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
 def close(first, second):
@@ -42,14 +40,14 @@ def test_linear_weights_sum_to_one(feature_map, tokens):
     close(linear_attention(q, k, v, feature_map=feature_map, shift=1e-6, eps=0), v)
 
 
-def test_linear_is_linfusions():
+def test_linear_attention_is_linfusions():
     q, k, v = tensors(tokens=9)
     wanted = torch.einsum("bhij,bjhd->bihd", linear_map(q, k, q, k, "elu1", 0.3), v)
     close(linear_attention(q, k, v, eps=0.3), wanted)
 
 
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
-def test_linear_token_by_token(feature_map):
+def test_linear_attention_equals_a_loop_over_tokens(feature_map):
     q, k, v = tensors(1, 5, 1, 3, value_dim=2)
 
     def phi(x):
@@ -60,20 +58,20 @@ def test_linear_token_by_token(feature_map):
         expected = sum(w * v[0, j, 0] for j, w in enumerate(weights)) / 5
         plain = linear_attention(q, k, v, feature_map=feature_map, shift=0.1, normalise=False)
         close(plain[0, i, 0], expected)
-        whole = linear_attention(q, k, v, feature_map=feature_map, shift=0.1, eps=0.7)
-        close(whole[0, i, 0], expected / (sum(weights) / 5 + 0.7))
+        normalised = linear_attention(q, k, v, feature_map=feature_map, shift=0.1, eps=0.7)
+        close(normalised[0, i, 0], expected / (sum(weights) / 5 + 0.7))
 
 
 def test_the_normaliser_can_have_queries_and_keys_of_its_own():
     q, k, v = tensors()
     other_q, other_k = tensors(seed=1, count=2)
-    above = linear_attention(q, k, v, normalise=False)
+    num = linear_attention(q, k, v, normalise=False)
     ones = torch.ones_like(v[..., :1])
-    below = linear_attention(other_q, other_k, ones, normalise=False)
-    close(linear_attention(q, k, v, eps=0.2, normaliser=(other_q, other_k)), above / (below + 0.2))
+    den = linear_attention(other_q, other_k, ones, normalise=False)
+    close(linear_attention(q, k, v, eps=0.2, normaliser=(other_q, other_k)), num / (den + 0.2))
 
 
-def test_masked_keys_are_as_good_as_gone():
+def test_masked_keys_are_ignored():
     q, k, v = tensors(tokens=7)
     mask = torch.ones(2, 7, dtype=torch.bool)
     mask[:, 4:] = False
@@ -90,21 +88,21 @@ def test_without_a_key_or_a_positive_feature_the_output_is_zero(eps):
     assert not linear_attention(-q.abs(), k, v, eps=eps, feature_map="relu").any()
 
 
-@pytest.mark.parametrize("where", [0, 1, 4, 9])
+@pytest.mark.parametrize("split", [0, 1, 4, 9])
 @pytest.mark.parametrize("masked", [False, True], ids=["all keys", "some keys"])
-def test_a_sequence_in_two_parts_is_the_whole(where, masked):
+def test_the_states_of_two_parts_merge_to_the_whole(split, masked):
     q, k, v = tensors(tokens=9, value_dim=5)
     mask = torch.rand(2, 9, generator=torch.Generator().manual_seed(3)) > 0.4 if masked else None
-    whole, kept = linear_attention(q, k, v, key_mask=mask, return_state=True)
+    whole, whole_state = linear_attention(q, k, v, key_mask=mask, return_state=True)
     first, second = (
-        None if mask is None else mask[:, part] for part in (slice(where), slice(where, None))
+        None if mask is None else mask[:, keys] for keys in (slice(split), slice(split, None))
     )
-    _, state = linear_attention(q, k[:, :where], v[:, :where], key_mask=first, return_state=True)
-    rest = {"key_mask": second, "state": state, "return_state": True}
-    out, merged = linear_attention(q, k[:, where:], v[:, where:], **rest)
+    _, state = linear_attention(q, k[:, :split], v[:, :split], key_mask=first, return_state=True)
+    options = {"key_mask": second, "state": state, "return_state": True}
+    out, merged = linear_attention(q, k[:, split:], v[:, split:], **options)
     close(out, whole)
-    for one, other in zip(merged, kept, strict=True):
-        close(one, other)
+    for tensor, wanted in zip(merged, whole_state, strict=True):
+        close(tensor, wanted)
 
 
 def test_linear_gradients():
@@ -129,7 +127,7 @@ def test_the_smallest_window_is_the_token_itself(height, width):
 
 
 @pytest.mark.parametrize("radius", [1, 1.5, 2, 3, 8])
-def test_the_disc_is_strict_and_the_librarys(radius):
+def test_the_disc_is_strict_and_the_same_as_clears(radius):
     mask = reference.window_mask(5, 7, radius)
     clear = create("clear", LayerShape(4, 1, 4), radius=radius)
     assert torch.equal(mask, clear.allowed(Grid(5, 7), radius, mask.device))
@@ -153,8 +151,8 @@ def test_text_sees_all_and_extra_is_for_the_picture():
     close(out[:, 6:7], alone.transpose(1, 2))
 
 
-def test_the_log_sum_exp_joins_two_windows():
-    """Text apart from picture, put together by their weights, is both at once."""
+def test_two_windows_are_joined_by_their_log_sum_exps():
+    """Text and picture apart, joined by their weights, are both at once."""
     q, k, v = tensors(tokens=3 + 12)
     size = {"height": 3, "width": 4, "radius": 2}
     both, lse = window_attention(q, k, v, text=3, return_lse=True, **size)
@@ -162,8 +160,8 @@ def test_the_log_sum_exp_joins_two_windows():
     near, near_lse = window_attention(q[:, 3:], k[:, 3:], v[:, 3:], return_lse=True, **size)
     scores = torch.einsum("bihd,bjhd->bhij", q[:, 3:], k[:, :3]) / 2
     far = torch.einsum("bhij,bjhe->bihe", scores.softmax(-1), v[:, :3])
-    share = (near_lse - lse[:, :, 3:]).exp().transpose(1, 2).unsqueeze(3)
-    close(both[:, 3:], share * near + (1 - share) * far)
+    weight = (near_lse - lse[:, :, 3:]).exp().transpose(1, 2).unsqueeze(3)
+    close(both[:, 3:], weight * near + (1 - weight) * far)
 
 
 def test_window_gradients():
@@ -172,7 +170,7 @@ def test_window_gradients():
     assert torch.autograd.gradcheck(lambda *qkv: window_attention(*qkv, **size), (q, k, v))
 
 
-def test_a_picture_that_does_not_fit_is_named():
+def test_an_error_names_a_picture_that_does_not_fit():
     q, k, v = tensors(tokens=12)
     with pytest.raises(
         ValueError,
@@ -190,7 +188,7 @@ def test_mediators_pass_on_a_constant(count):
     close(mediator_attention(q, k, v, q[:, :count]), v)
 
 
-def test_one_mediator_says_the_same_to_all():
+def test_one_mediator_gives_all_queries_the_same():
     q, k, v = tensors()
     out = mediator_attention(q, k, v, q[:, :1])
     read = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q[:, :1], k, v))).transpose(
@@ -199,7 +197,7 @@ def test_one_mediator_says_the_same_to_all():
     close(out, read.expand_as(out))
 
 
-def test_biases_close_mediators_and_keys():
+def test_biases_of_minus_infinity_hide_mediators_and_keys():
     q, k, v = tensors()
     shut_keys = torch.zeros(6, dtype=torch.float64)
     shut_keys[4:] = -math.inf

@@ -1,8 +1,7 @@
-"""The three kernels, by every path this machine has, against their definitions in float64.
+"""Hold the three kernels, on every path of this machine, to their definitions in float64.
 
-Triton runs in its interpreter where there is no GPU: tiles of 16, sizes that nobody tuned for. What
-only hardware can show (speed, bf16 products, registers) is in tests/test_kernel_builds.py and `make
-gpu-check`.
+Triton runs in its interpreter where there is no GPU, with tiles of 16. What only hardware can show
+(speed, bf16 products, registers) is in tests/test_kernel_builds.py and `make gpu-check`.
 """
 
 import os
@@ -33,7 +32,7 @@ from linattn_kernels.reference import State
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RUNS = obstacle(DEVICE) is None and (DEVICE.type == "cuda" or INTERPRETED)
 NEEDS_TRITON = pytest.mark.skipif(not RUNS, reason="Triton cannot run here")
-# "small" is the PyTorch path as it takes small tensors, "torch" as it takes large ones.
+# "small" is the PyTorch path for small tensors, "torch" the one for large tensors.
 PATHS = ["small", "torch", pytest.param("triton", marks=NEEDS_TRITON)]
 BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2 if INTERPRETED else 8e-3}
 LINEAR, WINDOW, MEDIATOR = (
@@ -52,56 +51,61 @@ def taking(path):
 
 
 def tensors(*shapes, dtype=torch.float32, seed=0):
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(shape, generator=draw, dtype=torch.float64).to(DEVICE, dtype)
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
         for shape in shapes
     ]
 
 
-def qkv(batch, queries, keys, heads, dim, exit_dim, **more):
+def qkv(batch, queries, keys, heads, dim, value_dim, **more):
     return tensors(
         (batch, queries, heads, dim),
         (batch, keys, heads, dim),
-        (batch, keys, heads, exit_dim),
+        (batch, keys, heads, value_dim),
         **more,
     )
 
 
-def results(function, given, seed=7):
-    """[result .., gradient of each tensor ..] for random gradients of all results."""
-    given = [each.detach().clone().requires_grad_() for each in given]
-    found = function(*given)
-    found = [each for each in (found if isinstance(found, tuple) else (found,)) if each.numel()]
-    draw = torch.Generator().manual_seed(seed)
-    told = [torch.randn(each.shape, generator=draw, dtype=torch.float64).to(each) for each in found]
-    torch.autograd.backward(found, told)
-    return [each.detach() for each in found], [each.grad for each in given]
+def results(function, inputs, seed=7):
+    """Return ([output ..], [gradient of each input ..]) for random gradients of all outputs."""
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    outs = function(*inputs)
+    outs = [tensor for tensor in (outs if isinstance(outs, tuple) else (outs,)) if tensor.numel()]
+    generator = torch.Generator().manual_seed(seed)
+    grad_outs = [
+        torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+        for tensor in outs
+    ]
+    torch.autograd.backward(outs, grad_outs)
+    return [tensor.detach() for tensor in outs], [tensor.grad for tensor in inputs]
 
 
-def judge(function, definition, given, path):
-    """Results and gradients equal the definition's, relative to the tensor, or are as near as it is
-    in this precision.
+def judge(function, definition, inputs, path):
+    """Hold outputs and gradients to the definition in float64.
 
-    (One key's gradient is what is left of two numbers that cancel.)
+    The bound is relative to the tensor. A larger error is allowed where the definition itself has
+    two thirds of it in the same precision: one key's gradient is what is left of two numbers that
+    cancel.
     """
     with taking(path):
-        found, slopes = results(function, given)
-    exact, exact_slopes = results(definition, [each.double() for each in given])
-    plain, plain_slopes = results(definition, given)
-    bound = BOUND[given[0].dtype]
-    for one, two, three in zip(
-        found + slopes, exact + exact_slopes, plain + plain_slopes, strict=True
+        outs, grads = results(function, inputs)
+    exact, exact_grads = results(definition, [tensor.double() for tensor in inputs])
+    plain, plain_grads = results(definition, inputs)
+    bound = BOUND[inputs[0].dtype]
+    for result, wanted, usual_result in zip(
+        outs + grads, exact + exact_grads, plain + plain_grads, strict=True
     ):
-        assert one.shape == two.shape
-        size = (
-            two.norm() if two.square().mean() > 1e-6 else two.numel() ** 0.5
-        )  # all cancels: beside inputs of size 1
-        error, usual = ((each.double() - two).norm() / size for each in (one, three))
+        assert result.shape == wanted.shape
+        # Where all of a tensor cancels, the error is relative to inputs of size 1.
+        size = wanted.norm() if wanted.square().mean() > 1e-6 else wanted.numel() ** 0.5
+        error, usual = (
+            (tensor.double() - wanted).norm() / size for tensor in (result, usual_result)
+        )
         assert error < max(bound, 1.5 * usual), (
             f"{error:.1e}, where {bound:g} is allowed and {usual:.1e} usual"
         )
-    assert all(each.dtype == given[0].dtype for each in (found[0], *slopes))
+    assert all(tensor.dtype == inputs[0].dtype for tensor in (outs[0], *grads))
 
 
 # Linear attention
@@ -120,7 +124,7 @@ SIZES = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-def test_linear(size, path):
+def test_linear_sizes(size, path):
     options = {"eps": 0.1}
     judge(
         lambda *t: linear_attention(*t, **options),
@@ -134,41 +138,45 @@ def test_linear(size, path):
 @pytest.mark.parametrize("feature_map", reference.FEATURE_MAPS)
 @pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "plain"])
 def test_linear_feature_maps(feature_map, normalise, path):
-    given = qkv(2, 19, 21, 2, 24, 16)
+    inputs = qkv(2, 19, 21, 2, 24, 16)
     if feature_map == "identity":  # a denominator that crosses zero has no gradient to compare
-        given = [given[0].abs(), given[1].abs(), given[2]]
+        inputs = [inputs[0].abs(), inputs[1].abs(), inputs[2]]
     options = {"feature_map": feature_map, "shift": 0.05, "eps": 0.1, "normalise": normalise}
-    judge(lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), given, path)
+    judge(
+        lambda *t: linear_attention(*t, **options), lambda *t: LINEAR(*t, **options), inputs, path
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dim", [16, 40, 130])
 def test_linear_with_a_normaliser_of_its_own(dim, path):
-    given = qkv(2, 17, 20, 2, dim, 24) + tensors((2, 17, 2, dim), (2, 20, 2, dim), seed=1)
+    inputs = qkv(2, 17, 20, 2, dim, 24) + tensors((2, 17, 2, dim), (2, 20, 2, dim), seed=1)
 
     def with_normaliser(function):
         return lambda q, k, v, a, b: function(q, k, v, eps=0.1, normaliser=(a, b))
 
-    judge(with_normaliser(linear_attention), with_normaliser(LINEAR), given, path)
+    judge(with_normaliser(linear_attention), with_normaliser(LINEAR), inputs, path)
 
 
 @NEEDS_TRITON
 @pytest.mark.parametrize(("dim", "passes"), [(64, 1), (72, 2)])
-def test_queries_are_read_once_backward_where_a_head_is_narrow(dim, passes, monkeypatch):
+def test_the_backward_reads_queries_once_where_a_head_is_narrow(dim, passes, monkeypatch):
     from linattn_kernels import linear_triton
 
     if DEVICE.type == "cuda":
         pytest.skip(
             "float32, which a GPU takes in two passes: the table of what ships is held below"
         )
-    accumulate, again = linear_triton._accumulate, []
+    accumulate, second_passes = linear_triton._accumulate, []
     monkeypatch.setattr(
-        linear_triton, "_accumulate", lambda *given: again.append(given) or accumulate(*given)
+        linear_triton,
+        "_accumulate",
+        lambda *inputs: second_passes.append(inputs) or accumulate(*inputs),
     )
     q, _, v = qkv(1, 20, 20, 1, dim, dim)
     state = torch.zeros(1, 1, dim, dim), torch.ones(1, 1, dim)
     linear_triton.read_backward(v, q, None, *state, "elu1", 0.0, 1e-4, True)
-    assert 1 + len(again) == passes
+    assert 1 + len(second_passes) == passes
     shipped = launch._config("linear_read_backward", (9, 0), ("bfloat16", "half", "any"), dim, 16)
     assert shipped.get("TOGETHER", False) == (passes == 1)
 
@@ -176,7 +184,7 @@ def test_queries_are_read_once_backward_where_a_head_is_narrow(dim, passes, monk
 @pytest.mark.parametrize("path", PATHS)
 def test_linear_key_mask(path):
     mask = torch.rand(3, 37, generator=torch.Generator().manual_seed(2)).to(DEVICE) > 0.4
-    mask[1] = False  # nothing counts: the denominator is epsilon alone
+    mask[1] = False  # no key counts: the denominator is eps alone
     mask[2, 20:] = False
     mask = mask.T.contiguous().T  # of any strides
     options = {"key_mask": mask, "eps": 0.1}
@@ -189,13 +197,13 @@ def test_linear_key_mask(path):
 
 
 @pytest.mark.parametrize("path", [*PATHS, "reference"])
-def test_keys_that_do_not_count_may_be_anything(path):
-    """What pads a batch was never written: NaN there reaches no result and no gradient."""
+def test_masked_keys_may_hold_nan(path):
+    """Padding may never have been written: NaN there reaches no result and no gradient."""
     mask = torch.rand(2, 37, generator=torch.Generator().manual_seed(2)).to(DEVICE) > 0.4
     clean = [*qkv(2, 9, 37, 2, 16, 24), *tensors((2, 9, 2, 16), (2, 37, 2, 16), seed=1)]
-    dirty = [each.clone() for each in clean]
-    for each in (dirty[1], dirty[2], dirty[4]):
-        each[~mask] = torch.nan
+    dirty = [tensor.clone() for tensor in clean]
+    for tensor in (dirty[1], dirty[2], dirty[4]):
+        tensor[~mask] = torch.nan
 
     def call(q, k, v, a, b):
         out, state = linear_attention(
@@ -204,40 +212,40 @@ def test_keys_that_do_not_count_may_be_anything(path):
         return out, state.values, state.keys
 
     with taking(path):
-        (found, slopes), (wanted, others) = results(call, dirty), results(call, clean)
-    for one, two in zip(found + slopes, wanted + others, strict=True):
+        (outs, grads), (wanted_outs, wanted_grads) = results(call, dirty), results(call, clean)
+    for one, two in zip(outs + grads, wanted_outs + wanted_grads, strict=True):
         assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_values_wider_than_a_tile_with_a_mask_and_a_normaliser(path):
-    given = qkv(2, 17, 40, 1, 16, 144) + tensors((2, 17, 1, 16), (2, 40, 1, 16), seed=1)
+    inputs = qkv(2, 17, 40, 1, 16, 144) + tensors((2, 17, 1, 16), (2, 40, 1, 16), seed=1)
     mask = torch.arange(40, device=DEVICE).expand(2, 40) < torch.tensor([[23], [0]], device=DEVICE)
     options = {"key_mask": mask, "eps": 0.1}
 
     def with_both(function):
         return lambda q, k, v, a, b: function(q, k, v, normaliser=(a, b), **options)
 
-    judge(with_both(linear_attention), with_both(LINEAR), given, path)
+    judge(with_both(linear_attention), with_both(LINEAR), inputs, path)
     judge(
         lambda *t: linear_attention(*t, **options),
         lambda *t: LINEAR(*t, **options),
-        given[:3],
+        inputs[:3],
         path,
     )
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_sequence_of_several_splits(path):
-    """Four tiles of 16 are a split's least."""
+    """A split has four tiles of 16 at least."""
     judge(
         lambda *t: linear_attention(*t, eps=0.1),
         lambda *t: LINEAR(*t, eps=0.1),
         qkv(1, 150, 150, 1, 16, 16),
         path,
     )
-    given = qkv(1, 150, 150, 1, 16, 16) + tensors((1, 9, 1, 16), seed=1)
-    judge(mediator_attention, MEDIATOR, given, path)
+    inputs = qkv(1, 150, 150, 1, 16, 16) + tensors((1, 9, 1, 16), seed=1)
+    judge(mediator_attention, MEDIATOR, inputs, path)
 
 
 @NEEDS_TRITON
@@ -254,63 +262,63 @@ def test_programs_are_no_more_than_a_gpu_holds_at_once(programs, tokens, monkeyp
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_linear_parts_of_a_sequence_join(path):
-    """The state of one part, given to another with its own keys, is the whole; gradients pass
-    through it.
-    """
+def test_states_of_two_parts_of_a_sequence_can_be_merged(path):
+    """The state of one part merged with that of another is the whole's, gradients included."""
 
     def joined(function):
         def call(q, k, v, more_k, more_v, mask):
             _, first = function(q[:, :1], k, v, eps=0.1, return_state=True)
-            out, whole = function(
+            out, merged = function(
                 q, more_k, more_v, eps=0.1, state=first, key_mask=mask, return_state=True
             )
-            return out, whole.values, whole.keys
+            return out, merged.values, merged.keys
 
         return call
 
     q, k, v = qkv(2, 6, 40, 2, 16, 24)
     more_k, more_v = tensors((2, 9, 2, 16), (2, 9, 2, 24), seed=3)
     mask = torch.arange(9, device=DEVICE) < torch.tensor([[9], [4]], device=DEVICE)
-    given = [q, k, v, more_k, more_v]
+    inputs = [q, k, v, more_k, more_v]
     judge(
         lambda *t: joined(linear_attention)(*t, mask),
         lambda *t: joined(LINEAR)(*t, mask),
-        given,
+        inputs,
         path,
     )
     with taking(path):
-        whole = joined(linear_attention)(*given, torch.ones_like(mask))[0]
-        once = linear_attention(q, torch.cat([k, more_k], 1), torch.cat([v, more_v], 1), eps=0.1)
-    torch.testing.assert_close(whole, once, rtol=1e-5, atol=1e-6)
+        merged = joined(linear_attention)(*inputs, torch.ones_like(mask))[0]
+        whole_sequence = linear_attention(
+            q, torch.cat([k, more_k], 1), torch.cat([v, more_v], 1), eps=0.1
+        )
+    torch.testing.assert_close(merged, whole_sequence, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_linear_of_nothing(path):
+def test_linear_attention_without_keys_or_queries(path):
     q, k, v = qkv(2, 5, 0, 2, 16, 16)
     with taking(path):
         assert not linear_attention(q, k, v).any()
         assert linear_attention(k, q, q).shape == (2, 0, 2, 16)
-        _, slopes = results(lambda q, k, v: linear_attention(q, k, v, eps=0.1), [q, k, v])
-    assert not slopes[0].any()
-    assert slopes[1].shape == k.shape
+        _, grads = results(lambda q, k, v: linear_attention(q, k, v, eps=0.1), [q, k, v])
+    assert not grads[0].any()
+    assert grads[1].shape == k.shape
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_query_that_nothing_answers_reads_nothing(path):
+def test_a_query_whose_denominator_is_zero_reads_zero(path):
     q, k, v = qkv(1, 20, 20, 1, 16, 16)
     q[:, 3] = -1.0
     with taking(path):
-        found, slopes = results(
+        outs, grads = results(
             lambda *t: linear_attention(*t, feature_map="relu", eps=0.0), [q, k, v]
         )
-    assert not found[0][:, 3].any()
-    assert not slopes[0][:, 3].any()
-    assert all(each.isfinite().all() for each in slopes)
+    assert not outs[0][:, 3].any()
+    assert not grads[0][:, 3].any()
+    assert all(tensor.isfinite().all() for tensor in grads)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_linear_gives_back_a_constant(path):
+def test_linear_attention_passes_on_a_constant(path):
     q, k, v = qkv(1, 40, 40, 2, 24, 24)
     with taking(path):
         out = linear_attention(q, k, v[:, :1].expand_as(v), eps=0.0)
@@ -331,29 +339,33 @@ PICTURES = [(1, 1, 1), (5, 7, 2), (4, 4, 1), (9, 6, 3), (3, 17, 2.5), (8, 8, 20)
 @pytest.mark.parametrize("shape", reference.SHAPES)
 @pytest.mark.parametrize("text", [0, 3])
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: "x".join(map(str, picture)))
-def test_window(picture, text, shape, path):
+def test_window_sizes(picture, text, shape, path):
     height, width, radius = picture
     tokens = text + height * width
     options = {"height": height, "width": width, "radius": radius, "text": text, "shape": shape}
-    given = qkv(1, tokens, tokens, 2, 16, 16)
-    judge(lambda *t: window_attention(*t, **options), lambda *t: WINDOW(*t, **options), given, path)
+    inputs = qkv(1, tokens, tokens, 2, 16, 16)
+    judge(
+        lambda *t: window_attention(*t, **options), lambda *t: WINDOW(*t, **options), inputs, path
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("dim", "exit_dim"), [(8, 8), (24, 40), (40, 24), (72, 72)])
-def test_window_head_dims_extra_keys_and_log_sum_exp(dim, exit_dim, path):
+@pytest.mark.parametrize(("dim", "value_dim"), [(8, 8), (24, 40), (40, 24), (72, 72)])
+def test_window_head_dims_extra_keys_and_log_sum_exp(dim, value_dim, path):
     options = {"height": 5, "width": 6, "radius": 2, "text": 2, "scale": 0.3, "return_lse": True}
-    given = qkv(2, 32, 32, 1, dim, exit_dim) + tensors((2, 5, 1, dim), (2, 5, 1, exit_dim), seed=4)
+    inputs = qkv(2, 32, 32, 1, dim, value_dim) + tensors(
+        (2, 5, 1, dim), (2, 5, 1, value_dim), seed=4
+    )
 
     def with_extra(function):
         return lambda q, k, v, a, b: function(q, k, v, extra=(a, b), **options)
 
-    judge(with_extra(window_attention), with_extra(WINDOW), given, path)
+    judge(with_extra(window_attention), with_extra(WINDOW), inputs, path)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_log_sum_exps_gradient_may_have_any_strides(path):
-    """That of a sum has strides of 0."""
+def test_the_gradient_of_lse_may_have_any_strides(path):
+    """The gradient of a sum has strides of 0."""
     options = {"height": 4, "width": 5, "radius": 2, "return_lse": True}
     q, k, v = qkv(2, 20, 20, 2, 16, 16)
 
@@ -368,9 +380,9 @@ def test_a_window_over_everything_is_dense(path):
     q, k, v = qkv(2, 3 + 30, 33, 2, 16, 16)
     with taking(path):
         out = window_attention(q, k, v, height=5, width=6, radius=9, text=3)
-    dense = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v))).transpose(
-        1, 2
-    )
+    dense = F.scaled_dot_product_attention(
+        *(tensor.transpose(1, 2) for tensor in (q, k, v))
+    ).transpose(1, 2)
     torch.testing.assert_close(out, dense, rtol=1e-5, atol=1e-6)
 
 
@@ -390,10 +402,10 @@ def test_one_huge_key_wins(path):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("count", [1, 4, 9, 16, 49])
-@pytest.mark.parametrize(("dim", "exit_dim"), [(16, 16), (40, 24)])
-def test_mediators(count, dim, exit_dim, path):
-    given = qkv(2, 37, 50, 2, dim, exit_dim) + tensors((2, count, 2, dim), seed=5)
-    judge(mediator_attention, MEDIATOR, given, path)
+@pytest.mark.parametrize(("dim", "value_dim"), [(16, 16), (40, 24)])
+def test_mediator_sizes(count, dim, value_dim, path):
+    inputs = qkv(2, 37, 50, 2, dim, value_dim) + tensors((2, count, 2, dim), seed=5)
+    judge(mediator_attention, MEDIATOR, inputs, path)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -403,44 +415,46 @@ def test_mediators(count, dim, exit_dim, path):
     ids=str,
 )
 def test_mediators_with_biases(bias, path):
-    given = qkv(2, 20, 70, 3, 16, 16) + tensors((2, 5, 3, 16), *bias, seed=6)
+    inputs = qkv(2, 20, 70, 3, 16, 16) + tensors((2, 5, 3, 16), *bias, seed=6)
 
     def with_biases(function):
         return lambda q, k, v, m, one, two: function(
             q, k, v, m, scale=0.4, bias_in=one, bias_out=two
         )
 
-    judge(with_biases(mediator_attention), with_biases(MEDIATOR), given, path)
+    judge(with_biases(mediator_attention), with_biases(MEDIATOR), inputs, path)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("count", [5, 130], ids=["one tile", "several"])
-def test_who_may_read_nothing_reads_zero(count, path):
-    """A row of -inf alone: a mediator that no key answers, a query that no mediator does."""
-    given = qkv(2, 40, 70, 3, 16, 16) + tensors((2, count, 3, 16), seed=6)
+def test_a_row_of_minus_infinity_reads_zero(count, path):
+    """A mediator may be closed to all keys, or a query to all mediators."""
+    inputs = qkv(2, 40, 70, 3, 16, 16) + tensors((2, count, 3, 16), seed=6)
     bias_in, bias_out = tensors((2, 1, count, 70), (1, 3, 40, count), seed=1)
     bias_in[1, :, 2], bias_out[:, 1, ::4] = -torch.inf, -torch.inf
 
     def call(function):
         return lambda *t: function(*t, bias_in=bias_in.to(t[0]), bias_out=bias_out.to(t[0]))
 
-    judge(call(mediator_attention), call(MEDIATOR), given, path)
+    judge(call(mediator_attention), call(MEDIATOR), inputs, path)
     with taking(path):
-        assert not call(mediator_attention)(*given)[:, ::4, 1].any()
+        assert not call(mediator_attention)(*inputs)[:, ::4, 1].any()
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-46])
 def test_a_scale_below_or_at_zero(scale, path):
-    """The kernels take their maxima of unscaled scores."""
-    given = qkv(1, 3 + 5 * 6, 3 + 5 * 6, 2, 8, 8)
-    place = {"height": 5, "width": 6, "radius": 2, "text": 3, "scale": scale}
-    judge(lambda *t: window_attention(*t, **place), lambda *t: WINDOW(*t, **place), given, path)
-    given += tensors((1, 4, 2, 8), seed=1)
+    """The kernels take the maxima of unscaled scores, so they must make the scale positive."""
+    inputs = qkv(1, 3 + 5 * 6, 3 + 5 * 6, 2, 8, 8)
+    options = {"height": 5, "width": 6, "radius": 2, "text": 3, "scale": scale}
+    judge(
+        lambda *t: window_attention(*t, **options), lambda *t: WINDOW(*t, **options), inputs, path
+    )
+    inputs += tensors((1, 4, 2, 8), seed=1)
     judge(
         lambda *t: mediator_attention(*t, scale=scale),
         lambda *t: MEDIATOR(*t, scale=scale),
-        given,
+        inputs,
         path,
     )
 
@@ -448,12 +462,14 @@ def test_a_scale_below_or_at_zero(scale, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("radius", [1e9, 1e300], ids=["far", "farther than float32"])
 def test_a_radius_beyond_any_picture(radius, path):
-    given, place = qkv(1, 30, 30, 1, 8, 8), {"height": 5, "width": 6, "radius": radius}
-    judge(lambda *t: window_attention(*t, **place), lambda *t: WINDOW(*t, **place), given, path)
+    inputs, options = qkv(1, 30, 30, 1, 8, 8), {"height": 5, "width": 6, "radius": radius}
+    judge(
+        lambda *t: window_attention(*t, **options), lambda *t: WINDOW(*t, **options), inputs, path
+    )
 
 
 @NEEDS_TRITON
-def test_tokens_too_far_apart_for_a_tile_are_named():
+def test_token_strides_beyond_32_bits_are_refused():
     from linattn_kernels.launch import strides
 
     far = torch.empty((1, 300, 1, 8), device="meta").as_strided((1, 300, 1, 8), (0, 1 << 23, 8, 1))
@@ -466,7 +482,7 @@ def test_tokens_too_far_apart_for_a_tile_are_named():
 
 
 @pytest.mark.parametrize(
-    ("dim", "both"),
+    ("dim", "sizes"),
     [
         (1, (16, 0)),
         (40, (64, 0)),
@@ -479,14 +495,14 @@ def test_tokens_too_far_apart_for_a_tile_are_named():
     ids=str,
 )
 @NEEDS_TRITON
-def test_a_second_part_where_it_saves_half(dim, both):
+def test_a_head_is_split_in_two_parts_where_that_halves_the_products(dim, sizes):
     from linattn_kernels.tiles import parts
 
-    assert parts(dim) == both
+    assert parts(dim) == sizes
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_mediators_made_of_the_queries_learn_through_both(path):
+def test_mediators_pooled_from_queries_get_both_gradients(path):
     def pooled(function):
         return lambda q, k, v: function(q, k, v, q.unflatten(1, (4, -1)).mean(2))
 
@@ -507,54 +523,55 @@ DEFINITIONS = {
     "window": lambda q, k, v: WINDOW(q, k, v, **PICTURE),
     "mediator": lambda q, k, v: MEDIATOR(q, k, v, q[:, :4]),
 }
-each_kernel = pytest.mark.parametrize("kernel", CALLS)
+for_every_kernel = pytest.mark.parametrize("kernel", CALLS)
 
 
 def layouts():
-    """The same numbers in every layout that callers have."""
+    """Yield the same numbers in every layout that callers have."""
     q, k, v = qkv(2, 22, 22, 3, 16, 16)
     fused = torch.stack([q, k, v], 2).flatten(3).contiguous()  # (batch, tokens, 3, channels)
-    yield "slices of one projection", [each.unflatten(2, (3, 16)) for each in fused.unbind(2)]
-    yield "heads first", [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (q, k, v)]
+    yield "slices of one projection", [tensor.unflatten(2, (3, 16)) for tensor in fused.unbind(2)]
+    yield (
+        "heads first",
+        [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (q, k, v)],
+    )
     yield (
         "channels not last",
-        [each.transpose(1, 3).contiguous().transpose(1, 3) for each in (q, k, v)],
+        [tensor.transpose(1, 3).contiguous().transpose(1, 3) for tensor in (q, k, v)],
     )
     # begins 4 bytes off an address that divides by 16
-    padded = [F.pad(each, (1, 0)) for each in (q, k, v)]
-    yield "unaligned", [each[..., 1:] for each in padded]
-    yield "one example expanded", [each[:1].expand(2, -1, -1, -1) for each in (q, k, v)]
+    padded = [F.pad(tensor, (1, 0)) for tensor in (q, k, v)]
+    yield "unaligned", [tensor[..., 1:] for tensor in padded]
+    yield "one example expanded", [tensor[:1].expand(2, -1, -1, -1) for tensor in (q, k, v)]
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("place", range(5), ids=[name for name, _ in layouts()])
-def test_layouts(kernel, path, place):
-    given = list(layouts())[place][1]
+@pytest.mark.parametrize("layout", range(5), ids=[name for name, _ in layouts()])
+def test_layouts(kernel, path, layout):
+    inputs = list(layouts())[layout][1]
     with taking(path):
-        found = CALLS[kernel](*given)
-    torch.testing.assert_close(found, DEFINITIONS[kernel](*given), rtol=1e-5, atol=1e-6)
+        out = CALLS[kernel](*inputs)
+    torch.testing.assert_close(out, DEFINITIONS[kernel](*inputs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dim", [16, 160], ids=["narrow", "wide"])
-def test_fp16_survives_a_channel_that_no_key_has(path, dim):
-    """phi(q) / normaliser is 5e5 there and the state's row a millionth of the others: both beyond
-    half precision.
-    """
+def test_fp16_holds_a_channel_that_no_key_has(path, dim):
+    """phi(q) / den is 5e5 there, and the state's row a millionth of the others."""
     q, k, v = qkv(1, 24, 24, 1, dim, dim, dtype=torch.float16)
     q[..., 0], q[..., 1:], k[..., 0] = 8, -1, -1
     options = {"feature_map": "relu", "shift": 1e-6, "eps": 1e-6}
     with taking(path):
-        found, slopes = results(lambda *g: linear_attention(*g, **options), [q, k, v])
-    exact, exact_slopes = results(
-        lambda *g: LINEAR(*g, **options), [each.double() for each in (q, k, v)]
+        outs, grads = results(lambda *g: linear_attention(*g, **options), [q, k, v])
+    exact, exact_grads = results(
+        lambda *g: LINEAR(*g, **options), [tensor.double() for tensor in (q, k, v)]
     )
-    for one, two in zip(found + slopes, exact + exact_slopes, strict=True):
-        assert (one.double() - two).norm() < 5e-3 * two.norm()
+    for result, wanted in zip(outs + grads, exact + exact_grads, strict=True):
+        assert (result.double() - wanted).norm() < 5e-3 * wanted.norm()
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(kernel, path, dtype):
@@ -564,10 +581,8 @@ def test_half_precision(kernel, path, dtype):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
-def test_half_precision_where_all_mediators_say_nearly_the_same(path, dtype, biased):
-    """The definition in half precision is no excuse here: its own gradients are off by a tenth and
-    more.
-    """
+def test_half_precision_where_all_mediators_hold_nearly_the_same(path, dtype, biased):
+    """The bound is fixed: the definition's own gradients in half precision are off by a tenth."""
     q, k, v, m = tensors(
         (1, 150, 2, 24), (1, 150, 2, 24), (1, 150, 2, 24), (1, 9, 2, 24), dtype=dtype
     )
@@ -577,47 +592,45 @@ def test_half_precision_where_all_mediators_say_nearly_the_same(path, dtype, bia
         return lambda q, k, v, m: function(q, k, v, m, bias_in=biases[0], bias_out=biases[1])
 
     with taking(path):
-        found, slopes = results(call(mediator_attention), [q, k, v + 3, m])
-    biases = [None if each is None else each.double() for each in biases]
-    exact, exact_slopes = results(call(MEDIATOR), [each.double() for each in (q, k, v + 3, m)])
-    for one, two in zip(found + slopes, exact + exact_slopes, strict=True):
-        assert (one.double() - two).norm() < 1.5e-2 * two.norm()
+        outs, grads = results(call(mediator_attention), [q, k, v + 3, m])
+    biases = [None if tensor is None else tensor.double() for tensor in biases]
+    exact, exact_grads = results(call(MEDIATOR), [tensor.double() for tensor in (q, k, v + 3, m)])
+    for result, wanted in zip(outs + grads, exact + exact_grads, strict=True):
+        assert (result.double() - wanted).norm() < 1.5e-2 * wanted.norm()
 
 
-def fp16_error(given, options, path):
+def fp16_error(inputs, options, path):
     with taking(path):
-        found = linear_attention(*given, **options).double()
-    exact = LINEAR(*(each.double() for each in given), **options)
-    return (found - exact).norm() / exact.norm()
+        out = linear_attention(*inputs, **options).double()
+    exact = LINEAR(*(tensor.double() for tensor in inputs), **options)
+    return (out - exact).norm() / exact.norm()
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "plain"])
-def test_fp16_holds_keys_whose_mean_it_does_not(normalise, path):
+def test_fp16_holds_sums_of_keys_beyond_its_range(normalise, path):
     q, k, v = qkv(1, 9, 20, 1, 8, 8, dtype=torch.float16)
-    given = q.abs() * 1e-3, k.abs() * 300, v + 2  # squared: 90000 and more
-    assert fp16_error(given, {"feature_map": "relu2", "normalise": normalise}, path) < 2e-3
+    inputs = q.abs() * 1e-3, k.abs() * 300, v + 2  # squared: 90000 and more
+    assert fp16_error(inputs, {"feature_map": "relu2", "normalise": normalise}, path) < 2e-3
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_fp16_divides_by_what_signed_features_leave(path):
-    """A sum that cancels is taken in float32."""
-    given = qkv(1, 64, 64, 1, 16, 16, dtype=torch.float16)
-    assert fp16_error(given, {"feature_map": "identity", "eps": 1e-4}, path) < 1e-3
+def test_fp16_divides_by_a_sum_that_cancels(path):
+    """The sum is taken in float32."""
+    inputs = qkv(1, 64, 64, 1, 16, 16, dtype=torch.float16)
+    assert fp16_error(inputs, {"feature_map": "identity", "eps": 1e-4}, path) < 1e-3
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_fp16_holds_large_and_small_features(path):
-    """relu2 leaves fp16's range on both sides: 300 squared is beyond it, .003 squared is below its
-    normal numbers.
-    """
+    """relu2 leaves fp16's range: 300 squared is above it, .003 squared below its normal numbers."""
     for size in (300, 3e-3):
         q, k, v = qkv(1, 20, 20, 1, 16, 16, dtype=torch.float16)
-        given = [size * q, k, v]
+        inputs = [size * q, k, v]
         judge(
             lambda *g: linear_attention(*g, feature_map="relu2", eps=1e-6),
             lambda *g: LINEAR(*g, feature_map="relu2", eps=1e-6),
-            given,
+            inputs,
             path,
         )
 
@@ -625,7 +638,7 @@ def test_fp16_holds_large_and_small_features(path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("feature_map", reference.FEATURE_MAPS)
 def test_half_precision_with_a_mask_and_a_normaliser_of_its_own(feature_map, path):
-    given = qkv(1, 20, 20, 2, 16, 16, dtype=torch.bfloat16) + tensors(
+    inputs = qkv(1, 20, 20, 2, 16, 16, dtype=torch.bfloat16) + tensors(
         *[(1, 20, 2, 16)] * 2, dtype=torch.bfloat16, seed=1
     )
     mask = torch.arange(20, device=DEVICE)[None] < 13
@@ -635,10 +648,10 @@ def test_half_precision_with_a_mask_and_a_normaliser_of_its_own(feature_map, pat
             q, k, v, feature_map=feature_map, shift=0.5, eps=8.0, normaliser=(a, b), key_mask=mask
         )
 
-    judge(call(linear_attention), call(LINEAR), given, path)
+    judge(call(linear_attention), call(LINEAR), inputs, path)
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize(
     "path",
     [
@@ -648,33 +661,33 @@ def test_half_precision_with_a_mask_and_a_normaliser_of_its_own(feature_map, pat
     ],
 )
 def test_gradcheck(kernel, path):
-    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 3, 3, dtype=torch.float64)]
+    inputs = [tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 3, 3, dtype=torch.float64)]
     with taking(path):
-        assert torch.autograd.gradcheck(CALLS[kernel], given, fast_mode=True)
+        assert torch.autograd.gradcheck(CALLS[kernel], inputs, fast_mode=True)
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize("path", PATHS)
-def test_twice_the_same_bits_and_without_gradients_too(kernel, path):
-    given = qkv(2, 22, 22, 2, 16, 16)
+def test_the_bits_are_the_same_twice_and_without_gradients(kernel, path):
+    inputs = qkv(2, 22, 22, 2, 16, 16)
     with taking(path):
-        (one,), slopes = results(CALLS[kernel], given)
-        (two,), again = results(CALLS[kernel], given)
+        (one,), grads = results(CALLS[kernel], inputs)
+        (two,), again = results(CALLS[kernel], inputs)
         with torch.no_grad():
-            three = CALLS[kernel](*given)
+            three = CALLS[kernel](*inputs)
     assert torch.equal(one, two)
     assert torch.equal(one, three)
-    assert all(torch.equal(a, b) for a, b in zip(slopes, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize("path", PATHS)
-def test_one_tensor_in_all_places(kernel, path):
-    given = [qkv(1, 22, 22, 2, 16, 16)[0]]
-    judge(lambda x: CALLS[kernel](x, x, x), lambda x: DEFINITIONS[kernel](x, x, x), given, path)
+def test_one_tensor_may_be_queries_keys_and_values(kernel, path):
+    inputs = [qkv(1, 22, 22, 2, 16, 16)[0]]
+    judge(lambda x: CALLS[kernel](x, x, x), lambda x: DEFINITIONS[kernel](x, x, x), inputs, path)
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize(
     ("path", "other"),
     [
@@ -683,11 +696,11 @@ def test_one_tensor_in_all_places(kernel, path):
         pytest.param("triton", "torch", marks=NEEDS_TRITON),
     ],
 )
-def test_the_backward_takes_its_forwards_path(kernel, path, other, monkeypatch):
-    """On whatever thread, whatever is asked for by then."""
-    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16)]
+def test_the_backward_takes_the_path_of_its_forward(kernel, path, other, monkeypatch):
+    """The thread of the backward and the backend requested by then do not matter."""
+    inputs = [tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 16, 16)]
     with taking(path):
-        out = CALLS[kernel](*given)
+        out = CALLS[kernel](*inputs)
     if path == "triton":
         for name in (
             "linear_torch.state_backward",
@@ -699,121 +712,119 @@ def test_the_backward_takes_its_forwards_path(kernel, path, other, monkeypatch):
         thread = threading.Thread(target=lambda: out.sum().backward())
         thread.start()
         thread.join()
-    exact = [each.detach().double().requires_grad_() for each in given]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     DEFINITIONS[kernel](*exact).sum().backward()
-    for one, two in zip(given, exact, strict=True):
-        torch.testing.assert_close(one.grad.double(), two.grad, rtol=1e-4, atol=1e-6)
+    for tensor, wanted in zip(inputs, exact, strict=True):
+        torch.testing.assert_close(tensor.grad.double(), wanted.grad, rtol=1e-4, atol=1e-6)
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("exit_dim", [16, 24])
-@pytest.mark.parametrize("ask", ["grad", "backward"])
-def test_a_gradient_of_a_gradient_is_refused(kernel, path, exit_dim, ask):
-    """Of any input's, with respect to any: autograd must not find its way around what refuses."""
-    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, exit_dim)]
+@pytest.mark.parametrize("value_dim", [16, 24])
+@pytest.mark.parametrize("call", ["grad", "backward"])
+def test_double_backward_is_refused(kernel, path, value_dim, call):
+    """Autograd must not find a way around the refusal, from any input to any other."""
+    inputs = [tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 16, value_dim)]
     with taking(path):
-        out = CALLS[kernel](*given)
-    slopes = torch.autograd.grad(out.square().sum(), given, create_graph=True)
-    again = {
-        "grad": lambda loss, **how: torch.autograd.grad(loss, given, **how),
+        out = CALLS[kernel](*inputs)
+    grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    calls = {
+        "grad": lambda loss, **options: torch.autograd.grad(loss, inputs, **options),
         "backward": torch.Tensor.backward,
     }
-    for slope in slopes:
+    for grad in grads:
         with pytest.raises(RuntimeError, match="no autograd formula|is not implemented"):
-            again[ask](slope.square().sum(), retain_graph=True)
+            calls[call](grad.square().sum(), retain_graph=True)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_gradient_of_a_states_gradient_is_refused(path):
-    q, k, v = (each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16))
+def test_double_backward_through_a_state_is_refused(path):
+    q, k, v = (tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 16, 16))
     with taking(path):
         _, state = linear_attention(q, k, v, return_state=True)
-    slope = torch.autograd.grad(state.values.square().sum(), k, create_graph=True)[0]
+    grad = torch.autograd.grad(state.values.square().sum(), k, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="no autograd formula"):
-        torch.autograd.grad(slope.square().sum(), v)
+        torch.autograd.grad(grad.square().sum(), v)
 
 
-def test_what_has_no_gradient_may_come_from_anywhere_and_change():
-    """Keys of inference mode, and of a buffer that is written again before the backward: small
-    calls keep neither.
-    """
+def test_inputs_without_gradients_may_change_before_the_backward():
+    """Small calls save neither keys made in inference mode nor buffers that are overwritten."""
     q, k, v = qkv(1, 22, 22, 1, 16, 16)
     wanted = results(lambda q: linear_attention(q, k, v), [q])[1][0]
     with torch.inference_mode():
         remembered = k.clone(), v.clone()
     buffers = k.clone(), v.clone()
     for keys, values in (remembered, buffers):
-        given = q.clone().requires_grad_()
-        out = linear_attention(given, keys, values)
+        inputs = q.clone().requires_grad_()
+        out = linear_attention(inputs, keys, values)
         buffers[0].zero_()
-        told = torch.randn(
+        grad_out = torch.randn(
             out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
         ).to(out)
-        assert torch.equal(torch.autograd.grad(out, given, told)[0], wanted)
+        assert torch.equal(torch.autograd.grad(out, inputs, grad_out)[0], wanted)
         buffers[0].copy_(k)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_linear_result_may_be_added_to_in_place(path):
-    """Nothing keeps it; softmax attentions keep theirs, as PyTorch's own does."""
-    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16)]
+    """Linear attention does not save its output; softmax attentions do, as PyTorch's own does."""
+    inputs = [tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 16, 16)]
     with taking(path):
-        out = linear_attention(*given)
+        out = linear_attention(*inputs)
     out += 1.0
-    assert all(slope.isfinite().all() for slope in torch.autograd.grad(out.sum(), given))
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), inputs))
 
 
-def test_gradients_by_functions_are_gradients():
+def test_torch_func_grad_gives_the_same_gradients():
     q, k, v = qkv(1, 22, 22, 1, 16, 16)
-    found = torch.func.grad(lambda q: linear_attention(q, k, v).square().sum())(q)
-    given = q.requires_grad_()
+    grad = torch.func.grad(lambda q: linear_attention(q, k, v).square().sum())(q)
+    inputs = q.requires_grad_()
     torch.testing.assert_close(
-        found, torch.autograd.grad(linear_attention(given, k, v).square().sum(), given)[0]
+        grad, torch.autograd.grad(linear_attention(inputs, k, v).square().sum(), inputs)[0]
     )
 
 
-@each_kernel
+@for_every_kernel
 @pytest.mark.parametrize("path", [*PATHS, "reference"])
-def test_results_lie_in_one_piece(kernel, path):
-    """As a compiled graph is promised, whatever the path and the layout of what is given."""
-    given = [
-        each.transpose(1, 2).contiguous().transpose(1, 2) for each in qkv(2, 22, 22, 3, 16, 24)
+def test_results_are_contiguous(kernel, path):
+    """The fake kernels promise that to compiled graphs, for every path and input layout."""
+    inputs = [
+        tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in qkv(2, 22, 22, 3, 16, 24)
     ]
     with taking(path):
-        assert CALLS[kernel](*given).is_contiguous()
+        assert CALLS[kernel](*inputs).is_contiguous()
 
 
-@each_kernel
-def test_shapes_follow_without_memory(kernel):
-    given = [each.to("meta") for each in qkv(1, 22, 22, 1, 16, 24)]
-    assert CALLS[kernel](*given).shape == (1, 22, 1, 24)
+@for_every_kernel
+def test_shapes_are_inferred_on_the_meta_device(kernel):
+    inputs = [tensor.to("meta") for tensor in qkv(1, 22, 22, 1, 16, 24)]
+    assert CALLS[kernel](*inputs).shape == (1, 22, 1, 24)
 
 
-@each_kernel
+@for_every_kernel
 def test_compiles_without_a_graph_break(kernel):
-    given = [each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16)]
+    inputs = [tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 16, 16)]
     compiled = torch.compile(CALLS[kernel], fullgraph=True, backend="aot_eager")
-    found, slopes = results(compiled, given)
-    plain, plain_slopes = results(CALLS[kernel], given)
-    for one, two in zip(found + slopes, plain + plain_slopes, strict=True):
-        torch.testing.assert_close(one, two)
+    outs, grads = results(compiled, inputs)
+    plain, plain_grads = results(CALLS[kernel], inputs)
+    for result, wanted in zip(outs + grads, plain + plain_grads, strict=True):
+        torch.testing.assert_close(result, wanted)
 
 
-@each_kernel
+@for_every_kernel
 def test_autocast(kernel):
-    given = qkv(1, 22, 22, 1, 16, 16)
+    inputs = qkv(1, 22, 22, 1, 16, 16)
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        found = CALLS[kernel](*given)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, CALLS[kernel](*(each.bfloat16() for each in given)))
+        out = CALLS[kernel](*inputs)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, CALLS[kernel](*(tensor.bfloat16() for tensor in inputs)))
 
 
 @pytest.mark.parametrize("path", PATHS[1:])
-def test_operations_keep_their_promises_to_pytorch(path):
+def test_operations_pass_opcheck(path):
     from linattn_kernels import linear, mediator, window
 
-    q, k, v = (each.requires_grad_() for each in qkv(1, 22, 22, 1, 16, 16))
+    q, k, v = (tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 16, 16))
     values, keys = tensors((1, 1, 16, 16), (1, 1, 16))
     calls = [
         (linear._state, (k, v, None, None, "elu1", 0.0, path)),
@@ -836,13 +847,13 @@ def test_operations_keep_their_promises_to_pytorch(path):
 # ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_large_or_traced_is_an_operation():
+def test_large_or_traced_calls_run_as_operations():
     small, large = torch.empty(1, 256, 4, 32), torch.empty(1, 2048, 8, 64)
     assert small_torch.fits_linear(small, small, small)
     assert small_torch.fits_window(small, None, 16, 16, 2.0, False)
     assert not small_torch.fits_linear(small, large, large)
     assert not small_torch.fits_window(large, None, 32, 64, 1e300, False)
-    # a mask's attention tells no log-sum-exp
+    # attention with a mask returns no log-sum-exp
     assert not small_torch.fits_window(small, None, 16, 16, 2.0, True)
     with torch._subclasses.FakeTensorMode():
         assert not small_torch.is_eager(torch.empty(1))
@@ -851,35 +862,35 @@ def test_what_is_large_or_traced_is_an_operation():
 @pytest.mark.parametrize(
     ("radius", "dense"), [(2, False), (4, False), (8, False), (9, True), (1e300, True)]
 )
-def test_a_window_is_dense_where_a_tile_reads_half_the_picture(radius, dense):
+def test_a_small_window_is_dense_where_a_tile_reads_half_the_picture(radius, dense):
     assert (
         small_torch.fits_window(torch.empty(1, 1024, 4, 32), None, 32, 32, radius, False) == dense
     )
 
 
-def test_text_counts_on_both_sides():
-    """Dense and tiles read it: 512 of text before 16 x 16 took 53 ms dense and 65 in tiles."""
+def test_text_counts_as_keys_that_tiles_read_too():
+    """512 text tokens before 16 x 16 took 53 ms dense and 65 in tiles."""
     assert small_torch.fits_window(torch.empty(1, 768, 8, 64), None, 16, 16, 4.0, False)
 
 
-def test_a_mask_made_without_gradients_serves_with_them():
+def test_a_mask_cached_in_inference_mode_serves_with_gradients():
     q = torch.randn(1, 15, 1, 8)
     small_torch._mask.cache_clear()
     with torch.inference_mode():
         first = window_attention(q, q, q, height=3, width=5, radius=2)
-    given = q.clone().requires_grad_()
-    window_attention(given, q, q, height=3, width=5, radius=2).sum().backward()
+    inputs = q.clone().requires_grad_()
+    window_attention(inputs, q, q, height=3, width=5, radius=2).sum().backward()
     assert torch.equal(first, window_attention(q, q, q, height=3, width=5, radius=2))
-    assert given.grad.isfinite().all()
+    assert inputs.grad.isfinite().all()
 
 
 def test_the_cpu_takes_pytorch_and_says_so():
-    found = linattn_kernels.backend(torch.zeros(1))
-    assert found.path == "torch"
-    assert "CPU" in found.reason
+    chosen = linattn_kernels.backend(torch.zeros(1))
+    assert chosen.path == "torch"
+    assert "CPU" in chosen.reason
 
 
-def test_a_backend_holds_as_long_as_it_is_asked_for():
+def test_a_backend_holds_inside_its_block():
     with use_backend("reference"):
         assert linattn_kernels.backend(torch.zeros(1)).path == "reference"
         with use_backend("torch"):
@@ -894,7 +905,7 @@ def test_a_backend_holds_as_long_as_it_is_asked_for():
 
 
 def test_blocks_may_end_in_any_order():
-    """As those of two threads do."""
+    """Blocks of two threads do."""
     with ExitStack() as second:
         with ExitStack() as first:
             first.enter_context(use_backend("torch"))
@@ -903,43 +914,44 @@ def test_blocks_may_end_in_any_order():
     assert linattn_kernels.backend(torch.zeros(1)).reason != "asked for"
 
 
-def test_a_backend_can_be_asked_for_inside_what_is_compiled():
-    def asking(q):
+def test_use_backend_works_inside_compiled_code():
+    def call(q):
         with use_backend("reference"):
             return linear_attention(q, q, q)
 
     (q,) = tensors((1, 6, 2, 16))
-    found = torch.compile(asking, fullgraph=True, backend="aot_eager")(q)
-    torch.testing.assert_close(found, asking(q))
+    out = torch.compile(call, fullgraph=True, backend="aot_eager")(q)
+    torch.testing.assert_close(out, call(q))
 
 
-def test_a_triton_that_cannot_be_imported_is_none(tmp_path):
-    """Nobody's call dies of it: PyTorch's path is taken, with one warning."""
+def test_a_triton_that_cannot_be_imported_counts_as_missing(tmp_path):
+    """The call takes PyTorch's path, with one warning."""
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text(
         "raise ImportError('libtriton.so: wrong ELF class')"
     )
-    asked = """
+    code = """
 import torch, warnings
 from linattn_kernels import launch
 gpu = torch.device("cuda")
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    assert launch.choose(gpu, torch.float32).path == launch.choose(gpu, torch.float32).path == "torch"
-print(len(told), told[0].message)
+    for _ in range(2):
+        assert launch.choose(gpu, torch.float32).path == "torch"
+print(len(caught), caught[0].message)
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(tmp_path), str(Path(linattn_kernels.__file__).parents[1])]
     )
     done = subprocess.run(
-        [sys.executable, "-c", asked], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.stdout.startswith("1 linattn_kernels takes its PyTorch paths"), done.stderr
     assert "libtriton.so: wrong ELF class" in done.stdout
 
 
-def test_a_call_can_ask_for_itself():
+def test_a_call_has_its_own_backend():
     q = torch.randn(1, 6, 2, 16)
     with use_backend("torch"):
         assert linattn_kernels.backend(q, asked="reference").path == "reference"
@@ -947,8 +959,8 @@ def test_a_call_can_ask_for_itself():
     assert torch.equal(asked, reference.window_attention(q, q, q, height=2, width=3, radius=2))
 
 
-def test_heads_wider_than_the_kernels_are_pytorchs(monkeypatch):
-    """Of LiT with one head of 1,152 channels, say; who asks for Triton there is told why not."""
+def test_heads_wider_than_the_kernels_run_in_pytorch(monkeypatch):
+    """LiT can have one head of 1,152 channels. A call that requests Triton there raises."""
     wide = qkv(1, 4, 4, 1, 289, 289)
     torch.testing.assert_close(linear_attention(*wide), reference.linear_attention(*wide))
     with pytest.raises(RuntimeError, match="heads of 289 are wider than the kernels' 288"):
@@ -960,36 +972,36 @@ def test_heads_wider_than_the_kernels_are_pytorchs(monkeypatch):
         device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 4, 1, 192), ndim=4
     )
     assert linattn_kernels.backend(on_a_gpu).path == "triton"
-    found = linattn_kernels.backend(on_a_gpu, "window")
-    assert found.path == "torch"
-    assert "heads of 192 are wider than the kernels' 160" in found.reason
+    chosen = linattn_kernels.backend(on_a_gpu, "window")
+    assert chosen.path == "torch"
+    assert "heads of 192 are wider than the kernels' 160" in chosen.reason
     with pytest.raises(ValueError, match=r"'windows'.*linear, window, mediator"):
         linattn_kernels.backend(on_a_gpu, "windows")
 
 
-def test_float64_is_pytorchs_on_a_gpu(monkeypatch):
+def test_float64_runs_in_pytorch_on_a_gpu(monkeypatch):
     monkeypatch.setattr(launch, "obstacle", lambda device: None)
     monkeypatch.setattr(launch, "INTERPRETED", False)
     assert launch.choose(torch.device("cuda"), torch.float64).path == "torch"
     assert launch.choose(torch.device("cuda"), torch.bfloat16).path == "triton"
 
 
-@each_kernel
-def test_the_definition_itself_can_be_asked_for(kernel):
-    given = qkv(1, 22, 22, 1, 16, 16)
+@for_every_kernel
+def test_the_reference_backend_is_the_definition(kernel):
+    inputs = qkv(1, 22, 22, 1, 16, 16)
     with use_backend("reference"):
-        assert torch.equal(CALLS[kernel](*given), DEFINITIONS[kernel](*given))
+        assert torch.equal(CALLS[kernel](*inputs), DEFINITIONS[kernel](*inputs))
 
 
 # Mistakes
 # ---------------------------------------------------------------------------------------------
 
 
-def kept(exit_dim=16, count=None, dtype=torch.float32, device="cpu"):
-    """A state beside (1, 6, 2, 16), right or wrong in one thing."""
+def state_of(value_dim=16, count=None, dtype=torch.float32, device="cpu"):
+    """Return a state that fits (1, 6, 2, 16), or has one thing wrong."""
     count = torch.ones(1, dtype=dtype, device=device) if count is None else count
     like = {"dtype": dtype, "device": device}
-    return State(torch.zeros(1, 2, 16, exit_dim, **like), torch.zeros(1, 2, 16, **like), count)
+    return State(torch.zeros(1, 2, 16, value_dim, **like), torch.zeros(1, 2, 16, **like), count)
 
 
 @pytest.mark.parametrize(
@@ -1022,21 +1034,21 @@ def kept(exit_dim=16, count=None, dtype=torch.float32, device="cpu"):
             r"key_mask is \(1, 5\); .* is \(1, 6\)",
         ),
         (
-            lambda q: linear_attention(q, q, q, state=kept(exit_dim=8)),
+            lambda q: linear_attention(q, q, q, state=state_of(value_dim=8)),
             r"values are \(1, 2, 16, 8\)",
         ),
-        (lambda q: linear_attention(q, q, q, state=tuple(kept())), "state is a tuple"),
+        (lambda q: linear_attention(q, q, q, state=tuple(state_of())), "state is a tuple"),
         (
-            lambda q: linear_attention(q, q, q, state=kept(count=torch.ones(3))),
+            lambda q: linear_attention(q, q, q, state=state_of(count=torch.ones(3))),
             r"count are \(3,\).*\(1,\)",
         ),
-        (lambda q: linear_attention(q, q, q, state=kept(count=6)), "count are int"),
+        (lambda q: linear_attention(q, q, q, state=state_of(count=6)), "count are int"),
         (
-            lambda q: linear_attention(q, q, q, state=kept(dtype=torch.float64)),
+            lambda q: linear_attention(q, q, q, state=state_of(dtype=torch.float64)),
             "values are torch.float64.*float32",
         ),
         (
-            lambda q: linear_attention(q, q, q, state=kept(device="meta")),
+            lambda q: linear_attention(q, q, q, state=state_of(device="meta")),
             "values are on meta, k on cpu",
         ),
         (lambda q: linear_attention(q.to(torch.float8_e4m3fn), q, q), "q is torch.float8_e4m3fn"),
@@ -1080,15 +1092,13 @@ def kept(exit_dim=16, count=None, dtype=torch.float32, device="cpu"):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_mistakes_are_named(call, says):
+def test_errors_name_the_mistake(call, says):
     with pytest.raises(ValueError, match=says):
         call(torch.zeros(1, 6, 2, 16))
 
 
-def test_the_softmax_of_half_a_million_scores_is_not_written_out():
-    """The window's memory grows with tokens: four times as many take four times the room, not
-    sixteen.
-    """
+def test_a_windows_memory_grows_with_tokens():
+    """Four times as many tokens take about four times the memory, not sixteen times."""
     from linattn.evaluation import costs
 
     def peak(side):
@@ -1101,9 +1111,9 @@ def test_the_softmax_of_half_a_million_scores_is_not_written_out():
     assert peak(64) < 64**4 * 4 / 4
 
 
-@each_kernel
-def test_values_narrower_or_wider_than_heads_write_out_no_scores(kernel):
-    """PyTorch's attention does where they differ."""
+@for_every_kernel
+def test_no_scores_are_written_where_values_and_heads_differ_in_width(kernel):
+    """PyTorch's own attention writes them out there."""
     from linattn.evaluation import costs
 
     calls = {
@@ -1112,10 +1122,10 @@ def test_values_narrower_or_wider_than_heads_write_out_no_scores(kernel):
         "mediator": lambda q, k, v: mediator_attention(q, k, v, q[:, :200]),
     }
 
-    def peak(exit_dim):
-        given = qkv(16, 256, 256, 4, 16, exit_dim)
+    def peak(value_dim):
+        inputs = qkv(16, 256, 256, 4, 16, value_dim)
         with torch.no_grad():
-            return costs.peak_memory(lambda: calls[kernel](*given))
+            return costs.peak_memory(lambda: calls[kernel](*inputs))
 
-    for exit_dim in (8, 24):
-        assert peak(exit_dim) < 16 * 4 * 256 * 200 * 4 / 2  # half of the scores' bytes
+    for value_dim in (8, 24):
+        assert peak(value_dim) < 16 * 4 * 256 * 200 * 4 / 2  # half of the scores' bytes
