@@ -209,14 +209,8 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     out = q.new_empty(batch, tokens, heads, v.shape[3])
     lse = q.new_empty((batch, heads, tokens) if return_lse else (0,), dtype=dtype)
     if text:
-        queries, keys = heads_first(q[:, :text], dtype), heads_first(k, dtype)
-        values = heads_first(v, dtype)
-        slices = pieces(text, batch * heads * tokens) if return_lse else [slice(0, text)]
-        for piece in slices:
-            result, result_lse = attend(queries[:, :, piece], keys, values, None, scale, return_lse)
-            out[:, :text][:, piece] = result.transpose(1, 2)
-            if return_lse:
-                lse[:, :, :text][:, :, piece] = result_lse.squeeze(3)
+        text_lse = lse[:, :, :text] if return_lse else None
+        _text_forward(q[:, :text], k, v, scale, out[:, :text], text_lse)
     # What every picture token reads: the text's keys and the extra ones.
     shared_k, shared_v = _shared(k, extra_k, text, dtype), _shared(v, extra_v, text, dtype)
     tiling = _Tiling(height, width, radius, shape, shared_k.shape[1], dtype, q.device)
@@ -235,27 +229,30 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     return out, lse
 
 
+def _text_forward(q, k, v, scale, out, lse) -> None:
+    """Write what the text's queries read of all keys into out and, unless it is None, into lse."""
+    batch, text, heads, _ = q.shape
+    dtype = launch.acc_dtype(q.dtype)
+    q, k, v = heads_first(q, dtype), heads_first(k, dtype), heads_first(v, dtype)
+    return_lse = lse is not None
+    slices = pieces(text, batch * heads * k.shape[2]) if return_lse else [slice(0, text)]
+    for piece in slices:
+        result, result_lse = attend(q[:, :, piece], k, v, None, scale, return_lse)
+        out[:, piece] = result.transpose(1, 2)
+        if result_lse is not None:
+            lse[:, :, piece] = result_lse.squeeze(3)
+
+
 @launch.without_autocast
 def window_backward(
     grad_out, d_lse, q, k, v, extra_k, extra_v, out, lse, height, width, radius, text, shape, scale
 ):  # out and lse are None here: the Triton path alone saves them
-    batch, tokens, heads, _ = q.shape
     dtype, grad_dtype = launch.acc_dtype(q.dtype), grad_out.dtype
     dq, dk, dv = (_contiguous_zeros(tensor, dtype) for tensor in (q, k, v))
     if text:
-        keys, values = heads_first(k, dtype), heads_first(v, dtype)
-        queries = heads_first(q[:, :text], dtype)
-        text_grad = heads_first(grad_out[:, :text], dtype)
-        for piece in pieces(text, batch * heads * tokens):
-            piece_d_lse = None
-            if d_lse is not None:
-                piece_d_lse = d_lse[:, :, :text][:, :, piece, None].to(dtype)
-            piece_dq, piece_dk, piece_dv = gradients(
-                text_grad[:, :, piece], piece_d_lse, queries[:, :, piece], keys, values, None, scale
-            )
-            dq[:, :text][:, piece] = piece_dq.transpose(1, 2)
-            dk += piece_dk.transpose(1, 2)
-            dv += piece_dv.transpose(1, 2)
+        text_d_lse = None if d_lse is None else d_lse[:, :, :text]
+        text_q, text_grad, text_dq = q[:, :text], grad_out[:, :text], dq[:, :text]
+        _text_backward(text_grad, text_d_lse, text_q, k, v, scale, text_dq, dk, dv)
     shared_k, shared_v = _shared(k, extra_k, text, dtype), _shared(v, extra_v, text, dtype)
     d_shared_k, d_shared_v = torch.zeros_like(shared_k), torch.zeros_like(shared_v)
     tiling = _Tiling(height, width, radius, shape, shared_k.shape[1], dtype, q.device)
@@ -272,7 +269,7 @@ def window_backward(
         column_dq, column_dk, column_dv = _column_gradients(
             column_grad, column_d_lse, queries, keys, values, mask, scale
         )
-        picture_dq[:, :, near] = tiling.join(column_dq, batch)
+        picture_dq[:, :, near] = tiling.join(column_dq, dq.shape[0])
         for total, d_shared, grad in (
             (picture_dk, d_shared_k, column_dk),
             (picture_dv, d_shared_v, column_dv),
@@ -283,6 +280,23 @@ def window_backward(
     d_extra_k = _split_shared(dk, d_shared_k, extra_k, text, grad_dtype)
     d_extra_v = _split_shared(dv, d_shared_v, extra_v, text, grad_dtype)
     return dq.to(grad_dtype), dk.to(grad_dtype), dv.to(grad_dtype), d_extra_k, d_extra_v
+
+
+def _text_backward(grad_out, d_lse, q, k, v, scale, dq, dk, dv) -> None:
+    """Write dq of the text's queries, and add what they give to dk and dv of all keys."""
+    batch, text, heads, _ = q.shape
+    dtype = dq.dtype
+    grad_out, q = heads_first(grad_out, dtype), heads_first(q, dtype)
+    k, v = heads_first(k, dtype), heads_first(v, dtype)
+    for piece in pieces(text, batch * heads * k.shape[2]):
+        piece_d_lse = None if d_lse is None else d_lse[:, :, piece, None].to(dtype)
+        piece_grad, piece_q = grad_out[:, :, piece], q[:, :, piece]
+        piece_dq, piece_dk, piece_dv = gradients(
+            piece_grad, piece_d_lse, piece_q, k, v, None, scale
+        )
+        dq[:, piece] = piece_dq.transpose(1, 2)
+        dk += piece_dk.transpose(1, 2)
+        dv += piece_dv.transpose(1, 2)
 
 
 def _pictures(height: int, width: int, text: int, *tensors: Tensor) -> list[Tensor]:
