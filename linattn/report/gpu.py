@@ -1,11 +1,14 @@
 """The kernels' times on a GPU beside their targets, from reports/gpu/bench.csv, which `make
 gpu-check` writes.
 
-A target is a share of the floor, executed TFLOP/s, or milliseconds. The floor is the time this GPU
+A target is a share of the floor, executed TFLOP/s, or milliseconds; all targets stand in
+kernels/targets.json. The floor is the time this GPU
 needs to move all bytes that must move, or to do all multiplications, measured in the same run.
 """
 
 import csv
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,44 +29,21 @@ PEERS = {
 class Target:
     case: str
     measure: str
-    wanted: float
+    target: float
 
     def met(self, value: float) -> bool:
         """Say whether a measured value meets the target."""
-        return value <= self.wanted if self.measure == "ms" else value >= self.wanted
+        return value <= self.target if self.measure == "ms" else value >= self.target
 
     def text(self, value: float) -> str:
         """Write a value in the target's unit."""
         return MEASURES[self.measure].format(value)
 
 
-FLOOR, RATE, TIME = MEASURES
-TARGETS = (
-    Target("linear flux 65536 forward", FLOOR, 0.80),
-    Target("linear flux 262144 forward", FLOOR, 0.80),
-    Target("linear flux 1048576 forward", FLOOR, 0.80),
-    Target("linear flux 16384 forward", FLOOR, 0.72),
-    Target("linear flux 4096 forward", FLOOR, 0.58),
-    Target("linear flux 1024 forward", TIME, 0.012),
-    Target("linear flux 65536 backward", FLOOR, 0.75),
-    Target("linear sdxl 65536 forward", FLOOR, 0.78),
-    Target("linear sdxl 262144 forward", FLOOR, 0.78),
-    Target("linear sdxl 1048576 forward", FLOOR, 0.78),
-    Target("linear sdxl 65536 backward", FLOOR, 0.75),
-    Target("linear dit 65536 forward", FLOOR, 0.75),
-    Target("window r=8 text=512 flux 65536 forward", RATE, 450),
-    Target("window r=16 text=512 flux 65536 forward", RATE, 450),
-    Target("window r=32 text=512 flux 65536 forward", RATE, 450),
-    Target("window r=16 text=512 flux 262144 forward", RATE, 450),
-    Target("window r=16 text=512 flux 1048576 forward", RATE, 450),
-    Target("window r=16 text=0 dit 65536 forward", RATE, 400),
-    Target("window r=16 text=0 sdxl 65536 forward", RATE, 350),
-    Target("window r=16 text=512 flux 65536 backward", TIME, 20),
-    Target("mediator m=64 dit 4096 forward", TIME, 0.022),
-    Target("mediator m=64 dit 65536 forward", FLOOR, 0.75),
-    Target("mediator m=196 dit 65536 forward", TIME, 0.33),
-    Target("mediator m=1024 dit 65536 forward", TIME, 1.4),
-)
+def targets(path: Path | None = None) -> list[Target]:
+    """Read the targets, which stand in kernels/targets.json beside the plans of the benchmark."""
+    path = path or project.ROOT / "kernels" / "targets.json"
+    return [Target(**entry) for entry in json.loads(path.read_text())]
 
 
 def read(path: Path | None = None) -> list[dict[str, Any]]:
@@ -79,7 +59,7 @@ def read(path: Path | None = None) -> list[dict[str, Any]]:
     return [row | {name: float(row[name]) for name in MEASURES if row.get(name)} for row in rows]
 
 
-def told(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[dict[str, Any]]) -> str:
     """Return a run's table in Markdown, or say how to make one."""
     return table(rows) if rows else "No run on a GPU is committed yet: `make gpu-check` makes one."
 
@@ -94,31 +74,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     ours.
     """
     timed = {(row["case"], row["provider"]): row for row in rows if not row["skipped"]}
-    heads = [
-        "kernel, model, tokens",
-        "ms",
-        "reached",
-        "target",
-        *(f"{name} takes" for name in PEERS),
-    ]
+    peer_heads = [f"{name} takes" for name in PEERS]
+    heads = ["kernel, model, tokens", "ms", "reached", "target", *peer_heads]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for target in TARGETS:
-        ours = timed.get((target.case, "ours"))
-        if ours is None:
-            lines.append(
-                [target.case, "–", "not measured", target.text(target.wanted), *["–"] * len(PEERS)]
-            )
-            continue
-        value = ours[target.measure]
-        reached = f"**{target.text(value)}**" if target.met(value) else target.text(value)
-        peers = [timed.get((target.case, name)) for name in PEERS.values()]
-        times = [f"{peer['ms'] / ours['ms']:.3g}x" if peer else "–" for peer in peers]
-        lines.append(
-            [target.case, f"{ours['ms']:.3g}", reached, target.text(target.wanted), *times]
-        )
-    return (
-        "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + circumstances(rows)
-    )
+    lines += [_line(target, timed) for target in targets()]
+    joined = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{joined}\n\n{circumstances(rows)}"
+
+
+def _line(target: Target, timed: Mapping[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """Return the cells of one target; `timed` maps (case, provider) to the benchmark's row."""
+    wanted, ours = target.text(target.target), timed.get((target.case, "ours"))
+    if ours is None:
+        return [target.case, "–", "not measured", wanted, *["–"] * len(PEERS)]
+    value = ours[target.measure]
+    reached = f"**{target.text(value)}**" if target.met(value) else target.text(value)
+    peers = [timed.get((target.case, provider)) for provider in PEERS.values()]
+    ratios = [f"{peer['ms'] / ours['ms']:.3g}x" if peer else "–" for peer in peers]
+    return [target.case, f"{ours['ms']:.3g}", reached, wanted, *ratios]
 
 
 def circumstances(rows: list[dict[str, Any]]) -> str:
