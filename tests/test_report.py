@@ -143,7 +143,7 @@ def test_the_table_has_all_kinds_of_rows(data):
     assert all(
         cell.interval
         for cell, column in zip(lit.cells, table.columns, strict=True)
-        if column.part == "quality"
+        if column.section == "quality"
     )
 
 

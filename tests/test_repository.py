@@ -265,11 +265,18 @@ def test_a_failed_installation_says_where_the_rest_is(bare):
 
 # dvc.yaml
 
-# Modules that draw figures, whose edit must not train again, and those that carry values, names and
-# paths alone.
-FIGURES = {"report.figures", "report.looks", "report.numbers", "report.picture"}
+# Modules that draw or write what was measured, whose edit must not train again, and those that only
+# carry values, names and paths.
+SHOWING = {
+    "report.columns",
+    "report.figures",
+    "report.looks",
+    "report.markdown",
+    "report.numbers",
+    "report.picture",
+}
 NAMES = {"names", "attention", "attention.registry"}
-CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", *NAMES, *FIGURES}
+CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", *NAMES, *SHOWING}
 # Rooms that a stage depends on as on one thing; of the others it lists the files that it uses.
 WHOLE = {"distillation", "families", "pretraining", "samples", "surgery"}
 # Imports that a stage does not follow: what trains the judge, a context manager alone.
@@ -358,7 +365,7 @@ def test_the_report_lists_the_modules_that_write_it():
     """
     listed = {dep for dep in body("report")["deps"] if dep.startswith("linattn/")}
     shown = {f"{module.replace('.', '/')}.py" for module in studies.STUDIES.values()}
-    own = paths(used("notebooks/07_report.ipynb", CARRIERS - FIGURES))
+    own = paths(used("notebooks/07_report.ipynb", CARRIERS - SHOWING))
     assert {path for path in own if path.startswith("linattn/report/")}
     assert (
         listed

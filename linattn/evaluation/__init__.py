@@ -1,18 +1,22 @@
 """Measure what a student is worth: its distance to the teacher, its marks, its costs, and its
 teacher's attention.
 
-`evaluation.evaluate` makes a row and `evaluation.told` writes it as a Markdown table.
+`evaluation.evaluate` makes a row; `report.markdown.table` writes it as a Markdown table.
 """
 
 import importlib
 from typing import Any
 
 # Imported on first access: timing attention alone (costs.py, amdahl.py) then loads neither judge
-# nor teachers.
-_MODULES = {"evaluate": "linattn.evaluation.evaluation", "told": "linattn.evaluation.markdown"}
+# nor teachers. `told` is the name under which the Markdown table was public at first.
+_NAMES = {
+    "evaluate": ("linattn.evaluation.evaluation", "evaluate"),
+    "told": ("linattn.report.markdown", "table"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    module, attribute = _NAMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -23,13 +23,14 @@ from linattn.world.marks import judge_features
 
 @dataclass(frozen=True)
 class Bench:
-    """Hold what all rows share: settings, teacher, judge, and the pictures that the teacher drew."""
+    """Hold the settings, teacher, judge and reference pictures that all rows share."""
 
     settings: params.Params
     role: str = "class"
 
     @property
-    def part(self) -> params.Evaluate:
+    def evaluation(self) -> params.Evaluate:
+        """Return the settings of the evaluation."""
         return self.settings.evaluate
 
     @cached_property
@@ -55,44 +56,42 @@ class Bench:
         return project.teacher_row(self.role)
 
     @property
-    def reads(self) -> bool:
-        """Say whether the teacher is conditioned on captions; otherwise it is conditioned on
-        labels.
-        """
+    def captioned(self) -> bool:
+        """Say whether the teacher's prompts are captions; otherwise they are labels."""
         return not isinstance(self.teacher.conditions, Labels)
 
-    def asked(self, count: int) -> Asked:
+    def prompts(self, count: int) -> Asked:
         """Return the captions or labels of the first `count` pictures."""
-        start = world.HELD_OUT if self.reads else 0
+        start = world.HELD_OUT if self.captioned else 0
         return samples.prompts_of(
-            self.teacher.conditions, range(start, start + count), self.part.seed
+            self.teacher.conditions, range(start, start + count), self.evaluation.seed
         )
 
     def scenes(self, count: int) -> list[world.Scene]:
         """Return scenes of the world with the same content as the first `count` pictures."""
-        if self.reads:
-            return samples.scenes(range(world.HELD_OUT, world.HELD_OUT + count), self.part.seed)
-        labels = enumerate(self.asked(count).tolist(), start=world.HELD_OUT)
-        return [world.scene(self.part.seed, index, label=label) for index, label in labels]
+        if self.captioned:
+            return samples.scenes(
+                range(world.HELD_OUT, world.HELD_OUT + count), self.evaluation.seed
+            )
+        seed, labels = self.evaluation.seed, self.labels(count).tolist()
+        indices = range(world.HELD_OUT, world.HELD_OUT + count)
+        return [world.scene(seed, i, label=label) for i, label in zip(indices, labels, strict=True)]
 
     def labels(self, count: int) -> Tensor:
         """Return the class of the first thing of each picture."""
-        return (
-            torch.tensor([scene.label for scene in self.scenes(count)])
-            if self.reads
-            else self.asked(count)
-        )
+        prompts = self.prompts(count)
+        if isinstance(prompts, Tensor):
+            return prompts
+        return torch.tensor([scene.label for scene in self.scenes(count)])
 
     def singles(self, count: int) -> slice:
         """Select those of `count` pictures that show one thing."""
-        return slice(0, count, 2 if self.reads else 1)
+        return slice(0, count, 2 if self.captioned else 1)
 
     def inputs(self, level: float) -> dict[str, Any]:
-        """Return the arguments of one forward of one picture, at the side the teacher was trained
-        at.
-        """
+        """Return the arguments of one forward of one picture, at the teacher's trained side."""
         sides = sampling.latent_sides(sampling.Source.of(self.teacher), self.side)
-        return self.teacher.conditions.example(*sides, self.asked(1), level)
+        return self.teacher.conditions.example(*sides, self.prompts(1), level)
 
     def features(self, pictures: Tensor) -> Tensor:
         """Return the judge's features of 8-bit pictures."""
@@ -100,10 +99,8 @@ class Bench:
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
-        """Return the judge's features of the teacher's pictures and of the world, which students
-        are compared with.
-        """
-        scenes = self.scenes(max(self.part.pictures, self.part.quick_pictures))
+        """Return the judge's features of the teacher's pictures and of true pictures."""
+        scenes = self.scenes(max(self.evaluation.pictures, self.evaluation.quick_pictures))
         features = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
         return features | {"world": self.features(eight_bits(world.render(scenes, self.side)))}
 

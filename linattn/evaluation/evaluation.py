@@ -8,7 +8,8 @@
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from linattn.evaluation import costs
 from linattn.evaluation.bench import Bench, on_device, say
 from linattn.evaluation.rows import (
     WITHIN,
+    Measures,
     combine,
     confusion,
     cost,
@@ -49,12 +51,6 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     draw_seconds = time.monotonic() - began
     pictures = {name: reference[name] for name in ("pictures", "labels", "cross")}
     save_file(pictures, project.pictures(bench.name, write=True))
-    settings = bench.part
-    world_features = bench.known["world"][: settings.pictures]
-    world_kid = judge_kid(bench.known["pictures"], world_features, settings.seed)
-    quality = truth(bench, reference["pictures"]) | truth(bench, reference["cross"], "cross_")
-    quality |= {"kid_world": world_kid}
-    quick = truth(bench, reference["quick"])
     result = {
         "student": bench.name,
         **shown_of(bench),
@@ -64,8 +60,8 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
         "profile": bench.settings.profile,
         "seeds": [],
         "pictures": sizes(bench),
-        "quality": {name: plain(value) for name, value in quality.items()},
-        "quick": {name: plain(value) for name, value in quick.items()},
+        "quality": _plain(_teacher_quality(bench, reference)),
+        "quick": _plain(truth(bench, reference["quick"])),
         "cost": cost(bench, bench.teacher.model) | {"trained": 0},
         "confusion": confusion(bench, reference["pictures"]),
     }
@@ -77,45 +73,59 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     return result
 
 
+def _teacher_quality(bench: Bench, reference: Mapping[str, Tensor]) -> Measures:
+    """Mark the teacher's pictures; they have no distance to the teacher, only one to the world."""
+    settings = bench.evaluation
+    world_features = bench.known["world"][: settings.pictures]
+    world_kid = judge_kid(bench.known["pictures"], world_features, settings.seed)
+    marked = truth(bench, reference["pictures"])
+    enlarged = truth(bench, reference["cross"], "cross_")
+    return {**marked, **enlarged, "kid_world": world_kid}
+
+
+def _plain(measures: Mapping[str, Any]) -> Measures:
+    """Keep value, interval and number of pictures of every measure."""
+    return {name: plain(measure) for name, measure in measures.items()}
+
+
 def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     """Return the row of a model that ignores its label or caption.
 
     Pictures of two things are marked against the captions of other pictures.
     """
     values = marks.chance()
-    if bench.reads:
-        values |= pairs.chance(
-            bench.judge, on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2]
-        )
-    quality = {
-        name: {"value": value, "low": None, "high": None, "n": None}
-        for name, value in values.items()
-    }
-    quality |= {f"cross_{name}": value for name, value in quality.items()}
-    row = {
+    if bench.captioned:
+        two_things, scenes = on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2]
+        values |= pairs.chance(bench.judge, two_things, scenes)
+    quality = {}
+    for prefix in ("", "cross_"):
+        for name, value in values.items():
+            quality[prefix + name] = {"value": value, "low": None, "high": None, "n": None}
+    return {
         "student": project.chance_row(bench.role),
         "teacher": bench.role,
         "profile": bench.settings.profile,
+        "quality": quality,
     }
-    return row | {"quality": quality}
 
 
 def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, float]) -> None:
-    """Write the run file: facts of the machine, seconds (those of the distillation too), backend
-    and peak memory.
+    """Write the run file: the machine's facts, seconds, backend and peak memory.
+
+    The seconds of the distillation are repeated there, so that one file holds them all.
     """
     distill_path = project.run_result(f"{name}.distill")
     distill_seconds = project.read_json(distill_path)["seconds"] if distill_path.exists() else {}
     all_seconds = {**distill_seconds, **seconds}
     facts, backend = project.facts(), surgery.backends(model)
-    levels = levels_of(bench, model)
+    peaks = []
+    for level in levels_of(bench, model):
+        peaks.append(costs.forward_memory(model, noise=level, inputs=bench.inputs(level)))
     run = {
         "facts": facts,
         "seconds": {key: round(value, 2) for key, value in all_seconds.items()},
         "backend": backend,
-        "memory": max(
-            costs.forward_memory(model, noise=level, inputs=bench.inputs(level)) for level in levels
-        ),
+        "memory": max(peaks),
     }
     project.write_json(project.run_result(name, write=True), run)
 
@@ -124,60 +134,43 @@ def write_run(bench: Bench, name: str, model: nn.Module, seconds: Mapping[str, f
 # ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Hold what is measured of the student that one training seed gave."""
+
+    measures: Measures
+    error_levels: list[Mapping[str, Any]]  # the prediction's error by noise level
+    pictures: Tensor
+    cross: Tensor  # at a multiple of the trained side
+    draw_seconds: float
+
+
+@dataclass(frozen=True)
+class Undistilled:
+    """Hold what is measured of a student that was converted and not distilled."""
+
+    measures: Measures
+    error_levels: list[Mapping[str, Any]]
+    pictures: Tensor
+
+
 def distilled(bench: Bench, folder: Path) -> nn.Module:
     """Return a copy of the teacher's model with the layers that `folder` holds."""
     return surgery.load(copy.deepcopy(bench.teacher.model), folder).eval()
 
 
 def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
-    """Evaluate one student distilled from every seed, and the same student converted but not
-    distilled.
-    """
-    began, draw_seconds = time.monotonic(), 0.0
+    """Evaluate one student distilled from every seed, and the same student not distilled."""
+    began = time.monotonic()
     student, recipe = bench.settings.student(name), bench.settings.recipe(name)
-    settings, first_seed = bench.part, recipe.seeds[0]
-    rows, error_levels = [], []
-    for seed in recipe.seeds:
-        model = distilled(bench, project.student(name, None if seed == first_seed else seed))
-        say(
-            f"{name} (seed {seed}): {settings.pictures} pictures, "
-            f"then {settings.cross_pictures} at {settings.cross} x the side"
-        )
-        start = time.monotonic()
-        pictures = draw(bench, model, settings.pictures, settings.steps)
-        draw_seconds += time.monotonic() - start
-        cross = draw(bench, model, settings.cross_pictures, settings.quick_steps, settings.cross)
-        error = errors(bench, model)
-        error_levels.append(error["levels"])
-        truths = truth(bench, pictures) | truth(bench, cross, "cross_")
-        rows.append({"error": error["mean"], **truths, **distance(bench, pictures, "pictures")})
-        if seed == first_seed:
-            first_pictures, first_cross, first_model = pictures, cross, model
-    say(
-        f"{name}, converted and not distilled: {settings.quick_pictures} pictures of "
-        f"{settings.quick_steps} steps"
-    )
-    undistilled_model = converted(bench.teacher.model, student, first_seed)
-    undistilled_pictures = draw(
-        bench, undistilled_model, settings.quick_pictures, settings.quick_steps
-    )
-    undistilled_error = errors(bench, undistilled_model)
-    undistilled = truth(bench, undistilled_pictures) | distance(
-        bench, undistilled_pictures, "quick"
-    )
-    undistilled |= {"error": undistilled_error["mean"]}
+    first_seed, *other_seeds = recipe.seeds
+    first_model = distilled(bench, project.student(name))
+    trained = [measure_trained(bench, first_model, f"{name} (seed {first_seed})")]
+    for seed in other_seeds:
+        model = distilled(bench, project.student(name, seed))
+        trained.append(measure_trained(bench, model, f"{name} (seed {seed})"))
+    before = measure_undistilled(bench, converted(bench.teacher.model, student, first_seed), name)
     training = project.read_json(project.student(name) / "training.json")
-    quality = {}
-    for key in rows[0]:
-        quality[key] = combine([row[key] for row in rows], WITHIN.get(key))
-    by_noise = {
-        "noise": list(settings.noise),
-        "error": [
-            combine(list(over_seeds), WITHIN["error"])
-            for over_seeds in zip(*error_levels, strict=True)
-        ],
-        "undistilled": [plain(measure) for measure in undistilled_error["levels"]],
-    }
     result = {
         "student": name,
         **shown_of(bench),
@@ -185,25 +178,78 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         "profile": bench.settings.profile,
         "seeds": list(recipe.seeds),
         "pictures": sizes(bench),
-        "quality": quality,
-        "undistilled": {key: plain(value) for key, value in undistilled.items()},
-        "by_noise": by_noise,
+        "quality": _over_seeds([one.measures for one in trained]),
+        "undistilled": _plain(before.measures),
+        "by_noise": _by_noise(bench, [one.error_levels for one in trained], before.error_levels),
         "cost": cost(bench, first_model) | {"trained": training["trained"]},
-        "confusion": confusion(bench, first_pictures),
+        "confusion": confusion(bench, trained[0].pictures),
         "training": training,
     }
     tensors = {
-        "pictures": first_pictures,
-        "cross": first_cross,
-        "undistilled": undistilled_pictures,
-        "labels": bench.labels(settings.pictures),
+        "pictures": trained[0].pictures,
+        "cross": trained[0].cross,
+        "undistilled": before.pictures,
+        "labels": bench.labels(bench.evaluation.pictures),
     }
     save_file(tensors, project.pictures(name, write=True))
     project.write_json(project.result(name, write=True), result)
-    write_run(
-        bench, name, first_model, {"draw": draw_seconds, "evaluate": time.monotonic() - began}
-    )
+    draw_seconds = sum(one.draw_seconds for one in trained)
+    seconds = {"draw": draw_seconds, "evaluate": time.monotonic() - began}
+    write_run(bench, name, first_model, seconds)
     return result
+
+
+def measure_trained(bench: Bench, model: nn.Module, title: str) -> Trained:
+    """Draw with a distilled student and measure it; `title` names it in the log."""
+    settings = bench.evaluation
+    say(
+        f"{title}: {settings.pictures} pictures, "
+        f"then {settings.cross_pictures} at {settings.cross} x the side"
+    )
+    start = time.monotonic()
+    pictures = draw(bench, model, settings.pictures, settings.steps)
+    draw_seconds = time.monotonic() - start
+    cross = draw(bench, model, settings.cross_pictures, settings.quick_steps, settings.cross)
+    error = errors(bench, model)
+    marked, enlarged = truth(bench, pictures), truth(bench, cross, "cross_")
+    to_teacher = distance(bench, pictures, "pictures")
+    measures = {"error": error["mean"], **marked, **enlarged, **to_teacher}
+    return Trained(measures, error["levels"], pictures, cross, draw_seconds)
+
+
+def measure_undistilled(bench: Bench, model: nn.Module, name: str) -> Undistilled:
+    """Draw with a student that was not distilled, fewer pictures in fewer steps, and measure it."""
+    settings = bench.evaluation
+    say(
+        f"{name}, converted and not distilled: {settings.quick_pictures} pictures of "
+        f"{settings.quick_steps} steps"
+    )
+    pictures = draw(bench, model, settings.quick_pictures, settings.quick_steps)
+    error = errors(bench, model)
+    marked, to_teacher = truth(bench, pictures), distance(bench, pictures, "quick")
+    return Undistilled({**marked, **to_teacher, "error": error["mean"]}, error["levels"], pictures)
+
+
+def _over_seeds(measures: Sequence[Measures]) -> Measures:
+    """Combine every measure over the training seeds."""
+    quality = {}
+    for key in measures[0]:
+        quality[key] = combine([of_seed[key] for of_seed in measures], WITHIN.get(key))
+    return quality
+
+
+def _by_noise(
+    bench: Bench,
+    error_levels: Sequence[Sequence[Mapping[str, Any]]],
+    undistilled_levels: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the errors by noise level; `error_levels` has one list of levels for each seed."""
+    by_level = zip(*error_levels, strict=True)
+    return {
+        "noise": list(bench.evaluation.noise),
+        "error": [combine(over_seeds, WITHIN["error"]) for over_seeds in by_level],
+        "undistilled": [plain(measure) for measure in undistilled_levels],
+    }
 
 
 def settings_of(student: params.Student) -> dict[str, Any]:

@@ -53,28 +53,25 @@ Measures = dict[str, dict[str, Any]]
 
 
 def draw(bench: Bench, model: nn.Module | None, count: int, steps: int, scale: int = 1) -> Tensor:
-    """Draw pictures (count, 3, side, side) in 8 bits, with the teacher's model where none is given."""
+    """Draw pictures (count, 3, side, side) in 8 bits; without a model the teacher's draws."""
     pictures = sampling.draw(
         bench.teacher,
-        bench.asked(count),
+        bench.prompts(count),
         size=bench.side * scale,
         steps=steps,
-        seed=bench.part.seed,
+        seed=bench.evaluation.seed,
         model=model,
-        batch=max(1, bench.part.batch // scale**2),
+        batch=max(1, bench.evaluation.batch // scale**2),
     )
-    if not pictures.isfinite().all():
-        raise ArithmeticError(
-            f"{(~pictures.isfinite()).sum()} pixels are not finite: the student diverged"
-        )
+    broken = int((~pictures.isfinite()).sum())
+    if broken:
+        raise ArithmeticError(f"{broken} pixels are not finite: the student diverged")
     return eight_bits(pictures)
 
 
 def draw_reference(bench: Bench) -> dict[str, Tensor]:
-    """Draw the teacher's pictures for the whole table, and the latents that predictions are
-    compared on.
-    """
-    settings, conditioning = bench.part, bench.asked(bench.part.pictures)
+    """Draw the teacher's pictures and latents, which all rows are compared with."""
+    settings, conditioning = bench.evaluation, bench.prompts(bench.evaluation.pictures)
     say(f"teacher: {settings.pictures} pictures of {settings.steps} steps")
     latents = sampling.draw_latents(
         bench.teacher,
@@ -113,10 +110,8 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
 
 
 def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
-    """Measure the distance to the teacher's pictures from the same noise, and that of both sets in
-    judge features.
-    """
-    seed, features = bench.part.seed, bench.features(pictures)
+    """Measure the distance to the teacher's pictures, one by one and as sets in judge features."""
+    seed, features = bench.evaluation.seed, bench.features(pictures)
     measures = picture_distance(unit(pictures), unit(bench.reference[reference]), seed)
     measures["kid_teacher"] = judge_kid(features, bench.known[reference], seed)
     measures["kid_world"] = judge_kid(features, bench.known["world"][: len(features)], seed)
@@ -129,15 +124,15 @@ def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
     count = len(pictures)
     single = bench.singles(count)
     marks = judge_accuracy(bench.judge, unit(pictures[single]), bench.labels(count)[single])
-    if bench.reads:
+    if bench.captioned:
         marks |= pairs.shares(bench.judge, on_device(pictures[1::2]), bench.scenes(count)[1::2])
     return {f"{prefix}{name}": value for name, value in marks.items()}
 
 
 def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
     """Return the errors of the model's prediction, by noise level and as their mean."""
-    settings = bench.part
-    samples = (bench.reference["latents"], bench.asked(settings.pictures))
+    settings = bench.evaluation
+    samples = (bench.reference["latents"], bench.prompts(settings.pictures))
     theirs = bench.reference["predictions"]
     return prediction_error(
         bench.teacher, model, samples, settings.noise, theirs=theirs, **_error_options(bench)
@@ -146,24 +141,22 @@ def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
 
 def _error_options(bench: Bench) -> dict[str, int]:
     """Return the options that the teacher's and the students' predictions share."""
-    settings = bench.part
+    settings = bench.evaluation
     return {"count": settings.errors, "batch": settings.batch, "seed": settings.seed}
 
 
 def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
-    """Count the labels' shapes (rows) by the shapes that the judge sees (columns), in pictures of
-    one thing.
+    """Count prompted shapes (rows) by the shapes that the judge sees (columns).
+
+    Only pictures of one thing are counted.
     """
     single = bench.singles(len(pictures))
     batches = pictures[single].split(256)
     seen = torch.cat([bench.judge(on_device(batch)).shape.argmax(1).cpu() for batch in batches])
     expected = bench.labels(len(pictures))[single] // len(world.COLOURS)
     shapes = len(world.SHAPES)
-    return (
-        torch.bincount(expected * shapes + seen, minlength=shapes**2)
-        .reshape(shapes, shapes)
-        .tolist()
-    )
+    counts = torch.bincount(expected * shapes + seen, minlength=shapes**2)
+    return counts.reshape(shapes, shapes).tolist()
 
 
 def levels_of(bench: Bench, model: nn.Module) -> list[float]:
@@ -178,18 +171,17 @@ def levels_of(bench: Bench, model: nn.Module) -> list[float]:
         if layer.operator is not None
     ]
     scheduled = any(operator.schedule for operator in operators)
-    return sampling.noise_levels(bench.teacher, bench.part.steps) if scheduled else [0.5]
+    return sampling.noise_levels(bench.teacher, bench.evaluation.steps) if scheduled else [0.5]
 
 
 def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
-    """Measure one forward of one picture at the teacher's training side, averaged over a draw's
-    steps.
-    """
+    """Measure one forward of one picture at the trained side, averaged over a draw's steps."""
     levels = levels_of(bench, model)
-    formula = [costs.macs(model, noise=level, inputs=bench.inputs(level)) for level in levels]
-    counted = [
-        costs.counted_macs(model, noise=level, inputs=bench.inputs(level)) for level in levels
-    ]
+    formula, counted = [], []
+    for level in levels:
+        options = {"noise": level, "inputs": bench.inputs(level)}
+        formula.append(costs.macs(model, **options))
+        counted.append(costs.counted_macs(model, **options))
     return {
         "macs": round(statistics.mean(macs["total"] for macs in formula)),
         "core_macs": round(statistics.mean(macs["core"] for macs in formula)),
@@ -237,15 +229,15 @@ def combine(
 def shown_of(bench: Bench) -> dict[str, Any]:
     """Name the row's teacher, and the captions of its pictures where the teacher reads captions."""
     source = bench.settings.teacher(bench.role).source
-    entry = {"teacher": bench.role, "folder": source.rpartition("/")[2]}
-    if bench.reads:
-        entry["captions"] = list(bench.asked(bench.part.pictures))
+    entry: dict[str, Any] = {"teacher": bench.role, "folder": source.rpartition("/")[2]}
+    if bench.captioned:
+        entry["captions"] = list(bench.prompts(bench.evaluation.pictures))
     return entry
 
 
 def sizes(bench: Bench) -> dict[str, Any]:
     """Return the sizes of an evaluation: pictures, steps, seed, guidance and side."""
-    settings, card = bench.part, bench.teacher.card
+    settings, card = bench.evaluation, bench.teacher.card
     return {
         "pictures": settings.pictures,
         "steps": settings.steps,

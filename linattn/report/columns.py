@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+Measure = Mapping[str, Any]  # {"value", "low", "high", "n"}, see report/__init__.py
+
 
 @dataclass(frozen=True)
 class Column:
@@ -15,46 +17,62 @@ class Column:
     better: str  # "higher" or "lower"
     scale: float = 1.0
     digits: int = 1
-    part: str = "quality"
+    section: str = "quality"  # of the result file
 
-    def read(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    def read(self, result: Mapping[str, Any]) -> Measure | None:
         """Return the measure in a result, or None where the result has none."""
-        value = (result.get(self.part) or {}).get(self.key)
+        value = (result.get(self.section) or {}).get(self.key)
         if value is None:
             return None
-        value = value if isinstance(value, Mapping) else {"value": value}
-        return value if value.get("value") is not None else None
+        entry = value if isinstance(value, Mapping) else {"value": value}
+        return entry if entry.get("value") is not None else None
 
     def text(self, value: float) -> str:
         """Write a value in the column's unit and with its digits."""
         return f"{value * self.scale:,.{self.digits}f}"
 
 
+def _cost(key: str, title: str, note: str, scale: float) -> Column:
+    """Return the column of a cost, which is better when lower."""
+    return Column(key, title, note, "lower", scale, section="cost")
+
+
+ERROR = "squared error of the prediction against the teacher's, in % of its square"
+SHAPE = "% of pictures whose asked shape the judge finds"
+COLOUR = "% of pictures whose asked colour the judge finds"
+TWO_SHAPES = "% of pictures of two things with both asked shapes"
+TWO_COLOURS = "% of pictures of two things with both asked colours"
+RELATION = "% of pictures of two things that lie to each other as asked"
+PSNR = "dB, final picture against the teacher's from the same noise"
+SSIM = "final picture against the teacher's from the same noise"
+KID_TEACHER = "× 1000, to the teacher's pictures, in the judge's space"
+KID_WORLD = "× 1000, to true pictures, in the judge's space"
+FID_TEACHER = "to the teacher's pictures, in the judge's space"
+CROSS_SHAPE = "% with the asked shape at twice the side"
+ATTENTION = "million multiply-accumulates of all attention cores, one picture"
+ADDED = "thousand parameters that the teacher does not have"
 COLUMNS = (
-    Column("error", "Error", "squared error of the prediction against the teacher's, in % of its square", "lower", 100),
-    Column("shape", "Shape", "% of pictures whose asked shape the judge finds", "higher", 100),
-    Column("colour", "Colour", "% of pictures whose asked colour the judge finds", "higher", 100),
-    Column("two_shapes", "Two shapes", "% of pictures of two things with both asked shapes", "higher", 100),
-    Column("two_colours", "Two colours", "% of pictures of two things with both asked colours", "higher", 100),
-    Column("relation", "Relation", "% of pictures of two things that lie to each other as asked", "higher", 100),
-    Column("psnr", "PSNR", "dB, final picture against the teacher's from the same noise", "higher"),
-    Column("ssim", "SSIM", "final picture against the teacher's from the same noise", "higher", 1, 3),
-    Column("kid_teacher", "KID teacher", "× 1000, to the teacher's pictures, in the judge's space", "lower", 1000, 1),
-    Column("kid_world", "KID world", "× 1000, to true pictures, in the judge's space", "lower", 1000, 1),
-    Column("fid_teacher", "FID teacher", "to the teacher's pictures, in the judge's space", "lower"),
-    Column("cross_shape", "Shape at 2×", "% with the asked shape at twice the side", "higher", 100),
-    Column("core_macs", "Attention", "million multiply-accumulates of all attention cores, one picture", "lower", 1e-6,
-           part="cost"),
-    Column("added", "Added", "thousand parameters that the teacher does not have", "lower", 1e-3, part="cost"),
-)  # fmt: skip
-# A table over all teachers has room for these; the others are on each teacher's page.
-OVERVIEW = (
-    "error", "shape", "colour", "two_shapes", "two_colours", "relation", "psnr", "kid_teacher", "cross_shape",
-    "core_macs", "added",
-)  # fmt: skip
+    Column("error", "Error", ERROR, "lower", 100),
+    Column("shape", "Shape", SHAPE, "higher", 100),
+    Column("colour", "Colour", COLOUR, "higher", 100),
+    Column("two_shapes", "Two shapes", TWO_SHAPES, "higher", 100),
+    Column("two_colours", "Two colours", TWO_COLOURS, "higher", 100),
+    Column("relation", "Relation", RELATION, "higher", 100),
+    Column("psnr", "PSNR", PSNR, "higher"),
+    Column("ssim", "SSIM", SSIM, "higher", digits=3),
+    Column("kid_teacher", "KID teacher", KID_TEACHER, "lower", 1000),
+    Column("kid_world", "KID world", KID_WORLD, "lower", 1000),
+    Column("fid_teacher", "FID teacher", FID_TEACHER, "lower"),
+    Column("cross_shape", "Shape at 2×", CROSS_SHAPE, "higher", 100),
+    _cost("core_macs", "Attention", ATTENTION, 1e-6),
+    _cost("added", "Added", ADDED, 1e-3),
+)
+# A table over all teachers leaves these to each teacher's page, for want of room.
+NOT_IN_OVERVIEW = ("ssim", "kid_world", "fid_teacher")
+OVERVIEW = tuple(column.key for column in COLUMNS if column.key not in NOT_IN_OVERVIEW)
 
 
-def measure(result: Mapping[str, Any], key: str, part: str = "quality") -> dict[str, Any] | None:
+def measure(result: Mapping[str, Any], key: str, section: str = "quality") -> Measure | None:
     """Return a measure of a result, or None where the result has none."""
-    value = (result.get(part) or {}).get(key)
+    value = (result.get(section) or {}).get(key)
     return value if value and value.get("value") is not None else None

@@ -151,7 +151,7 @@ def _numbers(data: Data, name: str) -> list[dict[str, Any]]:
             continue
         before = (
             column.read({"quality": result.get("undistilled") or {}})
-            if column.part == "quality"
+            if column.section == "quality"
             else None
         )
         cells = [

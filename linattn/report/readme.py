@@ -164,7 +164,7 @@ def standing(text: str) -> list[str]:
 def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
     """Say whether the README holds the current tables and circumstances."""
     expected = [table(data), circumstances(data)] if data.results else [NONE]
-    return all(passage in text for passage in [*expected, gpu.told(rows), operators.table()])
+    return all(passage in text for passage in [*expected, gpu.markdown(rows), operators.table()])
 
 
 def written(text: str, content: str, marks: tuple[str, str]) -> str:
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     grids = pictures(data) if parsed.pictures else {}
     content = block(data, lines(grids) if parsed.pictures else standing(text))
-    new = written(written(text, content, RESULTS), gpu.told(rows), KERNELS)
+    new = written(written(text, content, RESULTS), gpu.markdown(rows), KERNELS)
     new = written(new, operators.table(), OPERATORS)
     for path_of, grid in grids.items():
         (project.ROOT / path_of).write_bytes(small(grid.png))

@@ -75,7 +75,7 @@ def chain(
     bench: Bench, settings: Settings, small: Tensor, model: nn.Module | None, ntk: float = 1.0
 ) -> list[Tensor]:
     """Draw the pictures at every size, each from the pictures of the size before."""
-    prompts, pictures = bench.asked(settings.pictures), [small]
+    prompts, pictures = bench.prompts(settings.pictures), [small]
     for level, strength in enumerate(settings.strengths):
         seed = settings.seed + 1 + level
         kwargs = {
@@ -119,8 +119,8 @@ def marks(bench: Bench, pictures: Tensor, reference: Tensor) -> dict[str, Any]:
     return {
         "side": side,
         **truth(bench, eight_bits(pictures)),
-        "edges": intervals.summary(edges(pictures) / true, bench.part.seed),
-        "psnr": intervals.summary(distances(pictures, reference)["psnr"], bench.part.seed),
+        "edges": intervals.summary(edges(pictures) / true, bench.evaluation.seed),
+        "psnr": intervals.summary(distances(pictures, reference)["psnr"], bench.evaluation.seed),
     }
 
 
@@ -131,7 +131,7 @@ def enlarged_by(
     of the last size.
     """
     options = {"size": bench.side, "steps": settings.steps, "seed": settings.seed}
-    small = sampling.draw(bench.teacher, bench.asked(settings.pictures), **options)
+    small = sampling.draw(bench.teacher, bench.prompts(settings.pictures), **options)
     reference = chain(bench, settings, small, None)
     drawn = {ENLARGED: enlarging(settings, small), TEACHER: reference}
     for name in names:
@@ -169,7 +169,7 @@ def growing(bench: Bench, settings: Settings, model: nn.Module) -> list[dict[str
     source = sampling.Source.of(bench.teacher)
     for side in settings.sides:
         sides = sampling.latent_sides(source, side)
-        inputs = bench.teacher.conditions.example(*sides, bench.asked(1))
+        inputs = bench.teacher.conditions.example(*sides, bench.prompts(1))
         tokens = sides[0] * sides[1] // source.conditions.unit**2
         if predict(_as_seconds(rows, "macs"), tokens) > settings.limit:
             break
@@ -233,7 +233,7 @@ def measure(settings: Settings | None = None) -> dict[str, Any]:
         for name, model in models.items():
             say(f"{role}, {name}: one forward")
             grown[name] = growing(bench, settings, model)
-        prompts = bench.teacher.conditions.words(bench.asked(SHOWN))
+        prompts = bench.teacher.conditions.words(bench.prompts(SHOWN))
         forwards = {name: without_seconds(by_side) for name, by_side in grown.items()}
         folder = shown_of(bench)["folder"]
         teachers[role] = {"folder": folder, "asked": prompts, "rows": rows, "forwards": forwards}
