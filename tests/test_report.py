@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 
@@ -13,6 +14,10 @@ from linattn.params import Student
 from linattn.report import sentences, steps, tables, words
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
+ANCHORS = (
+    *("findings", "table", "pictures", "distance", "cost", "time", "training", "anatomy", "maps"),
+    *("machine", "limits"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +36,13 @@ def data(root):
 
 
 @pytest.fixture(scope="module")
-def part(data):
-    """The one teacher of `data`."""
+def teacher(data):
+    """Return the only teacher of `data`."""
     return data.only
 
 
-def changed(part, **more):
-    return report.Data(**{**vars(part), **more})
+def changed(data, **changes):
+    return report.Data(**{**vars(data), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +67,9 @@ def _notebook(path):
     return path
 
 
-def test_the_first_page_is_whole_and_asks_nobody(written):
+def test_the_first_page_is_complete_and_fetches_nothing(written):
     page = check(written.read_text())
-    for anchor in (
-        "findings",
-        "table",
-        "pictures",
-        "distance",
-        "cost",
-        "time",
-        "training",
-        "anatomy",
-        "maps",
-        "machine",
-        "limits",
-    ):
+    for anchor in ANCHORS:
         assert f"#{anchor}" in page.links
     for link in page.links:
         assert link.startswith("#") or (written.parent / link).is_file(), link
@@ -93,30 +86,30 @@ def test_the_failed_student_is_a_failed_row(written, data):
     rows = {row[0]["text"].strip(): row for row in Page(written.read_text()).rows}
     assert len(rows["linfusion"]) == 2
     assert rows["linfusion"][1]["text"].startswith("failed: the loss became NaN at step 12")
-    assert any("1 student of 4 failed" in sentence for sentence in report.findings(data))
+    assert "Failed and not compared: linfusion." in report.findings(data)
     assert "the loss became NaN" in (written.parent / "pages" / "linfusion.html").read_text()
 
 
-def test_best_is_bold_among_the_methods_also_where_lower_is_better(data, written):
+def test_the_best_method_is_bold_also_where_lower_is_better(data, written):
     table = report.table(data)
     rows = {(row.kind, row.name): row for row in table.rows}
     assert [column.better for column in table.columns if column.key in ("error", "shape")] == [
         "lower",
         "higher",
     ]
-    for place, column in enumerate(table.columns):
+    for index, column in enumerate(table.columns):
         values = {name: column.read(data.results[name]) for name in ("clear", "lit")}
         pick = max if column.better == "higher" else min
         winner = pick(values, key=lambda name: values[name]["value"])
-        assert rows["student", winner].cells[place].best
+        assert rows["student", winner].cells[index].best
         loser = {"clear": "lit", "lit": "clear"}[winner]
         same = column.text(values[winner]["value"]) == column.text(values[loser]["value"])
-        assert rows["student", loser].cells[place].best == same, column.key
+        assert rows["student", loser].cells[index].best == same, column.key
     for row in table.rows:
         if row.kind != "student":
             assert not any(cell.best for cell in row.cells), row.name
-    shown = next(row for row in Page(written.read_text()).rows if row[0]["text"].strip() == "lit")
-    assert shown[1]["best"]  # the error, lower is better
+    lit = next(row for row in Page(written.read_text()).rows if row[0]["text"].strip() == "lit")
+    assert lit[1]["best"]  # the error, lower is better
 
 
 def test_an_interval_that_reaches_the_best_is_marked():
@@ -147,38 +140,47 @@ def test_the_table_has_all_kinds_of_rows(data):
     )
 
 
-def test_findings_follow_the_numbers(data, part):
-    told = " ".join(report.findings(data))
-    assert "Closest to the teacher's prediction is lit" in told
-    assert (
-        "The control softmax keeps softmax and trains as the others do; it moves 0.10\xa0% ("
-        in told
-    )
-    assert "cannot be told from that control" not in told
-    assert "Distillation reduced the error of all 2 methods" in told
-    worse = {**part.results["lit"]}
-    worse["undistilled"] = {"error": {"value": 0.001}}
-    worse["quality"] = {
-        **worse["quality"],
-        "error": {"value": 0.0005, "low": 0.0004, "high": 0.0006, "n": 8},
-    }
-    other = changed(part, results={**part.results, "lit": worse})
-    told = " ".join(sentences.of_teacher(other))
-    assert "By error lit is nearer to the teacher than that control." in told
-    worse["quality"]["error"]["high"] = 0.00095
-    assert "By error lit cannot be told from that control." in " ".join(sentences.of_teacher(other))
-    worse["quality"]["error"]["value"] = 0.2
-    told = " ".join(sentences.of_teacher(other))
-    assert "Closest to the teacher's prediction is clear" in told
-    assert "It did not help lit" in told
+def test_findings_follow_the_numbers(data):
+    found = " ".join(report.findings(data))
+    assert "Closest to the teacher's prediction is lit" in found
+    assert "The control softmax keeps softmax and trains as the others do" in found
+    assert "it moves 0.10\xa0% (" in found
+    assert "cannot be told from that control" not in found
+    assert "Distillation reduced the error of 2 of 2 methods" in found
+
+
+def with_error_of_lit(teacher, **error):
+    """Give lit an error of .1 % before distillation, and this error after it."""
+    lit = teacher.results["lit"]
+    quality = {**lit["quality"], "error": {"n": 8, **error}}
+    lit = {**lit, "quality": quality, "undistilled": {"error": {"value": 0.001}}}
+    return changed(teacher, results={**teacher.results, "lit": lit})
+
+
+def test_a_method_is_nearer_than_the_control_only_where_the_intervals_do_not_touch(teacher):
+    below = with_error_of_lit(teacher, value=0.0005, low=0.0004, high=0.0006)
+    assert "Nearer to the teacher than that control: lit." in sentences.of_teacher(below)
+    touching = with_error_of_lit(teacher, value=0.0005, low=0.0004, high=0.00095)
+    assert "By error lit cannot be told from that control." in sentences.of_teacher(touching)
+
+
+def test_a_method_that_distillation_made_worse_is_named(teacher):
+    worse = with_error_of_lit(teacher, value=0.2, low=0.0004, high=0.00095)
+    found = " ".join(sentences.of_teacher(worse))
+    assert "Closest to the teacher's prediction is clear" in found
+    assert "It did not help lit" in found
 
 
 @pytest.mark.parametrize(
     ("with_conv", "says"),
-    [(0.004, "no clearly different way"), (0.01, "moves it further"), (0.001, "moves it less far")],
+    [
+        (0.004, "intervals overlap, so the order is open"),
+        (0.01, "intervals do not touch"),
+        (0.001, "intervals do not touch"),
+    ],
     ids=["overlapping", "further", "nearer"],
 )
-def test_the_convolution_helps_only_where_the_intervals_say_so(with_conv, says):
+def test_the_convolution_moves_softmax_only_where_the_intervals_say_so(with_conv, says):
     def row(value):
         return {
             "quality": {"error": {"value": value, "low": value * 0.9, "high": value * 1.1, "n": 64}}
@@ -195,22 +197,17 @@ def test_the_convolution_helps_only_where_the_intervals_say_so(with_conv, says):
 
 
 @pytest.mark.parametrize(
-    ("right", "told_apart"), [(128, True), (122, False)], ids=["above", "within"]
+    ("right", "different"), [(128, True), (122, False)], ids=["above", "within"]
 )
-def test_a_student_above_its_teacher_is_told_from_it_too(part, right, told_apart):
-    lit = {
-        **part.results["lit"],
-        "quality": {**part.results["lit"]["quality"], "shape": intervals.wilson(right, 128)},
-    }
-    teacher = {
-        **part.teacher,
-        "quality": {**part.teacher["quality"], "shape": intervals.wilson(120, 128)},
-    }
-    said = " ".join(sentences._truth(changed(part, results={"lit": lit}, teacher=teacher)))
-    assert ("lit cannot be told from the teacher" in said) is not told_apart
+def test_a_student_above_its_teacher_is_told_from_it_too(teacher, right, different):
+    lit, own_row = teacher.results["lit"], teacher.teacher
+    student = {**lit, "quality": {**lit["quality"], "shape": intervals.wilson(right, 128)}}
+    row = {**own_row, "quality": {**own_row["quality"], "shape": intervals.wilson(120, 128)}}
+    shapes = sentences._shapes(changed(teacher, results={"lit": student}, teacher=row))
+    assert ("lit cannot be told from the teacher" in " ".join(shapes)) is not different
 
 
-def test_a_kid_below_zero_is_no_better_than_none():
+def test_a_kid_below_zero_is_no_better_than_zero():
     column = next(column for column in report.COLUMNS if column.key == "kid_teacher")
     rows = [
         {"quality": {"kid_teacher": {"value": value, "low": value, "high": 0.01}}}
@@ -231,18 +228,17 @@ def test_a_slower_operator_is_called_slower():
             ("clear", 256, 10.0),
         )
     ]
-    told = list(sentences._time(report.Data("tiny", FEW, benchmark={"rows": rows})))
-    assert told == [
+    assert list(sentences._time(report.Data("tiny", FEW, benchmark={"rows": rows}))) == [
         "At 256 tokens one attention call is faster than dense: lit 3.0 times.",
-        "At 256 tokens clear is slower than dense.",
-        "At 64 tokens lit is slower.",
+        "Slower than dense at 256 tokens: clear.",
+        "Faster at 256 tokens and slower at 64: lit.",
     ]
 
 
-def test_whole_steps_stand_beside_what_they_can_gain_at_most(part, written):
-    found = steps.table(part.benchmark["steps"])
-    assert found["sizes"] == [256, 1024]
-    assert dict(found["lines"]) == {
+def test_whole_steps_stand_beside_their_upper_bound(teacher, written):
+    table = steps.table(teacher.benchmark["steps"])
+    assert table["sizes"] == [256, 1024]
+    assert dict(table["lines"]) == {
         "dense": ["4 ms", "4 ms"],
         "attention's share of it": ["25 %", "50 %"],
         "so at most": ["1.33×", "2.00×"],
@@ -251,7 +247,8 @@ def test_whole_steps_stand_beside_what_they_can_gain_at_most(part, written):
     }
     assert "A whole step" in written.read_text()
     assert steps.table([]) == {"sizes": [], "lines": []}
-    assert steps.told(part.benchmark["steps"]).splitlines()[4] == "| so at most | 1.33× | 2.00× |"
+    lines = steps.in_markdown(teacher.benchmark["steps"]).splitlines()
+    assert lines[4] == "| so at most | 1.33× | 2.00× |"
 
 
 def test_the_path_that_attention_took_is_named_with_its_layers(data):
@@ -262,8 +259,8 @@ def test_the_path_that_attention_took_is_named_with_its_layers(data):
         },
         "lit": {"facts": data.facts},
     }
-    told = dict(report.machine(report.Data("nano", FEW, runs=runs)))
-    assert told["Attention"] == "2 layers triton: a GPU, 1 layer torch: wide"
+    machine = dict(report.machine(report.Data("nano", FEW, runs=runs)))
+    assert machine["Attention"] == "2 layers triton: a GPU, 1 layer torch: wide"
 
 
 def test_the_same_data_gives_the_same_bytes(written, root, data):
@@ -285,25 +282,25 @@ def test_a_removed_student_leaves_the_report_though_its_files_stay(root):
     assert not re.search(r"\bpages/clear\.html|pictures drawn by clear", page)
 
 
-def test_nothing_at_all_is_still_a_page(tmp_path, monkeypatch):
+def test_without_any_result_there_is_still_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     index = report.write(report.read(FEW, "tiny"), tmp_path / "reports")
-    page = check(index.read_text())
-    # and the teacher
-    assert sum("no result" in cell["text"] for row in page.rows for cell in row) == len(FEW) + 1
+    cells = itertools.chain.from_iterable(check(index.read_text()).rows)
+    rows = {"teacher", *FEW}
+    assert sum("no result" in cell["text"] for cell in cells) == len(rows)
 
 
 def test_a_damaged_result_is_a_failure(root):
     path = project.result("clear")
-    kept = path.read_text()
+    content = path.read_text()
     try:
-        path.write_text(kept[:40])
+        path.write_text(content[:40])
         assert "damaged" in report.read(FEW, "nano").failures["clear"]
     finally:
-        path.write_text(kept)
+        path.write_text(content)
 
 
-def test_a_teacher_that_failed_says_why(root):
+def test_the_page_says_why_a_teacher_failed(root):
     path = project.run_result("teacher-class")
     path.write_text(json.dumps({"facts": synthetic_results.FACTS, "error": "evaluate: no room"}))
     try:
@@ -311,7 +308,7 @@ def test_a_teacher_that_failed_says_why(root):
     finally:
         path.unlink()
     assert "evaluate: no room" in check(page).rows[2][1]["text"]
-    assert "own row failed, so nothing is compared" in page
+    assert "own row is missing, so nothing is compared with it (evaluate: no room)" in page
 
 
 @pytest.mark.parametrize(
@@ -326,7 +323,7 @@ def test_a_teacher_that_failed_says_why(root):
     ],
     ids=str,
 )
-def test_a_result_of_other_settings_is_no_result(root, changes, says):
+def test_a_result_of_other_settings_is_refused(root, changes, says):
     edited = {**FEW, "clear": {**FEW["clear"], **changes}}
     assert says in report.read(edited, "nano").failures["clear"]
     assert "clear" not in report.read(edited, "nano").done
@@ -334,7 +331,7 @@ def test_a_result_of_other_settings_is_no_result(root, changes, says):
 
 
 @pytest.mark.parametrize(
-    "own",
+    "settings",
     [
         {"layers": "every:2"},
         {"layers": (0, 2)},
@@ -343,19 +340,19 @@ def test_a_result_of_other_settings_is_no_result(root, changes, says):
     ],
     ids=str,
 )
-def test_a_result_with_settings_of_its_own_is_that_students_and_no_others(root, own):
-    """As evaluation writes them and as the report reads them."""
-    student = Student(operator="clear", name="clear", options={"radius": 4}, **own)
+def test_a_result_with_further_settings_belongs_to_that_student_alone(root, settings):
+    """The report reads the settings as the evaluation writes them."""
+    student = Student(operator="clear", name="clear", options={"radius": 4}, **settings)
     path = project.result("clear")
-    kept = path.read_text()
+    content = path.read_text()
     try:
-        project.write_json(path, json.loads(kept) | evaluation.settings_of(student))
+        project.write_json(path, json.loads(content) | evaluation.settings_of(student))
         assert report.read({"clear": student}, "nano").done == ["clear"]
-        for key, value in own.items():
-            said = report.read({"clear": FEW["clear"]}, "nano").failures["clear"]
-            assert f"{key} {json.loads(json.dumps(value))!r}" in said
+        failure = report.read({"clear": FEW["clear"]}, "nano").failures["clear"]
+        for key, value in settings.items():
+            assert f"{key} {json.loads(json.dumps(value))!r}" in failure
     finally:
-        path.write_text(kept)
+        path.write_text(content)
 
 
 def test_a_notebook_keeps_its_alt_texts_and_loses_its_addresses(written):
@@ -371,10 +368,11 @@ def test_a_notebook_keeps_its_alt_texts_and_loses_its_addresses(written):
     assert "A-chapter" in page.ids
 
 
-def test_machines_that_differ_are_both_named(part):
+def test_machines_that_differ_are_both_named(teacher):
     other = json.loads(json.dumps(synthetic_results.FACTS))
     other["hardware"]["gpu"] = "an accelerator"
-    lines = dict(report.machine(changed(part, runs={**part.runs, "clear": {"facts": other}})))
+    runs = {**teacher.runs, "clear": {"facts": other}}
+    lines = dict(report.machine(changed(teacher, runs=runs)))
     assert "an accelerator (clear)" in lines["Accelerator"]
     assert lines["Commit"] == "0123456789ab"
 

@@ -1,6 +1,4 @@
-"""The report of several teachers: one table over all, a page each, and what is said when one of
-them is not there.
-"""
+"""The report of several teachers: a table over all, a page for each, teachers without results."""
 
 import re
 from types import SimpleNamespace
@@ -78,7 +76,7 @@ def test_a_teacher_that_no_student_names_is_not_shown(root):
     assert list(read({"clear": SOME["clear"]}).parts) == ["class"]
 
 
-def test_without_params_the_result_files_tell_a_teachers_name(root):
+def test_without_params_the_result_files_name_the_teacher(root):
     assert [part.name for part in read(teachers=None).parts.values()] == [
         "dit-nano",
         "sd-nano",
@@ -86,7 +84,7 @@ def test_without_params_the_result_files_tell_a_teachers_name(root):
     ]
 
 
-def test_two_roles_with_one_folder_are_told_apart(root):
+def test_two_roles_with_one_folder_get_different_names(root):
     same = dict.fromkeys(TEACHERS, TEACHERS["class"])
     names = [part.name for part in read(teachers=same).parts.values()]
     assert names == ["dit-nano (class)", "dit-nano (text)", "dit-nano (text-joint)"]
@@ -101,13 +99,13 @@ def test_anatomy_and_benchmark_belong_to_the_class_teacher_alone(data):
     assert ["anatomy" in part.pictures for part in data.parts.values()] == [True, False, False]
 
 
-def test_a_result_of_another_teacher_is_no_result(root):
+def test_a_result_of_another_teacher_is_refused(root):
     moved = {"clear": {**SOME["clear"], "teacher": "text"}}
     assert "teacher 'class'" in read(moved).failures["clear"]
     other = {**TEACHERS, "text": TEACHERS["class"]}
-    found = read(teachers=other).parts["text"]
-    assert "folder 'sd-nano'" in found.failures["sd-lit"]
-    assert "sd-nano, and params.yaml now names dit-nano" in found.teacher_failure
+    text = read(teachers=other).parts["text"]
+    assert "folder 'sd-nano'" in text.failures["sd-lit"]
+    assert "sd-nano, and params.yaml now names dit-nano" in text.teacher_failure
 
 
 def test_typed_entries_know_their_teacher(root):
@@ -125,68 +123,64 @@ def test_the_first_page_begins_with_one_table_grouped_by_teacher(written, data):
     headings = re.findall(r'<h2 id="([^"]+)"', text)
     assert headings[:3] == ["table", "findings", "ideas"]
     shown = [row[0]["text"].strip() for row in check(text).rows[1:]]
-    wanted = [
-        "dit-nano", "teacher", "teacher, 8 steps", "chance", "softmax", "clear", "lit",
-        "sd-nano", "teacher", "teacher, 8 steps", "chance", "sd-softmax", "sd-lit", "sd-linfusion",
-        "flux-nano", "teacher", "teacher, 8 steps", "chance", "flux-clear", "flux-linfusion", "Idea",
-    ]  # fmt: skip
-    assert [
-        (seen, name) for seen, name in zip(shown, wanted, strict=False) if not seen.startswith(name)
-    ] == []
+    references = ["teacher", "teacher, 8 steps", "chance"]
+    expected = [
+        *("dit-nano", *references, "softmax", "clear", "lit"),
+        *("sd-nano", *references, "sd-softmax", "sd-lit", "sd-linfusion"),
+        *("flux-nano", *references, "flux-clear", "flux-linfusion"),
+        "Idea",
+    ]
+    pairs = list(zip(shown, expected, strict=False))
+    assert [(text, name) for text, name in pairs if not text.startswith(name)] == []
     assert [group.page for group in report.table(data).groups] == [
         f"pages/teacher-{role}.html" for role in ("class", "text", "text-joint")
     ]
 
 
 def test_best_is_bold_among_the_methods_of_each_teacher(data):
-    best = {
-        group.heading: [row.name for row in group.rows if row.cells and row.cells[0].best]
-        for group in report.table(data).groups
-    }
+    best = {}
+    for group in report.table(data).groups:
+        best[group.heading] = [row.name for row in group.rows if row.cells and row.cells[0].best]
     assert best == {"dit-nano": ["lit"], "sd-nano": ["sd-lit"], "flux-nano": ["flux-clear"]}
 
 
-def test_what_only_captions_ask_for_is_empty_for_labels(data):
+def test_marks_of_two_things_are_empty_where_prompts_are_labels(data):
     table = report.table(data)
-    place = [column.key for column in table.columns].index("relation")
-    cells = {
-        row.name: row.cells[place].text
-        for row in table.rows
-        if row.cells and row.name != "teacher, 8 steps"
-    }
+    relation = [column.key for column in table.columns].index("relation")
+    cells = {row.name: row.cells[relation].text for row in table.rows if row.cells}
     assert cells["clear"] == "–"
     assert all(cells[name] != "–" for name in ("sd-lit", "flux-clear"))
-    chances = [row.cells[place].text for row in table.rows if row.name == "chance"]
+    chances = [row.cells[relation].text for row in table.rows if row.name == "chance"]
     assert chances == ["–", "25.0", "25.0"]
 
 
 def test_every_link_of_every_page_leads_somewhere(written):
     pages = [written, *(written.parent / "pages").glob("*.html")]
     assert len(pages) == 1 + len(TEACHERS) + len(SOME)
-    for place in pages:
-        seen = check(place.read_text())
+    for path in pages:
+        seen = check(path.read_text())
         for link in seen.links:
-            assert link[1:] in seen.ids if link[0] == "#" else (place.parent / link).is_file(), (
-                place.name,
-                link,
-            )
+            if link[0] == "#":
+                assert link[1:] in seen.ids, (path.name, link)
+            else:
+                assert (path.parent / link).is_file(), (path.name, link)
 
 
 def test_a_failed_student_of_any_teacher_is_named_on_the_first_page(written):
     rows = {row[0]["text"].split()[0]: row for row in Page(written.read_text()).rows if row}
     assert rows["flux-linfusion"][1]["text"].startswith("failed: the loss became NaN at step 12")
-    assert "1 student of 2 failed" in words_of(written.read_text())
+    assert "Failed and not compared: flux-linfusion." in words_of(written.read_text())
 
 
-def test_sizes_that_hold_for_all_are_said_once(data):
+def test_sizes_that_hold_for_all_teachers_stand_there_once(data):
     first, halves = report.all_sizes(data)
     assert first.startswith("128 pictures a row")
     assert halves.startswith("Half of the pictures of sd-nano and flux-nano show one thing")
 
 
 def ranked(name, *students):
-    """A teacher whose students are ranked in this order, as far as `of_all` looks."""
-    entries = {each: {"operator": each.rpartition("-")[2]} for each in students}
+    """Return what `of_all` needs of a teacher whose students are ranked in this order."""
+    entries = {student: {"operator": student.rpartition("-")[2]} for student in students}
     return SimpleNamespace(name=name, students=entries, ranked=list(students))
 
 
@@ -198,30 +192,29 @@ DIT, POOLED, UNET = (
 AGREEMENT = {
     "they differ": (
         [DIT, ("sd", "sd-clear", "sd-lit")],
-        "the teacher: lit to dit and sd-clear to sd.",
+        ["closest are lit to dit and sd-clear to sd."],
     ),
-    "they agree": ([DIT, UNET], "to each, lit: lit to dit and sd-lit to sd."),
-    "a winner only one has": ([POOLED, UNET], "lit to dit and sd-lit to sd."),
-    "nothing in common": ([("dit", "lit"), ("sd", "sd-clear")], None),
-    "one alone": ([("dit", "lit", "clear"), ("sd",)], None),
+    "they agree": ([DIT, UNET], ["closest are lit to dit and sd-lit to sd."]),
+    "a winner only one has": ([POOLED, UNET], ["closest are lit to dit and sd-lit to sd."]),
+    "nothing in common": ([("dit", "lit"), ("sd", "sd-clear")], []),
+    "one alone": ([("dit", "lit", "clear"), ("sd",)], []),
 }
 
 
 @pytest.mark.parametrize("name", AGREEMENT)
-def test_whether_the_teachers_agree_is_said_of_what_they_share(name, monkeypatch):
-    teachers, says = AGREEMENT[name]
-    monkeypatch.setattr(sentences, "closest", lambda part: part.ranked)
-    told = sentences.of_all(SimpleNamespace(parts={each[0]: ranked(*each) for each in teachers}))
-    assert len(told) == (says is not None)
-    assert says is None or told[0].endswith(says)
-    assert says is None or "share (clear and lit)" in told[0]
+def test_the_closest_ideas_are_named_among_those_that_the_teachers_share(name, monkeypatch):
+    teachers, endings = AGREEMENT[name]
+    monkeypatch.setattr(sentences, "closest", lambda teacher: teacher.ranked)
+    parts = {teacher[0]: ranked(*teacher) for teacher in teachers}
+    found = sentences.of_all(SimpleNamespace(parts=parts))
+    among = "Of the ideas that dit and sd share (clear and lit)"
+    assert found == [f"{among}, {ending}" for ending in endings]
 
 
 def test_ideas_are_compared_where_two_teachers_have_them(data):
-    lines = {
-        operator: [each and (each.student, each.best) for each in places]
-        for operator, places in tables.ideas(data)
-    }
+    lines = {}
+    for operator, ideas in tables.ideas(data):
+        lines[operator] = [idea and (idea.student, idea.best) for idea in ideas]
     assert lines == {
         "clear": [("clear", False), None, ("flux-clear", True)],
         "lit": [("lit", True), ("sd-lit", True), None],
@@ -234,25 +227,16 @@ def test_ideas_are_compared_where_two_teachers_have_them(data):
 
 
 @pytest.mark.parametrize("role", TEACHERS)
-def test_a_teachers_page_holds_what_the_only_teachers_would(written, data, role):
+def test_a_teachers_page_has_all_sections(written, data, role):
     seen = check(page(written, f"teacher-{role}"))
-    part = data.parts[role]
-    wanted = {
-        "findings",
-        "table",
-        "pictures",
-        "distance",
-        "cost",
-        "training",
-        "students",
-        "machine",
-        "limits",
-    }
-    wanted |= {"time", "anatomy", "maps"} if role == "class" else set()
-    assert {link[1:] for link in seen.links if link[0] == "#"} - {"content"} == wanted
-    assert part.name in seen.title
-    assert all(f"../pages/{name}.html" in seen.links for name in part.students)
-    others = set(SOME) - set(part.students)
+    teacher = data.parts[role]
+    sections = {"findings", "table", "pictures", "distance", "cost", "training", "students"}
+    sections |= {"machine", "limits"}
+    sections |= {"time", "anatomy", "maps"} if role == "class" else set()
+    assert {link[1:] for link in seen.links if link[0] == "#"} - {"content"} == sections
+    assert teacher.name in seen.title
+    assert all(f"../pages/{name}.html" in seen.links for name in teacher.students)
+    others = set(SOME) - set(teacher.students)
     assert not any(f"../pages/{name}.html" in seen.links for name in others)
 
 
@@ -278,28 +262,24 @@ def test_an_operator_has_one_colour_whoever_the_teacher_is(data):
     assert data.looks["softmax"] == data.looks["sd-softmax"]
 
 
-def test_two_things_are_told_beside_the_teacher_and_guessing(data):
-    told = " ".join(sentences._two_things(data.parts["text"]))
-    assert "sd-lit gets both colours right most often, in 75.9\xa0%" in told
-    assert "guessing in 25.0\xa0%." in told
+def test_marks_of_two_things_stand_beside_the_teacher_and_guessing(data):
+    colours, relation = sentences._two_things(data.parts["text"])
+    assert colours.startswith("Both colours of two things, right most often: sd-lit 75.9\xa0% (")
+    assert relation.endswith("guessing 25.0\xa0%.")
     assert list(sentences._two_things(data.parts["class"])) == []
 
 
 def test_limits_speak_of_what_the_page_shows(data):
-    plain, captioned = (
-        " ".join(limits.of_teacher(data.parts[role], alone=False)) for role in ("class", "text")
-    )
-    assert "one coloured shape on" in plain
-    assert "section on time" in plain
-    assert "one or two coloured shapes" in captioned
-    assert "section on time" not in captioned
-    assert "dit-nano's page" in " ".join(limits.of_all(data))
+    labels, captions = (limits.of_teacher(data.parts[role]) for role in ("class", "text"))
+    assert limits.PAIRS in captions
+    assert limits.PAIRS not in labels
+    assert set(limits.of_all(data)) == {*captions, limits.TEACHERS}
 
 
 # Not everything there
 
 
-def test_a_role_without_any_result_is_a_sentence_and_no_failure(root, written):
+def test_a_role_without_any_result_is_waiting_and_not_failed(root, written):
     with_mediator = {**SOME, "pix-lit": {"operator": "lit", "teacher": "text-other"}}
     data = read(with_mediator)
     text = words_of(check(report.index_html(data)).text)
@@ -311,13 +291,13 @@ def test_a_role_without_any_result_is_a_sentence_and_no_failure(root, written):
     assert "Nothing of text-other is here yet" in words_of(own.text)
 
 
-def test_a_teachers_row_that_is_not_there_yet_is_said_and_its_students_are_shown(root, tmp_path):
+def test_without_its_teachers_row_students_are_shown_all_the_same(root, tmp_path):
     paths = [
         project.result("teacher-text"),
         project.result("chance-text"),
         project.pictures("teacher-text"),
     ]
-    kept = {path: path.read_bytes() for path in paths}
+    contents = {path: path.read_bytes() for path in paths}
     try:
         for path in paths:
             path.unlink()
@@ -325,18 +305,18 @@ def test_a_teachers_row_that_is_not_there_yet_is_said_and_its_students_are_shown
         index, own = report.index_html(data), report.teacher_html(data, "text")
         assert report.write(data, tmp_path).exists()
     finally:
-        for path, content in kept.items():
+        for path, content in contents.items():
             path.write_bytes(content)
     for text in (index, own):
-        assert "The teacher's own row is not there yet" in words_of(check(text).text)
+        assert "The teacher's own row is missing" in words_of(check(text).text)
     assert data.parts["text"].done == ["sd-softmax", "sd-lit", "sd-linfusion"]
-    assert data.parts["text"].captions  # its students know what they were asked for
+    assert data.parts["text"].captions  # the results of the students name them
 
 
 def test_the_same_data_gives_the_same_bytes(written, root):
     again = report.write(read(), root / "again")
-    for place in ("index.html", "pages/teacher-text.html", "pages/sd-lit.html"):
-        assert (written.parent / place).read_bytes() == (again.parent / place).read_bytes(), place
+    for page in ("index.html", "pages/teacher-text.html", "pages/sd-lit.html"):
+        assert (written.parent / page).read_bytes() == (again.parent / page).read_bytes(), page
 
 
 def test_the_first_page_stays_small(written):
@@ -346,7 +326,7 @@ def test_the_first_page_stays_small(written):
 # Notebooks
 
 
-def test_notebooks_are_titled_by_whose_they_are_and_found_where_the_stages_leave_them(root, data):
+def test_titles_of_notebooks_name_their_teacher_or_student(root, data):
     for name in (
         "02_sample/text",
         "03_anatomy/anatomy",
@@ -374,9 +354,6 @@ def test_a_teachers_page_links_its_own_notebooks(data):
     links = [
         {"title": title, "href": f"pages/{number}.html"} for number, title in enumerate(titles)
     ]
-    found = [
-        link
-        for link in Page(report.teacher_html(data, "text", links)).links
-        if re.search(r"/\d\.html", link)
-    ]
-    assert found == ["../pages/0.html", "../pages/1.html"]
+    shown = Page(report.teacher_html(data, "text", links)).links
+    numbered = [link for link in shown if re.search(r"/\d\.html", link)]
+    assert numbered == ["../pages/0.html", "../pages/1.html"]

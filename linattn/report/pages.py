@@ -72,7 +72,7 @@ def teacher_html(report: Report, role: str, notebooks: Sequence[Link] = ()) -> s
         "teacher.html.j2", title=_title_of(data, report.several), whole=report, data=data,
         table=tables.of_teacher(data), findings=sentences.of_teacher(data), plots=plots(data),
         strips=pictures.strips(data), columns=pictures.column_names(data), ideas=_ideas(data),
-        limits=limits.of_teacher(data, alone=not report.several), machine=circumstances.machine(data), notebooks=links,
+        limits=limits.of_teacher(data), machine=circumstances.machine(data), notebooks=links,
         counts=circumstances.counts(data), sizes=circumstances.sizes(data), baseline=baseline(data),
         steps=steps.table(data.benchmark.get("steps") or []), agreed=agreed, agreement=agreement.summary(data, agreed),
         empty=report.several and data.waiting, root="../" if report.several else "", here=data.page,

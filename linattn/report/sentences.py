@@ -1,20 +1,22 @@
-"""Sentences that follow from the numbers, whatever these are: no sentence is written for a
-hoped-for result.
+"""Sentences that follow from the numbers, whatever these are: none is written for a hoped-for
+result.
+
+A function yields the sentences on one subject, and none where its numbers are missing. Lists of
+names stand where a sentence reads the same with one name and with several.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from linattn.report.columns import measure
+from linattn.report.columns import Measure, measure
 from linattn.report.data import Data, Report
+from linattn.report.ranking import Ranking, apart, closest, ranking, reaches, touch
 from linattn.report.timing import baseline, timed
-from linattn.report.words import NO_RESULT, are, listed, methods, number, percent, said
+from linattn.report.words import listed, percent, with_interval
 
 
 def findings(report: Report) -> list[str]:
-    """Return the sentences of the only teacher, or those over several teachers and then each one's
-    with its name.
-    """
+    """Return all sentences; with several teachers each one's begin with its name."""
     if not report.several:
         return of_teacher(report.only)
     sentences = of_all(report)
@@ -25,264 +27,232 @@ def findings(report: Report) -> list[str]:
 
 def of_teacher(data: Data) -> list[str]:
     """Return all sentences of one teacher."""
-    makers = (
-        _failed, _closest, _truth, _two_things, _bought, _against_control, _convolution, _cost, _time,
-    )  # fmt: skip
-    return [sentence for maker in makers for sentence in maker(data)]
+    further = (_distillation, _against_control, _convolution, _cost, _time)
+    return in_short(data) + _sentences(data, further)
 
 
 def in_short(data: Data) -> list[str]:
     """Return the sentences of one of several teachers on the first page."""
-    return [
-        sentence for maker in (_failed, _closest, _truth, _two_things) for sentence in maker(data)
-    ]
+    return _sentences(data, (_failures, _closest, _shapes, _two_things))
+
+
+def _sentences(data: Data, subjects: Iterable[Callable[[Data], Iterable[str]]]) -> list[str]:
+    sentences: list[str] = []
+    for subject in subjects:
+        sentences += subject(data)
+    return sentences
+
+
+# All teachers
 
 
 def of_all(report: Report) -> list[str]:
-    """Say whether the teachers agree about the closest idea, among the ideas of which all have a
-    student.
-    """
-    parts = [data for data in report.parts.values() if closest(data)]
-    if len(parts) < 2:
+    """Name the student closest to each teacher, among the ideas that the teachers share."""
+    ideas = {data.name: _ideas(data) for data in report.parts.values() if closest(data)}
+    if len(ideas) < 2:
         return []
-    shared = set.intersection(*(_ideas(data) for data in parts))
+    shared = set.intersection(*map(set, ideas.values()))
     if len(shared) < 2:
         return []
-    firsts = [
-        (data, next(name for name in closest(data) if _idea(data, name) in shared))
-        for data in parts
-    ]
-    ideas = {_idea(data, name) for data, name in firsts}
-    pairs = listed([f"{name} to {data.name}" for data, name in firsts])
-    among = f"Of the ideas that {listed([data.name for data in parts])} share ({listed(sorted(shared))})"
-    if len(ideas) == 1:
-        return [f"{among}, one is closest to each, {ideas.pop()}: {pairs}."]
-    return [f"{among}, which is closest depends on the teacher: {pairs}."]
+    firsts = []
+    for teacher, students in ideas.items():
+        student = next(name for idea, name in students.items() if idea in shared)
+        firsts.append(f"{student} to {teacher}")
+    among = f"Of the ideas that {listed(list(ideas))} share ({listed(sorted(shared))})"
+    return [f"{among}, closest are {listed(firsts)}."]
 
 
-def _ideas(data: Data) -> set[str]:
-    return {_idea(data, name) for name in closest(data)}
+def _ideas(data: Data) -> dict[str, str]:
+    """Map each operator to its closest student, the closest operator first."""
+    ideas: dict[str, str] = {}
+    for name in closest(data):
+        ideas.setdefault(data.students[name]["operator"], name)
+    return ideas
 
 
-def _idea(data: Data, student: str) -> str:
-    return data.students[student]["operator"]
+# One teacher
 
 
-def _failed(data: Data) -> Iterable[str]:
+def _failures(data: Data) -> Iterable[str]:
     if data.waiting:
-        yield f"Nothing of {data.name} is here yet, neither its own row nor its students': make repro makes them."
+        yield f"Nothing of {data.name} is here yet: make repro makes its own row and its students'."
         return
-    if data.teacher_failure == NO_RESULT:
-        yield f"The teacher's own row is not there yet ({NO_RESULT}), so nothing is compared with it."
-    elif data.teacher_failure:
-        yield f"The teacher's own row failed, so nothing is compared with it ({data.teacher_failure})."
+    if data.teacher_failure:
+        reason = data.teacher_failure
+        yield f"The teacher's own row is missing, so nothing is compared with it ({reason})."
     if data.failures:
-        count = f"{number(len(data.failures), 'student')} of {len(data.students)}"
-        yield f"{count} failed and cannot be compared ({_reasons(data.failures)})."
+        yield f"Failed and not compared: {listed(list(data.failures))}."
     if not data.methods:
         yield "No method has a result yet."
 
 
-def _reasons(failures: Mapping[str, str]) -> str:
-    """Write each reason once, with the names of all students that failed for it."""
-    names: dict[str, list[str]] = {}  # by reason
-    for name, reason in failures.items():
-        names.setdefault(reason, []).append(name)
-    return "; ".join(f"{listed(failed)}: {reason}" for reason, failed in names.items())
-
-
-def closest(data: Data) -> list[str]:
-    """Return the methods by error, the least first."""
-    return [name for name, _ in _ranked(data, data.methods, "error", "lower")]
-
-
 def _closest(data: Data) -> Iterable[str]:
-    ranked = _ranked(data, data.methods, "error", "lower")
+    ranked = ranking(data, "error", "lower")
     if not ranked:
         return
     name, first = ranked[0]
-    sentence = (
-        f"Closest to the teacher's prediction is {name}: its squared error is {said(first)} of the "
-        "teacher's square"
-    )
+    error = f"its squared error is {with_interval(first)} of the teacher's square"
+    sentence = f"Closest to the teacher's prediction is {name}: {error}"
     if len(ranked) > 1:
         second, value = ranked[1]
-        sentence += f", before {second} with {said(value)}"
-        touch = "do not touch" if _apart(first, value) else "overlap, so the order is open"
-        sentence += f"; their intervals {touch}"
-    yield sentence + "."
+        sentence += f", before {second} with {with_interval(value)}; {touch(first, value)}"
+    yield f"{sentence}."
 
 
-def _truth(data: Data) -> Iterable[str]:
-    ranked = _ranked(data, data.methods, "shape", "higher")
+def _shapes(data: Data) -> Iterable[str]:
+    """Compare the shapes that students draw with those that the teacher draws."""
+    ranked = ranking(data, "shape", "higher")
     teacher = measure(data.teacher, "shape")
     if not ranked or not teacher:
         return
     name, first = ranked[0]
-    gap = 100 * (teacher["value"] - first["value"])
-    word = (
-        f"{abs(gap):.1f} points {'behind' if gap > 0 else 'ahead of'}"
-        if abs(gap) >= 0.05
-        else "level with"
+    drawn = "the pictures of one thing" if data.captions else "the pictures"
+    yield (
+        f"Of {drawn} that {name} draws, the judge finds the asked shape in {with_interval(first)}; "
+        f"of the teacher's in {with_interval(teacher)}."
     )
-    finding = f"the judge finds the asked shape in {said(first)}"
-    drawn = (
-        f"Of the pictures of one thing that {name} draws"
-        if data.captions
-        else f"Of what {name} draws"
-    )
-    yield f"{drawn}, {finding}, {word} the teacher's {said(teacher)}."
     if len(ranked) > 1:
-        yield f"The least right by shape is {ranked[-1][0]} with {said(ranked[-1][1])}."
-    near = [
-        method
-        for method, value in ranked
-        if value.get("high") is not None and value["low"] <= teacher["value"] <= value["high"]
-    ]
+        last, least = ranked[-1]
+        yield f"The least right by shape is {last} with {with_interval(least)}."
+    near = [method for method, value in ranked if reaches(value, teacher["value"])]
     if near:
         yield f"With this many pictures {listed(near)} cannot be told from the teacher by shape."
 
 
 def _two_things(data: Data) -> Iterable[str]:
-    """Say how colours are bound and how things are placed, which captions of two things ask for and
-    labels cannot.
-    """
-    templates = {
-        "two_colours": "Where two things were asked for, {} gets both colours right most often",
-        "relation": "How the two lie to each other is right most often with {}",
+    """Say how colours and relations follow captions of two things, which labels do not have."""
+    subjects = {
+        "two_colours": "Both colours of two things",
+        "relation": "The relation of two things",
     }
-    for key, words in templates.items():
-        ranked = _ranked(data, data.methods, key, "higher")
-        if not ranked:
-            continue
-        name, first = ranked[0]
-        bounds = {"the teacher": measure(data.teacher, key), "guessing": measure(data.chance, key)}
-        beside = ", ".join(f"{who} in {said(value)}" for who, value in bounds.items() if value)
-        yield f"{words.format(name)}, in {said(first)}" + (f"; {beside}." if beside else ".")
+    for key, subject in subjects.items():
+        references = {
+            "the teacher": measure(data.teacher, key),
+            "guessing": measure(data.chance, key),
+        }
+        best = dict(ranking(data, key, "higher")[:1])
+        shares = [
+            f"{who} {with_interval(row)}" for who, row in {**best, **references}.items() if row
+        ]
+        if best:
+            yield f"{subject}, right most often: {', '.join(shares)}."
 
 
-def _bought(data: Data) -> Iterable[str]:
-    gains, worse = [], []
+def _distillation(data: Data) -> Iterable[str]:
+    """Say how many errors distillation reduced, the most and by how much, and which it did not."""
+    errors = {}
     for name in data.methods:
-        before, after = (
-            measure(data.results[name], "error", "undistilled"),
-            measure(data.results[name], "error"),
-        )
+        before = measure(data.results[name], "error", "undistilled")
+        after = measure(data.results[name], "error")
         if before and after:
-            (gains if after["value"] < before["value"] else worse).append(
-                (name, before["value"], after["value"])
-            )
+            errors[name] = (before["value"], after["value"])
+    gains = {name: pair for name, pair in errors.items() if pair[1] < pair[0]}
     if gains:
-        name, before, after = max(gains, key=lambda gain: gain[1] / max(gain[2], 1e-12))
+        name, (before, after) = max(gains.items(), key=lambda gain: _times_less(*gain[1]))
         yield (
-            f"Distillation reduced the error of {methods(len(gains), len(gains) + len(worse))}; "
-            "most of all "
+            f"Distillation reduced the error of {len(gains)} of {len(errors)} methods; most of all "
             f"{name}'s, from {percent(before)} to {percent(after)}, "
-            f"{before / max(after, 1e-12):.1f} times less."
+            f"{_times_less(before, after):.1f} times less."
         )
+    worse = [name for name in errors if name not in gains]
     if worse:
-        yield f"It did not help {listed([name for name, *_ in worse])}: the error after is not below the error before."
+        yield f"It did not help {listed(worse)}: the error after is not below the error before."
+
+
+def _times_less(before: float, after: float) -> float:
+    return before / max(after, 1e-12)
 
 
 def _against_control(data: Data) -> Iterable[str]:
+    """Compare the methods with the first control: softmax that trained as they did."""
     controls = [name for name in data.controls if measure(data.results[name], "error")]
     if not controls:
         return
-    control, moved = controls[0], measure(data.results[controls[0]], "error")
-    yield (
-        f"The control {control} keeps softmax and trains as the others do; it moves "
-        f"{said(moved, 2)} away from the "
-        "teacher it began as. So much of any error here is the training's, not the attention's."
-    )
-    ranked = _ranked(data, data.methods, "error", "lower")
-    near = [name for name, value in ranked if not _apart(value, moved)]
-    nearer = [
-        name for name, value in ranked if _apart(value, moved) and value["value"] < moved["value"]
-    ]
+    control = data.results[controls[0]]
+    error, shape = measure(control, "error"), measure(control, "shape")
+    if error:
+        yield (
+            f"The control {controls[0]} keeps softmax and trains as the others do; it moves "
+            f"{with_interval(error, 2)} away from the teacher it began as. So much of any error "
+            "here is the training's, not the attention's."
+        )
+        yield from _near_control(ranking(data, "error", "lower"), error)
+    if shape and shape.get("low") is not None:
+        ranked = ranking(data, "shape", "higher")
+        below = [name for name, value in ranked if value.get("high", 1) < shape["low"]]
+        yield f"Clearly below that control by shape: {listed(below)}."
+
+
+def _near_control(ranked: Ranking, control: Measure) -> Iterable[str]:
+    """Name the methods whose error is not told from the control's, and those with a lower one."""
+    near = [name for name, value in ranked if not apart(value, control)]
+    different = [(name, value) for name, value in ranked if apart(value, control)]
+    nearer = [name for name, value in different if value["value"] < control["value"]]
     if near:
         yield f"By error {listed(near)} cannot be told from that control."
     if nearer:
-        yield f"By error {listed(nearer)} {are(nearer)} nearer to the teacher than that control."
-    truth = measure(data.results[control], "shape")
-    if truth and truth.get("low") is not None:
-        by_shape = _ranked(data, data.methods, "shape", "higher")
-        below = [name for name, value in by_shape if value.get("high", 1) < truth["low"]]
-        if below:
-            yield f"By shape, {listed(below)} {are(below)} clearly below that control."
-        else:
-            yield "By shape, no method's interval lies clearly below that control's."
-
-
-def _apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Say whether two intervals do not touch or, without intervals, whether the values differ."""
-    low, high = sorted((first, second), key=lambda interval: interval["value"])
-    if low.get("high") is None or high.get("low") is None:
-        return low["value"] < high["value"]
-    return low["high"] < high["low"]
+        yield f"Nearer to the teacher than that control: {listed(nearer)}."
 
 
 def _convolution(data: Data) -> Iterable[str]:
-    plain = [name for name in data.controls if not data.students[name].get("conv")]
-    with_conv = [name for name in data.controls if data.students[name].get("conv")]
-    if not plain or not with_conv:
-        return
-    first, second = (measure(data.results[names[0]], "error") for names in (plain, with_conv))
-    if first and second:
-        verb = "moves it no clearly different way"
-        if _apart(first, second):
-            verb = "moves it further" if second["value"] > first["value"] else "moves it less far"
+    """Compare the control that has a convolution beside softmax with the one that has none."""
+    errors = {}
+    for name in data.controls:
+        errors.setdefault(
+            bool(data.students[name].get("conv")), measure(data.results[name], "error")
+        )
+    without, with_it = errors.get(False), errors.get(True)
+    if without and with_it:
         yield (
-            f"A convolution added to softmax {verb}: {percent(first['value'], 2)} without, "
-            f"{percent(second['value'], 2)} with it."
+            f"With a convolution added softmax moves {percent(with_it['value'], 2)} away, "
+            f"{percent(without['value'], 2)} without; {touch(without, with_it)}."
         )
 
 
 def _cost(data: Data) -> Iterable[str]:
-    teacher = (data.teacher.get("cost") or {}).get("core_macs")
-    if not teacher:
+    """Compare the multiply-accumulates of the methods' attention with softmax's."""
+    softmax = _core_macs(data.teacher)
+    if not softmax:
         return
-    costs = {name: (data.results[name].get("cost") or {}).get("core_macs") for name in data.methods}
-    more = [name for name, value in costs.items() if value and value >= teacher]
-    less = {name: value for name, value in costs.items() if value and value < teacher}
+    costs = {name: _core_macs(data.results[name]) for name in data.methods}
+    less = {name: cost for name, cost in costs.items() if 0 < cost < softmax}
+    more = [name for name, cost in costs.items() if cost >= softmax]
     if less:
-        name = min(less, key=less.get)
-        yield f"At this size {name} spends least on attention, {teacher / less[name]:.1f} times less than softmax."
+        name, least = min(less.items(), key=lambda pair: pair[1])
+        ratio = f"{softmax / least:.1f} times less than softmax"
+        yield f"At this size {name} spends least on attention, {ratio}."
     if more:
-        verb = "spends" if len(more) == 1 else "spend"
-        yield f"{listed(more)} {verb} no less than softmax at this size; what is saved appears with more tokens."
+        saved = "what is saved appears with more tokens"
+        yield f"No less than softmax is spent at this size by {listed(more)}; {saved}."
+
+
+def _core_macs(result: Mapping[str, Any]) -> float:
+    """Return the multiply-accumulates of all attention cores, 0 where the result has none."""
+    return (result.get("cost") or {}).get("core_macs") or 0
 
 
 def _time(data: Data) -> Iterable[str]:
-    rows, dense = timed(data), baseline(data)
-    if not rows or not any(row["operator"] == dense for row in rows):
+    """Compare the operators' times with dense attention's, at the largest and smallest size."""
+    timings, dense = timed(data), baseline(data)
+    sizes = sorted({row["tokens"] for row in timings if row["operator"] == dense})
+    if not sizes:
         return
-    sizes = sorted({row["tokens"] for row in rows if row["operator"] == dense})
-    most, least = _seconds_at(rows, sizes[-1]), _seconds_at(rows, sizes[0])
-    others = {name: value for name, value in most.items() if name not in (dense, "softmax")}
-    faster = sorted((name for name in others if others[name] < most[dense]), key=others.get)
+    least, most = _seconds_at(timings, sizes[0]), _seconds_at(timings, sizes[-1])
+    times = {name: value for name, value in most.items() if name not in (dense, "softmax")}
+    ranked = sorted(times, key=lambda name: times[name])
+    faster = [name for name in ranked if times[name] < most[dense]]
+    slower = [name for name in times if name not in faster]
     if faster:
-        ratios = ", ".join(f"{name} {most[dense] / others[name]:.1f} times" for name in faster)
+        ratios = ", ".join(f"{name} {most[dense] / times[name]:.1f} times" for name in faster)
         yield f"At {sizes[-1]:,} tokens one attention call is faster than {dense}: {ratios}."
-    behind = {name: value for name, value in others.items() if name not in faster}
-    if behind:
-        yield f"At {sizes[-1]:,} tokens {_slower(list(behind))} than {dense}."
-    slow = [name for name in faster if name in least and least[name] > least[dense]]
-    if slow and len(sizes) > 1:
-        yield f"At {sizes[0]:,} tokens {_slower(slow)}."
+    if slower:
+        yield f"Slower than {dense} at {sizes[-1]:,} tokens: {listed(slower)}."
+    slower_when_small = [name for name in faster if least.get(name, 0) > least[dense]]
+    if slower_when_small and len(sizes) > 1:
+        names = listed(slower_when_small)
+        yield f"Faster at {sizes[-1]:,} tokens and slower at {sizes[0]:,}: {names}."
 
 
-def _seconds_at(rows: Iterable[Mapping[str, Any]], tokens: int) -> dict[str, float]:
+def _seconds_at(timings: Iterable[Mapping[str, Any]], tokens: int) -> dict[str, float]:
     """Return the seconds of every operator at one size."""
-    return {row["operator"]: row["seconds"] for row in rows if row["tokens"] == tokens}
-
-
-def _slower(names: list[str]) -> str:
-    return f"{listed(names)} {are(names)} slower"
-
-
-def _ranked(
-    data: Data, names: Iterable[str], key: str, better: str
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return names and measures, the best first; names without the measure are left out."""
-    values = [(name, value) for name in names if (value := measure(data.results[name], key))]
-    return sorted(values, key=lambda pair: pair[1]["value"], reverse=better == "higher")
+    return {row["operator"]: row["seconds"] for row in timings if row["tokens"] == tokens}

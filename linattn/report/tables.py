@@ -3,12 +3,14 @@
 The best is chosen among the methods of one teacher: a control keeps softmax and would win unfairly.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from linattn.report.columns import COLUMNS, OVERVIEW, Column, measure
+from linattn.report.columns import COLUMNS, OVERVIEW, Column, Measure
 from linattn.report.data import Data, Report
+from linattn.report.ranking import ranking, reaches
 from linattn.report.words import KINDS, listed, percent
 
 
@@ -46,7 +48,7 @@ class Table:
 
     @property
     def rows(self) -> list[Row]:
-        return [row for group in self.groups for row in group.rows]
+        return list(itertools.chain.from_iterable(group.rows for group in self.groups))
 
 
 def table(report: Report) -> Table:
@@ -58,12 +60,11 @@ def of_teacher(data: Data) -> Table:
     """Return the full table of one teacher, with a group for each kind of row."""
     columns = _columns([data], [column.key for column in COLUMNS])
     rows = [*references(data, columns), *students(data, columns), *undistilled(data, columns)]
-    groups = []
-    for kind, heading in KINDS.items():
-        of_kind = tuple(row for row in rows if row.kind == kind)
-        if of_kind:
-            groups.append(Group(heading, of_kind))
-    return Table(columns, tuple(groups))
+    by_kind: dict[str, list[Row]] = {}
+    for row in rows:
+        by_kind.setdefault(row.kind, []).append(row)
+    headed = [(heading, by_kind.get(kind)) for kind, heading in KINDS.items()]
+    return Table(columns, tuple(Group(heading, tuple(group)) for heading, group in headed if group))
 
 
 def of_all(report: Report) -> Table:
@@ -81,34 +82,32 @@ def _group(data: Data, columns: Sequence[Column]) -> Group:
     return Group(data.name, (*references(data, columns), *rows), data.page, note)
 
 
-def _columns(parts: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
+def _columns(teachers: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
     """Return the columns of `keys` for which any row has a number."""
-    results = [
-        result for data in parts for result in (data.teacher, data.chance, *data.results.values())
-    ]
+    results: list[Mapping[str, Any]] = []
+    for data in teachers:
+        results += [data.teacher, data.chance, *data.results.values()]
     chosen = [column for column in COLUMNS if column.key in keys]
-    return tuple(column for column in chosen if any(column.read(result) for result in results))
+    return tuple(column for column in chosen if any(map(column.read, results)))
 
 
 def references(data: Data, columns: Sequence[Column]) -> list[Row]:
-    """Return the rows that bound the students: the teacher, the teacher with fewer steps, guessing."""
+    """Return the rows that bound the students: the teacher, also with fewer steps, and guessing."""
     steps = (data.teacher.get("pictures") or {}).get("steps")
-    note = ", ".join(filter(None, [f"{steps} steps" if steps else "", data.mark("teacher")]))
-    rows = [
-        Row(
-            "teacher",
-            "reference",
-            _cells(columns, data.teacher),
-            failure=data.teacher_failure,
-            note=note,
-        )
-    ]
+    note = _joined(f"{steps} steps" if steps else "", data.mark("teacher"))
+    cells = _cells(columns, data.teacher)
+    rows = [Row("teacher", "reference", cells, failure=data.teacher_failure, note=note)]
     if quick := data.teacher.get("quick"):
         few = f"teacher, {data.teacher['pictures']['quick_steps']} steps"
         rows.append(Row(few, "reference", _cells(columns, {"quality": quick})))
     if data.chance:
         rows.append(Row("chance", "reference", _cells(columns, data.chance), note="guessing"))
     return rows
+
+
+def _joined(*notes: str) -> str:
+    """Join the notes that are not empty."""
+    return ", ".join(filter(None, notes))
 
 
 def students(data: Data, columns: Sequence[Column], note: str = "") -> list[Row]:
@@ -118,8 +117,7 @@ def students(data: Data, columns: Sequence[Column], note: str = "") -> list[Row]
     rows = []
     for name in data.students:
         kind = "control" if data.is_control(name) else "student"
-        marks = filter(None, [note if kind == "control" else "", data.mark(name)])
-        page, row_note = page_of(name), ", ".join(marks)
+        page, row_note = page_of(name), _joined(note if kind == "control" else "", data.mark(name))
         if name in data.failures:
             rows.append(Row(name, kind, failure=data.failures[name], page=page, note=row_note))
         else:
@@ -148,35 +146,40 @@ def _cells(
     result: Mapping[str, Any],
     best: Mapping[str, float | None] | None = None,
 ) -> tuple[Cell, ...]:
-    return tuple(
-        cell(column, column.read(result), (best or {}).get(column.key)) for column in columns
-    )
+    """Write a result's cells; `best` holds the best value of each column."""
+    bests = best or {}
+    return tuple(cell(column, column.read(result), bests.get(column.key)) for column in columns)
 
 
 def _best(column: Column, results: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the best value, or None where no result has one."""
-    values = [measure["value"] for measure in map(column.read, results) if measure]
-    # below zero is as good as zero: estimates of a zero distance have both signs
-    if column.key.startswith("kid"):
-        values = [max(0.0, value) for value in values]
+    measures = [measure for measure in map(column.read, results) if measure]
+    values = [_level(column, measure["value"]) for measure in measures]
     if not values:
         return None
     return max(values) if column.better == "higher" else min(values)
 
 
-def cell(column: Column, measure: Mapping[str, Any] | None, best: float | None = None) -> Cell:
+def cell(column: Column, measure: Measure | None, best: float | None = None) -> Cell:
     """Write a measure as a cell, marked where it is the best or its interval reaches the best."""
     if measure is None:
         return Cell("–")
-    value, low, high = (measure.get(key) for key in ("value", "low", "high"))
-    interval = (
-        f"{column.text(low)} to {column.text(high)}" if low is not None and high is not None else ""
-    )
+    value, low, high = measure["value"], measure.get("low"), measure.get("high")
+    bounded = low is not None and high is not None
+    interval = f"{column.text(low)} to {column.text(high)}" if bounded else ""
+    if best is None:
+        return Cell(column.text(value), interval)
     # Values that print alike are equal: two students on 93.8 % are both best.
-    level = max(0.0, value) if column.key.startswith("kid") else value
-    is_best = best is not None and column.text(level) == column.text(best)
-    reaches = best is not None and low is not None and low <= best <= high
-    return Cell(column.text(value), interval, is_best, reaches and not is_best)
+    is_best = column.text(_level(column, value)) == column.text(best)
+    return Cell(column.text(value), interval, is_best, reaches(measure, best) and not is_best)
+
+
+def _level(column: Column, value: float) -> float:
+    """Return the value by which rows are ranked.
+
+    An estimate of a zero distance has either sign, so a KID below zero is as good as zero.
+    """
+    return max(0.0, value) if column.key.startswith("kid") else value
 
 
 # One idea for several teachers
@@ -192,10 +195,9 @@ class Idea:
 
 
 def ideas(report: Report) -> list[tuple[str, list[Idea | None]]]:
-    """Return a line for each operator: for every teacher the operator's student with the least
-    error, or None.
+    """Return for each operator its closest student of every teacher, or None where it has none.
 
-    The lines are empty where fewer than two teachers can be compared.
+    The list is empty where fewer than two teachers can be compared.
     """
     teachers = [_least(data) for data in report.parts.values()]
     if sum(bool(teacher) for teacher in teachers) < 2:
@@ -210,13 +212,9 @@ def ideas(report: Report) -> list[tuple[str, list[Idea | None]]]:
 
 def _least(data: Data) -> dict[str, Idea]:
     """Return the student with the least error of each operator."""
-    errors = {
-        name: value for name in data.methods if (value := measure(data.results[name], "error"))
-    }
-    ranked = sorted(errors, key=lambda name: errors[name]["value"])
-    texts = {name: percent(errors[name]["value"]) for name in ranked}
-    # The worst comes first, so that the best student of an operator overwrites the others.
-    return {
-        data.students[name]["operator"]: Idea(name, texts[name], texts[name] == texts[ranked[0]])
-        for name in reversed(ranked)
-    }
+    least: dict[str, Idea] = {}
+    texts = [(name, percent(error["value"])) for name, error in ranking(data, "error", "lower")]
+    for name, text in texts:
+        best = text == texts[0][1]  # errors that print alike are both best
+        least.setdefault(data.students[name]["operator"], Idea(name, text, best))
+    return least

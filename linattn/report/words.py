@@ -22,7 +22,7 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}\u00a0%"  # no line breaks at this space
 
 
-def said(measure: Mapping[str, Any], digits: int = 1) -> str:
+def with_interval(measure: Mapping[str, Any], digits: int = 1) -> str:
     """Write a measure with its interval, as in 93.8 % (88.3 to 96.8)."""
     if measure.get("low") is None:
         return percent(measure["value"], digits)
@@ -45,10 +45,3 @@ def number(count: int, noun: str) -> str:
 def are(names: Sequence[str]) -> str:
     """Return the verb that agrees with the number of names."""
     return "is" if len(names) == 1 else "are"
-
-
-def methods(some: int, total: int) -> str:
-    """Write how many of all methods something is true of."""
-    if total == 1:
-        return "the one method"
-    return f"all {total} methods" if some == total else f"{some} of {total} methods"

@@ -13,7 +13,7 @@ from linattn import project
 from linattn.report import figures
 from linattn.report.picture import Picture
 from linattn.report.studyparts import Cell, cell, measured_on, read_sheet, run_file, table
-from linattn.report.words import percent, said
+from linattn.report.words import percent, with_interval
 from linattn.studies.plugins import settings
 
 Row = Mapping[str, Any]
@@ -76,7 +76,7 @@ def _obeyed(rows: Sequence[Row], obeys: Sequence[str]) -> str:
     clauses = []
     for row in rows:
         marks = [
-            f"{mark} {said(row['with'][mark])}, without it {percent(row['without'][mark]['value'])}"
+            f"{mark} {with_interval(row['with'][mark])}, without it {percent(row['without'][mark]['value'])}"
             for mark in obeys
         ]
         clauses.append(f"on {row['body']} {', '.join(marks)}")
