@@ -1,7 +1,7 @@
 """Measure what a student is worth: its distance to the teacher, its marks, its costs, and its
 teacher's attention.
 
-`evaluation.evaluate` makes a row; `report.markdown.table` writes it as a Markdown table.
+`evaluation.evaluate` makes a row; `report.markdown.of_row` writes it as a Markdown table.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 # nor teachers. `told` is the name under which the Markdown table was public at first.
 _NAMES = {
     "evaluate": ("linattn.evaluation.evaluation", "evaluate"),
-    "told": ("linattn.report.markdown", "table"),
+    "told": ("linattn.report.markdown", "of_row"),
 }
 
 

@@ -1,12 +1,11 @@
-"""Measure how close a student is to its teacher: pictures from the same noise, and predictions on
-the same latents.
+"""Measure how close a student is to its teacher, by pictures and by predictions.
 
-Every result is a `Result` of intervals.py, so every result is finite and can be stored as strict
-JSON.
+Pictures are drawn from the same noise, predictions made on the same latents. Every result is a
+`Result` of intervals.py, so every result is finite and can be stored as strict JSON.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,31 +35,22 @@ def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"pictures of {tuple(pictures.shape[-2:])} px; SSIM's window needs at least 11 x 11"
         )
-    # A few at a time: SSIM's windows of 128 pictures at once take over a gigabyte, ten seconds of
-    # page faults.
+    # A few at a time: SSIM's windows of 128 pictures at once take over a gigabyte, and ten seconds
+    # of page faults.
     pieces = zip(pictures.split(PIECE), reference.split(PIECE), strict=True)
-    piece_distances = [_piece_distances(*piece) for piece in pieces]
-    result = {}
-    for name in piece_distances[0]:
-        result[name] = torch.cat(
-            [distances_of_piece[name] for distances_of_piece in piece_distances]
-        )
-    return result
+    by_piece = [_piece_distances(*piece) for piece in pieces]
+    return {name: torch.cat([piece[name] for piece in by_piece]) for name in by_piece[0]}
 
 
 def _piece_distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
     """Compare a few pictures in float64 on the CPU."""
     pictures, reference = pictures.double().cpu(), reference.double().cpu()
     mse = (pictures - reference).square().flatten(1).mean(1)
-    signed_pictures, signed_reference = (
-        (pictures * 2 - 1).flatten(1),
-        (reference * 2 - 1).flatten(1),
-    )
-    cosine = nn.functional.cosine_similarity(signed_pictures, signed_reference, eps=1e-12)
+    signed, signed_reference = (pictures * 2 - 1).flatten(1), (reference * 2 - 1).flatten(1)
+    cosine = nn.functional.cosine_similarity(signed, signed_reference, eps=1e-12)
     psnr = (-10 * mse.clamp_min(1e-30).log10()).clamp_max(PSNR_MOST)
-    ssim = structural_similarity_index_measure(
-        pictures, reference, data_range=1.0, reduction="none"
-    )
+    options: dict[str, Any] = {"data_range": 1.0, "reduction": "none"}
+    ssim = cast(Tensor, structural_similarity_index_measure(pictures, reference, **options))
     return {"mse": mse, "cosine": cosine, "psnr": psnr, "ssim": ssim.reshape(-1)}
 
 
@@ -80,15 +70,16 @@ def prediction_error(
     batch: int = 32,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return ||student - teacher||^2 / ||teacher||^2 of the prediction on noised samples, summed
-    over pictures.
+    """Return ||student - teacher||^2 / ||teacher||^2 of the prediction on noised samples.
+
+    Both squares are summed over the pictures.
 
     - `samples` is a `Samples` or (latents, labels or captions).
     - Predictions are without guidance, so that the models are compared and not the sampler.
-    - The result has one entry a level and the mean of the levels. Its interval resamples pictures
-      with all their levels.
-    - `theirs` holds the teacher's `predictions`, which are the same for every student and may be
-      kept.
+    - The result has one entry for each level and the mean of the levels, whose interval resamples
+      pictures with all their levels.
+    - `theirs` holds the teacher's `predictions`: they are the same for every student, so a caller
+      may keep them.
     """
     options = {"count": count, "batch": batch, "seed": seed}
     if theirs is None:
@@ -97,23 +88,23 @@ def prediction_error(
     if ours.shape != theirs.shape:
         raise ValueError(
             f"predictions are {tuple(ours.shape)}, the teacher's that were kept "
-            f"{tuple(theirs.shape)}; "
-            "take both for the same levels and pictures"
+            f"{tuple(theirs.shape)}; take both for the same levels and pictures"
         )
-    level_sums = []
-    for our_prediction, their_prediction in zip(ours, theirs, strict=True):
-        squared_error, squared_size = (
-            _squares(our_prediction - their_prediction),
-            _squares(their_prediction),
-        )
-        level_sums.append(torch.stack([squared_error, squared_size], 1))
-    # (pictures, levels, 2): squared error, squared size of the teacher's prediction
-    sums = torch.stack(level_sums, 1)
-    rows, steps = [], diffusion_of(teacher).steps
+    sums, steps = _squared_sums(ours, theirs), diffusion_of(teacher).steps
+    by_level = []
     for index, level in enumerate(levels):
         error = _relative_error(sums[:, index : index + 1], seed)
-        rows.append({"noise": level, "time": level_time(level, steps), **error})
-    return {"levels": rows, "mean": _relative_error(sums, seed)}
+        by_level.append({"noise": level, "time": level_time(level, steps), **error})
+    return {"levels": by_level, "mean": _relative_error(sums, seed)}
+
+
+def _squared_sums(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Sum the squares of the error and of the teacher's prediction: (pictures, levels, 2)."""
+    by_level = []
+    for our_prediction, their_prediction in zip(ours, theirs, strict=True):
+        squares = (_squares(our_prediction - their_prediction), _squares(their_prediction))
+        by_level.append(torch.stack(squares, 1))
+    return torch.stack(by_level, 1)
 
 
 @torch.no_grad()
@@ -132,13 +123,12 @@ def predictions(
     The variance half of an output is left out. Picture i's noise at a level comes from (seed, i,
     level) alone, so all students predict from the same noise.
     """
-    latents, conditioning = (
-        samples if isinstance(samples, tuple) else samples.first(min(count, len(samples)))
-    )
-    latents, conditioning = latents[:count].float(), conditioning[:count]
+    if not isinstance(samples, tuple):
+        samples = samples.first(min(count, len(samples)))
+    latents, conditioning = samples[0][:count].float(), samples[1][:count]
     if len(latents) == 0 or len(latents) != len(conditioning):
         raise ValueError(
-            f"{len(latents)} latents and {len(conditioning)} conditions; pass as many of each, at "
+            f"{len(latents)} latents and {len(conditioning)} prompts; pass as many of each, at "
             "least 1"
         )
     source, outputs = sampling.Source.of(teacher, model), []
@@ -159,23 +149,22 @@ def _squares(values: Tensor) -> Tensor:
 def diffusion_of(teacher_or_pipe: Any) -> Process:
     """Return the diffusion process of a teacher, or that of a pipeline's scheduler."""
     process = getattr(teacher_or_pipe, "diffusion", None)
-    return (
-        Diffusion.of(sampling.Source.of(teacher_or_pipe).scheduler) if process is None else process
-    )
+    if process is not None:
+        return process
+    return Diffusion.of(sampling.Source.of(teacher_or_pipe).scheduler)
 
 
 def level_time(level: float, steps: int = 1000) -> int:
     """Return the time step of a noise level in [0, 1]."""
     if not 0 <= level <= 1:
-        raise ValueError(
-            f"a noise level of {level}; it is a share of the {steps} times, within 0..1"
-        )
+        raise ValueError(f"a noise level of {level}; it is a share of the {steps} steps, 0 to 1")
     return min(steps - 1, round(level * steps))
 
 
 def level_noise(shape: Sequence[int], t: int, seed: int, start: int = 0) -> Tensor:
-    """Draw the noise of pictures start.. at time t from (seed, picture, t) alone; `shape` is
-    (pictures, ...).
+    """Draw the noise of pictures start.. at time t from (seed, picture, t) alone.
+
+    `shape` is (pictures, ...).
     """
     indices = range(start, start + shape[0])
     return sampling.starting_noise(int(f"{seed}{t:04d}"), indices, tuple(shape[1:]))
@@ -193,9 +182,8 @@ def _prediction(source: sampling.Source, noisy: Tensor, t: int, conditioning: As
     weight = next(source.model.parameters())
     inputs = noisy.to(weight.device, weight.dtype)
     times = torch.full((len(noisy),), t, device=weight.device)
-    output = source.conditions.call(
-        source.model, inputs, times, source.conditions.rows(conditioning)
-    )
+    prompts = source.conditions.rows(conditioning)
+    output = source.conditions.call(source.model, inputs, times, prompts)
     return output[:, : noisy.shape[1]].contiguous().cpu()
 
 

@@ -4,33 +4,31 @@
   the report, and a missing or broken result is a failed row.
 - With one teacher everything stands on the first page. With several teachers the first page has one
   table over all of them, and each teacher has a page of its own.
-- A row that was not run on this machine is the committed run's; a row that was is compared with it
-  (`agreement`).
+- A row that was not run on this machine is the committed run's. A row that was run is compared
+  with the committed one (`agreement`).
 - Sentences follow from the numbers (`findings`): which student is closest, which one a control
   beats, how much distillation helped. No sentence is written for a hoped-for result.
 - Pages are self-contained: every picture is a data URI with an alt text, style is inline, without
   script or address.
 - The same data gives the same bytes.
 
-Result files, of this machine in reports/local/results and published in reports/results. A *measure*
-is {"value", "low", "high", "n"}; low and high bound the 95 % interval, or are absent. Keys that do
-not apply are absent or null.
+Result files lie in reports/local/results for this machine's run and in reports/results for the
+published one. A *measure* is {"value", "low", "high", "n"}; low and high bound the 95 % interval,
+or are absent. Keys that do not apply are absent or null.
 
 `teacher-<role>.json` and `<student>.json`:
-    student, teacher (the role), operator, options, control (bool), seeds [..], profile; a teacher's
-    folder (its name)
-    captions      the prompts, one for each picture (roles with text)
+    student, teacher (the role), operator, options, control (bool), seeds [..], profile
+    folder        the teacher's name
+    captions      the prompts, one for each picture, where the teacher reads captions
     quality       {shape, colour, error, psnr, ssim, mse, cosine, kid_teacher, kid_world,
-    fid_teacher,
-                   cross_shape, cross_colour}: measures. shape, colour are shares in [0, 1]; error
-                   is the relative squared error of the prediction, mean over the noise levels;
-                   cross_* at twice the side. With text also {two_shapes, two_colours, relation},
-                   over the pictures of two things; shape, colour and confusion are over those of
-                   one
+                   fid_teacher, cross_shape, cross_colour}: measures. shape and colour are shares in
+                   [0, 1]; error is the relative squared error of the prediction, mean over the
+                   noise levels; cross_* is at twice the side. With captions also {two_shapes,
+                   two_colours, relation}, over the pictures of two things; shape, colour and
+                   confusion are then over the pictures of one thing
     undistilled   the same names, for the student converted and not trained (absent for the teacher)
     by_noise      {noise [..], error [measure ..], undistilled [measure ..]}
-    confusion     shapes x shapes counts, rows for the prompted shape, columns for the shape that
-    the judge saw
+    confusion     counts: a row for each prompted shape, a column for each shape the judge saw
     cost          {macs, macs_counted, core_macs, added, trained}: one forward of one picture
     training      {steps, layerwise_steps, batch, trained, curve {step [..], loss [..], stage [..]}}
 `<name>.run.json`, in runs/ beside results/:
@@ -38,12 +36,15 @@ not apply are absent or null.
     seconds       {distill, evaluate, draw}; memory (bytes)
     backend       {layer: the path its attention takes: why}
     error         the failure in one line, when the stage failed
-`chance-<role>.json`  quality {shape, colour ..} of guessing `benchmark.run.json`: facts, baseline;
-rows of costs.time_operators; operators {row's name: operator}; steps, rows of
-    amdahl.time_steps (role class alone)
-`anatomy.json`    noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order
-and query of the maps
-    (role class alone)
+`chance-<role>.json`:
+    quality       {shape, colour ..} of guessing
+`benchmark.run.json` (role class alone):
+    facts, baseline; rows of costs.time_operators; operators {row's name: operator}; steps, rows of
+    amdahl.time_steps
+`anatomy.json` (role class alone):
+    noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order and query of the
+    maps
+
 Pictures (project.pictures): safetensors with `pictures` (N, 3, side, side) uint8 or in [0, 1],
 `labels`, and for a student also `undistilled`; the same row is the same noise and class or caption
 in every file of one teacher. In pictures("anatomy"): `picture` (3, side, side) and `map.<name>`
@@ -61,7 +62,26 @@ from linattn.report.sentences import findings
 from linattn.report.tables import Cell, Group, Row, Table, table
 
 __all__ = [
-    "COLUMNS", "OVERVIEW", "Cell", "Column", "Data", "Group", "Report", "Row", "Table", "all_sizes", "column_names",
-    "counts", "executed", "findings", "index_html", "machine", "read", "sizes", "student_html", "table", "teacher_html",
+    "COLUMNS",
+    "OVERVIEW",
+    "Cell",
+    "Column",
+    "Data",
+    "Group",
+    "Report",
+    "Row",
+    "Table",
+    "all_sizes",
+    "column_names",
+    "counts",
+    "executed",
+    "findings",
+    "index_html",
+    "machine",
+    "read",
+    "sizes",
+    "student_html",
+    "table",
+    "teacher_html",
     "write",
-]  # fmt: skip
+]

@@ -6,16 +6,13 @@ both print alike: untrained softmax has an error of 1e-13 and an interval as nar
 without an interval, such as a cost, must be equal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from linattn.report.columns import COLUMNS, Column
+from linattn.report.columns import COLUMNS, Column, Measure
 from linattn.report.data import Data, Measured, Report, Result
 from linattn.report.tables import Cell, cell
 from linattn.report.words import are, listed, number
-
-Measure = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,22 +44,26 @@ class Agreement:
 
     @property
     def figures(self) -> list[Figure]:
-        return [figure for row in self.rows for figure in row.figures if figure]
+        figures: list[Figure] = []
+        for row in self.rows:
+            figures += filter(None, row.figures)
+        return figures
 
 
 def of_teacher(data: Data) -> Agreement:
     """Compare all rows of a teacher that both runs have."""
-    here, committed = rows(data.here), rows(data.committed)
+    here, committed = results_of(data.here), results_of(data.committed)
     pairs = {name: (here[name], committed[name]) for name in here if name in committed}
-    columns = tuple(
-        column
-        for column in COLUMNS
-        if any(column.read(a) and column.read(b) for a, b in pairs.values())
-    )
+    columns = tuple(column for column in COLUMNS if _in_any(column, pairs.values()))
     return Agreement(columns, tuple(_row(name, columns, *pair) for name, pair in pairs.items()))
 
 
-def rows(run: Measured) -> dict[str, Result]:
+def _in_any(column: Column, pairs: Iterable[tuple[Result, Result]]) -> bool:
+    """Say whether any row has the column's figure in both runs."""
+    return any(column.read(here) and column.read(committed) for here, committed in pairs)
+
+
+def results_of(run: Measured) -> dict[str, Result]:
     """Return the results of a teacher's table by row name, with the rows before distillation."""
     results = {
         "teacher": run.teacher,
@@ -101,39 +102,33 @@ def agree(column: Column, here: Measure, committed: Measure) -> bool:
 
 
 def summary(data: Data, agreement: Agreement) -> str:
-    """Say in one sentence for one teacher how many figures agree, which rows do not, and which were
-    not compared.
-    """
+    """Say how many figures of a teacher agree, which rows do not, and which were not compared."""
     if data.all_published:
         return f"{data.name} was not run here: its rows are the committed run's."
     kept = [name for name in ("teacher", *data.students) if name in data.published]
-    lost = [
-        name
-        for name in rows(data.committed)
-        if name not in rows(data.here) and "not distilled" not in name
-    ]
+    here = results_of(data.here)
+    only_committed = [name for name in results_of(data.committed) if name not in here]
+    lost = [name for name in only_committed if "not distilled" not in name]
     apart = [row.name for row in agreement.rows if not row.agrees]
-    parts = [
+    clauses = [
         _counts(agreement),
         f"apart {are(apart)} {listed(apart)}" if apart else "",
         f"not run here {are(kept)} {listed(kept)}" if kept else "",
         f"committed and without a result here {are(lost)} {listed(lost)}" if lost else "",
     ]
-    said = "; ".join(filter(None, parts))
-    return f"{data.name}: {said}." if said else ""
+    sentence = "; ".join(filter(None, clauses))
+    return f"{data.name}: {sentence}." if sentence else ""
 
 
 def _counts(agreement: Agreement) -> str:
     if not agreement.rows:
         return ""
-    figures, same = (
-        [figure.agrees for figure in agreement.figures],
-        sum(row.same for row in agreement.rows),
-    )
+    figures = [figure.agrees for figure in agreement.figures]
+    same = [row.name for row in agreement.rows if row.same]
     return (
         f"{sum(figures)} of {number(len(figures), 'figure')} agree, in "
         f"{number(len(agreement.rows), 'row')}; "
-        f"{same} of the rows {'is' if same == 1 else 'are'} the same to the last digit"
+        f"{len(same)} of the rows {are(same)} the same to the last digit"
     )
 
 

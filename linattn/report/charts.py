@@ -1,5 +1,6 @@
 """The figures of the pages: pass results to the functions of figures.py."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,29 +42,21 @@ def student_plots(data: Data, name: str) -> dict[str, Picture | None]:
 def _distilled(data: Data) -> Picture | None:
     errors = {}
     for name in data.done:
-        before, after = (
-            measure(data.results[name], "error", "undistilled"),
-            measure(data.results[name], "error"),
-        )
+        before = measure(data.results[name], "error", "undistilled")
+        after = measure(data.results[name], "error")
         if after:
-            errors[name] = {
-                "before": 100 * before["value"] if before else None,
-                "after": 100 * after["value"],
-            }
-    return (
-        figures.bars(errors, data.looks, "squared error, % of the teacher's square")
-        if errors
-        else None
-    )
+            start = 100 * before["value"] if before else None
+            errors[name] = {"before": start, "after": 100 * after["value"]}
+    if not errors:
+        return None
+    return figures.bars(errors, data.looks, "squared error, % of the teacher's square")
 
 
 def _against_cost(data: Data, key: str, y: str) -> Picture | None:
     points = _points(data, key)
-    return (
-        figures.quality_cost(points, x="multiply-accumulates of attention", y=y)
-        if len(points) > 1
-        else None
-    )
+    if len(points) < 2:
+        return None
+    return figures.quality_cost(points, x="multiply-accumulates of attention", y=y)
 
 
 def _points(data: Data, key: str) -> list[dict[str, Any]]:
@@ -74,38 +67,32 @@ def _points(data: Data, key: str) -> list[dict[str, Any]]:
     for name, result in results.items():
         value, cost = measure(result, key), (result.get("cost") or {}).get("core_macs")
         if value and cost:
-            bounds = {
-                side: 100 * value[side] for side in ("low", "high") if value.get(side) is not None
-            }
+            ends = [end for end in ("low", "high") if value.get(end) is not None]
             points.append(
                 {
                     "name": name,
                     "x": cost,
                     "y": 100 * value["value"],
                     "look": data.looks.get(name),
-                    **bounds,
+                    **{end: 100 * value[end] for end in ends},
                 }
             )
     return points
 
 
 def _by_noise(data: Data) -> Picture | None:
-    measured = {
-        name: levels for name in data.done if (levels := data.results[name].get("by_noise"))
-    }
-    noise = next((levels["noise"] for levels in measured.values()), None)
-    lines = {
-        name: _percent(levels["error"])
-        for name, levels in measured.items()
-        if levels["noise"] == noise
-    }
+    noise: list[float] = []
+    lines = {}
+    for name in data.done:
+        levels = data.results[name].get("by_noise") or {}
+        noise = noise or levels.get("noise") or []
+        if levels and levels["noise"] == noise:
+            lines[name] = _percent(levels["error"])
     return figures.by_noise(noise, lines, data.looks, ERROR) if lines else None
 
 
 def _one_by_noise(data: Data, name: str) -> Picture | None:
-    """Draw the errors of a student, of the same student before distillation, and of the first
-    control.
-    """
+    """Draw the errors of a student before and after distillation, and of the first control."""
     levels = data.results.get(name, {}).get("by_noise")
     if not levels:
         return None
@@ -143,40 +130,31 @@ def _training(data: Data, names: Sequence[str]) -> Picture | None:
 
 
 def _anatomy(data: Data) -> list[Picture]:
-    """Draw a heat map for each measure of the teacher's means over heads: layers down, noise levels
-    across.
+    """Draw a heat map for each measure of the teacher's means over heads.
+
+    The layers run down, the noise levels across.
     """
     units = data.anatomy.get("units") or {}
     levels = [short(level, 2) for level in data.anatomy.get("noise") or ()]
     layers = [str(layer) for layer in data.anatomy.get("layers") or ()]
-    return [
-        figures.heatmap(
-            values,
-            rows=layers,
-            columns=levels,
-            title=units.get(name, name),
-            x="noise level",
-            y="layer",
-        )
-        for name, values in (data.anatomy.get("teacher") or {}).items()
-        # the similarity of heads needs two heads
-        if any(value is not None for row in values for value in row)
-    ]
+    maps = []
+    for name, values in (data.anatomy.get("teacher") or {}).items():
+        # A teacher with one head has no similarity of heads.
+        if any(value is not None for value in itertools.chain.from_iterable(values)):
+            options = {"rows": layers, "columns": levels, "title": units.get(name, name)}
+            maps.append(figures.heatmap(values, **options, x="noise level", y="layer"))
+    return maps
 
 
 def _maps(data: Data) -> Picture | None:
     """Draw the attention of one token, in the teacher and every operator."""
     entry = data.pictures.get("anatomy") or {}
-    maps = {
-        key.removeprefix("map."): value
-        for key, value in sorted(entry.items())
-        if key.startswith("map.")
-    }
+    maps = {}
+    for key, value in sorted(entry.items()):
+        if key.startswith("map."):
+            maps[key.removeprefix("map.")] = value
     if not maps or "picture" not in entry:
         return None
-    order = [
-        name for name in data.anatomy.get("order") or ("teacher", *data.students) if name in maps
-    ]
-    order += [name for name in maps if name not in order]
-    ordered = {name: maps[name] for name in order}
+    order = [*(data.anatomy.get("order") or ("teacher", *data.students)), *maps]
+    ordered = {name: maps[name] for name in dict.fromkeys(order) if name in maps}
     return figures.attention_over(entry["picture"], ordered, int(data.anatomy.get("query", 0)))

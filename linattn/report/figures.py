@@ -5,16 +5,18 @@
 - The PNG names no date and no software: the same data gives the same bytes.
 """
 
+import functools
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
@@ -22,11 +24,17 @@ from linattn.evaluation.growth import exponents
 from linattn.report.numbers import seconds, short
 from linattn.report.picture import DPI, FAINT, INK, LOOK, PAPER, SOFT, WIDTH, Look, Picture
 
+P = ParamSpec("P")
+REFERENCE = Look(SOFT, "*", "-", False)  # of a point without a look
 
-def _axes(width: float = WIDTH, height: float = 3.5, rows: int = 1, columns: int = 1, **options):
+
+def _axes(
+    width: float = WIDTH, height: float = 3.5, down: int = 1, across: int = 1, **options: Any
+) -> tuple[Figure, Any]:
+    """Return a figure and its axes, `down` rows of `across` panels."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, **options)
+    return figure, figure.subplots(down, across, **options)
 
 
 def _finish(figure: Figure, alt: str) -> Picture:
@@ -35,16 +43,16 @@ def _finish(figure: Figure, alt: str) -> Picture:
     return Picture(buffer.getvalue(), " ".join(alt.split()))
 
 
-def _drawn(function):
+def _drawn(function: Callable[P, Picture]) -> Callable[P, Picture]:
     """Make a function draw in the project's look, whatever the notebook has set."""
 
-    def draw(*args, **options) -> Picture:
+    @functools.wraps(function)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Picture:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(LOOK)
-            return function(*args, **options)
+            return function(*args, **kwargs)
 
-    draw.__name__, draw.__doc__, draw.__wrapped__ = function.__name__, function.__doc__, function
     return draw
 
 
@@ -53,9 +61,7 @@ def _drawn(function):
 
 
 def _bytes(pictures: Any) -> np.ndarray:
-    """Turn (count, 3, height, width) in [0, 1], of any kind of array, into (count, height, width,
-    3) bytes.
-    """
+    """Turn any array (count, 3, height, width) in [0, 1] into bytes (count, height, width, 3)."""
     array = np.asarray(pictures.detach().cpu() if hasattr(pictures, "detach") else pictures)
     if array.ndim == 3:
         array = array[None]
@@ -63,27 +69,24 @@ def _bytes(pictures: Any) -> np.ndarray:
         raise ValueError(f"pictures have shape (count, 3, height, width), not {array.shape}")
     if array.dtype == np.uint8:
         return array.transpose(0, 2, 3, 1)
-    return (
-        (np.clip(array.astype(np.float64), 0, 1) * 255)
-        .round()
-        .astype(np.uint8)
-        .transpose(0, 2, 3, 1)
-    )
+    scaled = np.clip(array.astype(np.float64), 0, 1) * 255
+    return scaled.round().astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def strip(
     pictures: Any, alt: str, *, columns: int | None = None, scale: int = 2, gap: int = 8
 ) -> Picture:
-    """Draw pictures side by side, `columns` in a row, each pixel `scale` dots wide; the gaps are
-    transparent.
+    """Draw pictures side by side, `columns` in a row, with transparent gaps.
+
+    Each pixel is `scale` dots wide.
     """
     frames = _bytes(pictures).repeat(scale, 1).repeat(scale, 2)
     count, height, width, _ = frames.shape
-    columns = min(columns or count, count)
-    rows = -(-count // columns)
-    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), np.uint8)
+    across = min(columns or count, count)
+    down = -(-count // across)
+    sheet = np.zeros((down * (height + gap) - gap, across * (width + gap) - gap, 4), np.uint8)
     for index, frame in enumerate(frames):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        top, left = (index // across) * (height + gap), (index % across) * (width + gap)
         opaque = np.full((height, width, 1), 255, np.uint8)
         sheet[top : top + height, left : left + width] = np.dstack([frame, opaque])
     buffer = io.BytesIO()
@@ -98,10 +101,7 @@ def change(teacher: Any, student: Any, gain: float = 1.0) -> np.ndarray:
     """
     left, right = (_bytes(pictures).astype(np.float64) / 255 for pictures in (teacher, student))
     if left.shape != right.shape:
-        raise ValueError(
-            f"pictures of shape {left.shape} cannot be compared with pictures of shape "
-            f"{right.shape}"
-        )
+        raise ValueError(f"pictures of shapes {left.shape} and {right.shape} cannot be compared")
     amount = np.clip(np.abs(left - right).mean(-1) * gain, 0, 1)
     return matplotlib.colormaps["Reds"](amount)[..., :3].transpose(0, 3, 1, 2)
 
@@ -119,10 +119,9 @@ def grid(
     cell = (WIDTH - 1.1) / max(count, room)
     titles = [_stacked(title, cell) for title in columns]
     head = 0.3 + 0.15 * max((title.count("\n") - 1 for title in titles), default=0)
-    figure, axes = _axes(
-        1.1 + cell * count, cell * len(names) * 1.03 + head, len(names), count, squeeze=False
-    )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    height = cell * len(names) * 1.03 + head
+    figure, axes = _axes(1.1 + cell * count, height, len(names), count, squeeze=False)
+    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, (name, pictures) in enumerate(zip(names, frames, strict=True)):
         for column, axis in enumerate(axes[row]):
             axis.set(xticks=[], yticks=[])
@@ -135,22 +134,18 @@ def grid(
                 axis.set_title(titles[column], fontsize=8, fontweight="normal", loc="center", pad=3)
         axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
     titles_text = f" The columns are {', '.join(columns)}." if columns else ""
-    return _finish(
-        figure, alt or f"Grid of pictures, one row each for {', '.join(names)}.{titles_text}"
-    )
+    described = f"Grid of pictures, one row each for {', '.join(names)}.{titles_text}"
+    return _finish(figure, alt or described)
 
 
 def _stacked(title: str, inches: float) -> str:
-    """Put a class's two words on two lines, and wrap a caption to the width of the picture below
-    it.
+    """Put a class's two words on two lines, and wrap a caption to the width of its picture.
 
     A letter of 8 pt is .062 inches wide.
     """
-    return (
-        title.replace(" ", "\n")
-        if title.count(" ") < 2
-        else textwrap.fill(title, max(9, int(inches / 0.062)))
-    )
+    if title.count(" ") < 2:
+        return title.replace(" ", "\n")
+    return textwrap.fill(title, max(9, int(inches / 0.062)))
 
 
 def _fitted(name: str, inches: float, most: float) -> float:
@@ -179,27 +174,16 @@ def difference(
 
 
 def _over(axis: Any, picture: np.ndarray, weights: np.ndarray, query: int, vmax: float) -> None:
-    """Draw a query's attention weights over the picture: the picture is grey, the query has a
-    frame.
-    """
+    """Draw a query's attention weights over a grey picture, with a frame around the query."""
     height, width = weights.shape
-    grey = picture.mean(-1)
-    axis.imshow(
-        grey,
-        cmap="gray",
-        vmin=-120,
-        vmax=375,
-        extent=(0, width, height, 0),
-        interpolation="nearest",
-    )
+    options = {"extent": (0, width, height, 0), "interpolation": "nearest"}
+    axis.imshow(picture.mean(-1), cmap="gray", vmin=-120, vmax=375, **options)
     share = np.clip(weights / vmax, 0, 1)
     colours = matplotlib.colormaps["magma_r"](share)
     colours[..., 3] = 0.25 + 0.7 * np.sqrt(share)
-    axis.imshow(colours, extent=(0, width, height, 0), interpolation="nearest")
+    axis.imshow(colours, **options)
     row, column = divmod(query, width)
-    axis.add_patch(
-        matplotlib.patches.Rectangle((column, row), 1, 1, fill=False, ec="#00b7ff", lw=1.8)
-    )
+    axis.add_patch(Rectangle((column, row), 1, 1, fill=False, ec="#00b7ff", lw=1.8))
     axis.set_axis_off()
 
 
@@ -215,35 +199,27 @@ def attention_over(
     frame = _bytes(picture)[0]
     panels = {name: np.asarray(array, dtype=float) for name, array in weights.items()}
     columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
+    down = -(-len(panels) // columns)
     cell = WIDTH / max(columns, 3)
-    figure, axes = _axes(cell * columns, rows * (cell + 0.42), rows, columns, squeeze=False)
+    figure, axes = _axes(cell * columns, down * (cell + 0.42), down, columns, squeeze=False)
     scales = []
     for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
         top = max(float(np.quantile(panel, 0.995)), 1e-12)
         _over(axis, frame, panel, query, top)
         size = _fitted(name, cell, 9.5)
-        # The title's empty second line makes room for the scale; smaller letters need padding for
+        # The title's empty second line makes room for the scale. Smaller letters need padding for
         # the same room.
         axis.set_title(f"{name}\n", loc="center", fontsize=size, pad=2 * (9.5 - size))
-        axis.text(
-            0.5,
-            1.03,
-            f"up to {100 * top:.2g} %",
-            transform=axis.transAxes,
-            ha="center",
-            fontsize=8,
-            color=SOFT,
-        )
-        scales.append(f"{name} up to {100 * top:.2g} %")
+        scale = f"up to {100 * top:.2g} %"
+        style = {"ha": "center", "fontsize": 8, "color": SOFT}
+        axis.text(0.5, 1.03, scale, transform=axis.transAxes, **style)
+        scales.append(f"{name} {scale}")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     height, width = next(iter(panels.values())).shape
-    where = f"row {query // width + 1} of {height}, column {query % width + 1} of {width}"
-    return _finish(
-        figure,
-        f"Attention of the token at {where} over the picture: {', '.join(scales)} of its weight on one token.",
-    )
+    token = f"row {query // width + 1} of {height}, column {query % width + 1} of {width}"
+    weight = f"{', '.join(scales)} of its weight on one token"
+    return _finish(figure, f"Attention of the token at {token} over the picture: {weight}.")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -254,19 +230,15 @@ def attention_over(
 def quality_cost(
     points: Sequence[Mapping[str, Any]], *, x: str, y: str, log: bool = True
 ) -> Picture:
-    """Draw points {name, x, y, low?, high?, look?}; a point without a look is a reference and is
-    drawn in grey.
-    """
+    """Draw points {name, x, y, low?, high?, look?}; those without a look are grey references."""
     figure, axis = _axes(height=3.9)
     for point in points:
-        look = point.get("look") or Look(SOFT, "*", "-", False)
+        look = point.get("look") or REFERENCE
         error = None
         if point.get("low") is not None:
             error = [[max(point["y"] - point["low"], 0)], [max(point["high"] - point["y"], 0)]]
-        axis.errorbar(
-            point["x"], point["y"], error, fmt=look.marker, color=look.colour, ms=7.5, elinewidth=1.1, mew=1.6,
-            mfc=PAPER if look.hollow else look.colour, zorder=3,
-        )  # fmt: skip
+        style = {"fmt": look.marker, "ms": 7.5, "mew": 1.6, "elinewidth": 1.1, "zorder": 3}
+        axis.errorbar(point["x"], point["y"], error, **_colours(look), **style)
     if log:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -276,10 +248,13 @@ def quality_cost(
     axis.set(xlabel=x, ylabel=y)
     axis.margins(y=0.12)
     _label_points(figure, axis, points)
-    values_text = "; ".join(
-        f"{point['name']} {short(point['y'])} at {short(point['x'])}" for point in points
-    )
-    return _finish(figure, f"Scatter plot of {y} against {x}: {values_text}.")
+    texts = [f"{point['name']} {short(point['y'])} at {short(point['x'])}" for point in points]
+    return _finish(figure, f"Scatter plot of {y} against {x}: {'; '.join(texts)}.")
+
+
+def _colours(look: Look) -> dict[str, str]:
+    """Return the colours of a line and of its markers, which may be hollow."""
+    return {"color": look.colour, "mfc": PAPER if look.hollow else look.colour}
 
 
 def _label_points(figure: Figure, axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
@@ -291,19 +266,16 @@ def _label_points(figure: Figure, axis: Any, points: Sequence[Mapping[str, Any]]
         x, y = axis.transData.transform((point["x"], point["y"]))
         width = len(point["name"]) * 0.62 * 9 * DPI / 72
         label_y = y
-        while any(
-            abs(label_y - other) < step and x < end and begin < x + width
-            for begin, end, other in placed
-        ):
+        beside = [other for begin, end, other in placed if x < end and begin < x + width]
+        while any(abs(label_y - other) < step for other in beside):
             label_y -= step / 4
         placed.append((x, x + width, label_y))
         shift = (label_y - y) * 72 / DPI
-        colour = (point.get("look") or Look(SOFT, "*", "-", False)).colour
-        axis.annotate(
-            point["name"], (point["x"], point["y"]), (9, shift), textcoords="offset points", va="center", fontsize=9,
-            color=_darker(colour),
-            arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.7, "shrinkB": 4} if abs(shift) > 9 else None,
-        )  # fmt: skip
+        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+        style["color"] = _darker((point.get("look") or REFERENCE).colour)
+        if abs(shift) > 9:
+            style["arrowprops"] = {"arrowstyle": "-", "color": FAINT, "lw": 0.7, "shrinkB": 4}
+        axis.annotate(point["name"], (point["x"], point["y"]), (9, shift), **style)
 
 
 def _darker(colour: str) -> str:
@@ -315,58 +287,57 @@ def _darker(colour: str) -> str:
 
 
 @_drawn
-def speed(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baseline: str) -> Picture:
-    """Draw rows of `costs.time_operators`: time against tokens on log axes, each line with its
-    fitted exponent.
+def speed(
+    timings: Sequence[Mapping[str, Any]], styles: Mapping[str, Look], baseline: str
+) -> Picture:
+    """Draw rows of `costs.time_operators`: time against tokens on log axes.
+
+    Each line is named with its fitted exponent.
     """
     figure, axis = _axes(height=4.3)
-    lines, slopes = _series(rows), exponents(rows)
+    lines, slopes = _series(timings), exponents(timings)
     labels, descriptions = [], []
     for name, (tokens, times) in lines.items():
         look = styles.get(name, Look(SOFT, "o", "-", False))
-        axis.plot(
-            tokens, times, color=look.colour, ls=look.dash, marker=look.marker, mew=1.4,
-            mfc=PAPER if look.hollow else look.colour, lw=2.4 if name == baseline else 1.8, zorder=3,
-        )  # fmt: skip
+        style = {"ls": look.dash, "marker": look.marker, "mew": 1.4, "zorder": 3}
+        width = 2.4 if name == baseline else 1.8
+        axis.plot(tokens, times, lw=width, **_colours(look), **style)
         slope = slopes[name]
         fitted = "" if slope is None else f"  {slope:.2f}"
         # The baseline's own name is long; the alt text and the text beside the figure give it.
         label = "dense" if name == baseline else name
         labels.append({"name": f"{label}{fitted}", "x": tokens[-1], "y": times[-1], "look": look})
-        descriptions.append(
-            f"{name} {seconds(times[-1])} at {tokens[-1]:,} tokens"
-            + (f", exponent {slope:.2f}" if slope else "")
-        )
+        exponent = f", exponent {slope:.2f}" if slope else ""
+        last = f"{seconds(times[-1])} at {tokens[-1]:,} tokens"
+        descriptions.append(f"{name} {last}{exponent}")
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="time of one call")
-    ticks = sorted({size for tokens, _ in lines.values() for size in tokens})
-    spacing = max(1, len(ticks) // 4)
-    axis.set_xticks(
-        ticks, [f"{tick:,}" if index % spacing == 0 else "" for index, tick in enumerate(ticks)]
-    )
-    axis.minorticks_off()
+    _tokens_axis(axis, sorted(set().union(*(tokens for tokens, _ in lines.values()))))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
-    axis.set_xlim(
-        ticks[0] / 1.25,
-        ticks[-1] * (ticks[-1] / ticks[0]) ** 0.62 if len(ticks) > 1 else ticks[0] * 4,
-    )
     _label_points(figure, axis, labels)
-    listing = "; ".join(descriptions)
-    return _finish(
-        figure,
-        f"Time of one attention call against tokens, log axes, baseline {baseline}: {listing}.",
-    )
+    drawn = f"Time of one attention call against tokens, log axes, baseline {baseline}"
+    return _finish(figure, f"{drawn}: {'; '.join(descriptions)}.")
 
 
-def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+def _tokens_axis(axis: Any, ticks: Sequence[int]) -> None:
+    """Name a few of the sizes, and leave room on the right for the names of the lines."""
+    spacing = max(1, len(ticks) // 4)
+    names = [f"{tick:,}" if index % spacing == 0 else "" for index, tick in enumerate(ticks)]
+    axis.set_xticks(ticks, names)
+    axis.minorticks_off()
+    end = ticks[-1] * (ticks[-1] / ticks[0]) ** 0.62 if len(ticks) > 1 else ticks[0] * 4
+    axis.set_xlim(ticks[0] / 1.25, end)
+
+
+def _series(timings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
     """Return the tokens and the times of each operator, in the order of the rows."""
     lines: dict[str, tuple[list[int], list[float]]] = {}
-    for row in sorted(rows, key=lambda row: row["tokens"]):
+    for row in sorted(timings, key=lambda row: row["tokens"]):
         if not row["seconds"]:  # too slow to be measured at this size
             continue
         tokens, times = lines.setdefault(row["operator"], ([], []))
         tokens.append(int(row["tokens"]))
         times.append(float(row["seconds"]))
-    order = list(dict.fromkeys(row["operator"] for row in rows))
+    order = list(dict.fromkeys(row["operator"] for row in timings))
     return {name: lines[name] for name in order if name in lines}
 
 
@@ -374,14 +345,11 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], lis
 def training(
     curves: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping[str, Look], y: str = "loss"
 ) -> Picture:
-    """Draw a panel for each student's {step, loss}, its own line in colour and the others' in grey
-    for comparison.
-    """
+    """Draw a panel for each student's {step, loss}: its line in colour, the others' in grey."""
     columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    figure, axes = _axes(
-        WIDTH, max(1.55 * rows + 0.35, 2.6), rows, columns, squeeze=False, sharex=True, sharey=True
-    )
+    down = -(-len(curves) // columns)
+    height, shared = max(1.55 * down + 0.35, 2.6), {"sharex": True, "sharey": True}
+    figure, axes = _axes(WIDTH, height, down, columns, squeeze=False, **shared)
     for axis, name in zip(axes.flat, curves, strict=False):
         for other, curve in curves.items():
             if other != name:
@@ -395,21 +363,17 @@ def training(
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
     for axis in axes.flat[max(0, len(curves) - columns) : len(curves)]:
-        # the lowest panel of a column, also where the last row is not full
-        axis.tick_params(labelbottom=True)
+        axis.tick_params(labelbottom=True)  # the lowest panels, also where the last row is not full
     figure.supxlabel("step", fontsize=10)
     figure.supylabel(y, fontsize=10)
-    losses = "; ".join(
-        f"{name} from {short(curve['loss'][0])} to {short(curve['loss'][-1])}"
-        for name, curve in curves.items()
-    )
-    return _finish(figure, f"Training curves, {y} by step on a log axis: {losses}.")
+    losses = []
+    for name, curve in curves.items():
+        losses.append(f"{name} from {short(curve['loss'][0])} to {short(curve['loss'][-1])}")
+    return _finish(figure, f"Training curves, {y} by step on a log axis: {'; '.join(losses)}.")
 
 
 def _curve(axis: Any, curve: Mapping[str, Sequence[Any]], **style: Any) -> None:
-    """Draw a line for each stage, since layer by layer and end to end are losses of different
-    kinds.
-    """
+    """Draw a line for each stage: layer by layer and end to end have different losses."""
     stages = curve.get("stage") or [""] * len(curve["step"])
     for stage in dict.fromkeys(stages):
         indices = [index for index, name in enumerate(stages) if name == stage]
@@ -420,12 +384,12 @@ def _curve(axis: Any, curve: Mapping[str, Sequence[Any]], **style: Any) -> None:
 
 def _smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:
     """Return the running mean over a share of the steps; short curves do not change."""
-    values = np.asarray(values, float)
-    width = int(len(values) * share)
+    array = np.asarray(values, float)
+    width = int(len(array) * share)
     if width < 2:
-        return values
-    total = np.cumsum(np.insert(values, 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
+        return array
+    total = np.cumsum(np.insert(array, 0, 0.0))
+    ends = np.arange(1, len(array) + 1)
     begins = np.maximum(ends - width, 0)
     return (total[ends] - total[begins]) / (ends - begins)
 
@@ -442,18 +406,15 @@ def by_noise(
     figure, axis = _axes(height=4.0)
     for name, values in lines.items():
         look = styles.get(name, Look(SOFT, "o", (0, (1.2, 1.4)), False))
-        axis.plot(
-            noise, values, color=look.colour, ls=look.dash, marker=look.marker, mew=1.4, label=name,
-            mfc=PAPER if look.hollow else look.colour,
-        )  # fmt: skip
+        style = {"ls": look.dash, "marker": look.marker, "mew": 1.4, "label": name}
+        axis.plot(noise, values, **_colours(look), **style)
     axis.set(xlabel="noise level (1 is pure noise)", ylabel=y)
-    if log and all(value > 0 for values in lines.values() for value in values):
+    if log and min(map(min, lines.values())) > 0:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
         axis.yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(
-        loc="outside lower center", ncols=min(3, len(lines)), handlelength=2.6, columnspacing=1.4
-    )
+    spacing = {"handlelength": 2.6, "columnspacing": 1.4}
+    figure.legend(loc="outside lower center", ncols=min(3, len(lines)), **spacing)
     descriptions = []
     for name, values in lines.items():
         descriptions.append(f"{name} {', '.join(short(value, 2) for value in values)}")
@@ -463,10 +424,9 @@ def by_noise(
 
 @_drawn
 def bars(
-    values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Look], x: str, log: bool = True
+    values: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Look], x: str, log: bool = True
 ) -> Picture:
-    """Draw a line for each student from its value before to the value after: {name: {before,
-    after}}.
+    """Draw a line for each student of {name: {before, after}} from the one value to the other.
 
     The farther left the value after, the better the student became.
     """
@@ -474,9 +434,8 @@ def bars(
     for row, (name, pair) in enumerate(values.items()):
         look = styles.get(name, Look(INK, "o", "-", False))
         if pair.get("before") is not None:
-            axis.plot(
-                [pair["before"], pair["after"]], [row, row], color=look.colour, lw=2.2, alpha=0.45
-            )
+            ends = [pair["before"], pair["after"]]
+            axis.plot(ends, [row, row], color=look.colour, lw=2.2, alpha=0.45)
             axis.plot(pair["before"], row, "o", color=look.colour, mfc=PAPER, mew=1.6, ms=7)
         axis.plot(pair["after"], row, "o", color=look.colour, ms=7)
     axis.set_yticks(range(len(values)), list(values))
@@ -492,9 +451,8 @@ def bars(
     for name, pair in values.items():
         start = f"from {short(pair['before'])} to " if pair.get("before") is not None else ""
         descriptions.append(f"{name} {start}{short(pair['after'])}")
-    return _finish(
-        figure, f"{x} before distillation (hollow) and after (filled): {'; '.join(descriptions)}."
-    )
+    drawn = f"{x} before distillation (hollow) and after (filled)"
+    return _finish(figure, f"{drawn}: {'; '.join(descriptions)}.")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -505,13 +463,11 @@ def bars(
 def heatmap(
     values: Any, *, rows: Sequence[str], columns: Sequence[str], title: str, x: str, y: str
 ) -> Picture:
-    """Draw a table of numbers as colours, with the number in each cell: layers down, noise levels
-    across.
+    """Draw a table of numbers as colours, with the number in each cell.
+
+    `rows` and `columns` are the names of the ticks; a None among the values stays empty.
     """
-    filled = []
-    for row in values:
-        filled.append([math.nan if value is None else value for value in row])
-    table = np.array(filled, float)
+    table = np.array(values, float)  # None becomes NaN
     if np.isnan(table).all():
         raise ValueError(f"{title}: not one number to show")
     figure, axis = _axes(WIDTH, 0.34 * len(rows) + 1.15)
@@ -522,36 +478,31 @@ def heatmap(
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    middle = (np.nanmin(table) + np.nanmax(table)) / 2
+    low, high = np.nanmin(table), np.nanmax(table)
+    dark = (low + high) / 2 + 0.15 * (high - low)
     for (row, column), value in np.ndenumerate(table):
-        if math.isnan(value):
-            continue
-        colour = PAPER if value > middle + 0.15 * (np.nanmax(table) - np.nanmin(table)) else INK
-        axis.text(column, row, short(value, 3), ha="center", va="center", fontsize=9, color=colour)
+        if not math.isnan(value):
+            style = {"ha": "center", "va": "center", "fontsize": 9}
+            axis.text(column, row, short(value, 3), color=PAPER if value > dark else INK, **style)
     axis.set(xlabel=x, ylabel=y)
     axis.set_title(title)
-    lowest = np.unravel_index(np.nanargmin(table), table.shape)
-    highest = np.unravel_index(np.nanargmax(table), table.shape)
-    extremes = " and ".join(
-        f"{word} {short(float(table[index]))} at {y} {rows[index[0]]}, {x} {columns[index[1]]}"
-        for word, index in (("lowest", lowest), ("highest", highest))
-    )
-    return _finish(figure, f"Heat map of {title} by {y} and {x}: {extremes}.")
+    extremes = []
+    for word, index in (("lowest", np.nanargmin(table)), ("highest", np.nanargmax(table))):
+        row, column = divmod(int(index), table.shape[1])
+        value = short(float(table[row, column]))
+        extremes.append(f"{word} {value} at {y} {rows[row]}, {x} {columns[column]}")
+    return _finish(figure, f"Heat map of {title} by {y} and {x}: {' and '.join(extremes)}.")
 
 
 def _scale_end(table: np.ndarray) -> float:
-    """Return the end of the colour scale, which lies above its start even where all values are
-    equal.
-    """
+    """Return the end of the colour scale, above its start even where all values are equal."""
     low, high = np.nanmin(table), np.nanmax(table)
     return high if high > low else low + 1
 
 
 @_drawn
 def confusion(matrix: Any, names: Sequence[str]) -> Picture:
-    """Draw how often the judge saw each shape (columns) for each prompted shape (rows), in per cent
-    of the row.
-    """
+    """Draw how often the judge saw each shape (columns) for each prompted one (rows), in %."""
     counts = np.asarray(matrix, float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axis = _axes(WIDTH, WIDTH * 0.86)
@@ -562,24 +513,22 @@ def confusion(matrix: Any, names: Sequence[str]) -> Picture:
     axis.grid(False)
     for (row, column), value in np.ndenumerate(share):
         if value >= 0.5:
-            colour = PAPER if value > 55 else INK
-            axis.text(
-                column, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color=colour
-            )
+            style = {"ha": "center", "va": "center", "fontsize": 8.5}
+            axis.text(column, row, f"{value:.0f}", color=PAPER if value > 55 else INK, **style)
     axis.set(xlabel="shape the judge saw", ylabel="shape asked for")
-    wrong = []
-    for row, asked in enumerate(names):
-        wrong += [
-            (share[row, column], asked, seen) for column, seen in enumerate(names) if column != row
-        ]
-    worst_first = sorted(wrong, key=lambda mistake: -mistake[0])[:3]
-    worst = [
-        f"{asked} seen as {seen} {value:.0f} %"
-        for value, asked, seen in worst_first
-        if value >= 0.5
-    ]
     right = counts.trace() / max(counts.sum(), 1)
-    alt = f"Confusion of shapes in per cent: {100 * right:.0f} % right; " + (
-        "; ".join(worst) or "no mistakes"
+    mistakes = "; ".join(_mistakes(share, names)) or "no mistakes"
+    return _finish(
+        figure, f"Confusion of shapes in per cent: {100 * right:.0f} % right; {mistakes}."
     )
-    return _finish(figure, alt + ".")
+
+
+def _mistakes(share: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Describe up to three of the most frequent mistakes; `share` is in per cent of a row."""
+    wrong = share * (1 - np.eye(len(names)))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:3]
+    described = []
+    for row, column in (divmod(int(index), len(names)) for index in order):
+        if wrong[row, column] >= 0.5:
+            described.append(f"{names[row]} seen as {names[column]} {wrong[row, column]:.0f} %")
+    return described

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from linattn import project
+from linattn.report import markdown
 
 MEASURES = {"of_floor": "{:.0%} of floor", "executed_tflops": "{:.0f} TFLOP/s", "ms": "{:.3g} ms"}
 PEERS = {
@@ -55,13 +56,20 @@ def read(path: Path | None = None) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with path.open() as file:
-        rows = list(csv.DictReader(file))
-    return [row | {name: float(row[name]) for name in MEASURES if row.get(name)} for row in rows]
+        return [row | _numbers(row) for row in csv.DictReader(file)]
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(row[name]) for name in MEASURES if row.get(name)}
+
+
+def in_markdown(timings: list[dict[str, Any]]) -> str:
     """Return a run's table in Markdown, or say how to make one."""
-    return table(rows) if rows else "No run on a GPU is committed yet: `make gpu-check` makes one."
+    return (
+        table(timings)
+        if timings
+        else "No run on a GPU is committed yet: `make gpu-check` makes one."
+    )
 
 
 def pictures() -> list[Path]:
@@ -69,17 +77,14 @@ def pictures() -> list[Path]:
     return sorted((project.ROOT / "reports" / "gpu").glob("*.png"))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of every target, the value reached, and the peers' times relative to
-    ours.
-    """
-    timed = {(row["case"], row["provider"]): row for row in rows if not row["skipped"]}
+def table(timings: list[dict[str, Any]]) -> str:
+    """Return a Markdown table of targets, the values reached, and the peers' times over ours."""
+    timed = {(row["case"], row["provider"]): row for row in timings if not row["skipped"]}
     peer_heads = [f"{name} takes" for name in PEERS]
     heads = ["kernel, model, tokens", "ms", "reached", "target", *peer_heads]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    lines += [_line(target, timed) for target in targets()]
-    joined = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{joined}\n\n{circumstances(rows)}"
+    lines = [_line(target, timed) for target in targets()]
+    body = markdown.table([heads, markdown.rule(len(heads) - 1), *lines])
+    return f"{body}\n\n{circumstances(timings)}"
 
 
 def _line(target: Target, timed: Mapping[tuple[str, str], dict[str, Any]]) -> list[str]:
@@ -94,9 +99,9 @@ def _line(target: Target, timed: Mapping[tuple[str, str], dict[str, Any]]) -> li
     return [target.case, f"{ours['ms']:.3g}", reached, wanted, *ratios]
 
 
-def circumstances(rows: list[dict[str, Any]]) -> str:
+def circumstances(timings: list[dict[str, Any]]) -> str:
     """Say how many calls were timed, on which GPU and with which versions."""
-    first, timed = rows[0], [row for row in rows if not row["skipped"]]
+    first, timed = timings[0], [row for row in timings if not row["skipped"]]
     our_calls = [int(row["repeats"]) for row in timed if row["provider"] == "ours"]
     peer_calls = [int(row["repeats"]) for row in timed if row["provider"] != "ours"]
     if not our_calls:

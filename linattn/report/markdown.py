@@ -1,6 +1,6 @@
-"""Write a row of results as a Markdown table, as the executed notebooks show it."""
+"""Markdown tables: lines of cells, and a row of results as the executed notebooks show it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from linattn.report.columns import COLUMNS, Column
@@ -12,8 +12,21 @@ CROSS_COLOUR = Column(
 QUALITY = (*(column for column in COLUMNS if column.section == "quality"), CROSS_COLOUR)
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Return the row as a Markdown table, with the undistilled row beside it where there is one."""
+def table(lines: Iterable[Sequence[str]]) -> str:
+    """Return lines of cells as a Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def rule(columns: int) -> list[str]:
+    """Return the line below the heads: names on the left, `columns` of numbers on the right."""
+    return ["---", *["---:"] * columns]
+
+
+def of_row(result: Mapping[str, Any]) -> str:
+    """Return a row as a table with a line for each measure.
+
+    The undistilled row stands beside it where there is one.
+    """
     titles = {"quality": result["student"], "undistilled": "converted, not distilled"}
     sections = [name for name in titles if name in result]
     lines = [["", *(titles[name] for name in sections)], ["---"] * (len(sections) + 1)]
@@ -22,11 +35,7 @@ def table(result: Mapping[str, Any]) -> str:
         if any(measures):
             description = f"{column.title}: {column.note}"
             lines.append([description, *(_cell(column, measure) for measure in measures)])
-    return "\n".join(map(_line, lines))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return table(lines)
 
 
 def _cell(column: Column, measure: Mapping[str, Any] | None) -> str:

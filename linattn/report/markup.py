@@ -1,8 +1,17 @@
-"""HTML that other programs wrote, made to fit the report: without scripts and without anything to
-fetch.
-"""
+"""Make HTML that other programs wrote fit the report: no scripts, and nothing to fetch."""
 
 import re
+
+REPLACEMENTS = (
+    (re.compile(r"<script\b.*?</script>", re.S | re.I), ""),
+    (re.compile(r"<link\b[^>]*>", re.I), ""),
+    (re.compile(r'<a\b[^>]*href="(?:https?:)?//[^"]*"[^>]*>(.*?)</a>', re.S | re.I), r"\1"),
+    (
+        re.compile(r'<img\b[^>]*src="(?:https?:)?//[^"]*"[^>]*>', re.I),
+        "(a picture that is not on this machine)",
+    ),
+    (re.compile(r"\bhttps?://"), ""),
+)
 
 
 def slug(text: str) -> str:
@@ -11,18 +20,7 @@ def slug(text: str) -> str:
 
 
 def without_addresses(body: str) -> str:
-    """Replace outside links by their text, remove scripts and style sheets, and strip the scheme of
-    bare addresses.
-    """
-    body = re.sub(r"<script\b.*?</script>", "", body, flags=re.S | re.I)
-    body = re.sub(r"<link\b[^>]*>", "", body, flags=re.I)
-    body = re.sub(
-        r'<a\b[^>]*href="(?:https?:)?//[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.S | re.I
-    )
-    body = re.sub(
-        r'<img\b[^>]*src="(?:https?:)?//[^"]*"[^>]*>',
-        "(a picture that is not on this machine)",
-        body,
-        flags=re.I,
-    )
-    return re.sub(r"\bhttps?://", "", body)
+    """Remove scripts, style sheets and every address; a link leaves its text."""
+    for pattern, replacement in REPLACEMENTS:
+        body = pattern.sub(replacement, body)
+    return body

@@ -4,9 +4,7 @@ import math
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """Write a number as a person does: 0.0123, 12.3 M, and 1.4e-07 only when nothing else is
-    readable.
-    """
+    """Write a number as 0.0123 or 12.3 M, and as 1.4e-07 only where nothing else is readable."""
     if value is None or not math.isfinite(value):
         return "none"
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):

@@ -66,9 +66,7 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
     def html(self, width: int | None = None) -> str:
-        """Return an <img> at most `width` CSS pixels wide (default: half its own, for fine
-        screens).
-        """
+        """Return an <img> at most `width` CSS pixels wide; the default suits fine screens."""
         pixels_wide, pixels_high = self.size
         width = width or pixels_wide // 2
         alt = html.escape(self.alt, quote=True)
@@ -79,8 +77,7 @@ class Picture:
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        # text/html and not image/png, because nbconvert's lab template writes an image without an
-        # alt text
+        # nbconvert's lab template writes an image/png without its alt text, and text/html as it is
         return {"text/html": self.html(), "text/plain": self.alt}
 
 

@@ -12,17 +12,15 @@ from linattn.report.picture import Picture
 
 def strips(data: Data, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Return a strip of pictures for each name, all from the same noise and prompts."""
-    rows = []
+    entries: list[dict[str, Any]] = []
     for name in names or ("teacher", *data.students):
-        entry = data.pictures.get(name)
-        if entry is None:
-            if name in data.failures:
-                rows.append({"name": name, "picture": None, "note": "failed"})
-            continue
-        rows.append(
-            {"name": name, "picture": strip(data, name, entry["pictures"], "drawn by"), "note": ""}
-        )
-    return rows
+        drawn = data.pictures.get(name)
+        if drawn is not None:
+            picture = strip(data, name, drawn["pictures"], "drawn by")
+            entries.append({"name": name, "picture": picture, "note": ""})
+        elif name in data.failures:
+            entries.append({"name": name, "picture": None, "note": "failed"})
+    return entries
 
 
 def strip(data: Data, name: str, pictures: np.ndarray, words: str) -> Picture:
@@ -30,9 +28,8 @@ def strip(data: Data, name: str, pictures: np.ndarray, words: str) -> Picture:
     frames = pictures[: data.show]
     separator = "; " if data.captions else ", "
     prompts = separator.join(column_names(data)[: len(frames)])
-    return figures.strip(
-        frames, f"{len(frames)} pictures {words} {name}; asked for, from left to right: {prompts}."
-    )
+    shown = f"{len(frames)} pictures {words} {name}"
+    return figures.strip(frames, f"{shown}; asked for, from left to right: {prompts}.")
 
 
 def column_names(data: Data) -> list[str]:
@@ -46,30 +43,19 @@ def column_names(data: Data) -> list[str]:
 
 
 def detail(data: Data, name: str) -> list[dict[str, Any]]:
-    """Return strips of the teacher, the student, their difference, and the student before
-    distillation.
-    """
+    """Return strips of the teacher, the student, their difference, and the undistilled student."""
     teacher, student = data.pictures.get("teacher"), data.pictures.get(name)
     if student is None:
         return []
-    rows = []
-    if teacher is not None:
-        rows.append(
-            {
-                "name": "teacher",
-                "picture": strip(data, "the teacher", teacher["pictures"], "drawn by"),
-            }
-        )
-    rows.append({"name": name, "picture": strip(data, name, student["pictures"], "drawn by")})
+    shown = {name: strip(data, name, student["pictures"], "drawn by")}
     if teacher is not None:
         change = figures.change(teacher["pictures"][: data.show], student["pictures"][: data.show])
-        rows.append(
-            {
-                "name": "difference",
-                "picture": strip(data, name, change, "of where the teacher differs from"),
-            }
-        )
+        shown = {
+            "teacher": strip(data, "the teacher", teacher["pictures"], "drawn by"),
+            **shown,
+            "difference": strip(data, name, change, "of where the teacher differs from"),
+        }
     if "undistilled" in student:
         before = strip(data, f"{name} before distillation", student["undistilled"], "drawn by")
-        rows.append({"name": "not distilled", "picture": before})
-    return rows
+        shown["not distilled"] = before
+    return [{"name": title, "picture": picture} for title, picture in shown.items()]

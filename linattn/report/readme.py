@@ -1,9 +1,9 @@
 """The README's tables and pictures, from the committed results: no number there is typed by hand.
 
 `python -m linattn.readme` rewrites what stands between the marks; `--check` says whether that is
-needed. All it takes is in Git: reports/results, reports/runs and reports/gpu. What ran on this
-machine since counts for nothing here, until `make publish`, which draws the grids in docs/ too
-(`--pictures`), since pictures lie only where the run was.
+needed. Everything it reads is in Git: reports/results, reports/runs and reports/gpu. A later run on
+this machine changes nothing here until `make publish`, which also draws the grids in docs/
+(`--pictures`): pictures exist only where the run was made.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from linattn import params, project, report
-from linattn.report import figures, gpu, operators
+from linattn.report import figures, gpu, markdown, operators
 from linattn.report.picture import Picture
 
 RESULTS = ("<!-- results: written by python -m linattn.readme -->", "<!-- end of results -->")
@@ -25,51 +25,45 @@ OPERATORS = (
 )
 KERNELS = ("<!-- kernels: written by python -m linattn.readme -->", "<!-- end of kernels -->")
 CAPTIONED, ROOM = 4, 6  # pictures in a row under captions, drawn as small as six would be
-NONE = "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its table here."
+NONE = (
+    "No run is committed yet: `make repro` makes one, and `python -m linattn.readme` puts its "
+    "table here."
+)
 
 
 def table(data: report.Report) -> str:
-    """Return the report's table as Markdown, where the undistilled rows are a column instead of a
-    group.
+    """Return the report's table as Markdown.
+
+    The error of the undistilled rows is a column here, where the report has a group of rows.
     """
     full = report.table(data)
     chosen = [index for index, column in enumerate(full.columns) if column.key in report.OVERVIEW]
     columns = [full.columns[index] for index in chosen]
-    titles = [column.title for column in columns]
-    lines = [
-        _line(["", *titles, "Error undistilled"]),
-        _line(["---", *["---:"] * (len(titles) + 1)]),
-    ]
+    heads = ["", *(column.title for column in columns), "Error undistilled"]
+    lines = [heads, markdown.rule(len(heads) - 1)]
     for group in full.groups:
-        lines += _heading(group, len(titles)) if data.several else []
-        lines += [
-            _row(data, row, full.columns, chosen) for row in group.rows if row.kind != "undistilled"
-        ]
+        if data.several:
+            lines.append(_heading(group, len(heads)))
+        shown = [row for row in group.rows if row.kind != "undistilled"]
+        lines += [_row(data, row, full.columns, chosen) for row in shown]
     notes = "; ".join(f"{column.title}: {column.note}" for column in columns)
-    best = "the best method of each teacher" if data.several else "the best of the four methods"
-    return "\n".join(lines) + f"\n\n{notes}. Brackets hold 95 % intervals, bold is {best}."
+    best = "the best method of each teacher" if data.several else "the best method"
+    return f"{markdown.table(lines)}\n\n{notes}. Brackets hold 95 % intervals, bold is {best}."
 
 
 def _heading(group: report.Group, columns: int) -> list[str]:
-    """Write a teacher's name into the first cell of an empty row, since Markdown has no cell that
-    spans.
-    """
+    """Return an empty row with the teacher's name, since Markdown has no cell that spans."""
     waiting = ": no results yet" if group.waiting else ""
-    return [_line([f"**{group.heading}**, {group.note}{waiting}", *[""] * (columns + 1)])]
+    return [f"**{group.heading}**, {group.note}{waiting}", *[""] * (columns - 1)]
 
 
 def _row(
     data: report.Report, row: report.Row, columns: tuple[report.Column, ...], chosen: list[int]
-) -> str:
+) -> list[str]:
     if row.failure:
-        return _line([f"{row.name}: failed ({row.failure})", *[""] * (len(chosen) + 1)])
-    return _line(
-        [row.name, *(_cell(row.cells[index]) for index in chosen), _before(data, row.name, columns)]
-    )
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        return [f"{row.name}: failed ({row.failure})", *[""] * (len(chosen) + 1)]
+    cells = [_cell(row.cells[index]) for index in chosen]
+    return [row.name, *cells, _before(data, row.name, columns)]
 
 
 def _cell(cell: report.Cell) -> str:
@@ -93,10 +87,8 @@ def _commits(data: report.Report) -> str:
 def circumstances(data: report.Report) -> str:
     """Say how many pictures, which seeds and which machine the numbers come from."""
     facts, training_seeds = data.facts, {tuple(result["seeds"]) for result in data.results.values()}
-    sizes = [
-        part.teacher["pictures"] for part in data.parts.values() if part.teacher.get("pictures")
-    ]
-    evaluation_seeds = sorted({str(size["seed"]) for size in sizes})
+    sizes = [teacher.teacher.get("pictures") for teacher in data.parts.values()]
+    evaluation_seeds = sorted({str(size["seed"]) for size in sizes if size})
     words = [
         f"Profile {data.profile}: {' '.join(report.all_sizes(data)).rstrip('.')}",
         f"evaluation seed {', '.join(evaluation_seeds) or 'unknown'}",
@@ -113,11 +105,8 @@ def circumstances(data: report.Report) -> str:
 
 def pictures(data: report.Report) -> dict[str, Picture]:
     """Draw a grid for every teacher with results, by its path in the repository."""
-    return {
-        place(part.role): picture(part)
-        for part in data.parts.values()
-        if part.teacher and part.results
-    }
+    complete = [teacher for teacher in data.parts.values() if teacher.teacher and teacher.results]
+    return {place(teacher.role): picture(teacher) for teacher in complete}
 
 
 def place(role: str) -> str:
@@ -126,17 +115,15 @@ def place(role: str) -> str:
 
 
 def picture(data: report.Data) -> Picture:
-    """Draw the grid of the teacher and every student that finished, with the same prompts and the
-    same noise.
-    """
+    """Draw the grid of a teacher and its finished students, from the same prompts and noise."""
     names = ("teacher", *data.done)
     if missing := [name for name in names if name not in data.pictures]:
         raise FileNotFoundError(
             f"no pictures of {', '.join(missing)} in data/pictures: make repro brings them"
         )
     count, room = (min(data.show, CAPTIONED), ROOM) if data.captions else (data.show, data.show)
-    rows = {name: data.pictures[name]["pictures"][:count] for name in names}
-    return figures.grid(rows, report.column_names(data)[:count], room=room)
+    drawn = {name: data.pictures[name]["pictures"][:count] for name in names}
+    return figures.grid(drawn, report.column_names(data)[:count], room=room)
 
 
 def small(png: bytes) -> bytes:
@@ -147,7 +134,7 @@ def small(png: bytes) -> bytes:
 
 
 def block(data: report.Report, grids: list[str]) -> str:
-    """Put the results' part together; `grids` are its Markdown lines with pictures."""
+    """Return the text between the marks of the results; `grids` are its lines with pictures."""
     return "\n\n".join([*grids, table(data), circumstances(data)]) if data.results else NONE
 
 
@@ -156,15 +143,16 @@ def lines(grids: Mapping[str, Picture]) -> list[str]:
 
 
 def standing(text: str) -> list[str]:
-    """Find the lines with pictures that the results' part has now."""
-    part = text.partition(RESULTS[0])[2].partition(RESULTS[1])[0]
-    return [line for line in part.splitlines() if line.startswith("![")]
+    """Return the lines with pictures that stand between the marks of the results now."""
+    results = text.partition(RESULTS[0])[2].partition(RESULTS[1])[0]
+    return [line for line in results.splitlines() if line.startswith("![")]
 
 
-def in_step(text: str, data: report.Report, rows: list[dict]) -> bool:
-    """Say whether the README holds the current tables and circumstances."""
+def in_step(text: str, data: report.Report, times: list[dict]) -> bool:
+    """Say whether the README holds the current tables and circumstances; `times` are a GPU's."""
     expected = [table(data), circumstances(data)] if data.results else [NONE]
-    return all(passage in text for passage in [*expected, gpu.markdown(rows), operators.table()])
+    expected += [gpu.in_markdown(times), operators.table()]
+    return all(passage in text for passage in expected)
 
 
 def written(text: str, content: str, marks: tuple[str, str]) -> str:
@@ -178,7 +166,7 @@ def written(text: str, content: str, marks: tuple[str, str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m linattn.readme", description=__doc__.splitlines()[0]
+        prog="python -m linattn.readme", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit 1 if the README is behind"
@@ -191,20 +179,18 @@ def main(arguments: list[str] | None = None) -> int:
     data = report.read(
         settings.students, settings.profile, teachers=settings.teachers, committed=True
     )
-    rows = gpu.read()
+    times = gpu.read()
     path: Path = project.ROOT / "README.md"
     text = path.read_text()
     if parsed.check:
-        if in_step(text, data, rows):
+        if in_step(text, data, times):
             return 0
-        print(
-            "README.md is behind reports/results, reports/runs or reports/gpu: run python -m linattn.readme",
-            file=sys.stderr,
-        )
+        behind = "README.md is behind reports/results, reports/runs or reports/gpu"
+        print(f"{behind}: run python -m linattn.readme", file=sys.stderr)
         return 1
     grids = pictures(data) if parsed.pictures else {}
     content = block(data, lines(grids) if parsed.pictures else standing(text))
-    new = written(written(text, content, RESULTS), gpu.markdown(rows), KERNELS)
+    new = written(written(text, content, RESULTS), gpu.in_markdown(times), KERNELS)
     new = written(new, operators.table(), OPERATORS)
     for path_of, grid in grids.items():
         (project.ROOT / path_of).write_bytes(small(grid.png))

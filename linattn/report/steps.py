@@ -1,19 +1,21 @@
-"""Times of whole steps as a table: a column for each size, lines for the dense step, its bound and
-the operators.
+"""Times of whole steps as a table with a column for each size.
+
+The lines are the dense step, attention's share of it, the bound that follows, and the operators.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from linattn.report import markdown
 from linattn.report.numbers import seconds
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def table(timings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return rows of amdahl.time_steps as {sizes, lines [(name, [cell ..]) ..]}."""
-    rows = [row for row in rows if row.get("seconds")]
-    sizes = sorted({row["tokens"] for row in rows})
+    timed = [row for row in timings if row.get("seconds")]
+    sizes = sorted({row["tokens"] for row in timed})
     cells: dict[str, dict[int, str]] = {}  # by line and size
-    for row in rows:
+    for row in timed:
         time, tokens = seconds(row["seconds"]), row["tokens"]
         if row["operator"] == "dense":
             cells.setdefault("dense", {})[tokens] = time
@@ -28,13 +30,12 @@ def table(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"sizes": sizes, "lines": lines}
 
 
-def told(rows: Iterable[Mapping[str, Any]]) -> str:
+def in_markdown(timings: Iterable[Mapping[str, Any]]) -> str:
     """Return the same table in Markdown."""
-    steps = table(rows)
+    steps = table(timings)
     sizes = steps["sizes"]
     if not sizes:
         return "No step was timed."
     heads = ["tokens", *(f"{size:,}" for size in sizes)]
-    lines = [heads, ["---", *["---:"] * len(sizes)]]
-    lines += [[name, *cells] for name, cells in steps["lines"]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [[name, *cells] for name, cells in steps["lines"]]
+    return markdown.table([heads, markdown.rule(len(sizes)), *lines])

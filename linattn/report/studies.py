@@ -4,8 +4,7 @@
 - The result of a run on this machine is shown in place of the published one.
 - `sections()` returns (title, HTML) pairs; a study without its JSON or without its module is not
   shown.
-- A study that cannot be shown is named with the reason, so that a broken study does not break the
-  report.
+- A study that cannot be shown is named with the reason; the report is made without it.
 """
 
 import html
@@ -56,9 +55,7 @@ def _sections(name: str, module: str) -> list[Section]:
 
 
 def _exists(module: str) -> bool:
-    """Say whether a module exists, without running it; a missing parent package is a missing module
-    too.
-    """
+    """Say whether a module and its parent packages exist, without running the module."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

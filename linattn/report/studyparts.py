@@ -22,13 +22,14 @@ Cell = str | tuple[str, str]
 
 
 def run(study: str, notebook: str, stage: str, **names: str) -> int:
-    """Run a notebook of studies/<study> as the pipeline's are run; return 0, or 1 after printing
-    the failure.
+    """Run a notebook of studies/<study> as the pipeline runs its own.
+
+    The result is 0, or 1 after printing the failure.
     """
     home = f"studies/{study}"
     out = project.ROOT / "reports" / "notebooks" / home / f"{stage}.ipynb"
     try:
-        notebooks.run(project.ROOT / home / f"{notebook}.ipynb", out, **names)
+        notebooks.run(project.ROOT / home / f"{notebook}.ipynb", out, by_hand=False, **names)
     except (ValueError, notebooks.Failed) as error:
         cause = f"{error.__cause__}; " if error.__cause__ else ""
         print(f"linattn: study {study}, {stage} failed: {cause}{error}", file=sys.stderr)
@@ -50,17 +51,17 @@ def measured_on(facts: Mapping[str, Any]) -> str:
 
 def write_sheet(pictures: Mapping[Any, Tensor], path: Path, **jpeg: int) -> None:
     """Write rows of pictures below one another; each row is (pictures, 3, side, side) in [0, 1]."""
-    rows = [torch.cat(list(row), dim=2) for row in pictures.values()]  # (3, side, pictures sides)
-    pixels = torch.cat(rows, dim=1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
-    Image.fromarray(pixels.cpu().numpy()).save(path, optimize=True, **jpeg)
+    strips = [torch.cat(list(row), dim=2) for row in pictures.values()]  # (3, side, all widths)
+    pixels = torch.cat(strips, dim=1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+    Image.fromarray(pixels.cpu().numpy()).save(path, None, optimize=True, **jpeg)
 
 
 def read_sheet(names: Iterable[Hashable], path: Path) -> dict[Any, np.ndarray]:
     """Read a sheet back: (pictures, 3, side, side) bytes by name."""
     names, pixels = list(names), np.asarray(Image.open(path))
     side = pixels.shape[0] // len(names)
-    rows = pixels.reshape(len(names), side, -1, side, 3).transpose(0, 2, 4, 1, 3)
-    return dict(zip(names, rows, strict=True))
+    pictures = pixels.reshape(len(names), side, -1, side, 3).transpose(0, 2, 4, 1, 3)
+    return dict(zip(names, pictures, strict=True))
 
 
 def cell(measure: Mapping[str, Any], scale: float = 100, digits: int = 1) -> Cell:
@@ -73,16 +74,16 @@ def cell(measure: Mapping[str, Any], scale: float = 100, digits: int = 1) -> Cel
 
 
 def table(label: str, heads: Iterable[str], rows: Iterable[tuple[str, Iterable[Cell]]]) -> str:
-    """Write a table in HTML; a row is its name and its cells, and screen readers read `label` as
-    its caption.
-    """
+    """Write a table in HTML; a row is a name and cells, and screen readers read the label."""
     top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
-    body = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_td, cells))}</tr>'
-        for name, cells in rows
-    )
+    body = "\n".join(_tr(name, cells) for name, cells in rows)
     element = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return f'<div class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0">\n{element}\n</div>'
+    region = f'class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0"'
+    return f"<div {region}>\n{element}\n</div>"
+
+
+def _tr(name: str, cells: Iterable[Cell]) -> str:
+    return f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_td, cells))}</tr>'
 
 
 def _td(cell: Cell) -> str:
