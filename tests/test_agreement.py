@@ -1,4 +1,4 @@
-"""This machine's run beside the committed one: who was run where, and which figures agree."""
+"""This machine's run beside the committed one: rows that ran here, and figures that agree."""
 
 import re
 import shutil
@@ -16,12 +16,12 @@ BOTH = {**FEW, "sd-lit": synthetic_results.TEXT["sd-lit"]}
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Both runs are there, with the same numbers."""
+    """Write both runs with the same numbers."""
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.setenv(project.PIPELINE, "1")
     synthetic_results.write_all(BOTH)
-    for kind in ("results", "runs"):
-        shutil.copytree(tmp_path / project.LOCAL / kind, tmp_path / "reports" / kind)
+    for folder in ("results", "runs"):
+        shutil.copytree(tmp_path / project.LOCAL / folder, tmp_path / "reports" / folder)
     return tmp_path
 
 
@@ -49,18 +49,13 @@ def of(data, name):
 def test_the_same_numbers_agree_in_every_row(root):
     data = read().only
     rows = agreement.of_teacher(data).rows
-    assert {row.name for row in rows} >= {
-        "teacher",
-        "chance",
-        "teacher, fewer steps",
-        *FEW,
-        "clear, not distilled",
-    }
+    references = {"teacher", "chance", "teacher, fewer steps"}
+    assert {row.name for row in rows} >= {*references, *FEW, "clear, not distilled"}
     assert all(row.same and row.agrees for row in rows)
     assert "apart" not in agreement.summary(data, agreement.of_teacher(data))
 
 
-def test_a_figure_inside_both_intervals_agrees_and_is_not_the_same(root):
+def test_a_figure_inside_both_intervals_agrees_without_being_the_same(root):
     here = project.read_json(project.result("clear"))["quality"]["error"]
     change("clear", "error", value=here["value"] + 0.1 * (here["high"] - here["value"]))
     row = of(read().only, "clear")
@@ -70,22 +65,17 @@ def test_a_figure_inside_both_intervals_agrees_and_is_not_the_same(root):
 
 @pytest.mark.parametrize("side", ["here", "committed"])
 def test_an_interval_that_misses_the_other_value_disagrees_from_either_side(root, side):
-    """A narrow interval beside a wide one: the value lies in the wide one, and the other way round
-    it does not.
-    """
-    quality = project.read_json(project.result("clear"))["quality"]["error"]
-    value = quality["value"] + 0.5 * (quality["high"] - quality["value"])
-    narrow = {"value": value, "low": value - 1e-6, "high": value + 1e-6}
+    """The wide interval holds the value of the narrow one, which does not hold the other's."""
+    error = project.read_json(project.result("clear"))["quality"]["error"]
+    value = error["value"] + 0.5 * (error["high"] - error["value"])
     if side == "here":
-        change("clear", "error", **narrow)
+        change("clear", "error", value=value, low=value - 1e-6, high=value + 1e-6)
     else:
         change("clear", "error", value=value)
         path = project.published("results/clear.json")
         result = project.read_json(path)
-        result["quality"]["error"] |= {
-            "low": quality["value"] - 1e-6,
-            "high": quality["value"] + 1e-6,
-        }
+        narrow = {"low": error["value"] - 1e-6, "high": error["value"] + 1e-6}
+        result["quality"]["error"] |= narrow
         project.write_json(path, result)
     data = read().only
     assert not of(data, "clear").agrees
@@ -93,9 +83,7 @@ def test_an_interval_that_misses_the_other_value_disagrees_from_either_side(root
 
 
 def test_rounding_of_a_perfect_copy_is_no_disagreement(root):
-    """Softmax that nobody trained differs from its teacher by rounding alone, which is another on
-    another processor.
-    """
+    """Untrained softmax differs from its teacher by rounding, which depends on the processor."""
     for folder, value in ((project.local, 1e-13), (project.published, 4e-13)):
         result = project.read_json(folder("results/softmax.json"))
         result["undistilled"]["error"] |= {"value": value, "low": 0.9 * value, "high": 1.1 * value}
@@ -110,18 +98,17 @@ def test_a_cost_has_no_interval_and_must_be_equal(root):
     assert not of(read().only, "clear").agrees
 
 
-def test_a_teacher_that_was_not_run_here_is_the_committed_runs(root):
+def test_a_teacher_that_was_not_run_here_has_the_committed_rows(root):
     remove("teacher-text", "chance-text", "sd-lit")
-    whole = read(BOTH)
-    text = whole.parts["text"]
+    data = read(BOTH)
+    text = data.parts["text"]
     assert text.all_published
     assert not text.failures
     assert text.results["sd-lit"]["quality"]
     assert text.chance
-    assert "sd-nano was not run here: its rows are the committed run's." in agreement.summaries(
-        whole
-    )
-    assert "the committed run, not run here" in check(report.index_html(whole)).text
+    summary = "sd-nano was not run here: its rows are the committed run's."
+    assert summary in agreement.summaries(data)
+    assert "the committed run, not run here" in check(report.index_html(data)).text
 
 
 def test_one_student_that_was_not_run_here_is_marked_and_not_compared(root):
@@ -130,29 +117,25 @@ def test_one_student_that_was_not_run_here_is_marked_and_not_compared(root):
     assert data.published == {"lit"}
     assert "lit" not in {row.name for row in agreement.of_teacher(data).rows}
     assert agreement.summary(data, agreement.of_teacher(data)).endswith("not run here is lit.")
-    assert [row.note for row in report.table(read()).rows if row.name == "lit"] == [
-        "committed run",
-        "",
-    ]
+    notes = [row.note for row in report.table(read()).rows if row.name == "lit"]
+    assert notes == ["committed run", ""]
 
 
-def test_a_student_that_failed_here_is_no_committed_one_and_is_named(root):
+def test_a_student_that_failed_here_is_not_replaced_by_the_committed_one(root):
     remove("lit")
-    project.write_json(
-        project.run_result("lit", write=True), {"error": "the loss became NaN at step 12"}
-    )
+    failure = {"error": "the loss became NaN at step 12"}
+    project.write_json(project.run_result("lit", write=True), failure)
     data = read().only
     assert "NaN" in data.failures["lit"]
-    assert agreement.summary(data, agreement.of_teacher(data)).endswith(
-        "committed and without a result here is lit."
-    )
+    summary = agreement.summary(data, agreement.of_teacher(data))
+    assert summary.endswith("committed and without a result here is lit.")
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', "{", "{}"])
 @pytest.mark.parametrize("name", ["clear", "teacher-class", "chance-class", "anatomy"])
-@pytest.mark.parametrize("where", [project.local, project.published], ids=["here", "committed"])
-def test_a_damaged_file_costs_its_row_alone(root, where, name, content):
-    where(f"results/{name}.json").write_text(content)
+@pytest.mark.parametrize("run", [project.local, project.published], ids=["here", "committed"])
+def test_a_damaged_file_costs_its_row_alone(root, run, name, content):
+    run(f"results/{name}.json").write_text(content)
     data = read().only
     assert {"softmax", "lit"} <= set(data.results)
     assert "clear" in data.failures or "clear" in data.results
@@ -160,20 +143,20 @@ def test_a_damaged_file_costs_its_row_alone(root, where, name, content):
 
 
 def test_a_teacher_of_another_profile_is_neither_shown_nor_compared(root):
-    """A tiny run compared its 8 pictures of two steps with 128 of twenty."""
+    """Otherwise a tiny run's 8 pictures of two steps are compared with 128 of twenty."""
     for name in ("teacher-text", "chance-text", "teacher-class", "chance-class"):
         path = project.published(f"results/{name}.json")
         project.write_json(path, {**project.read_json(path), "profile": "full"})
     remove("teacher-text", "chance-text", "sd-lit", "anatomy")
     project.published("results/sd-lit.json").unlink()
-    whole = read(BOTH)
-    assert whole.parts["text"].waiting
-    assert not whole.parts["class"].anatomy
-    compared = {row.name for row in agreement.of_teacher(whole.parts["class"]).rows}
+    data = read(BOTH)
+    assert data.parts["text"].waiting
+    assert not data.parts["class"].anatomy
+    compared = {row.name for row in agreement.of_teacher(data.parts["class"]).rows}
     assert not compared & {"teacher", "teacher, fewer steps", "chance"}
 
 
-def test_a_committed_benchmark_says_whose_seconds_it_shows(root):
+def test_a_committed_benchmark_says_that_its_seconds_are_not_of_this_machine(root):
     project.run_result("benchmark").unlink()
     assert "nothing was timed on this machine" in check(report.teacher_html(read(), "class")).text
 

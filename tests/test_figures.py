@@ -16,34 +16,63 @@ CURVE = {
     "loss": [1.0, 0.5, 0.1],
     "stage": ["layerwise", "layerwise", "end-to-end"],
 }
-ROWS = [
-    {"operator": name, "tokens": n, "seconds": 1e-3 * n**power}
-    for name, power in (("softmax", 2.0), ("clear", 1.0))
-    for n in (256, 1024, 4096)
+TIMINGS = [
+    {"operator": "softmax", "tokens": 256, "seconds": 1e-3 * 256**2},
+    {"operator": "softmax", "tokens": 1024, "seconds": 1e-3 * 1024**2},
+    {"operator": "softmax", "tokens": 4096, "seconds": 1e-3 * 4096**2},
+    {"operator": "clear", "tokens": 256, "seconds": 1e-3 * 256},
+    {"operator": "clear", "tokens": 1024, "seconds": 1e-3 * 1024},
+    {"operator": "clear", "tokens": 4096, "seconds": 1e-3 * 4096},
 ]
+
+
+def a_grid():
+    pictures = {"teacher": torch.rand(3, 3, 8, 8), "b": torch.rand(2, 3, 8, 8)}
+    return figures.grid(pictures, ["a b", "c", "d"])
+
+
+def a_difference():
+    return figures.difference(torch.zeros(3, 8, 8), torch.ones(3, 8, 8))
+
+
+def a_map():
+    return figures.attention_over(torch.rand(3, 9, 12), {"teacher": np.eye(3, 4)}, 5)
+
+
+def a_scatter():
+    interval = {"y": 90.0, "low": 80.0, "high": 95.0}
+    student = {"name": "clear", "x": 1e6, "look": LOOKS["clear"], **interval}
+    teacher = {"name": "teacher", "x": 1e7, "y": 90.0}
+    return figures.quality_cost([student, teacher], x="cost", y="shape right, %")
+
+
+def some_curves():
+    return figures.training({"clear": CURVE, "lit": CURVE, "softmax": CURVE}, LOOKS)
+
+
+def some_bars():
+    errors = {"clear": {"before": 20.0, "after": 2.0}, "lit": {"before": None, "after": 1.0}}
+    return figures.bars(errors, LOOKS, "error")
+
+
+def a_heatmap():
+    names = {"rows": ["0", "1"], "columns": ["a", "b"], "x": "noise", "y": "layer"}
+    return figures.heatmap([[1.0, 2.0], [3.0, None]], title="entropy", **names)
+
+
 EVERY = {
-    "grid": lambda: figures.grid({"teacher": torch.rand(3, 3, 8, 8), "b": torch.rand(2, 3, 8, 8)}, ["a b", "c", "d"]),
-    "difference": lambda: figures.difference(torch.zeros(3, 8, 8), torch.ones(3, 8, 8)),
-    "attention_over": lambda: figures.attention_over(torch.rand(3, 9, 12), {"teacher": np.eye(3, 4)}, 5),
-    "quality_cost": lambda: figures.quality_cost(
-        [
-            {"name": "clear", "x": 1e6, "y": 90.0, "low": 80.0, "high": 95.0, "look": LOOKS["clear"]},
-            {"name": "teacher", "x": 1e7, "y": 90.0},
-        ],
-        x="cost", y="shape right, %",
-    ),
-    "speed": lambda: figures.speed(ROWS, LOOKS, "softmax"),
-    "training": lambda: figures.training({"clear": CURVE, "lit": CURVE, "softmax": CURVE}, LOOKS),
+    "grid": a_grid,
+    "difference": a_difference,
+    "attention_over": a_map,
+    "quality_cost": a_scatter,
+    "speed": lambda: figures.speed(TIMINGS, LOOKS, "softmax"),
+    "training": some_curves,
     "by_noise": lambda: figures.by_noise([0.1, 0.9], {"clear": [1.0, 2.0]}, LOOKS, "error"),
-    "bars": lambda: figures.bars(
-        {"clear": {"before": 20.0, "after": 2.0}, "lit": {"before": None, "after": 1.0}}, LOOKS, "error"
-    ),
-    "heatmap": lambda: figures.heatmap(
-        [[1.0, 2.0], [3.0, None]], rows=["0", "1"], columns=["a", "b"], title="entropy", x="noise", y="layer"
-    ),
+    "bars": some_bars,
+    "heatmap": a_heatmap,
     "confusion": lambda: figures.confusion([[3, 1], [0, 4]], ["disc", "ring"]),
     "strip": lambda: figures.strip(torch.rand(2, 3, 8, 8), "two pictures"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -67,7 +96,7 @@ def test_a_notebook_shows_the_alt_text_escaped():
     assert 'src="data:image/png;base64,' in shown
 
 
-def test_a_picture_without_words_is_refused():
+def test_a_picture_without_an_alt_text_is_refused():
     with pytest.raises(ValueError, match="alt text"):
         Picture(b"", " ")
 
@@ -81,7 +110,7 @@ def test_alt_texts_carry_the_numbers():
     assert "lowest 1 at layer 0, noise a" in EVERY["heatmap"]().alt
 
 
-def test_a_student_looks_the_same_whoever_else_is_there():
+def test_a_student_looks_the_same_whatever_the_other_students_are():
     fewer = looks({"clear": "clear", "lit": "lit"})
     assert fewer["clear"] == LOOKS["clear"]
     assert fewer["lit"] == LOOKS["lit"]
@@ -89,7 +118,7 @@ def test_a_student_looks_the_same_whoever_else_is_there():
     assert LOOKS["clear-pool"].marker != LOOKS["clear"].marker
 
 
-def test_operators_of_tomorrow_get_colours_of_their_own():
+def test_an_operator_without_a_hue_gets_a_spare_colour():
     more = looks({f"new{i}": f"operator{i}" for i in range(6)} | {"clear": "clear"})
     assert more["new0"].colour not in {operator.hue for operator in OPERATORS.values()}
     assert more["new0"].colour != more["new1"].colour
@@ -102,13 +131,12 @@ def test_a_strip_holds_the_pictures_pixel_by_pixel():
     from PIL import Image
 
     pictures = torch.rand(3, 3, 5, 7)
-    sheet = np.asarray(
-        Image.open(BytesIO(figures.strip(pictures, "x", columns=2, scale=1, gap=2).png))
-    )
+    strip = figures.strip(pictures, "x", columns=2, scale=1, gap=2)
+    sheet = np.asarray(Image.open(BytesIO(strip.png)))
     assert sheet.shape == (12, 16, 4)
     expected = (pictures[1] * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(sheet[:5, 9:16, :3], expected)
-    assert (sheet[7:, 9:, 3] == 0).all()  # the place of the fourth picture is transparent
+    assert (sheet[7:, 9:, 3] == 0).all()  # there is no fourth picture
 
 
 def test_change_is_white_where_nothing_changed():
@@ -121,14 +149,14 @@ def test_change_is_white_where_nothing_changed():
         figures.change(same, torch.rand(1, 3, 5, 5))
 
 
-def test_a_long_name_is_as_wide_as_its_panel_and_a_short_one_as_usual():
+def test_the_letters_of_a_long_name_shrink_until_it_fits_its_panel():
     name = "mediator-schedule, not distilled"
     size = figures._fitted(name, 1.6, 9.5)
     assert 0.66 * len(name) * size / 72 == pytest.approx(1.6)
     assert figures._fitted("teacher", 1.6, 9.5) == 9.5
 
 
-def test_a_grid_is_narrower_where_more_would_have_room():
+def test_a_grid_with_room_for_more_pictures_is_narrower():
     wide, narrow = (figures.grid({"teacher": torch.rand(2, 3, 8, 8)}, room=room) for room in (4, 8))
     assert narrow.size[0] < wide.size[0]
 
@@ -139,20 +167,20 @@ def test_a_caption_is_wrapped_to_its_picture_and_a_class_keeps_its_two_lines():
     assert " ".join(lines) == caption
     assert max(map(len, lines)) <= 0.7 / 0.062
     assert figures._stacked("red ring", 0.1) == "red\nring"
-    rows = {"teacher": torch.rand(1, 3, 8, 8)}
-    taller, usual = (figures.grid(rows, [title], room=6) for title in (caption, "red ring"))
+    pictures = {"teacher": torch.rand(1, 3, 8, 8)}
+    taller, usual = (figures.grid(pictures, [title], room=6) for title in (caption, "red ring"))
     assert taller.size[1] > usual.size[1] + 100  # room for the lines, not smaller pictures
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 4, 5, 5)])
-def test_what_is_no_picture_is_refused(shape):
+def test_an_array_that_is_no_picture_is_refused(shape):
     with pytest.raises(ValueError, match="pictures have shape"):
         figures.strip(torch.rand(shape), "x")
 
 
 def test_a_line_of_one_size_has_no_exponent():
-    rows = [{"operator": name, "tokens": n, "seconds": s} for name, n, s in SIZES]
-    alt = figures.speed(rows, LOOKS, "dense").alt
+    timings = [{"operator": name, "tokens": n, "seconds": s} for name, n, s in SIZES]
+    alt = figures.speed(timings, LOOKS, "dense").alt
     assert "dense 40 ms at 256 tokens, exponent 1.50" in alt
     assert "clear 1 ms at 64 tokens." in alt
 
@@ -186,4 +214,4 @@ def test_a_measure_without_a_number_is_refused():
 
 def test_lines_at_zero_are_drawn_without_a_warning(recwarn):
     figures.by_noise([0.1, 0.9], {"clear": [0.0, 0.0]}, LOOKS, "error")
-    assert not [each for each in recwarn if "log" in str(each.message)]
+    assert not [warning for warning in recwarn if "log" in str(warning.message)]

@@ -96,7 +96,7 @@ def test_pictures_that_are_not_here_are_named(data):
 
 
 def test_the_check_needs_no_pictures_and_sees_a_number_or_a_machine_that_changed(data):
-    text = readme.block(data, []) + gpu.markdown([])
+    text = readme.block(data, []) + gpu.in_markdown([])
     data.only.pictures = {}
     assert readme.in_step(text, data, [])
     data.only.facts["hardware"]["cores"] += 1

@@ -1,6 +1,4 @@
-"""Side studies in the report: shown when their result and their module are there, and never in its
-way.
-"""
+"""Side studies in the report: shown where they have a result and a module, never in its way."""
 
 import sys
 import types
@@ -32,10 +30,10 @@ def result(root):
 
 
 def module(monkeypatch, sections):
-    made = types.ModuleType("side_study_of_a_test")
-    made.sections = sections
-    made.__spec__ = types.SimpleNamespace(name="side_study_of_a_test")
-    monkeypatch.setitem(sys.modules, "side_study_of_a_test", made)
+    study = types.ModuleType("side_study_of_a_test")
+    study.sections = sections
+    study.__spec__ = types.SimpleNamespace(name="side_study_of_a_test")
+    monkeypatch.setitem(sys.modules, "side_study_of_a_test", study)
 
 
 SHOWN = [("At other sizes", '<p>Twice the side, <a href="https://example.org">elsewhere</a>.</p>')]
@@ -49,7 +47,7 @@ def test_a_study_with_result_and_module_is_a_section_of_the_first_page(root, mon
     assert "Twice the side, elsewhere." in page.text
 
 
-def test_with_several_teachers_it_stands_on_the_first_page_alone(root, monkeypatch):
+def test_with_several_teachers_a_study_stands_on_the_first_page_alone(root, monkeypatch):
     result(root)
     module(monkeypatch, lambda: SHOWN)
     data = report.read({**FEW, "sd-lit": synthetic_results.ALL["sd-lit"]}, "nano")
@@ -58,7 +56,7 @@ def test_with_several_teachers_it_stands_on_the_first_page_alone(root, monkeypat
 
 
 @pytest.mark.parametrize("there", ["result", "module", "neither"])
-def test_half_a_study_is_not_shown(root, monkeypatch, there):
+def test_a_study_without_its_result_or_module_is_not_shown(root, monkeypatch, there):
     if there == "result":
         result(root)
     elif there == "module":
@@ -66,7 +64,7 @@ def test_half_a_study_is_not_shown(root, monkeypatch, there):
     assert studies.read() == []
 
 
-def test_a_study_that_breaks_is_named_and_the_report_is_made(root, monkeypatch):
+def test_a_broken_study_is_named_and_the_report_is_made(root, monkeypatch):
     def broken():
         raise KeyError("sides <1>")
 
@@ -85,16 +83,17 @@ def test_a_missing_parent_package_is_a_missing_module(root, monkeypatch):
 def test_the_results_in_git_are_shown(monkeypatch):
     """A result of an older layout would be a failure on the first page."""
     monkeypatch.setenv(project.PIPELINE, "1")  # never what was made by hand
-    found = studies.read()
-    assert [section.body for section in found if 'class="failure"' in section.body] == []
+    sections = studies.read()
+    assert [section.body for section in sections if 'class="failure"' in section.body] == []
+    anchors = [section.anchor for section in sections]
     for name in studies.STUDIES:
-        assert [each.anchor for each in found if each.anchor.startswith(f"study-{name}-")], name
+        assert any(anchor.startswith(f"study-{name}-") for anchor in anchors), name
 
 
 # What studies share
 
 
-def test_a_sheet_gives_its_rows_back(tmp_path):
+def test_reading_a_sheet_returns_the_pictures_written(tmp_path):
     grey = torch.linspace(-0.2, 1.2, 3).view(3, 1, 1, 1).expand(3, 3, 32, 32)
     pictures = {
         ("a", "shown"): grey,
@@ -102,11 +101,11 @@ def test_a_sheet_gives_its_rows_back(tmp_path):
         "b": torch.zeros(3, 3, 32, 32),
     }
     studyparts.write_sheet(pictures, tmp_path / "sheet.jpg", quality=85)
-    found = studyparts.read_sheet(iter(pictures), tmp_path / "sheet.jpg")
-    assert list(found) == list(pictures)
-    for name, wanted in pictures.items():
-        assert found[name].shape == (3, 3, 32, 32)
-        assert np.abs(found[name] - wanted.clamp(0, 1).numpy() * 255).max() < 4, name
+    read = studyparts.read_sheet(iter(pictures), tmp_path / "sheet.jpg")
+    assert list(read) == list(pictures)
+    for name, written in pictures.items():
+        assert read[name].shape == (3, 3, 32, 32)
+        assert np.abs(read[name] - written.clamp(0, 1).numpy() * 255).max() < 4, name
 
 
 def test_a_cell_is_a_number_with_its_interval_or_a_dash():
@@ -116,9 +115,9 @@ def test_a_cell_is_a_number_with_its_interval_or_a_dash():
     assert studyparts.cell(dict.fromkeys(measure)) == "–"
 
 
-def test_a_table_escapes_what_it_shows():
-    shown = studyparts.table('a "b"', ["", "<h>"], [("<r>", ["<1>", ("<2>", "<3> to 4")])])
-    assert 'aria-label="a &quot;b&quot;"' in shown
-    assert '<th scope="col">&lt;h&gt;</th>' in shown
+def test_a_table_escapes_its_texts():
+    table = studyparts.table('a "b"', ["", "<h>"], [("<r>", ["<1>", ("<2>", "<3> to 4")])])
+    assert 'aria-label="a &quot;b&quot;"' in table
+    assert '<th scope="col">&lt;h&gt;</th>' in table
     row = '<td>&lt;1&gt;</td><td>&lt;2&gt; <span class="interval">&lt;3&gt; to 4</span></td>'
-    assert f'<tr><th scope="row">&lt;r&gt;</th>{row}</tr>' in shown
+    assert f'<tr><th scope="row">&lt;r&gt;</th>{row}</tr>' in table
