@@ -4,15 +4,16 @@ definitions.
 q, k, v: (tokens, heads, head_dim) of one picture, float64; text first, then rows of the picture.
 """
 
+import itertools
 import math
 
 import torch
 from torch.nn import functional as F
 
 
-def places(height, width, text):
-    """(y, x) of every token; None for text."""
-    return [None] * text + [(y, x) for y in range(height) for x in range(width)]
+def positions(height, width, text):
+    """Return (y, x) of every token, and None for text."""
+    return [None] * text + list(itertools.product(range(height), range(width)))
 
 
 def softmax_read(query, keys, values, scale):
@@ -23,18 +24,14 @@ def softmax_read(query, keys, values, scale):
 
 
 def clear(q, k, v, height, width, text, radius, kernel=None, scale=None):
-    """`kernel`: the f x f pooling kernel, None without pooling."""
+    """Compute CLEAR's attention; `kernel` is the f x f pooling kernel, None without pooling."""
     heads, dim = q.shape[1:]
     scale = scale or dim**-0.5
-    where, out = places(height, width, text), torch.zeros_like(v)
+    position, out = positions(height, width, text), torch.zeros_like(v)
     for h in range(heads):
         pooled = [] if kernel is None else _cells(k[text:, h], v[text:, h], height, width, kernel)
-        for i, here in enumerate(where):
-            seen = [
-                j
-                for j, there in enumerate(where)
-                if here is None or there is None or _near(here, there, radius)
-            ]
+        for i, here in enumerate(position):
+            seen = [j for j, there in enumerate(position) if _sees(here, there, radius)]
             keys, values = [k[j, h] for j in seen], [v[j, h] for j in seen]
             if here is not None:
                 keys += [key for key, _ in pooled]
@@ -43,7 +40,10 @@ def clear(q, k, v, height, width, text, radius, kernel=None, scale=None):
     return out
 
 
-def _near(a, b, radius):
+def _sees(a, b, radius):
+    """Say whether b lies in the disc around a; text sees and is seen by all."""
+    if a is None or b is None:
+        return True
     return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2
 
 
@@ -51,11 +51,8 @@ def _cells(k, v, height, width, kernel):
     f, cells = len(kernel), []
     for top in range(0, height, f):
         for left in range(0, width, f):
-            inside = [
-                (y, x)
-                for y in range(top, min(top + f, height))
-                for x in range(left, min(left + f, width))
-            ]
+            ys, xs = range(top, min(top + f, height)), range(left, min(left + f, width))
+            inside = list(itertools.product(ys, xs))
             key = sum(kernel[y - top, x - left] * k[y * width + x] for y, x in inside)
             value = sum(kernel[y - top, x - left] * v[y * width + x] for y, x in inside)
             cells.append((key, value))
@@ -63,8 +60,9 @@ def _cells(k, v, height, width, kernel):
 
 
 def linear(q, k, v, heads, phi, eps):
-    """Normalised linear attention with its epsilon on the mean-normalised denominator (LinFusion,
-    LiT).
+    """Compute the linear attention of LinFusion and LiT.
+
+    The epsilon is added to the denominator divided by the number of tokens.
     """
     tokens = len(q)
     q, k, values = (tensor.reshape(tokens, heads, -1) for tensor in (q, k, v))
@@ -73,10 +71,8 @@ def linear(q, k, v, heads, phi, eps):
         queries, keys = phi(q[:, h]), phi(k[:, h])
         mean = sum(keys) / tokens
         for i in range(tokens):
-            read = (
-                sum(torch.dot(queries[i], keys[j]) * values[j, h] for j in range(tokens)) / tokens
-            )
-            out[i, h] = read / (torch.dot(queries[i], mean) + eps)
+            total = sum(torch.dot(queries[i], keys[j]) * values[j, h] for j in range(tokens))
+            out[i, h] = total / tokens / (torch.dot(queries[i], mean) + eps)
     return out.reshape(v.shape)
 
 
@@ -107,9 +103,12 @@ def convolution(v, height, width, text, weight, bias):
 
 
 def mediator(q, k, v, height, width, text, rows, columns, tokens=None, reading=None, query=None):
-    """tokens: learned mediators (mediators, heads, head_dim) instead of pooled queries. reading:
-    (heads, mediators, picture), query: (heads, picture, mediators), added to the two softmaxes'
-    scores."""
+    """Compute attention through mediators.
+
+    `tokens` are learned mediators (mediators, heads, head_dim) in place of pooled queries.
+    `reading`, (heads, mediators, picture), and `query`, (heads, picture, mediators), are added to
+    the scores of the two softmaxes.
+    """
     heads, dim = q.shape[1:]
     number, everything, out = rows * columns, len(q), torch.zeros_like(v)
     if tokens is None:
@@ -139,4 +138,5 @@ def _cell_mean(q, height, width, rows, columns, n):
     r, c = divmod(n, columns)
     ys = range(math.floor(r * height / rows), math.ceil((r + 1) * height / rows))
     xs = range(math.floor(c * width / columns), math.ceil((c + 1) * width / columns))
-    return sum(q[y * width + x] for y in ys for x in xs) / (len(ys) * len(xs))
+    inside = list(itertools.product(ys, xs))
+    return sum(q[y * width + x] for y, x in inside) / len(inside)

@@ -1,6 +1,5 @@
-"""Result files as the pipeline writes them, with invented numbers: what the report is tested on."""
+"""Result files as the pipeline writes them, with invented numbers, for tests of the report."""
 
-import json
 import math
 from types import SimpleNamespace
 
@@ -18,10 +17,12 @@ STUDENTS = {
     "linfusion": {"operator": "linfusion"},
     "mediator": {"operator": "mediator", "count": 16, "conv": 3},
     "mediator-schedule": {
-        "operator": "mediator", "conv": 3, "schedule": [{"until": 0.5, "count": 16}, {"until": 0.0, "count": 64}],
+        "operator": "mediator",
+        "conv": 3,
+        "schedule": [{"until": 0.5, "count": 16}, {"until": 0.0, "count": 64}],
     },
     "lit": {"operator": "lit", "kernel": 5},
-}  # fmt: skip
+}
 TEXT = {
     "sd-softmax": {"operator": "softmax", "teacher": "text"},
     "sd-linfusion": {"operator": "linfusion", "teacher": "text"},
@@ -33,38 +34,44 @@ TEXT = {
 }
 ALL = {**STUDENTS, **TEXT}
 TEACHERS = {
-    role: SimpleNamespace(source=f"data/teachers/{folder}")
-    for role, folder in (("class", "dit-nano"), ("text", "sd-nano"), ("text-joint", "flux-nano"))
+    "class": SimpleNamespace(source="data/teachers/dit-nano"),
+    "text": SimpleNamespace(source="data/teachers/sd-nano"),
+    "text-joint": SimpleNamespace(source="data/teachers/flux-nano"),
 }
-ERRORS = {  # undistilled, distilled
-    "softmax": (0.0, 0.001), "softmax-conv": (0.0, 0.0012), "clear": (0.233, 0.09), "clear-pool": (0.21, 0.06),
-    "linfusion": (1.37, 0.171), "mediator": (0.67, 0.114), "mediator-schedule": (0.61, 0.098), "lit": (0.73, 0.065),
-    "sd-softmax": (0.0, 0.002), "sd-linfusion": (0.9, 0.12), "sd-lit": (0.6, 0.05), "sd-clear": (0.11, 0.07),
-    "flux-clear": (0.3, 0.1), "flux-clear-pool": (0.27, 0.08), "flux-linfusion": (1.6, 0.4),
-}  # fmt: skip
-CORE_MACS = dict(
-    zip(
-        ALL,
-        (
-            100.7e6,
-            101.2e6,
-            17.9e6,
-            22.1e6,
-            37.2e6,
-            13.4e6,
-            40.1e6,
-            20.9e6,
-            60e6,
-            20e6,
-            14e6,
-            11e6,
-            31e6,
-            35e6,
-            44e6,
-        ),
-        strict=True,
-    )
-)
+ERRORS = {  # before distillation, after it
+    "softmax": (0.0, 0.001),
+    "softmax-conv": (0.0, 0.0012),
+    "clear": (0.233, 0.09),
+    "clear-pool": (0.21, 0.06),
+    "linfusion": (1.37, 0.171),
+    "mediator": (0.67, 0.114),
+    "mediator-schedule": (0.61, 0.098),
+    "lit": (0.73, 0.065),
+    "sd-softmax": (0.0, 0.002),
+    "sd-linfusion": (0.9, 0.12),
+    "sd-lit": (0.6, 0.05),
+    "sd-clear": (0.11, 0.07),
+    "flux-clear": (0.3, 0.1),
+    "flux-clear-pool": (0.27, 0.08),
+    "flux-linfusion": (1.6, 0.4),
+}
+CORE_MACS = {
+    "softmax": 100.7e6,
+    "softmax-conv": 101.2e6,
+    "clear": 17.9e6,
+    "clear-pool": 22.1e6,
+    "linfusion": 37.2e6,
+    "mediator": 13.4e6,
+    "mediator-schedule": 40.1e6,
+    "lit": 20.9e6,
+    "sd-softmax": 60e6,
+    "sd-linfusion": 20e6,
+    "sd-lit": 14e6,
+    "sd-clear": 11e6,
+    "flux-clear": 31e6,
+    "flux-clear-pool": 35e6,
+    "flux-linfusion": 44e6,
+}
 NOISE = [0.1, 0.3, 0.5, 0.7, 0.9]
 FACTS = {
     "commit": "0123456789ab",
@@ -81,8 +88,8 @@ FACTS = {
 }
 
 
-# keys of an entry that are no options
-OWN = ("operator", "layers", "initialise", "teacher", "recipe")
+# The keys of an entry that are no options of its operator.
+SETTINGS = ("operator", "layers", "initialise", "teacher", "recipe")
 
 
 def role_of(entry: dict) -> str:
@@ -94,135 +101,161 @@ def measure(value: float, spread: float, n: int = 128) -> dict:
 
 
 def quality(error: float, n: int, role: str = "class") -> dict:
+    """Invent the measures of a student with this error."""
     shape = 0.12 + 0.84 * math.exp(-3 * error)
-    found = {
-        "shape": measure(shape, 0.04, n), "colour": measure(min(1.0, 0.3 + 0.69 * math.exp(-0.9 * error)), 0.015, n),
-        "error": measure(error, 0.1 * error, n), "psnr": measure(30 - 22 * error**0.5, 0.4, n),
-        "ssim": measure(math.exp(-2 * error), 0.01, n), "kid_teacher": measure(0.08 * error, 0.002, n),
-        "kid_world": measure(0.01 + 0.08 * error, 0.002, n), "cross_shape": measure(shape * 0.7, 0.06, n),
-    }  # fmt: skip
-    two = {"two_shapes": shape * 0.8, "two_colours": shape * 0.9, "relation": shape * 0.85}
-    return found | (
-        {name: measure(value, 0.06, n // 2) for name, value in two.items()}
-        if role != "class"
-        else {}
-    )
+    colour = min(1.0, 0.3 + 0.69 * math.exp(-0.9 * error))
+    measures = {
+        "shape": measure(shape, 0.04, n),
+        "colour": measure(colour, 0.015, n),
+        "error": measure(error, 0.1 * error, n),
+        "psnr": measure(30 - 22 * error**0.5, 0.4, n),
+        "ssim": measure(math.exp(-2 * error), 0.01, n),
+        "kid_teacher": measure(0.08 * error, 0.002, n),
+        "kid_world": measure(0.01 + 0.08 * error, 0.002, n),
+        "cross_shape": measure(shape * 0.7, 0.06, n),
+    }
+    if role != "class":
+        measures["two_shapes"] = measure(shape * 0.8, 0.06, n // 2)
+        measures["two_colours"] = measure(shape * 0.9, 0.06, n // 2)
+        measures["relation"] = measure(shape * 0.85, 0.06, n // 2)
+    return measures
 
 
 def scenes(role: str) -> list[world.Scene]:
-    """With text even numbers show one thing, odd ones two."""
-    return [
-        world.scene(5, number, 1 + number % 2 if role != "class" else 1) for number in range(12)
-    ]
+    """Return twelve scenes; where the teacher reads captions every second one shows two things."""
+    pairs = role != "class"
+    return [world.scene(5, index, 1 + index % 2 if pairs else 1) for index in range(12)]
 
 
 def shown_of(role: str) -> dict:
-    """Which teacher a row is of, and what it was asked to draw."""
-    said = {"teacher": role, "folder": TEACHERS[role].source.rpartition("/")[2]}
-    return said | (
-        {"captions": [scene.caption for scene in scenes(role)]} if role != "class" else {}
-    )
+    """Name a row's teacher and, where it reads captions, its prompts."""
+    entry = {"teacher": role, "folder": TEACHERS[role].source.rpartition("/")[2]}
+    if role != "class":
+        entry["captions"] = [scene.caption for scene in scenes(role)]
+    return entry
 
 
 def result(name: str, entry: dict) -> dict:
     before, after = ERRORS[name]
-    steps, role = list(range(0, 90, 10)), role_of(entry)
+    role = role_of(entry)
     confusion = np.eye(10, dtype=int) * 12
     confusion[0, 1] = confusion[4, 5] = 2
     return {
-        "student": name, "operator": entry["operator"], "profile": "nano", "seeds": [0], **shown_of(role),
-        "options": {key: value for key, value in entry.items() if key not in OWN},
+        "student": name,
+        "operator": entry["operator"],
+        "profile": "nano",
+        "seeds": [0],
+        **shown_of(role),
+        "options": {key: value for key, value in entry.items() if key not in SETTINGS},
         **{key: entry[key] for key in params.USUAL if key in entry},
-        "control": entry["operator"] == "softmax", "quality": quality(after, 128, role),
+        "control": entry["operator"] == "softmax",
+        "quality": quality(after, 128, role),
         "undistilled": quality(before, 64, role),
-        "by_noise": {
-            "noise": NOISE,
-            "error": [measure(after * (0.4 + level), after * 0.05) for level in NOISE],
-            "undistilled": [measure((before + 1e-4) * (0.4 + level), before * 0.05) for level in NOISE],
-        },
+        "by_noise": _by_noise(before, after),
         "confusion": confusion.tolist(),
-        "cost": {"core_macs": CORE_MACS[name], "macs": 3e8, "added": 0 if name == "softmax" else 1234},
-        "training": {
-            "steps": 90, "batch": 32,
-            "curve": {
-                "step": steps, "stage": ["layerwise"] * 3 + ["end-to-end"] * 6,
-                "loss": [after + (before + 0.05 - after) * math.exp(-s / 20) for s in steps],
-            },
-        },
-    }  # fmt: skip
+        "cost": _cost(name),
+        "training": {"steps": 90, "batch": 32, "curve": _curve(before, after)},
+    }
+
+
+def _by_noise(before: float, after: float) -> dict:
+    return {
+        "noise": NOISE,
+        "error": [measure(after * (0.4 + level), after * 0.05) for level in NOISE],
+        "undistilled": [measure((before + 1e-4) * (0.4 + level), before * 0.05) for level in NOISE],
+    }
+
+
+def _cost(name: str) -> dict:
+    added = 0 if name == "softmax" else 1234
+    return {"core_macs": CORE_MACS[name], "macs": 3e8, "added": added}
+
+
+def _curve(before: float, after: float) -> dict:
+    steps = list(range(0, 90, 10))
+    loss = [after + (before + 0.05 - after) * math.exp(-step / 20) for step in steps]
+    return {"step": steps, "stage": ["layerwise"] * 3 + ["end-to-end"] * 6, "loss": loss}
 
 
 def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
-    """Everything where project says it belongs, of the teachers that these students name."""
+    """Write all files of these students and of the teachers that they name."""
     for name, entry in students.items():
         if name == failed:
             problem = {"facts": FACTS, "error": "the loss became NaN at step 12"}
             project.write_json(project.run_result(name, write=True), problem)
             continue
         project.write_json(project.result(name, write=True), result(name, entry))
-        project.write_json(
-            project.run_result(name, write=True), {"facts": FACTS, "seconds": {"distill": 44.0}}
-        )
+        run = {"facts": FACTS, "seconds": {"distill": 44.0}}
+        project.write_json(project.run_result(name, write=True), run)
     for role in dict.fromkeys(role_of(entry) for entry in students.values()):
-        own = {name: entry for name, entry in students.items() if role_of(entry) == role}
         _teacher(role)
-        _pictures(role, own, failed)
+        of_role = [name for name, entry in students.items() if role_of(entry) == role]
+        _pictures(role, of_role, failed)
     _benchmark()
     _anatomy(students)
 
 
 def _teacher(role: str) -> None:
     teacher = {"student": f"teacher-{role}", **shown_of(role)}
-    teacher["quality"] = quality(0.0, 128, role) | dict.fromkeys(
-        ("error", "psnr", "ssim", "kid_teacher")
-    )
+    to_itself = dict.fromkeys(("error", "psnr", "ssim", "kid_teacher"))
+    teacher["quality"] = quality(0.0, 128, role) | to_itself
     teacher["cost"] = {"core_macs": 100.7e6, "added": 0}
     teacher["pictures"] = {
-        "pictures": 128, "steps": 20, "quick_pictures": 64, "quick_steps": 8, "cross": 2, "cross_pictures": 24,
-        "errors": 64, "seed": 1000,
-    }  # fmt: skip
+        "pictures": 128,
+        "steps": 20,
+        "quick_pictures": 64,
+        "quick_steps": 8,
+        "cross": 2,
+        "cross_pictures": 24,
+        "errors": 64,
+        "seed": 1000,
+    }
     teacher["quick"] = {"shape": measure(0.94, 0.04), "colour": measure(0.99, 0.01)}
     project.write_json(project.result(f"teacher-{role}", write=True), teacher)
     guess = {"shape": 0.1, "colour": 1 / 6}
     guess |= {"two_shapes": 0.02, "two_colours": 0.05, "relation": 0.25} if role != "class" else {}
-    chance = {
-        "student": f"chance-{role}",
-        "teacher": role,
-        "quality": {k: {"value": v} for k, v in guess.items()},
-    }
+    values = {name: {"value": value} for name, value in guess.items()}
+    chance = {"student": f"chance-{role}", "teacher": role, "quality": values}
     project.write_json(project.result(f"chance-{role}", write=True), chance)
 
 
 def _benchmark() -> None:
+    run = {"facts": FACTS, "rows": _attention_timings(), "steps": _step_timings()}
+    project.write_json(project.run_result("benchmark", write=True), run)
+
+
+def _attention_timings() -> list[dict]:
     dense = "scaled_dot_product_attention"
-    scale = {
-        dense: (2.0, 1.0), "softmax": (2.0, 1.1), "clear": (1.02, 2.0), "clear-pool": (1.7, 1.5),
-        "linfusion": (1.0, 0.7), "mediator": (1.0, 0.9), "lit": (1.0, 1.4),
-    }  # fmt: skip
-    rows = [
-        {"operator": name, "tokens": n, "seconds": 2e-3 * factor * (n / 256) ** power, "baseline": dense}
-        for name, (power, factor) in scale.items() for n in (256, 1024, 4096, 16384)
-    ]  # fmt: skip
-    rows.append(
-        {
-            "operator": "softmax",
-            "tokens": 65536,
-            "seconds": None,
-            "baseline": dense,
-            "skipped": "too slow",
-        }
-    )
-    steps = [
-        {"operator": name, "tokens": n, "seconds": s, "ratio": 4e-3 / s, "share": share, "most": 1 / (1 - share)}
-        for n, share in ((256, 0.25), (1024, 0.5)) for name, s in (("dense", 4e-3), ("clear", 3.2e-3), ("lit", 5e-3))
-    ]  # fmt: skip
-    project.write_json(
-        project.run_result("benchmark", write=True), {"facts": FACTS, "rows": rows, "steps": steps}
-    )
+    growth = {  # power of the tokens, factor
+        dense: (2.0, 1.0),
+        "softmax": (2.0, 1.1),
+        "clear": (1.02, 2.0),
+        "clear-pool": (1.7, 1.5),
+        "linfusion": (1.0, 0.7),
+        "mediator": (1.0, 0.9),
+        "lit": (1.0, 1.4),
+    }
+    timings = []
+    for name, (power, factor) in growth.items():
+        for tokens in (256, 1024, 4096, 16384):
+            seconds = 2e-3 * factor * (tokens / 256) ** power
+            timing = {"operator": name, "tokens": tokens, "seconds": seconds}
+            timings.append({**timing, "baseline": dense})
+    skipped = {"operator": "softmax", "tokens": 65536, "seconds": None, "baseline": dense}
+    return [*timings, {**skipped, "skipped": "too slow"}]
+
+
+def _step_timings() -> list[dict]:
+    timings = []
+    for tokens, share in ((256, 0.25), (1024, 0.5)):
+        for name, seconds in (("dense", 4e-3), ("clear", 3.2e-3), ("lit", 5e-3)):
+            bounds = {"ratio": 4e-3 / seconds, "share": share, "most": 1 / (1 - share)}
+            timings.append({"operator": name, "tokens": tokens, "seconds": seconds, **bounds})
+    return timings
 
 
 def _anatomy(students: dict) -> None:
-    waves = {
+    sizes = {
         "distance": 3,
         "share": 0.5,
         "entropy": 0.6,
@@ -230,14 +263,8 @@ def _anatomy(students: dict) -> None:
         "similarity": None,
         "redundancy": 0.2,
     }
-    tables = {
-        name: [
-            [size and size * (1 + 0.3 * math.sin(layer + 3 * level)) for level in NOISE]
-            for layer in range(6)
-        ]
-        for name, size in waves.items()
-    }
-    units = {name: f"What {name} means" for name in waves}
+    tables = {name: [_by_level(size, layer) for layer in range(6)] for name, size in sizes.items()}
+    units = {name: f"What {name} means" for name in sizes}
     content = {
         "noise": NOISE,
         "layers": list(range(6)),
@@ -248,19 +275,26 @@ def _anatomy(students: dict) -> None:
     project.write_json(project.result("anatomy", write=True), content)
     y, x = np.mgrid[:16, :16]
     ball = np.exp(-((y - 8) ** 2 + (x - 8) ** 2) / 12)
-    named = ("teacher", *(name for name, entry in students.items() if role_of(entry) == "class"))
-    maps = {
-        f"map.{name}": (ball ** (1 + i / 3) / (ball ** (1 + i / 3)).sum())
-        for i, name in enumerate(named)
-    }
+    of_class = [name for name, entry in students.items() if role_of(entry) == "class"]
+    maps = {}
+    for index, name in enumerate(("teacher", *of_class)):
+        weights = ball ** (1 + index / 3)
+        maps[f"map.{name}"] = weights / weights.sum()
     save_file({"picture": _frames("class")[0], **maps}, project.pictures("anatomy", write=True))
+
+
+def _by_level(size: float | None, layer: int) -> list[float | None]:
+    """Vary a measure over the noise levels; a measure that cannot be taken stays None."""
+    if size is None:
+        return [None] * len(NOISE)
+    return [size * (1 + 0.3 * math.sin(layer + 3 * level)) for level in NOISE]
 
 
 def _frames(role: str) -> np.ndarray:
     return (world.render(scenes(role), 64).numpy() * 255).round().astype(np.uint8)
 
 
-def _pictures(role: str, students: dict, failed: str | None) -> None:
+def _pictures(role: str, students: list[str], failed: str | None) -> None:
     frames = _frames(role)
     labels = np.array([scene.label for scene in scenes(role)])
     draw = np.random.default_rng(0)
@@ -269,9 +303,8 @@ def _pictures(role: str, students: dict, failed: str | None) -> None:
         noise = draw.normal(0, 255 * amount, frames.shape)
         return np.clip(frames + noise, 0, 255).round().astype(np.uint8)
 
-    save_file(
-        {"pictures": frames, "labels": labels}, project.pictures(f"teacher-{role}", write=True)
-    )
+    path = project.pictures(f"teacher-{role}", write=True)
+    save_file({"pictures": frames, "labels": labels}, path)
     for name in students:
         if name != failed:
             before, after = ERRORS[name]
@@ -281,10 +314,6 @@ def _pictures(role: str, students: dict, failed: str | None) -> None:
                 "labels": labels,
             }
             save_file(arrays, project.pictures(name, write=True))
-
-
-def load(path) -> dict:
-    return json.loads(path.read_text())
 
 
 torch.set_num_threads(1)

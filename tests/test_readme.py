@@ -17,41 +17,37 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.setenv(project.PIPELINE, "1")
     synthetic_results.write_all(FEW, failed="linfusion")
-    data = report.read(FEW, "nano")
-    return data
+    return report.read(FEW, "nano")
 
 
 @pytest.fixture
 def several(tmp_path, monkeypatch):
-    """Of three teachers, one of which has no result yet."""
+    """Read a report of three teachers, one of which has no result yet."""
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.setenv(project.PIPELINE, "1")
-    there = {**FEW, **{name: synthetic_results.TEXT[name] for name in ("sd-softmax", "sd-lit")}}
-    synthetic_results.write_all(there, failed="linfusion")
+    text = {name: synthetic_results.TEXT[name] for name in ("sd-softmax", "sd-lit")}
+    synthetic_results.write_all({**FEW, **text}, failed="linfusion")
     waiting = {"flux-clear": synthetic_results.TEXT["flux-clear"]}
-    return report.read({**there, **waiting}, "nano", teachers=synthetic_results.TEACHERS)
+    return report.read({**FEW, **text, **waiting}, "nano", teachers=synthetic_results.TEACHERS)
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def rows(data):
-    lines = [line for line in readme.table(data).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    """Return the cells of the README's table, line by line."""
+    return [cells(line) for line in readme.table(data).splitlines() if line.startswith("|")]
 
 
 def test_every_student_has_a_row_of_the_same_columns(data):
     titles, _, *body = rows(data)
-    assert [row[0].split(":")[0] for row in body] == [
-        "teacher",
-        "teacher, 8 steps",
-        "chance",
-        "softmax",
-        "clear",
-        "linfusion",
-        "lit",
-    ]
+    references, students = ["teacher", "teacher, 8 steps", "chance"], list(FEW)
+    assert [row[0].split(":")[0] for row in body] == references + students
     assert {len(row) for row in body} == {len(titles)}
 
 
-def test_numbers_are_those_of_the_results(data):
+def test_the_table_holds_the_numbers_of_the_results(data):
     titles, _, *body = rows(data)
     clear = dict(zip(titles, next(row for row in body if row[0] == "clear"), strict=True))
     assert clear["Error"].startswith("9.0 (")
@@ -60,8 +56,8 @@ def test_numbers_are_those_of_the_results(data):
 
 def test_the_best_method_is_bold_and_a_control_never(data):
     titles, _, *body = rows(data)
-    place = titles.index("Error")
-    bold = [row[0] for row in body if row[place].startswith("**")]
+    error = titles.index("Error")
+    bold = [row[0] for row in body if row[error].startswith("**")]
     assert bold == ["lit"]
 
 
@@ -70,16 +66,9 @@ def test_a_failed_student_is_named_as_failed(data):
 
 
 def test_circumstances_name_sizes_seeds_and_machine(data):
-    words = readme.circumstances(data)
-    for part in (
-        "128 pictures",
-        "seed 1000",
-        "[0]",
-        "A processor of 2020",
-        "torch 2.13.0",
-        "0123456789ab",
-    ):
-        assert part in words
+    sentence = readme.circumstances(data)
+    assert all(size in sentence for size in ("128 pictures", "seed 1000", "[0]"))
+    assert all(fact in sentence for fact in ("A processor of 2020", "torch 2.13.0", "0123456789ab"))
 
 
 def test_the_picture_has_a_row_for_the_teacher_and_every_student_that_finished(data):
@@ -89,13 +78,13 @@ def test_the_picture_has_a_row_for_the_teacher_and_every_student_that_finished(d
     assert readme.lines(readme.pictures(data)) == [f"![{picture.alt}](docs/pictures.png)"]
 
 
-def test_pictures_that_are_not_here_are_named(data):
+def test_missing_pictures_are_named(data):
     data.only.pictures.pop("clear")
     with pytest.raises(FileNotFoundError, match="no pictures of clear.*make repro"):
         readme.pictures(data)
 
 
-def test_the_check_needs_no_pictures_and_sees_a_number_or_a_machine_that_changed(data):
+def test_the_check_needs_no_pictures_and_sees_a_changed_number_or_machine(data):
     text = readme.block(data, []) + gpu.in_markdown([])
     data.only.pictures = {}
     assert readme.in_step(text, data, [])
@@ -108,15 +97,16 @@ def test_the_check_needs_no_pictures_and_sees_a_number_or_a_machine_that_changed
 
 def test_several_teachers_share_one_table_each_under_its_name(several):
     titles, _, *body = rows(several)
+    references = ["teacher", "teacher, 8 steps", "chance"]
+    failed = "linfusion: failed (the loss became NaN at step 12)"
     assert [row[0] for row in body] == [
-        "**dit-nano**, class labels", "teacher", "teacher, 8 steps", "chance", "softmax", "clear",
-        "linfusion: failed (the loss became NaN at step 12)", "lit",
-        "**sd-nano**, captions, read by cross-attention", "teacher", "teacher, 8 steps", "chance", "sd-softmax",
-        "sd-lit", "**flux-nano**, captions, read by joint attention: no results yet",
-    ]  # fmt: skip
+        *("**dit-nano**, class labels", *references, "softmax", "clear", failed, "lit"),
+        *("**sd-nano**, captions, read by cross-attention", *references, "sd-softmax", "sd-lit"),
+        "**flux-nano**, captions, read by joint attention: no results yet",
+    ]
     assert {len(row) for row in body} == {len(titles)}
-    place = titles.index("Error")
-    assert [row[0] for row in body if row[place].startswith("**")] == ["lit", "sd-lit"]
+    error = titles.index("Error")
+    assert [row[0] for row in body if row[error].startswith("**")] == ["lit", "sd-lit"]
     assert "Relation" in titles
     assert "bold is the best method of each teacher" in readme.table(several)
 
@@ -125,9 +115,9 @@ def test_every_teacher_with_results_has_a_grid_of_its_own(several):
     grids = readme.pictures(several)
     assert list(grids) == ["docs/pictures.png", "docs/pictures-text.png"]
     captions = [scene.caption for scene in synthetic_results.scenes("text")]
-    told = grids["docs/pictures-text.png"].alt
-    assert all(caption in told for caption in captions[: readme.CAPTIONED])
-    assert captions[readme.CAPTIONED] not in told
+    alt = grids["docs/pictures-text.png"].alt
+    assert all(caption in alt for caption in captions[: readme.CAPTIONED])
+    assert captions[readme.CAPTIONED] not in alt
     block = readme.block(several, readme.lines(grids))
     assert all(f"![{grid.alt}]({path})" in block for path, grid in grids.items())
 
@@ -138,19 +128,17 @@ def test_captioned_pictures_are_small_enough_for_git(several):
     assert len(readme.small(text_grid.png)) < 150_000
 
 
-def test_circumstances_of_several_teachers_say_once_what_is_the_same(several):
-    words = readme.circumstances(several)
-    assert words.count("128 pictures a row") == 1
-    assert "Half of the pictures of sd-nano show one thing" in words
+def test_circumstances_that_all_teachers_share_stand_there_once(several):
+    sentence = readme.circumstances(several)
+    assert sentence.count("128 pictures a row") == 1
+    assert "Half of the pictures of sd-nano show one thing" in sentence
 
 
 def test_circumstances_name_the_commit_of_every_row(several):
     assert readme.circumstances(several).endswith("commit 0123456789ab.")
     runs = several.parts["text"].runs
-    runs["sd-lit"] = {
-        **runs["sd-lit"],
-        "facts": {**runs["sd-lit"]["facts"], "commit": "fedcba987654"},
-    }
+    facts = {**runs["sd-lit"]["facts"], "commit": "fedcba987654"}
+    runs["sd-lit"] = {**runs["sd-lit"], "facts": facts}
     assert readme.circumstances(several).endswith("commits 0123456789ab, fedcba987654.")
 
 
@@ -195,14 +183,14 @@ def test_only_what_stands_between_the_marks_changes():
     assert readme.written(new, "new", readme.RESULTS) == new
 
 
-@pytest.mark.parametrize(
-    "marks",
-    [readme.RESULTS, readme.KERNELS, readme.OPERATORS],
-    ids=["results", "kernels", "operators"],
-)
-@pytest.mark.parametrize("kept", ["", "b", "bee"])
-def test_missing_or_doubled_marks_are_refused(kept, marks):
-    text = "".join({"b": marks[0], "e": marks[1]}[each] for each in kept)
+MARKS = {"results": readme.RESULTS, "kernels": readme.KERNELS, "operators": readme.OPERATORS}
+
+
+@pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
+@pytest.mark.parametrize("letters", ["", "b", "bee"])
+def test_missing_or_doubled_marks_are_refused(letters, marks):
+    begin_or_end = {"b": marks[0], "e": marks[1]}
+    text = "".join(begin_or_end[letter] for letter in letters)
     with pytest.raises(ValueError, match="once each"):
         readme.written(text, "new", marks)
 
@@ -212,10 +200,9 @@ def test_the_readme_is_in_step_with_the_committed_results(committed, monkeypatch
     assert readme.main(["--check"]) == 0
 
 
-def test_the_readme_knows_nothing_of_what_ran_on_this_machine(data, tmp_path, monkeypatch):
-    """The same folder as another's clone: what lies in reports/local is not published."""
-    read = report.read(FEW, "nano", committed=True)
-    assert not read.results
+def test_a_run_on_this_machine_does_not_change_the_readme(data, tmp_path, monkeypatch):
+    """What lies in reports/local is not published."""
+    assert not report.read(FEW, "nano", committed=True).results
     shutil.copytree(tmp_path / project.LOCAL, tmp_path / "reports", dirs_exist_ok=True)
     changed = project.read_json(project.result("clear"))
     changed["quality"]["error"]["value"] += 0.05
@@ -227,17 +214,14 @@ def test_the_readme_knows_nothing_of_what_ran_on_this_machine(data, tmp_path, mo
 def test_every_module_is_in_the_readmes_tree(committed):
     text = (committed / "README.md").read_text()
     folders = ("", "world", "surgery", "distillation", "evaluation")
-    modules = {
-        path.name for each in folders for path in (committed / "linattn" / each).glob("*.py")
-    } - {"__init__.py"}
-    missing = {name for name in modules if name not in text}
+    paths = [path for folder in folders for path in (committed / "linattn" / folder).glob("*.py")]
+    names = {path.name for path in paths} - {"__init__.py"}
+    missing = {name for name in names if name not in text}
     assert not missing, f"{missing} have no phrase in the README"
 
 
 def test_the_lines_for_library_users_run(tmp_path, monkeypatch):
-    """As they stand, offline, in a folder that has only the repository's data and reports beside
-    it.
-    """
+    """They run as they stand, offline, in a folder that has only data and reports beside it."""
     text = (project.ROOT / "README.md").read_text()
     section = text.partition("## As a library")[2].partition("\n## ")[0]
     for name in ("data", "reports"):

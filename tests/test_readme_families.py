@@ -1,6 +1,6 @@
-"""The README's table of families and operators: every cell is a case of test_family_kinds.py or a
-refusal.
-"""
+"""The README's table of families and operators: each cell is a tested case or a refusal."""
+
+import itertools
 
 import kinds
 import pytest
@@ -15,21 +15,17 @@ HEADER = ["family", *OPERATORS]
 
 @pytest.fixture(scope="module")
 def table():
-    """Label -> cells."""
+    """Read the table, whose columns are the operators in their order: {label: cells}."""
     lines = iter((project.ROOT / "README.md").read_text().splitlines())
     header = next((line for line in lines if cells(line) == HEADER), None)
     if header is None:
-        pytest.fail(
-            f"README.md has no table with the columns | {' | '.join(HEADER)} |, the operators in "
-            "their order"
-        )
+        pytest.fail(f"README.md has no table with the columns | {' | '.join(HEADER)} |")
     next(lines)  # the rule below the header
-    rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append(cells(line))
-    return {label: found for label, *found in rows}
+    labelled = {}
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines):
+        label, *operators = cells(line)
+        labelled[label] = operators
+    return labelled
 
 
 def cells(line):
@@ -38,25 +34,22 @@ def cells(line):
 
 def test_every_row_is_tested_with_every_operator(table):
     assert {name.partition("-")[0] for name in test_family_kinds.OPERATORS} == set(OPERATORS)
-    assert table == {
-        **{label: ["yes"] * len(OPERATORS) for label in kinds.FAMILIES},
-        **{label: ["refused"] * len(OPERATORS) for label in kinds.REFUSED},
-    }
+    expected = dict.fromkeys(kinds.FAMILIES, ["yes"] * len(OPERATORS))
+    expected |= dict.fromkeys(kinds.REFUSED, ["refused"] * len(OPERATORS))
+    assert table == expected
 
 
-def test_the_rows_kinds_are_all_that_are_tested():
-    assert sorted(kind for row in kinds.FAMILIES.values() for kind in row) == sorted(kinds.KINDS)
+def test_the_rows_hold_all_tested_models():
+    assert sorted(itertools.chain.from_iterable(kinds.FAMILIES.values())) == sorted(kinds.KINDS)
 
 
 def test_every_family_of_the_registry_has_a_row():
-    made = {
-        label: {type(kinds.model(kind)).__name__ for kind in row}
-        for label, row in kinds.FAMILIES.items()
-    }
-    assert all(len(names) == 1 for names in made.values()), made
-    assert sorted(name for names in made.values() for name in names) == sorted(families.FAMILIES)
+    classes = {}
+    for label, models in kinds.FAMILIES.items():
+        (classes[label],) = {type(kinds.model(name)).__name__ for name in models}
+    assert sorted(classes.values()) == sorted(families.FAMILIES)
 
 
-def test_what_a_row_calls_refused_is_refused_by_name_and_tested():
+def test_a_family_called_refused_is_refused_by_name_and_tested():
     tested = {name for name, *_ in test_family_kinds.OTHERS}
     assert set(kinds.REFUSED.values()) <= tested & set(REFUSED)
