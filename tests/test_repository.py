@@ -1,10 +1,10 @@
-"""What a fresh clone promises: files, the lock, the two commands' sentences, a pipeline that lists
-what it uses.
-"""
+"""What a fresh clone promises: files, the lock, the two commands, complete lists of deps."""
 
 import ast
+import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -31,20 +31,14 @@ def text(path):
     return (ROOT / path).read_text()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "LICENSE",
-        "Makefile",
-        "docs/LOG.md",
-        ".ci/run",
-        "requirements.lock",
-        "dvc.lock",
-    ],
+REQUIRED = (
+    *("README.md", "CONTRIBUTING.md", "LICENSE", "docs/LOG.md"),
+    *("Makefile", ".ci/run", "requirements.lock", "dvc.lock"),
 )
-def test_the_repository_has_its(path):
+
+
+@pytest.mark.parametrize("path", REQUIRED)
+def test_the_repository_has(path):
     assert path in FILES
     assert text(path).strip()
 
@@ -72,54 +66,44 @@ def test_the_lock_pins_everything_and_names_no_address():
     assert "+" not in "".join(line.split(";")[0] for line in lines)
 
 
-def test_what_is_asked_for_directly_is_in_the_lock():
-    asked = {canonicalize_name(re.split(r"[=<>; ]", line)[0]) for line in pins("requirements.in")}
-    assert asked <= {canonicalize_name(line.split("==")[0]) for line in pins("requirements.lock")}
+def test_every_direct_requirement_is_in_the_lock():
+    direct = {canonicalize_name(re.split(r"[=<>; ]", line)[0]) for line in pins("requirements.in")}
+    assert direct <= {canonicalize_name(line.split("==")[0]) for line in pins("requirements.lock")}
 
 
 def test_this_environment_is_the_locked_one():
     wrong = []
     for line in pins("requirements.lock"):
-        wanted = Requirement(line)
-        if wanted.marker and not wanted.marker.evaluate():
+        pin = Requirement(line)
+        if pin.marker and not pin.marker.evaluate():
             continue
         try:
-            found = metadata.version(wanted.name).split("+")[0]
+            installed = metadata.version(pin.name).split("+")[0]
         except metadata.PackageNotFoundError:
-            found = None
-        if found != next(iter(wanted.specifier)).version:
-            wrong.append(f"{line}: {found}")
+            installed = None
+        if installed != next(iter(pin.specifier)).version:
+            wrong.append(f"{line}: {installed}")
     assert not wrong
 
 
 # What no file may hold
 
 
+TEXT = {*(".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".json", ".lock", ".in", ".sh", "")}
+
+
 def readable():
+    """Yield the paths and contents of all text files."""
     for path in FILES:
-        if (ROOT / path).suffix in {
-            ".py",
-            ".md",
-            ".yaml",
-            ".yml",
-            ".toml",
-            ".ipynb",
-            ".json",
-            ".lock",
-            ".in",
-            ".sh",
-            "",
-        }:
-            try:
+        if (ROOT / path).suffix in TEXT:
+            with contextlib.suppress(UnicodeDecodeError):
                 yield path, text(path)
-            except UnicodeDecodeError:
-                continue
 
 
 def test_no_file_holds_a_path_of_this_machine():
-    places = [str(ROOT) + "/", os.path.expanduser("~") + "/"]
-    found = [path for path, content in readable() if any(place in content for place in places)]
-    assert not found
+    clone, home = f"{ROOT}/", os.path.expanduser("~") + "/"
+    wrong = [path for path, content in readable() if clone in content or home in content]
+    assert not wrong
 
 
 def test_no_file_is_too_large_for_git():
@@ -129,13 +113,12 @@ def test_no_file_is_too_large_for_git():
 
 
 def test_weights_of_all_teachers_are_small():
-    """Git stores the autoencoder that two of them share once."""
-    weights = [
-        ROOT / path
-        for path in FILES
-        if path.startswith("data/teachers/") and path.endswith(".safetensors")
-    ]
-    distinct = {hashlib.md5(path.read_bytes()).hexdigest(): path.stat().st_size for path in weights}
+    """Two of them share an autoencoder, which Git stores once."""
+    weights = [path for path in FILES if re.fullmatch(r"data/teachers/.*\.safetensors", path)]
+    distinct = {}
+    for path in weights:
+        content = (ROOT / path).read_bytes()
+        distinct[hashlib.md5(content).hexdigest()] = len(content)
     assert len(distinct) > 5
     assert sum(distinct.values()) <= 40e6
 
@@ -147,56 +130,38 @@ def test_kernels_is_a_plain_folder():
 # make
 
 
-# Of the make that runs these tests: VENV would have a test's setup point the tests' own environment
-# elsewhere.
+# Variables of the make that runs these tests. With VENV, a test's setup would write into the
+# environment that the tests run in.
 VARIABLES = {"VENV", "PYTHON", "PIP_ARGS", "PROFILE", "TEACHER", "STUDY", "PYTEST_ARGS"}
 
 
-def make(*words, path=None, cwd=ROOT, **environment):
-    """Run make in a copy of what it needs, with a PATH of our own and none of the outer make's
-    variables.
-    """
-    outer = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("MAKE") and name not in VARIABLES
-    }
+def make(*arguments, path=None, cwd=ROOT, **environment):
+    """Run make in `cwd` with a PATH of our own and none of the outer make's variables."""
+    outer = {}
+    for name, value in os.environ.items():
+        if not name.startswith("MAKE") and name not in VARIABLES:
+            outer[name] = value
     environment = outer | environment
     if path:
         environment["PATH"] = path
-    return subprocess.run(
-        ["make", *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
-    )
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(["make", *arguments], cwd=cwd, env=environment, **options)
+
+
+TOOLS = "sh make cksum cat df awk grep uname cut du sleep rm tail pwd"
 
 
 @pytest.fixture
 def bare(tmp_path):
-    """A clone with a lock and no environment, and a PATH that holds the shell's tools and no
-    Python.
-    """
+    """Return a clone with a lock and no environment, and a PATH with the shell's tools alone."""
     clone, tools = tmp_path / "clone", tmp_path / "bin"
     (clone / ".ci").mkdir(parents=True)
     tools.mkdir()
     for name in ("Makefile", "requirements.lock", ".ci/setup"):
         shutil.copy(ROOT / name, clone / name)
-    for name in (
-        "sh",
-        "make",
-        "cksum",
-        "cat",
-        "df",
-        "awk",
-        "grep",
-        "uname",
-        "cut",
-        "du",
-        "sleep",
-        "rm",
-        "tail",
-        "pwd",
-    ):
-        if found := shutil.which(name):
-            (tools / name).symlink_to(found)
+    for name in TOOLS.split():
+        if program := shutil.which(name):
+            (tools / name).symlink_to(program)
     return clone, tools
 
 
@@ -205,61 +170,55 @@ def script(path, body):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def sentence(done):
-    """The one line that says what is wrong."""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("linattn: ")]
-    assert done.returncode != 0
+def sentence(process):
+    """Return the one line that says why a process failed."""
+    lines = [line for line in process.stderr.splitlines() if line.startswith("linattn: ")]
+    assert process.returncode != 0
     assert len(lines) == 1
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in process.stdout + process.stderr
     return lines[0]
 
 
-def test_help_is_the_default_and_names_the_commands():
-    said = make().stdout
-    assert said == make("help").stdout
-    assert all(f"make {name}" in said for name in ("repro", "test", "lab", "bench", "clean"))
+def test_make_without_a_target_lists_the_commands():
+    text = make().stdout
+    assert text == make("help").stdout
+    assert all(f"make {name}" in text for name in ("repro", "test", "lab", "bench", "clean"))
 
 
-def test_without_python_it_says_so(bare):
+def test_a_missing_python_is_named(bare):
     clone, tools = bare
     assert "no Python here" in sentence(make("test", path=str(tools), cwd=clone))
 
 
 def test_a_too_old_python_is_named(bare):
     clone, tools = bare
-    # An old Python: it runs, is asked for its version, and is not new enough.
-    script(
-        tools / "python3", 'case "$2" in *version_info\\ \\<*) exit 1;; *print*) echo 3.9;; esac'
-    )
+    # An old Python runs, and prints its version when it is asked for it.
+    old = 'case "$2" in *version_info\\ \\<*) exit 1;; *print*) echo 3.9;; esac'
+    script(tools / "python3", old)
     assert "this machine's is 3.9" in sentence(make("repro", path=str(tools), cwd=clone))
 
 
 def test_a_named_python_that_does_not_run_is_named(bare):
     clone, tools = bare
-    assert "PYTHON=/nowhere/python3 does not run" in sentence(
-        make("test", "PYTHON=/nowhere/python3", path=str(tools), cwd=clone)
-    )
+    process = make("test", "PYTHON=/nowhere/python3", path=str(tools), cwd=clone)
+    assert "PYTHON=/nowhere/python3 does not run" in sentence(process)
 
 
-def test_a_full_disk_is_said_before_anything_is_made(bare):
+def test_a_full_disk_is_reported_before_anything_is_installed(bare):
     clone, tools = bare
     (tools / "python3").symlink_to(sys.executable)
     (tools / "df").unlink()
-    script(
-        tools / "df",
-        "echo Filesystem 1024-blocks Used Available Capacity Mounted; echo /dev/x 9 9 2097152 99% /",
-    )
+    heads = "echo Filesystem 1024-blocks Used Available Capacity Mounted"
+    script(tools / "df", f"{heads}; echo /dev/x 9 9 2097152 99% /")
     assert "6 GB of disk space are needed" in sentence(make("test", path=str(tools), cwd=clone))
     assert not (clone / ".venv").exists()
 
 
-def test_a_failed_installation_says_where_the_rest_is(bare):
+def test_a_failed_installation_names_the_log(bare):
     clone, _ = bare
     (clone / "requirements.lock").write_text("no-such-package-as-this==1.0\n")
-    done = make(
-        "test", f"PYTHON={sys.executable}", "PIP_ARGS=--no-index", cwd=clone, LINATTN_DISK_GB="0"
-    )
-    assert "pip.log" in sentence(done)
+    options = (f"PYTHON={sys.executable}", "PIP_ARGS=--no-index")
+    assert "pip.log" in sentence(make("test", *options, cwd=clone, LINATTN_DISK_GB="0"))
     assert not (clone / ".venv" / "linattn.stamp").exists()
 
 
@@ -277,9 +236,9 @@ SHOWING = {
 }
 NAMES = {"names", "attention", "attention.registry"}
 CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", *NAMES, *SHOWING}
-# Rooms that a stage depends on as on one thing; of the others it lists the files that it uses.
-WHOLE = {"distillation", "families", "pretraining", "samples", "surgery"}
-# Imports that a stage does not follow: what trains the judge, a context manager alone.
+# Rooms of which a stage depends on all files; of the others it lists the files that it uses.
+ROOMS = {"distillation", "families", "pretraining", "samples", "surgery"}
+# Imports that a stage does not follow: one is for training the judge, one for a context manager.
 UNFOLLOWED = {("world.judge", "checkpoint"), ("evaluation.costs", "sampling")}
 
 
@@ -294,7 +253,7 @@ def body(name):
 
 def module_path(name):
     room = name.partition(".")[0]
-    if room in WHOLE:
+    if room in ROOMS:
         return f"linattn/{room}"
     path = f"linattn/{name.replace('.', '/')}"
     return f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
@@ -306,38 +265,41 @@ def sources(name):
 
 
 def imported(source, name=""):
-    """linattn modules that a piece of code imports, wherever it does."""
-    found = set()
+    """Return the linattn modules that a piece of code imports, at its top or in a function."""
+    modules = set()
     for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.split(".")[0] == "linattn"
-        ):
-            inner = node.module.removeprefix("linattn").lstrip(".")
-            below = [f"{inner}.{each.name}".lstrip(".") for each in node.names]
-            modules = {each for each in below if sources(each)}
-            # A name that is no module is the package's own, or what its __init__ has from one.
-            found |= modules if len(modules) == len(below) else modules | {inner or "linattn"}
-    return {each for each in found if (name, each) not in UNFOLLOWED}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "linattn":
+            modules |= imported_by(node)
+    return {module for module in modules if (name, module) not in UNFOLLOWED}
+
+
+def imported_by(node):
+    """Return the modules of one import from a package of linattn."""
+    inner = node.module.removeprefix("linattn").lstrip(".")
+    names = [f"{inner}.{alias.name}".lstrip(".") for alias in node.names]
+    modules = {name for name in names if sources(name)}
+    # A name that is no module is defined in the package's __init__, or imported there.
+    return modules if len(modules) == len(names) else modules | {inner or "linattn"}
 
 
 def closure(names, carriers=CARRIERS):
-    found, waiting = set(), set(names)
+    """Return the modules and all that they import, without the carriers."""
+    reached, waiting = set(), set(names)
     while waiting:
         name = waiting.pop()
-        found.add(name)
+        reached.add(name)
         for path in sources(name):
-            waiting |= imported(path.read_text(), name) - found - carriers
-    return found - carriers
+            waiting |= imported(path.read_text(), name) - reached - carriers
+    return reached - carriers
 
 
 def paths(names):
-    """As deps name them; a package's __init__ only says where its names lie."""
+    """Return the paths as deps name them, without __init__: it only says where its names lie."""
     return {path for path in map(module_path, names) if not path.endswith("__init__.py")}
 
 
 def used(notebook, carriers=CARRIERS):
+    """Return the modules that a notebook uses, without the carriers."""
     cells = nbformat.read(ROOT / notebook, as_version=4).cells
     names = set()
     for cell in cells:
@@ -354,40 +316,35 @@ def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
     (notebook,) = [dep for dep in deps if dep.startswith("notebooks/")]
     listed = {dep for dep in deps if dep.startswith("linattn/")}
     operators = {path for path in listed if "attention/" in path} - {"linattn/attention/grid.py"}
-    wanted = paths(used(notebook))
-    assert wanted <= listed, "missing deps"
-    assert listed - operators <= wanted, "deps that the stage does not use"
+    needed = paths(used(notebook))
+    assert needed <= listed, "missing deps"
+    assert listed - operators <= needed, "deps that the stage does not use"
 
 
 def test_the_report_lists_the_modules_that_write_it():
-    """A study's is found by its name, and what measures is not followed: the report reads what was
-    measured.
+    """A study's module is found by its name. Modules that measure are not followed, since the
+    report reads what they wrote.
     """
     listed = {dep for dep in body("report")["deps"] if dep.startswith("linattn/")}
-    shown = {f"{module.replace('.', '/')}.py" for module in studies.STUDIES.values()}
-    own = paths(used("notebooks/07_report.ipynb", CARRIERS - SHOWING))
-    assert {path for path in own if path.startswith("linattn/report/")}
-    assert (
-        listed
-        == {"linattn/report" if path.startswith("linattn/report/") else path for path in own}
-        | shown
-    )
+    of_studies = {f"{module.replace('.', '/')}.py" for module in studies.STUDIES.values()}
+    needed = paths(used("notebooks/07_report.ipynb", CARRIERS - SHOWING))
+    of_report = {path for path in needed if path.startswith("linattn/report/")}
+    assert of_report
+    assert listed == (needed - of_report) | {"linattn/report"} | of_studies
 
 
 @pytest.mark.parametrize(
     "name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate"]
 )
-def test_no_stage_before_the_report_hangs_on_how_it_is_written(name):
+def test_no_stage_before_the_report_depends_on_the_report(name):
     assert not [dep for dep in body(name)["deps"] if dep.startswith("linattn/report")]
 
 
 def test_a_stage_that_runs_operators_lists_their_files():
+    operators = YAML(typ="safe").load(ROOT / "params.yaml")["operators"]
     for name in ("anatomy", "benchmark"):
-        uses = {
-            entry["operator"]
-            for entry in YAML(typ="safe").load(ROOT / "params.yaml")["operators"][name].values()
-        }
-        assert {f"linattn/attention/{operator}.py" for operator in uses} <= set(body(name)["deps"])
+        used = {entry["operator"] for entry in operators[name].values()}
+        assert {f"linattn/attention/{operator}.py" for operator in used} <= set(body(name)["deps"])
     for name in ("distill", "evaluate"):
         assert "linattn/attention/${item.operator}.py" in body(name)["deps"]
 
@@ -407,19 +364,15 @@ def test_a_stage_that_runs_attention_depends_on_the_kernels_pytorch_side():
         deps = body(name)["deps"]
         assert ("kernels/linattn_kernels" in deps) == ("linattn/attention/base.py" in deps), name
     folder = ROOT / "kernels" / "linattn_kernels"
-    every = [
-        str(path.relative_to(ROOT))
-        for path in folder.rglob("*.*")
-        if "__pycache__" not in path.parts
-    ]
-    said = subprocess.run(
-        [sys.executable, "-m", "dvc", "check-ignore", *every],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    only_triton = {path for path in every if path.endswith(("_triton.py", "tiles.py", ".json"))}
-    assert set(said.stdout.split()) == only_triton
+    files = [str(path.relative_to(ROOT)) for path in folder.rglob("*.*")]
+    files = [path for path in files if "__pycache__" not in path]
+    command = [sys.executable, "-m", "dvc", "check-ignore", *files]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    only_triton = {path for path in files if path.endswith(("_triton.py", "tiles.py", ".json"))}
+    assert set(ignored) == only_triton
+
+
+MADE = ("data/samples", "data/reference", "data/pictures", "reports/")  # by other stages
 
 
 def test_every_stage_depends_on_its_notebook_and_every_path_in_deps_exists():
@@ -427,36 +380,32 @@ def test_every_stage_depends_on_its_notebook_and_every_path_in_deps_exists():
         deps = body(name)["deps"]
         assert sum(dep.startswith("notebooks/") for dep in deps) == 1
         for dep in deps:
-            if "${" not in dep and not dep.startswith(
-                ("data/samples", "data/reference", "data/pictures", "reports/")
-            ):
+            if "${" not in dep and not dep.startswith(MADE):
                 assert (ROOT / dep).exists(), f"{name}: {dep}"
 
 
-def test_a_folder_that_a_stage_reads_is_wholly_in_git_or_wholly_out_of_it():
-    """Of a folder partly there a clean clone cannot tell whether its stage is up to date, and CI
-    refuses it.
-    """
-    outs = [
-        out for name in stages() for kind in ("outs", "metrics") for out in body(name).get(kind, [])
-    ]
-    kept = {
-        path: isinstance(out, dict)
-        for out in outs
-        for path in ([out] if isinstance(out, str) else out)
-    }
-    for name in stages():
-        for dep in body(name)["deps"]:
-            assert len({kept[out] for out in kept if out.startswith(f"{dep}/")}) < 2, (
-                f"{name}: {dep}"
-            )
+def in_git(outs):
+    """Map the paths of outs to whether Git holds them: those have options, such as cache: false."""
+    held = {}
+    for out in outs:
+        held |= {out: False} if isinstance(out, str) else dict.fromkeys(out, True)
+    return held
+
+
+def test_git_holds_all_of_a_folder_that_a_stage_reads_or_nothing_of_it():
+    """Where Git holds a part, a clean clone cannot tell whether the stage is up to date."""
+    bodies = [body(name) for name in stages()]
+    outs = [stage.get("outs", []) + stage.get("metrics", []) for stage in bodies]
+    held = in_git(itertools.chain.from_iterable(outs))
+    for dep in itertools.chain.from_iterable(stage["deps"] for stage in bodies):
+        assert len({held[out] for out in held if out.startswith(f"{dep}/")}) < 2, dep
 
 
 def test_stages_run_the_notebooks_they_name():
     for name in stages():
-        words = body(name)["cmd"].split()
-        assert words[:3] == ["python", "-m", "linattn.notebooks"]
-        assert f"notebooks/{notebooks.STAGES[words[3]].notebook}.ipynb" in body(name)["deps"]
+        python, option, module, stage, *_ = body(name)["cmd"].split()
+        assert (python, option, module) == ("python", "-m", "linattn.notebooks")
+        assert f"notebooks/{notebooks.STAGES[stage].notebook}.ipynb" in body(name)["deps"]
 
 
 # What Git holds, whatever a run on this machine has left
@@ -470,30 +419,27 @@ def test_dvc_lock_is_in_step_with_the_code(committed):
 
 
 def test_the_published_results_are_those_that_dvc_lock_records(committed, tmp_path):
-    """In the place of this machine's, they are what the stages made: none would run again for them."""
+    """Copied over this machine's results, they leave no stage to run."""
     shutil.copytree(committed, tmp_path / "clone")
-    for kind in publish.FOLDERS:
-        shutil.copytree(committed / "reports" / kind, tmp_path / "clone" / project.LOCAL / kind)
+    for folder in publish.FOLDERS:
+        local = tmp_path / "clone" / project.LOCAL / folder
+        shutil.copytree(committed / "reports" / folder, local)
     changed = pipeline.stale(tmp_path / "clone")
     assert not changed, "make publish, then commit reports and dvc.lock together"
 
 
+def published(root, folder, suffix=""):
+    """Return the names of what is published in a folder of reports/."""
+    return {path.name.removesuffix(suffix) for path in (root / "reports" / folder).iterdir()}
+
+
 def test_every_student_and_teacher_is_published_and_nothing_else(committed):
     settings = params.load("nano", committed / "params.yaml")
-    rows = {
-        *settings.students,
-        *(f"{kind}-{role}" for kind in ("teacher", "chance") for role in settings.teachers),
-    }
-    assert {path.stem for path in (committed / "reports" / "results").iterdir()} == rows | {
-        "anatomy"
-    }
-    assert {path.name for path in (committed / "reports" / "students").iterdir()} == set(
-        settings.students
-    )
-    runs = {
-        path.name.removesuffix(".run.json") for path in (committed / "reports" / "runs").iterdir()
-    }
-    distilled = {f"{name}.distill" for name in settings.students}
-    assert runs == rows - {f"chance-{role}" for role in settings.teachers} | distilled | {
-        "benchmark"
-    }
+    students = set(settings.students)
+    teachers = {f"teacher-{role}" for role in settings.teachers}
+    chances = {f"chance-{role}" for role in settings.teachers}
+    distilled = {f"{name}.distill" for name in students}
+    assert published(committed, "results", ".json") == students | teachers | chances | {"anatomy"}
+    assert published(committed, "students") == students
+    runs = students | teachers | distilled | {"benchmark"}
+    assert published(committed, "runs", ".run.json") == runs

@@ -1,12 +1,12 @@
-"""Imports run down a list of floors and never in a circle: a reader of one room needs only what
-lies below it.
+"""Imports run down a list of floors and never in a circle.
 
-What is found by its name while it runs is not seen here: the names of `linattn` and `evaluation`,
-the report's studies.
+So a reader of one room needs to know only the rooms below it. Imports by name at run time are not
+seen here: the names of `linattn` and `evaluation`, and the report's studies.
 """
 
 import ast
 import graphlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ import pytest
 from linattn import project
 
 ROOT = project.ROOT
-# From the ground up; a room is a package or a module beside them. Rooms of one floor do not know
-# one another.
+# From the ground up. A room is a package or a module beside the packages; rooms of one floor do not
+# import one another.
 FLOORS = (
     ("linattn_kernels", "names", "digests", "seeds"),
     ("project", "checkpoint", "intervals", "diffusion", "conditions", "lab"),
@@ -27,33 +27,33 @@ FLOORS = (
     ("report",),
     ("linattn", "explore", "pipeline", "testing"),
     ("studies", "publish"),
-    # names that are typed, for what lies in rooms
+    # short names for modules that lie in rooms
     ("distill", "figures", "readme", "plugins", "resolution"),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 
 def modules(root=ROOT):
-    """Dotted name -> file, of the library and its kernels; an __init__ is its package."""
-    found = {}
+    """Return {dotted name: path} of the library and its kernels; an __init__ is its package."""
+    files = {}
     for folder in (root / "linattn", root / "kernels" / "linattn_kernels"):
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder.parent).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
 
 
 def imports(source, known):
-    """What a module imports, wherever it does: in a function and for its types too."""
-    found = set()
+    """Return what a module imports of the known names, also in functions and for types."""
+    imported = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {each.name for each in node.names}
+            imported |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import; name the module in full"
-            below = {f"{node.module}.{each.name}" for each in node.names}
-            found |= {name if name in known else node.module for name in below}
-    return found & known
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {name if name in known else node.module for name in names}
+    return imported & known
 
 
 def graph(root=ROOT):
@@ -71,18 +71,18 @@ def floor(module):
 
 
 def upward(root=ROOT):
-    files = modules(root)
-    return [
-        f"{files[name].relative_to(root)} imports {other}: {floor(name)} must not know "
-        f"{floor(other)}"
-        for name, others in sorted(graph(root).items())
-        for other in sorted(others)
-        if room(name) != room(other) and FLOOR[room(other)] >= FLOOR[room(name)]
-    ]
+    """Describe every import that does not run down to a lower floor."""
+    files, wrong = modules(root), []
+    for name, others in sorted(graph(root).items()):
+        for other in sorted(others):
+            if room(name) != room(other) and FLOOR[room(other)] >= FLOOR[room(name)]:
+                path = files[name].relative_to(root)
+                wrong.append(f"{path} imports {other}: {floor(name)} must not know {floor(other)}")
+    return wrong
 
 
 def circle(arrows):
-    """The members of a circle, if there is one, each importing the next."""
+    """Return the members of a circle, if there is one, each importing the next."""
     try:
         graphlib.TopologicalSorter(arrows).prepare()
     except graphlib.CycleError as error:
@@ -108,36 +108,31 @@ def test_no_circle_among_modules():
 def test_no_circle_among_rooms():
     arrows = {}
     for name, others in graph().items():
-        arrows.setdefault(room(name), set()).update(
-            room(other) for other in others if room(other) != room(name)
-        )
+        rooms = {room(other) for other in others} - {room(name)}
+        arrows[room(name)] = arrows.get(room(name), set()) | rooms
     assert circle(arrows) is None
 
 
-def reached(name, arrows):
-    found, waiting = set(), {name}
+def reached(names, arrows):
+    """Return the rooms of the modules and of all that they import."""
+    modules, waiting = set(), set(names)
     while waiting:
-        found.add(each := waiting.pop())
-        waiting |= arrows[each] - found
-    return found
+        module = waiting.pop()
+        modules.add(module)
+        waiting |= arrows[module] - modules
+    return {room(module) for module in modules}
 
 
 def test_a_figure_needs_no_model():
-    rooms = {room(each) for each in reached("linattn.report.figures", graph())}
-    assert not rooms & {
-        "linattn_kernels",
-        "attention",
-        "families",
-        "surgery",
-        "sampling",
-        "teachers",
-    }
+    rooms = reached(["linattn.report.figures"], graph())
+    models = {"linattn_kernels", "attention", "families", "surgery", "sampling", "teachers"}
+    assert not rooms & models
 
 
 def test_a_small_teacher_needs_no_evaluation():
     arrows = graph()
-    found = set().union(*(reached(name, arrows) for name in arrows if room(name) == "pretraining"))
-    assert not {room(each) for each in found} & {"evaluation", "distillation", "report"}
+    rooms = reached([name for name in arrows if room(name) == "pretraining"], arrows)
+    assert not rooms & {"evaluation", "distillation", "report"}
 
 
 @pytest.mark.parametrize(
@@ -151,13 +146,13 @@ def test_a_small_teacher_needs_no_evaluation():
     ],
 )
 def test_an_import_that_runs_upward_is_named(planted, tmp_path):
-    """Planted in a copy: these tests can fail, and say where."""
-    for name, path in modules().items():
+    """The import is planted in a copy, so these tests can fail, and say where."""
+    for path in modules().values():
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(
-            path.read_text() + (f"\n{planted}\n" if name == "linattn.evaluation.growth" else "")
-        )
+        shutil.copy(path, copy)
+    with (tmp_path / "linattn" / "evaluation" / "growth.py").open("a") as file:
+        file.write(f"\n{planted}\n")
     (wrong,) = upward(tmp_path)
     assert wrong.startswith(f"{Path('linattn/evaluation/growth.py')} imports linattn.report")
     assert f"floor {FLOOR['evaluation']} (" in wrong
