@@ -1,4 +1,4 @@
-"""The name under which the README's tables are written: `python -m linattn.readme`."""
+"""The command that writes the README's tables: `python -m linattn.readme`."""
 
 import sys
 

@@ -263,7 +263,7 @@ def _anatomy(students: dict) -> None:
         "similarity": None,
         "redundancy": 0.2,
     }
-    tables = {name: [_by_level(size, layer) for layer in range(6)] for name, size in sizes.items()}
+    tables = {name: _by_layer(size) for name, size in sizes.items()}
     units = {name: f"What {name} means" for name in sizes}
     content = {
         "noise": NOISE,
@@ -283,11 +283,14 @@ def _anatomy(students: dict) -> None:
     save_file({"picture": _frames("class")[0], **maps}, project.pictures("anatomy", write=True))
 
 
-def _by_level(size: float | None, layer: int) -> list[float | None]:
-    """Vary a measure over the noise levels; a measure that cannot be taken stays None."""
+def _by_layer(size: float | None) -> list[list[float | None]]:
+    """Vary a measure over layers and noise levels; one that cannot be taken stays None."""
     if size is None:
-        return [None] * len(NOISE)
-    return [size * (1 + 0.3 * math.sin(layer + 3 * level)) for level in NOISE]
+        return [[None] * len(NOISE)] * 6
+    layers = []
+    for layer in range(6):
+        layers.append([size * (1 + 0.3 * math.sin(layer + 3 * level)) for level in NOISE])
+    return layers
 
 
 def _frames(role: str) -> np.ndarray:

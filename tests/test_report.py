@@ -141,12 +141,12 @@ def test_the_table_has_all_kinds_of_rows(data):
 
 
 def test_findings_follow_the_numbers(data):
-    found = " ".join(report.findings(data))
-    assert "Closest to the teacher's prediction is lit" in found
-    assert "The control softmax keeps softmax and trains as the others do" in found
-    assert "it moves 0.10\xa0% (" in found
-    assert "cannot be told from that control" not in found
-    assert "Distillation reduced the error of 2 of 2 methods" in found
+    text = " ".join(report.findings(data))
+    assert "Closest to the teacher's prediction is lit" in text
+    assert "The control softmax keeps softmax and trains as the others do" in text
+    assert "it moves 0.10\xa0% (" in text
+    assert "cannot be told from that control" not in text
+    assert "Distillation reduced the error of 2 of 2 methods" in text
 
 
 def with_error_of_lit(teacher, **error):
@@ -166,9 +166,9 @@ def test_a_method_is_nearer_than_the_control_only_where_the_intervals_do_not_tou
 
 def test_a_method_that_distillation_made_worse_is_named(teacher):
     worse = with_error_of_lit(teacher, value=0.2, low=0.0004, high=0.00095)
-    found = " ".join(sentences.of_teacher(worse))
-    assert "Closest to the teacher's prediction is clear" in found
-    assert "It did not help lit" in found
+    text = " ".join(sentences.of_teacher(worse))
+    assert "Closest to the teacher's prediction is clear" in text
+    assert "It did not help lit" in text
 
 
 @pytest.mark.parametrize(

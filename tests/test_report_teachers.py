@@ -65,11 +65,8 @@ def words_of(text):
 def test_roles_come_in_the_order_in_which_params_first_names_them(root):
     turned = {name: SOME[name] for name in ("flux-clear", "sd-lit", "clear")}
     assert list(read(turned).parts) == ["text-joint", "text", "class"]
-    assert [part.name for part in read(turned).parts.values()] == [
-        "flux-nano",
-        "sd-nano",
-        "dit-nano",
-    ]
+    names = [teacher.name for teacher in read(turned).parts.values()]
+    assert names == ["flux-nano", "sd-nano", "dit-nano"]
 
 
 def test_a_teacher_that_no_student_names_is_not_shown(root):
@@ -77,26 +74,21 @@ def test_a_teacher_that_no_student_names_is_not_shown(root):
 
 
 def test_without_params_the_result_files_name_the_teacher(root):
-    assert [part.name for part in read(teachers=None).parts.values()] == [
-        "dit-nano",
-        "sd-nano",
-        "flux-nano",
-    ]
+    names = [teacher.name for teacher in read(teachers=None).parts.values()]
+    assert names == ["dit-nano", "sd-nano", "flux-nano"]
 
 
 def test_two_roles_with_one_folder_get_different_names(root):
     same = dict.fromkeys(TEACHERS, TEACHERS["class"])
-    names = [part.name for part in read(teachers=same).parts.values()]
+    names = [teacher.name for teacher in read(teachers=same).parts.values()]
     assert names == ["dit-nano (class)", "dit-nano (text)", "dit-nano (text-joint)"]
 
 
 def test_anatomy_and_benchmark_belong_to_the_class_teacher_alone(data):
-    assert {role: bool(part.anatomy and part.benchmark) for role, part in data.parts.items()} == {
-        "class": True,
-        "text": False,
-        "text-joint": False,
-    }
-    assert ["anatomy" in part.pictures for part in data.parts.values()] == [True, False, False]
+    for role, teacher in data.parts.items():
+        assert bool(teacher.anatomy) == (role == "class")
+        assert bool(teacher.benchmark) == (role == "class")
+        assert ("anatomy" in teacher.pictures) == (role == "class")
 
 
 def test_a_result_of_another_teacher_is_refused(root):
@@ -206,9 +198,9 @@ def test_the_closest_ideas_are_named_among_those_that_the_teachers_share(name, m
     teachers, endings = AGREEMENT[name]
     monkeypatch.setattr(sentences, "closest", lambda teacher: teacher.ranked)
     parts = {teacher[0]: ranked(*teacher) for teacher in teachers}
-    found = sentences.of_all(SimpleNamespace(parts=parts))
+    findings = sentences.of_all(SimpleNamespace(parts=parts))
     among = "Of the ideas that dit and sd share (clear and lit)"
-    assert found == [f"{among}, {ending}" for ending in endings]
+    assert findings == [f"{among}, {ending}" for ending in endings]
 
 
 def test_ideas_are_compared_where_two_teachers_have_them(data):
@@ -286,9 +278,9 @@ def test_a_role_without_any_result_is_waiting_and_not_failed(root, written):
     assert "no row yet, nor one of pix-lit: make repro makes them" in text
     assert "Nothing of text-other is here yet" in text
     assert "pix-lit (no result)" in text
-    own = check(report.teacher_html(data, "text-other"))
-    assert own.rows == []
-    assert "Nothing of text-other is here yet" in words_of(own.text)
+    page_of_teacher = check(report.teacher_html(data, "text-other"))
+    assert page_of_teacher.rows == []
+    assert "Nothing of text-other is here yet" in words_of(page_of_teacher.text)
 
 
 def test_without_its_teachers_row_students_are_shown_all_the_same(root, tmp_path):
@@ -302,12 +294,12 @@ def test_without_its_teachers_row_students_are_shown_all_the_same(root, tmp_path
         for path in paths:
             path.unlink()
         data = read()
-        index, own = report.index_html(data), report.teacher_html(data, "text")
+        pages = [report.index_html(data), report.teacher_html(data, "text")]
         assert report.write(data, tmp_path).exists()
     finally:
         for path, content in contents.items():
             path.write_bytes(content)
-    for text in (index, own):
+    for text in pages:
         assert "The teacher's own row is missing" in words_of(check(text).text)
     assert data.parts["text"].done == ["sd-softmax", "sd-lit", "sd-linfusion"]
     assert data.parts["text"].captions  # the results of the students name them

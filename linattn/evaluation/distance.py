@@ -38,8 +38,11 @@ def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
     # A few at a time: SSIM's windows of 128 pictures at once take over a gigabyte, and ten seconds
     # of page faults.
     pieces = zip(pictures.split(PIECE), reference.split(PIECE), strict=True)
-    by_piece = [_piece_distances(*piece) for piece in pieces]
-    return {name: torch.cat([piece[name] for piece in by_piece]) for name in by_piece[0]}
+    by_name: dict[str, list[Tensor]] = {}
+    for piece in pieces:
+        for name, values in _piece_distances(*piece).items():
+            by_name.setdefault(name, []).append(values)
+    return {name: torch.cat(values) for name, values in by_name.items()}
 
 
 def _piece_distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from linattn.evaluation.growth import exponents
 from linattn.report.numbers import seconds, short
 from linattn.report.picture import DPI, FAINT, INK, LOOK, PAPER, SOFT, WIDTH, Look, Picture
 
-P = ParamSpec("P")
+_Arguments = ParamSpec("_Arguments")
 REFERENCE = Look(SOFT, "*", "-", False)  # of a point without a look
 
 
@@ -43,11 +43,11 @@ def _finish(figure: Figure, alt: str) -> Picture:
     return Picture(buffer.getvalue(), " ".join(alt.split()))
 
 
-def _drawn(function: Callable[P, Picture]) -> Callable[P, Picture]:
+def _drawn(function: Callable[_Arguments, Picture]) -> Callable[_Arguments, Picture]:
     """Make a function draw in the project's look, whatever the notebook has set."""
 
     @functools.wraps(function)
-    def draw(*args: P.args, **kwargs: P.kwargs) -> Picture:
+    def draw(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Picture:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(LOOK)
