@@ -1,16 +1,15 @@
-"""Estimate how a cost grows with tokens: the exponent of the measured sizes, and the seconds of the
-next size.
-"""
+"""Estimate how a cost grows with tokens: its exponent, and the seconds of the next size."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Row = Mapping[str, Any]  # holds tokens and seconds, among others
+Timing = Mapping[str, Any]  # holds tokens and seconds, among others
+Row = dict[str, Any]  # a timing that is still being written
 
 
-def predict(timings: Sequence[Row], tokens: int) -> float:
+def predict(timings: Sequence[Timing], tokens: int) -> float:
     """Predict the seconds at `tokens` from the last of the sizes timed so far.
 
     The exponent of the growth is the slope of the last two sizes, kept within 1 and 2, or 2 after a
@@ -25,12 +24,11 @@ def predict(timings: Sequence[Row], tokens: int) -> float:
     return last["seconds"] * (tokens / last["tokens"]) ** growth
 
 
-def exponent(timings: Sequence[Row]) -> float | None:
-    """Fit p of seconds ~ tokens^p by least squares on logarithms, over the larger half of the sizes
-    (at least two).
+def exponent(timings: Sequence[Timing]) -> float | None:
+    """Fit p of seconds ~ tokens^p by least squares on logarithms, over the larger half of sizes.
 
-    The smaller sizes are left out because they mostly measure the overhead of a call. The result is
-    None with fewer than two sizes.
+    The half has at least two sizes; with fewer the result is None. The smaller sizes are left out
+    because they mostly measure the overhead of a call.
     """
     by_size = {row["tokens"]: row for row in timings if row["seconds"]}
     sizes = sorted(by_size)
@@ -38,15 +36,15 @@ def exponent(timings: Sequence[Row]) -> float | None:
     return None if len(larger) < 2 else _slope([by_size[size] for size in larger])
 
 
-def exponents(timings: Sequence[Row]) -> dict[str, float | None]:
+def exponents(timings: Sequence[Timing]) -> dict[str, float | None]:
     """Return the exponent of every operator timed, the baseline included."""
-    by_operator: dict[str, list[Row]] = {}
+    by_operator: dict[str, list[Timing]] = {}
     for row in timings:
         by_operator.setdefault(row["operator"], []).append(row)
     return {label: exponent(operator_rows) for label, operator_rows in by_operator.items()}
 
 
-def _slope(timings: Sequence[Row]) -> float:
+def _slope(timings: Sequence[Timing]) -> float:
     """Return the slope of log(seconds) over log(tokens)."""
     x = [math.log(row["tokens"]) for row in timings]
     y = [math.log(row["seconds"]) for row in timings]

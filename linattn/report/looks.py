@@ -1,8 +1,8 @@
 """How each student is drawn: the same colour, marker and dash in every figure and on every page.
 
-- An operator has a hue of its own (`Operator.hue`) or a spare one; its second and third student have
-  it paler, with another marker and dash.
-- The hues are Okabe and Ito's, which colour-blind readers can tell apart; marker and dash tell them
+- An operator has a hue of its own (`Operator.hue`) or a spare one. Its second and third student
+  have the same hue, paler, with another marker and dash.
+- The hues are Okabe and Ito's, which colour-blind readers can tell apart. Marker and dash tell them
   apart in grey print.
 """
 
@@ -37,8 +37,8 @@ def _hues(operators: Mapping[str, str]) -> dict[str, str]:
     hues, spare = {}, iter(SPARE_HUES)
     for operator in operators.values():
         if operator not in hues:
-            own = OPERATORS[operator].hue if operator in OPERATORS else ""
-            hues[operator] = own or next(spare, SOFT)
+            hue = OPERATORS[operator].hue if operator in OPERATORS else ""
+            hues[operator] = hue or next(spare, SOFT)
     return hues
 
 
