@@ -134,7 +134,7 @@ def test_a_student_that_failed_here_is_not_replaced_by_the_committed_one(root):
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', "{", "{}"])
 @pytest.mark.parametrize("name", ["clear", "teacher-class", "chance-class", "anatomy"])
 @pytest.mark.parametrize("run", [project.local, project.published], ids=["here", "committed"])
-def test_a_damaged_file_costs_its_row_alone(root, run, name, content):
+def test_a_damaged_file_breaks_only_its_own_row(root, run, name, content):
     run(f"results/{name}.json").write_text(content)
     data = read().only
     assert {"softmax", "lit"} <= set(data.results)
@@ -178,6 +178,6 @@ def test_the_page_shows_both_values_and_names_what_disagrees(root):
     assert check(page).text.count("same numbers") == len(agreement.of_teacher(read().only).rows) - 1
 
 
-def test_without_a_committed_run_there_is_no_such_section(root):
+def test_without_a_committed_run_there_is_no_section_on_agreement(root):
     shutil.rmtree(root / "reports" / "results")
     assert "against the committed run" not in report.teacher_html(read(), "class")

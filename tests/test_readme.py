@@ -65,7 +65,7 @@ def test_a_failed_student_is_named_as_failed(data):
     assert "| linfusion: failed (the loss became NaN at step 12) |" in readme.table(data)
 
 
-def test_circumstances_name_sizes_seeds_and_machine(data):
+def test_circumstances_name_sizes_seeds_and_the_machine(data):
     sentence = readme.circumstances(data)
     assert all(size in sentence for size in ("128 pictures", "seed 1000", "[0]"))
     assert all(fact in sentence for fact in ("A processor of 2020", "torch 2.13.0", "0123456789ab"))

@@ -199,7 +199,7 @@ def test_the_convolution_moves_softmax_only_where_the_intervals_say_so(with_conv
 @pytest.mark.parametrize(
     ("right", "different"), [(128, True), (122, False)], ids=["above", "within"]
 )
-def test_a_student_above_its_teacher_is_told_from_it_too(teacher, right, different):
+def test_a_student_may_differ_from_its_teacher_by_being_better(teacher, right, different):
     lit, own_row = teacher.results["lit"], teacher.teacher
     student = {**lit, "quality": {**lit["quality"], "shape": intervals.wilson(right, 128)}}
     row = {**own_row, "quality": {**own_row["quality"], "shape": intervals.wilson(120, 128)}}

@@ -232,7 +232,7 @@ def test_a_teachers_page_has_all_sections(written, data, role):
     assert not any(f"../pages/{name}.html" in seen.links for name in others)
 
 
-def test_captions_stand_above_the_pictures_and_in_their_words(written):
+def test_captions_stand_above_the_pictures_and_in_their_alt_texts(written):
     text = page(written, "teacher-text")
     captions = [scene.caption for scene in synthetic_results.scenes("text")[:4]]
     assert all(f"<span>{caption}</span>" in text for caption in captions)
@@ -249,7 +249,7 @@ def test_a_student_is_compared_with_its_own_teacher(written, data):
     assert "flux-clear.html" not in text
 
 
-def test_an_operator_has_one_colour_whoever_the_teacher_is(data):
+def test_an_operator_has_the_same_colour_for_every_teacher(data):
     assert data.looks["clear"] == data.looks["flux-clear"]
     assert data.looks["softmax"] == data.looks["sd-softmax"]
 
@@ -261,7 +261,7 @@ def test_marks_of_two_things_stand_beside_the_teacher_and_guessing(data):
     assert list(sentences._two_things(data.parts["class"])) == []
 
 
-def test_limits_speak_of_what_the_page_shows(data):
+def test_limits_of_captions_stand_only_where_there_are_captions(data):
     labels, captions = (limits.of_teacher(data.parts[role]) for role in ("class", "text"))
     assert limits.PAIRS in captions
     assert limits.PAIRS not in labels
