@@ -21,11 +21,7 @@ class Column:
 
     def read(self, result: Mapping[str, Any]) -> Measure | None:
         """Return the measure in a result, or None where the result has none."""
-        value = (result.get(self.section) or {}).get(self.key)
-        if value is None:
-            return None
-        entry = value if isinstance(value, Mapping) else {"value": value}
-        return entry if entry.get("value") is not None else None
+        return measure(result, self.key, self.section)
 
     def text(self, value: float) -> str:
         """Write a value in the column's unit and with its digits."""
@@ -75,4 +71,5 @@ OVERVIEW = tuple(column.key for column in COLUMNS if column.key not in NOT_IN_OV
 def measure(result: Mapping[str, Any], key: str, section: str = "quality") -> Measure | None:
     """Return a measure of a result, or None where the result has none."""
     value = (result.get(section) or {}).get(key)
-    return value if value and value.get("value") is not None else None
+    entry = value if isinstance(value, Mapping) else {"value": value}
+    return entry if entry.get("value") is not None else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from linattn.report.columns import Measure, measure
 from linattn.report.data import Data, Report
-from linattn.report.ranking import Ranking, apart, closest, ranking, reaches, touch
+from linattn.report.ranking import apart, closest, ranking, reaches, touch
 from linattn.report.timing import baseline, timed
 from linattn.report.words import listed, percent, with_interval
 
@@ -121,21 +121,12 @@ def _shapes(data: Data) -> Iterable[str]:
 
 def _two_things(data: Data) -> Iterable[str]:
     """Say how colours and relations follow captions of two things, which labels do not have."""
-    subjects = {
-        "two_colours": "Both colours of two things",
-        "relation": "The relation of two things",
-    }
-    for key, subject in subjects.items():
-        references = {
-            "the teacher": measure(data.teacher, key),
-            "guessing": measure(data.chance, key),
-        }
+    for key, subject in (("two_colours", "Both colours"), ("relation", "The relation")):
         best = dict(ranking(data, key, "higher")[:1])
-        shares = [
-            f"{who} {with_interval(row)}" for who, row in {**best, **references}.items() if row
-        ]
+        rows = {"the teacher": measure(data.teacher, key), "guessing": measure(data.chance, key)}
+        shares = [f"{name} {with_interval(row)}" for name, row in {**best, **rows}.items() if row]
         if best:
-            yield f"{subject}, right most often: {', '.join(shares)}."
+            yield f"{subject} of two things, right most often: {', '.join(shares)}."
 
 
 def _distillation(data: Data) -> Iterable[str]:
@@ -165,70 +156,60 @@ def _times_less(before: float, after: float) -> float:
 
 def _against_control(data: Data) -> Iterable[str]:
     """Compare the methods with the first control: softmax that trained as they did."""
-    controls = [name for name in data.controls if measure(data.results[name], "error")]
-    if not controls:
-        return
-    control = data.results[controls[0]]
-    error, shape = measure(control, "error"), measure(control, "shape")
-    if error:
-        yield (
-            f"The control {controls[0]} keeps softmax and trains as the others do; it moves "
-            f"{with_interval(error, 2)} away from the teacher it began as. So much of any error "
-            "here is the training's, not the attention's."
-        )
-        yield from _near_control(ranking(data, "error", "lower"), error)
+    for name in data.controls:
+        if error := measure(data.results[name], "error"):
+            yield (
+                f"The control {name} keeps softmax and trains as the others do; it moves "
+                f"{with_interval(error, 2)} away from the teacher it began as. So much of any "
+                "error here is the training's, not the attention's."
+            )
+            yield from _near_control(data, error, measure(data.results[name], "shape"))
+            return
+
+
+def _near_control(data: Data, error: Measure, shape: Measure | None) -> Iterable[str]:
+    """Name the methods that the control's error and shapes tell apart from it, and the others."""
+    ranked = ranking(data, "error", "lower")
+    near = [name for name, value in ranked if not apart(value, error)]
+    lower = [name for name, value in ranked if value["value"] < error["value"]]
+    nearer = [name for name in lower if name not in near]
+    if near:
+        yield f"By error {listed(near)} cannot be told from that control."
+    if nearer:
+        yield f"Nearer to the teacher than that control: {listed(nearer)}."
     if shape and shape.get("low") is not None:
         ranked = ranking(data, "shape", "higher")
         below = [name for name, value in ranked if value.get("high", 1) < shape["low"]]
         yield f"Clearly below that control by shape: {listed(below)}."
 
 
-def _near_control(ranked: Ranking, control: Measure) -> Iterable[str]:
-    """Name the methods whose error is not told from the control's, and those with a lower one."""
-    near = [name for name, value in ranked if not apart(value, control)]
-    different = [(name, value) for name, value in ranked if apart(value, control)]
-    nearer = [name for name, value in different if value["value"] < control["value"]]
-    if near:
-        yield f"By error {listed(near)} cannot be told from that control."
-    if nearer:
-        yield f"Nearer to the teacher than that control: {listed(nearer)}."
-
-
 def _convolution(data: Data) -> Iterable[str]:
     """Compare the control that has a convolution beside softmax with the one that has none."""
-    errors = {}
+    errors: dict[bool, Measure | None] = {}
     for name in data.controls:
-        errors.setdefault(
-            bool(data.students[name].get("conv")), measure(data.results[name], "error")
-        )
+        conv = bool(data.students[name].get("conv"))
+        errors.setdefault(conv, measure(data.results[name], "error"))
     without, with_it = errors.get(False), errors.get(True)
     if without and with_it:
-        yield (
-            f"With a convolution added softmax moves {percent(with_it['value'], 2)} away, "
-            f"{percent(without['value'], 2)} without; {touch(without, with_it)}."
-        )
+        moves = f"{percent(with_it['value'], 2)} away, {percent(without['value'], 2)} without"
+        yield f"With a convolution added softmax moves {moves}; {touch(without, with_it)}."
 
 
 def _cost(data: Data) -> Iterable[str]:
     """Compare the multiply-accumulates of the methods' attention with softmax's."""
-    softmax = _core_macs(data.teacher)
+    softmax = measure(data.teacher, "core_macs", "cost")
     if not softmax:
         return
-    costs = {name: _core_macs(data.results[name]) for name in data.methods}
-    less = {name: cost for name, cost in costs.items() if 0 < cost < softmax}
-    more = [name for name, cost in costs.items() if cost >= softmax]
-    if less:
-        name, least = min(less.items(), key=lambda pair: pair[1])
-        ratio = f"{softmax / least:.1f} times less than softmax"
-        yield f"At this size {name} spends least on attention, {ratio}."
+    costs = {name: measure(data.results[name], "core_macs", "cost") for name in data.methods}
+    values = {name: cost["value"] for name, cost in costs.items() if cost}
+    least = min(values, key=lambda name: values[name], default="")
+    more = [name for name, value in values.items() if value >= softmax["value"]]
+    if least and least not in more:
+        ratio = f"{softmax['value'] / values[least]:.1f} times less than softmax"
+        yield f"At this size {least} spends least on attention, {ratio}."
     if more:
         saved = "what is saved appears with more tokens"
         yield f"No less than softmax is spent at this size by {listed(more)}; {saved}."
-
-
-def _core_macs(result: Mapping[str, Any]) -> float:
-    """Return the multiply-accumulates of all attention cores, 0 where the result has none."""
-    return (result.get("cost") or {}).get("core_macs") or 0
 
 
 def _time(data: Data) -> Iterable[str]:
