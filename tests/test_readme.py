@@ -85,7 +85,7 @@ def test_missing_pictures_are_named(data):
 
 
 def test_the_check_needs_no_pictures_and_sees_a_changed_number_or_machine(data):
-    text = readme.block(data, []) + gpu.in_markdown([])
+    text = readme.block(data, []) + gpu.in_markdown([]) + operators.table()
     data.only.pictures = {}
     assert readme.in_step(text, data, [])
     data.only.facts["hardware"]["cores"] += 1
