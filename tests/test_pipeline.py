@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from linattn import distill, notebooks, params, pipeline, project
-from linattn.distillation import students
+from linattn import distill, notebooks, params, pipeline, project, students
 
 STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}
@@ -355,18 +354,18 @@ def test_editing_one_student_runs_that_one_and_the_report(finished):
 
 EVALUATED = {*(f"reference@{role}" for role in ROLES), *(f"evaluate@{name}" for name in NAMES)}
 PARTS = {
-    "evaluate": ("evaluate: {pictures: 8,", "evaluate: {pictures: 9,", EVALUATED),
+    "evaluate": ("*evaluate, pictures: 8,", "*evaluate, pictures: 9,", EVALUATED),
     "benchmark": (
         "benchmark: {tokens: [64, 256],",
         "benchmark: {tokens: [64, 144],",
         {"benchmark"},
     ),
     "sample": (
-        "sample: {pictures: 16, steps: 4,",
-        "sample: {pictures: 16, steps: 5,",
+        "*sample, pictures: 16, steps: 4,",
+        "*sample, pictures: 16, steps: 5,",
         {f"sample@{r}" for r in ROLES},
     ),
-    "another profile": ("evaluate: {pictures: 128,", "evaluate: {pictures: 129,", set()),
+    "another profile": ("{pictures: 128,", "{pictures: 129,", set()),
 }
 
 
