@@ -37,7 +37,6 @@ _ROOMS = {
     "costs": "evaluation",
     "gpu": "report",
     "steps": "report",
-    "students": "distillation",
 }
 
 __all__ = [

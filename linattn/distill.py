@@ -2,7 +2,7 @@
 
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.distill import Result, distill
-from linattn.distillation.students import main
+from linattn.students import main
 
 __all__ = ["DistillConfig", "Result", "distill", "main"]
 

@@ -74,6 +74,10 @@ class Teacher:
     def classes(self) -> int:
         return self.conditions.classes
 
+    def to(self, device: torch.device) -> None:
+        """Move all models of the pipeline, text encoders included."""
+        self.pipe.to(device)
+
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
         """Pictures (batch, 3, side, side) in [0, 1]."""
         return sampling.decode(self, latents, batch)

@@ -15,14 +15,17 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from linattn import checkpoint, families, project, sampling, surgery, teachers
+from linattn import checkpoint, families, params, project, sampling, students, surgery, teachers
 from linattn.attention import OPERATORS
 from linattn.conditions import NULL_CLASS, Labels
 from linattn.diffusion import Diffusion
-from linattn.distillation import distill as module, lesson, training
+from linattn.distillation import lesson, parameters, training
 from linattn.distillation.config import DistillConfig, of_params
-from linattn.distillation.distill import convert, distill, select
+from linattn.distillation.distill import convert, distill, frozen
 from linattn.distillation.lesson import Lesson, draw
+from linattn.distillation.optimizers import OPTIMIZERS
+from linattn.distillation.parameters import select
+from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import prediction_error
 
 HERE = Path(__file__).parent
@@ -39,6 +42,9 @@ class TinyTeacher:
     @property
     def conditions(self) -> Labels:
         return Labels(SimpleNamespace(transformer=self.model), {})
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
 
 
 class TinyData:
@@ -116,7 +122,7 @@ class Alone:
 
 
 def lesson_of(teacher: TinyTeacher, config: DistillConfig, accelerator=None) -> Lesson:
-    original = module.frozen(teacher.model, torch.device("cpu"))
+    original = frozen(teacher.model)
     student = convert(original, config)
     return Lesson(
         config,
@@ -137,7 +143,7 @@ def lesson_of(teacher: TinyTeacher, config: DistillConfig, accelerator=None) -> 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_what_does_not_train_stays_bit_for_bit(teacher, trains, optimizer):
     config = dataclasses.replace(TINY, trains=trains, optimizer=optimizer, weight_decay=0.1)
-    start = weights(convert(module.frozen(teacher.model, torch.device("cpu")), config))
+    start = weights(convert(frozen(teacher.model), config))
     result = distill(config, teacher, TinyData())
     changed = differing(start, weights(result.model))
     chosen = {name for name, _ in select(result.model, trains)}
@@ -256,7 +262,7 @@ def test_an_indivisible_batch_is_refused(teacher):
 
 def test_layerwise_feeds_every_layer_the_teachers_input(teacher):
     one = lesson_of(teacher, TINY)
-    module.require(one.student, surgery.attention_parameters(one.student))
+    parameters.require(one.student, surgery.attention_parameters(one.student))
     loss = one.layerwise(0)["loss"]
     batch = one.batch(0)
     noisy = teacher.diffusion.noised(batch.clean, batch.eps, batch.t)
@@ -344,7 +350,7 @@ def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operato
 
 def test_only_replaced_layers_are_regressed(teacher):
     one = lesson_of(teacher, dataclasses.replace(TINY, layers=[1]))
-    module.require(one.student, select(one.student, "all"))
+    parameters.require(one.student, select(one.student, "all"))
     one.layerwise(0)["loss"].backward()
     first, second = families.layers(one.student)
     assert first.attn.to_q.weight.grad is None
@@ -398,7 +404,7 @@ def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, co
 
 
 def test_rate_warms_up_and_falls():
-    settings = training.Settings(warmup=4)
+    settings = Settings(warmup=4)
     rates = [training.rate(step, 20, 1.0, settings) for step in range(20)]
     assert rates[:2] == sorted(rates[:2])
     assert rates[0] == pytest.approx(0.25)
@@ -425,12 +431,12 @@ def test_average_follows_and_is_what_is_kept():
 
 def test_muon_takes_the_matrices_inside_the_blocks(teacher):
     student = convert(teacher.model, TINY)
-    parameters = select(student, "all")
-    made = training.optimizers(parameters, module.muon_matrices(student), training.Settings())
-    names = {id(parameter): name for name, parameter in parameters}
+    selected = select(student, "all")
+    made = OPTIMIZERS["muon"](selected, parameters.muon_matrices(student), 0.0)
+    names = {id(parameter): name for name, parameter in selected}
     muon = {names[id(p)] for group in made["muon"].param_groups for p in group["params"]}
     adamw = {names[id(p)] for group in made["adamw"].param_groups for p in group["params"]}
-    assert muon | adamw == {name for name, _ in parameters}
+    assert muon | adamw == {name for name, _ in selected}
     assert not muon & adamw
     assert "transformer_blocks.0.attn1.to_q.weight" in muon
     assert "transformer_blocks.1.ff.net.2.weight" in muon
@@ -510,10 +516,8 @@ def test_settings_come_from_params_by_name():
     student = SimpleNamespace(
         operator="clear", options={"radius": 3}, layers=(0, 1), initialise="all", name="small"
     )
-    recipe = SimpleNamespace(
-        steps=7, layerwise_steps=3, objective="lit", trains="new", seeds=(0, 1)
-    )
-    config = of_params(student, recipe, seed=1)
+    settings = Settings(steps=7, layerwise_steps=3, objective="lit", trains="new")
+    config = of_params(student, settings, seed=1)
     assert (config.operator, config.options, config.layers, config.seed) == (
         "clear",
         {"radius": 3},
@@ -526,7 +530,17 @@ def test_settings_come_from_params_by_name():
         "lit",
         "new",
     )
-    assert config.batch == DistillConfig("clear").batch
+    for field in dataclasses.fields(Settings):
+        assert getattr(config, field.name) == getattr(settings, field.name)
+
+
+def test_the_run_file_holds_every_training_setting(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "run_result", lambda name, **_: tmp_path / "run.json")
+    settings = params.load("tiny").distill
+    students._write_run("tiny", [distill(TINY, teacher, TinyData())], settings)
+    written = project.read_json(tmp_path / "run.json")["settings"]
+    assert written.keys() == {field.name for field in dataclasses.fields(settings)}
+    assert written["learning_rate"] == settings.learning_rate
 
 
 # Trouble
@@ -595,10 +609,13 @@ def test_a_checkpoint_of_another_recipe_is_refused(teacher, tmp_path):
     ("changes", "message"),
     [
         ({"objective": "clera"}, "did you mean 'clear'"),
-        ({"trains": "some"}, "trains is 'some'; choose one of attention, new, all"),
+        ({"trains": "some"}, "trains is 'some'; it is one of attention, new, all"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"batch": 0}, "batch is 0"),
-        ({"steps": -1}, "neither may be negative"),
+        ({"steps": -1}, "steps is -1; it must be at least 0"),
+        ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and at most 0.999999"),
+        ({"optimizer": "moun"}, "did you mean 'muon'"),
+        ({"warmup": 1.5}, "warmup is 1.5 .*a whole number"),
     ],
     ids=str,
 )

@@ -1,24 +1,27 @@
-"""params.yaml is read strictly: whatever is wrong is named by its place, with what may stand there."""
+"""params.yaml is read strictly: an error names the path of a mistake and what is allowed there."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
 
-from linattn import attention, params, project
+from linattn import attention, params, project, reader
+from linattn.distillation.objectives import PRESETS
+from linattn.distillation.optimizers import OPTIMIZERS
+from linattn.distillation.schedules import SCHEDULES
+from linattn.distillation.settings import DTYPES, Settings
 
 
 @pytest.fixture(scope="module")
 def content():
-    return params._read(project.ROOT / "params.yaml")
+    return reader.read_yaml(project.ROOT / "params.yaml")
 
 
-def changed(content, place, value):
-    """A copy with one value replaced; `place` is dotted, and a value of None given as `DELETE`
-    removes the key.
-    """
+def changed(content, path, value):
+    """Return a copy with the value at a dotted path replaced; `DELETE` removes the key."""
     content = copy.deepcopy(content)
-    *parents, last = place.split(".")
+    *parents, last = path.split(".")
     node = content
     for name in parents:
         node = node[name]
@@ -65,7 +68,7 @@ WRONG = {
         1.0,
         r"profiles.nano.distill: 'learning_rat'.*_rate'",
     ),
-    "missing key": ("profiles.full.distill.ema", DELETE, r"profiles.full.distill lacks ema"),
+    "missing key": ("profiles.full.evaluate.cross", DELETE, r"profiles.full.evaluate lacks cross"),
     "text for a number": (
         "profiles.nano.sample.pictures",
         "many",
@@ -98,7 +101,7 @@ WRONG = {
     "unknown choice": (
         "profiles.nano.distill.objective",
         "protocoll",
-        r"objective: 'protocoll'.*'protocol'",
+        r"objective is 'protocoll'.*'protocol'",
     ),
     "no teacher": (
         "students.clear.teacher",
@@ -169,10 +172,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_named_with_its_place_and_the_nearest_name(content, name):
-    place, value, message = WRONG[name]
+def test_an_error_names_the_path_and_the_nearest_name(content, name):
+    path, value, message = WRONG[name]
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        params.parse(changed(content, place, value))
+        params.parse(changed(content, path, value))
 
 
 def test_a_mistake_in_another_profile_is_found_too(content):
@@ -181,24 +184,62 @@ def test_a_mistake_in_another_profile_is_found_too(content):
         params.parse(changed(content, "profiles.paper.sample.steps", 0))
 
 
+def test_a_profile_takes_what_it_does_not_state_from_the_one_it_starts_from(content):
+    tiny, nano = content["profiles"]["tiny"], content["profiles"]["nano"]
+    assert tiny["distill"]["steps"] != nano["distill"]["steps"]
+    assert tiny["distill"]["optimizer"] == nano["distill"]["optimizer"]
+    assert params.load("full").distill.clip == params.load("nano").distill.clip
+
+
+def test_a_new_training_option_is_one_field_of_the_settings(content):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class More(params.Distill):
+        momentum: float = reader.between(0, 1, default=0.95)
+
+    entry = content["profiles"]["nano"]["distill"]
+    assert reader.read(More, entry, "distill").momentum == 0.95
+    assert reader.read(More, {**entry, "momentum": 0.5}, "distill").momentum == 0.5
+    with pytest.raises(ValueError, match=r"distill.momentum is 2.0; .*at most 1"):
+        reader.read(More, {**entry, "momentum": 2}, "distill")
+    with pytest.raises(ValueError, match="did you mean 'momentum'"):
+        reader.read(More, {**entry, "momentun": 0.5}, "distill")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "registry"),
+    [
+        (Settings, "optimizer", OPTIMIZERS),
+        (Settings, "schedule", SCHEDULES),
+        (Settings, "dtype", DTYPES),
+        (params.Student, "initialise", attention.POLICIES),
+        (params.Published, "initialise", attention.POLICIES),
+    ],
+)
+def test_choices_are_those_of_the_registry(settings, name, registry):
+    (rules,) = (f.metadata for f in dataclasses.fields(settings) if f.name == name)
+    assert rules["choices"] == tuple(registry)
+
+
+@pytest.mark.parametrize("objective", [*PRESETS, {"preset": "lit", "task": 0.0}], ids=str)
+def test_every_objective_may_stand_in_a_profile(content, objective):
+    entry = {**content["profiles"]["nano"]["distill"], "objective": objective}
+    assert reader.read(params.Distill, entry, "distill").objective == objective
+
+
 def test_a_published_recipe_brings_its_paper_settings_teacher_and_start(content):
     content = changed(content, "students.lit.recipe", "published")
     settings = params.parse(content, "paper")
     recipe = settings.recipe("lit")
-    assert (recipe.objective, recipe.batch, recipe.layerwise_steps, recipe.trains) == (
-        "lit",
-        256,
-        0,
-        "all",
-    )
+    assert (recipe.objective, recipe.batch) == ("lit", 256)
+    assert (recipe.layerwise_steps, recipe.trains) == (0, "all")
     assert settings.student("lit").initialise == "mlp_only"
     assert settings.recipe("clear") == settings.distill
 
 
-def test_a_students_settings_are_those_that_are_not_the_usual(content):
+def test_a_students_settings_leave_out_the_defaults(content):
     assert all(student.settings == {} for student in params.parse(content).students.values())
-    for place, value in (("layers", ["first:2", 5]), ("initialise", "v"), ("recipe", "protocol")):
-        content = changed(content, f"students.clear.{place}", value)
+    for key, value in (("layers", ["first:2", 5]), ("initialise", "v"), ("recipe", "protocol")):
+        content = changed(content, f"students.clear.{key}", value)
     assert params.parse(content).student("clear").settings == {
         "layers": ("first:2", 5),
         "initialise": "v",
@@ -210,7 +251,7 @@ def test_a_students_settings_are_those_that_are_not_the_usual(content):
     }
 
 
-def test_names_are_asked_for_with_their_nearest(content):
+def test_an_unknown_name_is_refused_with_the_nearest(content):
     settings = params.parse(content)
     with pytest.raises(ValueError, match="did you mean 'mediator'"):
         settings.student("mediater")
@@ -234,14 +275,14 @@ def test_a_missing_file_is_a_sentence(tmp_path):
 
 @pytest.mark.parametrize("role", ["class", "text", "text-large", "text-joint"])
 def test_real_teachers_have_layers_that_every_operator_fits(role):
-    """`paper` as far as a CPU can check it: layers of that shape build on the meta device."""
+    """Check the profile `paper` as far as a CPU can: its layers build on the meta device."""
     settings = params.load("paper")
     shape = params.shape_of(settings.teacher(role))
     for student in settings.students.values():
-        params.check_operator(student, *shape, place=f"students.{student.name}")
+        params.check_operator(student, *shape, path=f"students.{student.name}")
 
 
-def test_a_hub_teacher_is_named_with_its_revision_and_a_folder_without():
+def test_a_teacher_of_the_hub_has_a_revision_and_one_in_a_folder_has_none():
     hub, folder = params.load("paper").teacher("class"), params.load("nano").teacher("class")
     assert (hub.folder, hub.place, hub.hub) == (None, "facebook/DiT-XL-2-256", {"revision": "main"})
     assert folder.place == str(project.ROOT / "data/teachers/dit-nano")

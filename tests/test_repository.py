@@ -235,7 +235,8 @@ SHOWING = {
     "report.picture",
 }
 NAMES = {"names", "attention", "attention.registry"}
-CARRIERS = {"linattn", "params", "project", "notebooks", "pipeline", *NAMES, *SHOWING}
+VALUES = {"params", "project", "reader"}
+CARRIERS = {"linattn", "notebooks", "pipeline", *VALUES, *NAMES, *SHOWING}
 # Rooms of which a stage depends on all files; of the others it lists the files that it uses.
 ROOMS = {"distillation", "families", "pretraining", "samples", "surgery"}
 # Imports that a stage does not follow: one is for training the judge, one for a context manager.

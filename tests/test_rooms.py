@@ -18,12 +18,14 @@ ROOT = project.ROOT
 # import one another.
 FLOORS = (
     ("linattn_kernels", "names", "digests", "seeds"),
-    ("project", "checkpoint", "intervals", "diffusion", "conditions", "lab"),
+    ("project", "reader", "checkpoint", "intervals", "diffusion", "conditions", "lab"),
     ("attention",),
-    ("families", "params", "world"),
-    ("surgery", "sampling", "notebooks"),
+    ("families", "world"),
+    ("surgery", "sampling"),
     ("teachers", "samples", "redraw"),
-    ("pretraining", "distillation", "evaluation"),
+    ("pretraining", "distillation"),
+    ("params",),
+    ("students", "evaluation", "notebooks"),
     ("report",),
     ("linattn", "explore", "pipeline", "testing"),
     ("studies", "publish"),

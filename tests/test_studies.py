@@ -20,8 +20,9 @@ ROOT = project.ROOT
 # which is a dep itself.
 CARRYING = (
     "names",
-    "params",
+    "params/__init__",
     "project",
+    "reader",
     "notebooks",
     "studies/plugins/settings",
     "studies/plugins/report",
@@ -42,11 +43,15 @@ WHOLE = tuple(f"linattn/{room}" for room in ROOMS)
 # What a stage does not run: how a plug-in is marked, when it is trained; how it is trained, when it
 # is marked.
 PLUGIN = "linattn/studies/plugins"
+LOOP = ("history", "optimizers", "schedules", "settings", "training")
 TRAINING = {
-    "linattn/distillation/training.py",
+    *(f"linattn/distillation/{name}.py" for name in LOOP),
     *(f"{PLUGIN}/{name}.py" for name in ("batch", "encoder", "recipe")),
 }
-UNUSED = {"train": {f"{PLUGIN}/marks.py"}, "measure": TRAINING}
+UNUSED = {
+    "train": {f"{PLUGIN}/marks.py", "linattn/distillation/objectives.py"},
+    "measure": TRAINING,
+}
 
 
 def yaml(path):

@@ -22,8 +22,9 @@ from linattn import conditions, families
 from linattn.conditions import Asked, Conditions, Rows
 from linattn.diffusion import Process
 from linattn.distillation import objectives
-from linattn.distillation.config import DTYPES, Data, DistillConfig
+from linattn.distillation.config import Data, DistillConfig
 from linattn.distillation.objectives import Comparison
+from linattn.distillation.settings import DTYPES
 from linattn.distillation.training import Terms
 from linattn.seeds import of_step
 

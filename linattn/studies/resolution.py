@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import intervals, params, project, redraw, sampling, world
+from linattn import intervals, params, project, reader, redraw, sampling, world
 from linattn.evaluation import costs
 from linattn.evaluation.bench import Bench, eight_bits, say
 from linattn.evaluation.distance import PSNR_MOST, distances
 from linattn.evaluation.evaluation import distilled
 from linattn.evaluation.growth import exponent, predict
 from linattn.evaluation.rows import shown_of, truth
+from linattn.reader import between
 from linattn.report import figures, numbers, studyparts
 
 PARAMS = "studies/resolution/params.yaml"
@@ -44,22 +44,20 @@ SHOWN = 3  # pictures in each row of the report's grid
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    teachers: dict  # role -> students
-    pictures: int
-    steps: int
-    seed: int
-    factor: int
-    strengths: tuple[float, ...]
-    ntk: int | float  # keeps the written type, because the result repeats it
-    sides: tuple[int, ...]
-    limit: float
+    teachers: dict[str, tuple[str, ...]]  # students by role
+    pictures: int = between(1)
+    steps: int = between(1)
+    seed: int = between(0)
+    factor: int = between(1)
+    strengths: tuple[float, ...] = between(0, 1)
+    ntk: int | float = between(1)  # keeps the written type, because the result repeats it
+    sides: tuple[int, ...] = between(1)
+    limit: float = between(0)
 
 
 def load(path: str | Path = PARAMS) -> Settings:
-    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an
-    error.
-    """
-    return params.read(Settings, YAML(typ="safe").load(project.ROOT / path), str(path))
+    """Read the settings as strictly as params.yaml."""
+    return reader.read(Settings, reader.read_yaml(project.ROOT / path), str(path))
 
 
 def student(bench: Bench, name: str) -> nn.Module:

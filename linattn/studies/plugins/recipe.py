@@ -1,41 +1,53 @@
-"""A plug-in's training: its settings, and the call of the loop that trains the students too
-(training.py).
-"""
+"""Define how a plug-in is trained, and train it by the loop that trains the students too."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from linattn import params
-from linattn.distillation.training import History, Named, Settings, Stage, fit
+from linattn.distillation.history import History
+from linattn.distillation.optimizers import Named
+from linattn.distillation.settings import Settings
+from linattn.distillation.training import Stage, fit
+from linattn.reader import between, like
 
+WARMUP = 20
+LOG_EVERY = 25
 EVERY = 50  # steps between two checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    steps: int
-    batch: int
-    rate: float
-    seed: int
-    small: int = 0  # so many first steps use pictures of half the side, at a quarter of the cost
-    optimizer: Literal["muon", "adamw"] = "adamw"
-    ema: float = 0.98  # averages over about a fiftieth of the steps
-    rank: int | None = None  # the LoRA's
+    """Hold what the recipes of plug-ins differ in; all else is as `Settings` has it."""
+
+    steps: int = like(Settings, "steps")
+    batch: int = like(Settings, "batch")
+    rate: float = like(Settings, "learning_rate")
+    seed: int = between(0)
+    # so many first steps use pictures of half the side, at a quarter of the cost
+    small: int = between(0, default=0)
+    optimizer: str = like(Settings, "optimizer", default="adamw")
+    # averages over about a fiftieth of the steps
+    ema: float = like(Settings, "ema", default=0.98)
+    rank: int | None = between(1, default=None)  # the LoRA's
     encoder: "Recipe | None" = None  # the IP-Adapter's image encoder
     # the IP-Adapter's projection from the image encoder to text states
     words: "Recipe | None" = None
 
-    @classmethod
-    def of(cls, entries: Mapping[str, Any], where: str) -> "Recipe":
-        """Read a recipe and the recipes inside it; `where` names the entry in an error message."""
-        mappings = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping)}
-        inner = {name: cls.of(entry, f"{where}.{name}") for name, entry in mappings.items()}
-        return params.read(cls, {**entries, **inner}, where)
+    @property
+    def settings(self) -> Settings:
+        """The settings of the training loop."""
+        return Settings(
+            batch=self.batch,
+            optimizer=self.optimizer,
+            warmup=WARMUP,
+            ema=self.ema,
+            log_every=LOG_EVERY,
+            checkpoint_every=EVERY,
+        )
 
     def side(self, step: int, full: int) -> int:
         """Return the side of a step's pictures, for a teacher whose side is `full`."""
@@ -59,16 +71,12 @@ def learn(
     model.requires_grad_(False)
     for _, parameter in parameters:
         parameter.requires_grad_(True)
-    device = parameters[0][1].device.type
-    intervals = {"log_every": 25, "checkpoint_every": EVERY}
-    settings = Settings(
-        batch=recipe.batch, optimizer=recipe.optimizer, warmup=20, ema=recipe.ema, **intervals
-    )
+    settings = recipe.settings
     history = History(settings.log_every)
     stage = Stage("plugin", recipe.steps, recipe.rate, lambda step: {"loss": loss(step)})
-    inputs = {**asdict(recipe), **about}
-    accelerator = Accelerator(cpu=device == "cpu")
-    fit(stage, parameters, muon_matrices(model), settings, history, scratch, inputs, accelerator)
+    identity = {**asdict(recipe), **about}
+    accelerator = Accelerator(cpu=parameters[0][1].device.type == "cpu")
+    fit(stage, parameters, muon_matrices(model), settings, history, scratch, identity, accelerator)
     model.requires_grad_(False)
     return history.rows
 

@@ -1,14 +1,11 @@
 """The study's plug-ins, its settings, and the paths of its files."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ruamel.yaml import YAML
-
-from linattn import params, project
+from linattn import project, reader
 from linattn.names import known
+from linattn.reader import between
 from linattn.studies.plugins.adapter import Adapter
 from linattn.studies.plugins.control import Control
 from linattn.studies.plugins.lora import Lora
@@ -26,38 +23,28 @@ RESULT, SHEET = "plugins.json", "plugins.jpg"  # in one folder, here and publish
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    pictures: int  # in each row of the result
-    steps: int
-    batch: int
-    seed: int
-    checked: int  # pictures that are compared bit for bit
-    shown: int  # pictures in each row of the sheet
+    pictures: int = between(1)  # in each row of the result
+    steps: int = between(1)
+    batch: int = between(1)
+    seed: int = between(0)
+    checked: int = between(1)  # pictures that are compared bit for bit
+    shown: int = between(1)  # pictures in each row of the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     teacher: str
     students: tuple[str, ...]
-    recipes: dict  # plug-in -> Recipe
+    recipes: dict[str, Recipe]  # by plug-in
     measure: Measure
 
 
 def load(path: str | Path = PARAMS) -> Settings:
-    """Read the settings as strictly as params.yaml: an unknown key or a value of another kind is an
-    error.
-    """
-    raw = YAML(typ="safe").load(project.ROOT / path)
-    readers = {"recipes": _recipes, "measure": functools.partial(params.read, Measure)}
-    inner = {key: read(raw[key], f"{path}: {key}") for key, read in readers.items() if key in raw}
-    return params.read(Settings, {**raw, **inner}, str(path))
-
-
-def _recipes(entries: dict[str, Any], where: str) -> dict[str, Recipe]:
-    recipes = {}
-    for name, entry in entries.items():
-        plugin = known(name, PLUGINS, "plug-in")
-        recipes[plugin] = Recipe.of(entry, f"{where}.{name}")
-    return recipes
+    """Read the settings as strictly as params.yaml."""
+    settings = reader.read(Settings, reader.read_yaml(project.ROOT / path), str(path))
+    for name in settings.recipes:
+        known(name, PLUGINS, "plug-in")
+    return settings
 
 
 def folder(name: str, write: bool = False) -> Path:

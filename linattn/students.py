@@ -1,8 +1,8 @@
-"""Make one student of params.yaml: distil it for every seed, and write its weights and training
-curve.
+"""Make one student of params.yaml: distil it for every seed, and write its weights and curve.
 
 - reports/students/<name>/ holds the replaced layers, as `linattn.load` reads them, and the training
-  curve. The curve leaves out times, so that the same code gives the same bytes.
+  curve. The curve leaves out times, so that the same code gives the same bytes. The run file holds
+  times, the machine and every training setting.
 - Under `accelerate launch` all processes train and one writes.
 - Checkpoints lie in a scratch folder named by everything the result depends on, code included. A
   killed run therefore goes on from its checkpoint, and edited code starts a new run.
@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from linattn import params, project, surgery, teachers
 from linattn.distillation.config import DistillConfig, of_params
 from linattn.distillation.distill import Result, distill
+from linattn.distillation.settings import Settings
 from linattn.samples import Samples
 
 NOT_IN_CURVE = ("seconds",)  # times belong in the run file
@@ -37,40 +38,38 @@ def make(name: str, profile: str | None = None) -> list[Result]:
     accelerator = Accelerator(cpu=project.device() == "cpu")
     teacher = teachers.load(entry.place, device=accelerator.device, **entry.hub)
     samples = Samples(project.samples(student.teacher))
-    first = recipe.seeds[0]
     results = []
     for seed in recipe.seeds:
         config = of_params(student, recipe, seed)
-        scratch = project.scratch(
-            f"distill-{name}", code=project.code(), **config.recipe(teacher, samples)
-        )
-        folder = project.student(name, None if seed == first else seed, write=True)
+        identity = config.recipe(teacher, samples)
+        scratch = project.scratch(f"distill-{name}", code=project.code(), **identity)
+        folder = project.student(name, None if seed == recipe.seeds[0] else seed, write=True)
         config = dataclasses.replace(config, scratch=str(scratch))
-        results.append(distill(config, teacher, samples, folder=folder, accelerator=accelerator))
+        result = distill(config, teacher, samples, folder=folder, accelerator=accelerator)
+        results.append(result)
         if accelerator.is_main_process:
-            project.write_json(
-                folder / "training.json", training(config, results[-1], len(samples))
-            )
+            project.write_json(folder / "training.json", training(config, result, len(samples)))
             shutil.rmtree(scratch, ignore_errors=True)
     if accelerator.is_main_process:
-        _write_run(name, results)
+        _write_run(name, results, recipe)
     return results
 
 
-def _write_run(name: str, results: list[Result]) -> None:
-    """Write the run file: machine, seconds, speed and backends."""
+def _write_run(name: str, results: list[Result], settings: Settings) -> None:
+    """Write the run file: machine, seconds, speed, backends and all training settings."""
     seconds = round(sum(result.seconds for result in results), 2)
-    run = {"facts": project.facts(), "seconds": {"distill": seconds}}
-    run["samples_per_second"] = results[0].samples_per_second
-    run["backend"] = surgery.backends(results[0].model)
+    run = {
+        "facts": project.facts(),
+        "seconds": {"distill": seconds},
+        "samples_per_second": results[0].samples_per_second,
+        "backend": surgery.backends(results[0].model),
+        "settings": dataclasses.asdict(settings),
+    }
     project.write_json(project.run_result(f"{name}.distill", write=True), run)
 
 
 def training(config: DistillConfig, result: Result, samples: int) -> dict[str, Any]:
-    """Return steps, sizes and the curve of one training, with one loss a logged step and the stages
-    in sequence.
-    """
-    history = [_without_times(logged) for logged in result.history]
+    """Return steps, sizes and the curve of one training, with one loss a logged step."""
     return {
         "steps": config.layerwise_steps + config.steps,
         "layerwise_steps": config.layerwise_steps,
@@ -81,7 +80,7 @@ def training(config: DistillConfig, result: Result, samples: int) -> dict[str, A
         "trained": result.trained,
         "added": result.added,
         "curve": curve(config, result.history),
-        "history": history,
+        "history": [_without_times(logged) for logged in result.history],
     }
 
 
@@ -100,7 +99,7 @@ def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--student", required=True, help="a name of params.yaml")
     parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")
     arguments = parser.parse_args()

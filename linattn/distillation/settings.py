@@ -1,0 +1,53 @@
+"""Hold every training setting with its default and its bounds; no other file repeats one.
+
+- `params` reads the training settings of a profile by this class, `DistillConfig` extends it for
+  one student, and the loop in training.py takes it as it is.
+- A new option is one field here. It is then a key of params.yaml, an argument of DistillConfig and
+  a line of the run file, and its default holds wherever nobody writes another value.
+- The names of a registry are the choices of its field.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from linattn import reader
+from linattn.distillation import objectives
+from linattn.distillation.objectives import Objective
+from linattn.distillation.optimizers import OPTIMIZERS
+from linattn.distillation.schedules import SCHEDULES
+from linattn.reader import accepted_by, between, choice
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the models' forward
+TIMES = ("teacher", "uniform")  # as the teacher's training drew them, or uniformly
+TRAINS = ("attention", "new", "all")  # the replaced layers, only what they added, or every weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Say how a student is trained, first layer by layer and then end to end."""
+
+    layerwise_steps: int = between(0, default=50)  # on every layer's output, all layers at once
+    steps: int = between(0, default=100)  # then on the whole model
+    batch: int = between(1, default=16)
+    layerwise_learning_rate: float = between(0, default=8e-3)
+    learning_rate: float = between(0, default=8e-3)
+    optimizer: str = choice(OPTIMIZERS, default="muon")
+    schedule: str = choice(SCHEDULES, default="cosine")
+    warmup: int = between(0, default=10)  # steps in which the learning rate rises
+    weight_decay: float = between(0, default=0.0)
+    ema: float = between(0, 0.999999, default=0.9)  # decay of the average that is kept; 0: none
+    clip: float | None = between(0, default=1.0)  # largest gradient norm
+    label_drop: float = between(0, 1, default=0.1)  # share of prompts that are replaced by none
+    times: str = choice(TIMES, default="teacher")
+    objective: str | Mapping[str, float | str] | Objective = accepted_by(
+        objectives.create, default="protocol"
+    )
+    trains: str = choice(TRAINS, default="attention")
+    dtype: str = choice(DTYPES, default="float32")
+    log_every: int = between(1, default=20)
+    checkpoint_every: int = between(1, default=50)
+
+    def __post_init__(self) -> None:
+        reader.check(self)

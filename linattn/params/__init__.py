@@ -1,0 +1,47 @@
+"""Read typed parameters strictly from params.yaml.
+
+- `load()` returns the numbers of the profile that the file names, or of another by name.
+- One ValueError names the path (`students.clear.radius`), the value, what is allowed there and the
+  nearest name.
+- A profile starts from another by YAML's merge keys. DVC resolves them as this reader does.
+- A student's options are checked by building its operator on the meta device.
+"""
+
+from linattn.params.file import load, parse
+from linattn.params.operators import check_operator, shape_of
+from linattn.params.schema import (
+    USUAL,
+    Anatomy,
+    Benchmark,
+    Distill,
+    Evaluate,
+    Params,
+    Published,
+    Report,
+    Sample,
+    Student,
+    Teacher,
+)
+from linattn.reader import Plain, between, known, read
+
+__all__ = [
+    "USUAL",
+    "Anatomy",
+    "Benchmark",
+    "Distill",
+    "Evaluate",
+    "Params",
+    "Plain",
+    "Published",
+    "Report",
+    "Sample",
+    "Student",
+    "Teacher",
+    "between",
+    "check_operator",
+    "known",
+    "load",
+    "parse",
+    "read",
+    "shape_of",
+]

@@ -1,0 +1,149 @@
+"""Read params.yaml: the whole file is checked, other profiles than the chosen one too."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from linattn import project, reader
+from linattn.params.operators import check_students
+from linattn.params.schema import (
+    SECTIONS,
+    STUDENT_KEYS,
+    Distill,
+    Params,
+    Profile,
+    Published,
+    Student,
+    Teacher,
+)
+from linattn.reader import check_keys, known, mapping, read
+
+TOP = ("profile", "teachers", "students", "profiles", "operators")
+OPERATOR_LISTS = ("anatomy", "benchmark")
+OTHER_ROWS = r"(teacher|chance|index)(-|$)"  # how names of the report's other rows begin
+
+
+def load(profile: str | None = None, path: Path | None = None) -> Params:
+    """Return the parameters of the profile that the file names, or of another by name."""
+    path = Path(path or project.ROOT / "params.yaml")
+    return parse(reader.read_yaml(path), profile, path.name)
+
+
+def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -> Params:
+    """Return the parameters of one profile from the content of the file."""
+    top = mapping(content, file)
+    check_keys(top, TOP, TOP, file)
+    teachers = _teachers(top["teachers"], "teachers")
+    entries = mapping(top["profiles"], "profiles")
+    chosen = known(profile or top["profile"], entries, "profile")
+    if not profile:
+        known(top["profile"], entries, f"{file}: profile")
+    profiles = {}
+    for name, entry in entries.items():
+        profiles[name] = _profile(entry, teachers, f"profiles.{name}")
+    numbers = profiles[chosen]
+    _check_teachers_named(top["students"])
+    students = {}
+    for name, student in _students(top["students"], "students").items():
+        students[name] = _resolved(student, numbers.published, chosen)
+    lists = mapping(top["operators"], "operators")
+    check_keys(lists, OPERATOR_LISTS, OPERATOR_LISTS, "operators")
+    operators = {use: _students(lists[use], f"operators.{use}") for use in OPERATOR_LISTS}
+    params = Params(profile=chosen, students=students, operators=operators, **vars(numbers))
+    check_students(params)
+    return params
+
+
+def _teachers(content: Any, path: str) -> dict[str, Teacher]:
+    teachers = {}
+    for role, entry in mapping(content, path).items():
+        _check_name(role, f"{path}.{role}")
+        teachers[role] = read(Teacher, entry, f"{path}.{role}")
+    return teachers
+
+
+def _check_teachers_named(students: Any) -> None:
+    for name, entry in mapping(students, "students").items():
+        if "teacher" not in mapping(entry, f"students.{name}"):
+            raise ValueError(
+                f"students.{name} lacks teacher: a role of `teachers`, e.g. teacher: class"
+            )
+
+
+def _check_name(name: Any, path: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(name)):
+        raise ValueError(
+            f"{path}: a name is made of a-z, 0-9 and '-', since it becomes a folder and a stage"
+        )
+
+
+def _profile(content: Any, common: Mapping[str, Teacher], path: str) -> Profile:
+    """Read one profile; its own teachers stand beside the `common` ones or replace them."""
+    entry = mapping(content, path)
+    keys = ("teachers", "published", *SECTIONS)
+    check_keys(entry, keys, keys, path)
+    sections = {}
+    for name, section in SECTIONS.items():
+        sections[name] = cast(Any, read(section, entry[name], f"{path}.{name}"))
+    teachers = {**common, **_teachers(entry["teachers"], f"{path}.teachers")}
+    published = {}
+    for name, recipe in mapping(entry["published"], f"{path}.published").items():
+        recipe_path = f"{path}.published.{name}"
+        published[name] = _published(recipe, sections["distill"], teachers, recipe_path)
+    return Profile(teachers=teachers, published=published, **sections)
+
+
+def _published(
+    content: Any, common: Distill, teachers: Mapping[str, Teacher], path: str
+) -> Published:
+    """Read what a paper trained with, as changes of the profile's `common` settings."""
+    changes = dict(mapping(content, path))
+    start = {key: changes.pop(key) for key in reader.keys_of(Published) if key in changes}
+    changes = {"layerwise_steps": 0, **changes}
+    trained = read(Distill, {**vars(common), **changes}, path)
+    known(start.get("teacher", "class"), teachers, f"{path}.teacher")
+    values = {name: getattr(trained, name) for name in changes}
+    return dataclasses.replace(read(Published, start, path), changes=values)
+
+
+def _students(content: Any, path: str) -> dict[str, Student]:
+    students = {}
+    for name, value in mapping(content, path).items():
+        student_path = f"{path}.{name}"
+        _check_name(name, student_path)
+        if re.match(OTHER_ROWS, name):
+            raise ValueError(
+                f"{student_path}: {name!r} is the name of another row of the report; choose another"
+            )
+        students[name] = _student(name, mapping(value, student_path), student_path)
+    return students
+
+
+def _student(name: str, entry: Mapping[str, Any], path: str) -> Student:
+    """Read one entry; keys that are not a student's own are options of its operator.
+
+    A misspelt key of a student's own is named as such when the operator refuses it.
+    """
+    student = {key: value for key, value in entry.items() if key in STUDENT_KEYS}
+    options = {key: value for key, value in entry.items() if key not in STUDENT_KEYS}
+    return dataclasses.replace(read(Student, student, path), name=name, options=_plain(options))
+
+
+def _resolved(student: Student, published: Mapping[str, Published], profile: str) -> Student:
+    """Give a student of its paper's recipe its paper's teacher and initialisation too."""
+    if student.recipe == "protocol":
+        return student
+    noun = f"published recipe of profile {profile} (students.{student.name}.recipe)"
+    recipe = published[known(student.operator, published, noun)]
+    return dataclasses.replace(student, teacher=recipe.teacher, initialise=recipe.initialise)
+
+
+def _plain(value: Any) -> Any:
+    """Return dictionaries, lists and values, free of the YAML reader's own classes."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,85 @@
+"""Check the operators of params.yaml by building each on the meta device.
+
+An operator's own checks are therefore the only ones, and no option's rules stand twice.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from linattn import attention, project
+from linattn.params.schema import STUDENT_KEYS, Params, Student, Teacher
+from linattn.reader import known
+
+
+def check_students(params: Params) -> None:
+    """Raise ValueError for the first student or operator that its layers cannot have."""
+    for student in params.students.values():
+        path = f"students.{student.name}"
+        role = known(student.teacher, params.teachers, f"{path}.teacher")
+        check_operator(student, *shape_of(params.teachers[role]), path=path)
+    shapes = {
+        "anatomy": shape_of(params.teacher("class")),
+        "benchmark": (params.benchmark.heads, params.benchmark.head_dim, False),
+    }
+    for use, operators in params.operators.items():
+        for operator in operators.values():
+            check_operator(operator, *shapes[use], path=f"operators.{use}.{operator.name}")
+
+
+def shape_of(teacher: Teacher) -> tuple[int, int, bool]:
+    """Return (heads, head_dim, has text) of the first layer, from the folder where there is one."""
+    for model, read_shape in (("transformer", _transformer_shape), ("unet", _unet_shape)):
+        config = teacher.folder and teacher.folder / model / "config.json"
+        if config and config.is_file():
+            return read_shape(project.read_json(config))
+    return teacher.heads, teacher.head_dim, teacher.text
+
+
+def _transformer_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
+    has_text = "joint_attention_dim" in config
+    return config["num_attention_heads"], config["attention_head_dim"], has_text
+
+
+def _unet_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
+    heads = config["attention_head_dim"]  # of a UNet this is how many, whatever the name says
+    heads = heads[0] if isinstance(heads, (list, tuple)) else heads
+    return heads, config["block_out_channels"][0] // heads, False
+
+
+def check_operator(student: Student, heads: int, head_dim: int, text: bool, path: str) -> None:
+    """Raise ValueError if a layer of this shape cannot have the student's operator."""
+    known(student.operator, attention.OPERATORS, f"{path}.operator")
+    shape = attention.LayerShape(
+        width=heads * head_dim, heads=heads, head_dim=head_dim, has_text=text
+    )
+    try:
+        with torch.device("meta"):
+            attention.create(student.operator, shape, **student.options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(_message(student, path, str(error))) from None
+
+
+def _message(student: Student, path: str, message: str) -> str:
+    """Put the operator's message after the path of the option that it is about."""
+    option = _option_of(student.options, message)
+    if option is None:
+        return f"{path}: {message}"
+    near = difflib.get_close_matches(option, STUDENT_KEYS, 1, cutoff=0.75)
+    hint = f" (or did you mean {near[0]!r}, a student's own key?)" if near else ""
+    return f"{path}.{option} is {student.options[option]!r}: {message}{hint}"
+
+
+def _option_of(options: Mapping[str, Any], message: str) -> str | None:
+    """Find the option that a message names."""
+    # A message quotes an unknown option before the nearest known one.
+    quoted = [option for option in options if repr(option) in message]
+    if quoted:
+        return min(quoted, key=lambda option: (message.index(repr(option)), option))
+    for option in options:
+        if re.search(rf"\b{re.escape(option)}\b", message):
+            return option
+    return None

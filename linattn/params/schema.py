@@ -1,0 +1,175 @@
+"""Define what params.yaml may hold; distillation/settings.py has the training settings."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from linattn import project, reader
+from linattn.attention import POLICIES
+from linattn.distillation.settings import Settings
+from linattn.reader import Plain, between, choice, known, not_read
+
+RECIPES = ("protocol", "published")  # the profile's training settings, or its paper's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Say where a role's teacher is. Its shape is written down only where no folder tells it."""
+
+    source: str  # a folder of this repository, or a hub id
+    # of the nano profile on two cores: samples, students, evaluation
+    minutes: int | None = between(1, default=None)
+    revision: str | None = None
+    heads: int = between(1, default=4)
+    head_dim: int = between(1, default=32)
+    text: bool = False  # text tokens take part in self-attention
+
+    @property
+    def folder(self) -> Path | None:
+        """The teacher's folder in this repository, or None for one of the hub."""
+        folder = project.ROOT / self.source
+        return folder if self.source.startswith("data/") or folder.is_dir() else None
+
+    @property
+    def place(self) -> str:
+        """The first argument of `teachers.load`; `hub` holds the others."""
+        return str(self.folder or self.source)
+
+    @property
+    def hub(self) -> Plain:
+        return {"revision": self.revision} if self.revision and not self.folder else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    pictures: int = between(1)
+    steps: int = between(1, 1000)
+    seed: int = between(0)
+    shard: int = between(1)
+    batch: int = between(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    pictures: int = between(1)
+    noise: tuple[float, ...] = between(0, 1)
+    layers: int | None = between(1)  # how many, evenly spread; null: all
+    seed: int = between(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Settings):
+    """Hold the training settings of a profile; each student is trained once with each seed."""
+
+    seeds: tuple[int, ...] = between(0, different=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Hold what differs from the profile's `distill` in a paper's own training."""
+
+    teacher: str = "class"
+    initialise: str = choice(POLICIES, default="all")
+    changes: Plain = not_read(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    pictures: int = between(4)  # at least two of one thing and two of two, where captions are read
+    steps: int = between(1, 1000)
+    quick_pictures: int = between(4)  # of the rows that only bound the others
+    quick_steps: int = between(1, 1000)
+    cross: int = between(2, 64)  # times the side it was trained at
+    cross_pictures: int = between(4)
+    noise: tuple[float, ...] = between(0, 1)
+    errors: int = between(2)  # pictures for the distance of predictions
+    batch: int = between(1)
+    seed: int = between(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    tokens: tuple[int, ...] = between(1)
+    heads: int = between(1)
+    head_dim: int = between(1)
+    repeats: int = between(1)
+    seconds: float = between(0)  # most for one point; a slower one is not repeated
+    sides: tuple[int, ...] = between(1)  # of the latents that whole steps are timed at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    pictures: int = between(1)
+    query: int = between(0)  # the token whose map is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """Describe one entry of `students`: an operator with its options, for one teacher."""
+
+    operator: str
+    # each entry of `students` names its own, since DVC's templates know no default
+    teacher: str = "class"
+    layers: str | tuple[int | str, ...] = "all"
+    initialise: str = choice(POLICIES, default="all")
+    recipe: str = choice(RECIPES, default="protocol")
+    name: str = not_read(default="")
+    options: Plain = not_read(default_factory=dict)
+
+    @property
+    def settings(self) -> Plain:
+        """Layers, initialise and recipe as an entry has them: defaults are left out."""
+        values = {key: getattr(self, key) for key in USUAL}
+        return {key: value for key, value in values.items() if value != USUAL[key]}
+
+
+USUAL = {key: getattr(Student, key) for key in ("layers", "initialise", "recipe")}
+STUDENT_KEYS = reader.keys_of(Student)  # all other keys of an entry are options of its operator
+
+# The sections that every profile has, beside `teachers` and `published`.
+SECTIONS = {
+    "sample": Sample,
+    "anatomy": Anatomy,
+    "distill": Distill,
+    "evaluate": Evaluate,
+    "benchmark": Benchmark,
+    "report": Report,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    teachers: dict[str, Teacher]  # by role
+    sample: Sample
+    anatomy: Anatomy
+    distill: Distill
+    published: dict[str, Published]  # by operator
+    evaluate: Evaluate
+    benchmark: Benchmark
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params(Profile):
+    """Hold all of params.yaml, with the numbers of one profile."""
+
+    profile: str
+    students: dict[str, Student]
+    operators: dict[str, dict[str, Student]]  # lists of their own for anatomy and benchmark
+
+    def student(self, name: str) -> Student:
+        return self.students[known(name, self.students, "student")]
+
+    def of_teacher(self, role: str) -> list[str]:
+        """List the names of the teacher's students."""
+        return [name for name, student in self.students.items() if student.teacher == role]
+
+    def teacher(self, role: str) -> Teacher:
+        return self.teachers[known(role, self.teachers, f"teacher of profile {self.profile}")]
+
+    def recipe(self, name: str) -> Distill:
+        """Return the training settings of one student: the profile's, or its paper's."""
+        student = self.student(name)
+        if student.recipe == "protocol":
+            return self.distill
+        return dataclasses.replace(self.distill, **self.published[student.operator].changes)

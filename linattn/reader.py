@@ -1,0 +1,245 @@
+"""Read dataclasses strictly from plain values, such as those of a YAML file.
+
+- A field's annotation says which type its value has, and its metadata which values are allowed:
+  `between`, `choice` and `accepted_by` declare such fields.
+- A wrong key or value is one ValueError. It names the path (`profiles.nano.distill.steps`), the
+  value, what is allowed there and the nearest valid name.
+- A field may be a dataclass, a tuple or a dictionary of one type, which are read likewise.
+- `check` holds an instance to the same rules, however it was made.
+- YAML 1.2, as DVC reads it: 1e-4 is a number (papermill's own reader would return the text '1e-4').
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Plain = dict[str, Any]
+Rules = Mapping[str, Any]  # the metadata of a field
+T = TypeVar("T")
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a mapping of names to values",
+    Mapping: "a mapping of names to values",
+}
+
+
+# Fields
+# ---------------------------------------------------------------------------------------------
+
+
+def between(
+    least: float, most: float = math.inf, *, different: bool = False, **options: Any
+) -> Any:
+    """Declare a number from `least` to `most`, both included, or a tuple of such numbers.
+
+    The numbers of a tuple must all be different where `different` says so.
+    """
+    rules = {"least": least, "most": most, "different": different}
+    return dataclasses.field(metadata=rules, **options)
+
+
+def choice(names: Iterable[str], **options: Any) -> Any:
+    """Declare a text that is one of `names`; a registry of functions names its keys."""
+    return dataclasses.field(metadata={"choices": tuple(names)}, **options)
+
+
+def accepted_by(function: Callable[[Any], Any], **options: Any) -> Any:
+    """Declare a value that `function` accepts; `function` raises ValueError for any other."""
+    return dataclasses.field(metadata={"function": function}, **options)
+
+
+def like(settings: type, name: str, **options: Any) -> Any:
+    """Declare a field under the rules of a field of another dataclass."""
+    (rules,) = (f.metadata for f in dataclasses.fields(settings) if f.name == name)
+    return dataclasses.field(metadata=rules, **options)
+
+
+def not_read(**options: Any) -> Any:
+    """Declare a field that the program fills in: it is no key of the file."""
+    return dataclasses.field(metadata={"read": False}, **options)
+
+
+def keys_of(settings: type) -> list[str]:
+    """List the keys under which `read` reads the fields of a dataclass."""
+    return [f.name for f in dataclasses.fields(settings) if f.metadata.get("read", True)]
+
+
+# Reading
+# ---------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file, or raise one sentence that names the file."""
+    try:
+        return YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise ValueError(f"no {path.name} in {path.parent}") from None
+    except YAMLError as error:
+        message = " ".join(str(error).split())
+        raise ValueError(f"{path.name} is not valid YAML: {message}") from None
+
+
+def read(settings: type[T], content: Any, path: str) -> T:
+    """Build a dataclass from a mapping; a field without a default is a required key."""
+    entry = mapping(content, path)
+    names = keys_of(settings)
+    fields: dict[str, Any] = {f.name: f for f in dataclasses.fields(settings) if f.name in names}
+    required = [name for name, f in fields.items() if _is_required(f)]
+    check_keys(entry, required, names, path)
+    annotations = typing.get_type_hints(settings)
+    values = {}
+    for name, value in entry.items():
+        rules = fields[name].metadata
+        values[name] = _checked(annotations[name], value, f"{path}.{name}", rules)
+    return settings(**values)
+
+
+def check(settings: Any) -> None:
+    """Raise ValueError unless every field has its type and an allowed value."""
+    annotations = typing.get_type_hints(type(settings))
+    for f in dataclasses.fields(settings):
+        _checked(annotations[f.name], getattr(settings, f.name), f.name, f.metadata)
+
+
+def mapping(content: Any, path: str) -> Mapping[str, Any]:
+    """Return `content`, or raise ValueError if it is no mapping."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is {content!r}; it must be {WORDS[Mapping]}")
+    return content
+
+
+def check_keys(
+    entry: Mapping[str, Any], required: Iterable[str], names: Iterable[str], path: str
+) -> None:
+    """Raise ValueError for a key that is not in `names`, and for a missing one of `required`."""
+    for key in entry:
+        known(key, names, f"key of {path}:")
+    missing = [key for key in required if key not in entry]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+
+
+def known(name: str, names: Iterable[str], noun: str) -> str:
+    """Return `name`, or raise ValueError with the nearest of `names`."""
+    names = list(names)
+    if name in names:
+        return name
+    valid = ", ".join(sorted(names)) or "none"
+    raise ValueError(f"unknown {noun} {name!r}: it is one of {valid}{_hint(name, names)}")
+
+
+def _hint(name: Any, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(names), 1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _is_required(f: "dataclasses.Field[Any]") -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+# One value
+# ---------------------------------------------------------------------------------------------
+
+
+def _checked(annotation: Any, value: Any, path: str, rules: Rules) -> Any:
+    """Return the value in its field's type, or raise ValueError."""
+    value = _typed(annotation, value, path, rules)
+    if "function" in rules:
+        try:
+            rules["function"](value)
+        except ValueError as error:
+            raise ValueError(f"{path} is {value!r}: {error}") from None
+    return value
+
+
+def _typed(annotation: Any, value: Any, path: str, rules: Rules) -> Any:
+    origin = typing.get_origin(annotation)
+    if annotation is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _of_union(annotation, value, path, rules)
+    if origin is tuple:
+        return _of_tuple(annotation, value, path, rules)
+    if origin is dict:
+        return _of_dict(annotation, value, path, rules)
+    if dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
+        return read(cast(type, annotation), value, path)
+    if "choices" in rules:
+        return _of_choices(value, path, rules["choices"])
+    return _of_type(origin or annotation, value, path, rules)
+
+
+def _of_union(annotation: Any, value: Any, path: str, rules: Rules) -> Any:
+    """Return the value in the first of the types that it has."""
+    alternatives = typing.get_args(annotation)
+    if value is None and types.NoneType in alternatives:
+        return None
+    errors = []
+    for alternative in alternatives:
+        if alternative is types.NoneType:
+            continue
+        try:
+            return _typed(alternative, value, path, rules)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _of_tuple(annotation: Any, value: Any, path: str, rules: Rules) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"{path} is {value!r}; it must be a list of one or more values")
+    inner, _ = typing.get_args(annotation)
+    items = tuple(
+        _typed(inner, item, f"{path}[{index}]", rules) for index, item in enumerate(value)
+    )
+    if rules.get("different") and len(set(items)) < len(items):
+        raise ValueError(f"{path} is {list(items)}; its values must all be different")
+    return items
+
+
+def _of_dict(annotation: Any, value: Any, path: str, rules: Rules) -> dict[str, Any]:
+    _, inner = typing.get_args(annotation)
+    items = mapping(value, path).items()
+    return {name: _typed(inner, item, f"{path}.{name}", rules) for name, item in items}
+
+
+def _of_choices(value: Any, path: str, names: tuple[str, ...]) -> str:
+    if isinstance(value, bool):
+        raise ValueError(
+            f"{path} is {value!r}, a truth value; write one of {', '.join(names)}, in quotes"
+        )
+    if value not in names:
+        valid = ", ".join(names)
+        raise ValueError(f"{path} is {value!r}; it is one of {valid}{_hint(value, names)}")
+    return value
+
+
+def _of_type(expected: type, value: Any, path: str, rules: Rules) -> Any:
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    is_flag = isinstance(value, bool)
+    if not isinstance(value, expected) or (is_flag and expected is not bool):
+        word = WORDS.get(expected, expected.__name__)
+        raise ValueError(f"{path} is {value!r} ({type(value).__name__}); it must be {word}")
+    if isinstance(value, (int, float)) and not is_flag:
+        _check_bounds(value, path, rules)
+    return value
+
+
+def _check_bounds(value: float, path: str, rules: Rules) -> None:
+    least, most = rules.get("least", -math.inf), rules.get("most", math.inf)
+    if not least <= value <= most:
+        top = f" and at most {most}" if most != math.inf else ""
+        raise ValueError(f"{path} is {value!r}; it must be at least {least}{top}")
