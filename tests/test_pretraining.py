@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend
 
 from linattn import pretraining, project, sampling, teachers, world
 from linattn.pretraining import autoencoder, loop, store
-from linattn.pretraining.kind import encoded_world
+from linattn.pretraining.backbone import encoded_world
 from linattn.world import language
 
 DIT, SD, FLUX = (pretraining.TEACHERS[name][0] for name in ("dit-nano", "sd-nano", "flux-nano"))
@@ -35,10 +35,10 @@ TINY_SD = dataclasses.replace(
 TINY_FLUX = dataclasses.replace(
     TINY, kind="flux", layers=1, text=(16, 1, 2), autoencoder={**TINY.autoencoder, "factor": 2}
 )
-KINDS = {"dit": (DIT, TINY), "sd": (SD, TINY_SD), "flux": (FLUX, TINY_FLUX)}
-each_kind = pytest.mark.parametrize(("kind", "recipe"), KINDS.values(), ids=KINDS)
+BACKBONES = {"dit": (DIT, TINY), "sd": (SD, TINY_SD), "flux": (FLUX, TINY_FLUX)}
+each_backbone = pytest.mark.parametrize(("backbone", "recipe"), BACKBONES.values(), ids=BACKBONES)
 with_text = pytest.mark.parametrize(
-    ("kind", "recipe"), [KINDS["sd"], KINDS["flux"]], ids=["sd", "flux"]
+    ("backbone", "recipe"), [BACKBONES["sd"], BACKBONES["flux"]], ids=["sd", "flux"]
 )
 
 
@@ -49,7 +49,7 @@ def vae():
 
 
 def test_every_second_position_of_the_later_grid_is_the_earlier_one(vae):
-    """What lets the weights of 8 x 8 latents carry over to 16 x 16."""
+    """This lets the weights of 8 x 8 latents carry over to 16 x 16."""
     embed = DIT.build(TINY).pos_embed
     zeros = torch.zeros(1, 4, 16, 16)
     fine, coarse = (embed(zeros[..., :side, :side]) - embed.proj.bias for side in (16, 8))
@@ -92,9 +92,9 @@ def test_the_loss_falls_on_one_batch():
     assert losses[-1] < 0.9 * losses[0]
 
 
-@each_kind
-def test_a_killed_training_ends_with_the_same_weights(kind, recipe, vae, tmp_path):
-    """SIGKILL in the middle of the second stage, in a process of its own."""
+@each_backbone
+def test_a_killed_training_ends_with_the_same_weights(backbone, recipe, vae, tmp_path):
+    """Kill a process of its own in the middle of the second stage."""
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
@@ -113,25 +113,27 @@ def test_a_killed_training_ends_with_the_same_weights(kind, recipe, vae, tmp_pat
         torch.set_num_threads(1)  # as here, and with the same algorithms: gradients depend on both
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(0)
-        kind, recipe = here.KINDS[sys.argv[2]]
-        loop.train(kind, autoencoder.build().eval(), recipe, Path(sys.argv[1]), every=3)
+        backbone, recipe = here.BACKBONES[sys.argv[2]]
+        loop.train(backbone, autoencoder.build().eval(), recipe, Path(sys.argv[1]), every=3)
     """)
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), recipe.kind]
     done = subprocess.run(command, cwd=project.ROOT, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    resumed = loop.train(kind, vae, recipe, tmp_path / "killed", every=3)
-    whole = loop.train(kind, vae, recipe, tmp_path / "whole", every=3)
-    for name, value in whole.state_dict().items():
+    resumed = loop.train(backbone, vae, recipe, tmp_path / "killed", every=3)
+    undisturbed = loop.train(backbone, vae, recipe, tmp_path / "undisturbed", every=3)
+    for name, value in undisturbed.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
 @pytest.fixture
 def untrained(tmp_path, monkeypatch):
-    """Both trainings take no time; what is stored, measured and gated is real."""
+    """Skip both trainings; storing, measuring and the gate are real."""
     monkeypatch.setattr(project, "scratch", lambda name: tmp_path / "scratch" / name)
     monkeypatch.setattr(autoencoder, "train", lambda *_, **__: autoencoder.build().eval())
     monkeypatch.setattr(autoencoder, "psnr", functools.partial(autoencoder.psnr, count=2))
-    monkeypatch.setattr(loop, "train", lambda kind, vae, recipe, *_: kind.build(recipe).eval())
+    monkeypatch.setattr(
+        loop, "train", lambda backbone, vae, recipe, *_: backbone.build(recipe).eval()
+    )
 
 
 def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
@@ -140,12 +142,8 @@ def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
     assert stock.labels["red disc"] == 0
     assert len(stock.labels) == 60
     teacher = teachers.load(folder)
-    assert (teacher.card["steps"], teacher.card["guidance"], teacher.factor, teacher.classes) == (
-        2,
-        2.0,
-        4,
-        60,
-    )
+    assert (teacher.card["steps"], teacher.card["guidance"]) == (2, 2.0)
+    assert (teacher.factor, teacher.classes) == (4, 60)
     assert teacher.card["gate"]["shape"]["n"] == 12
     assert sampling.draw(teacher, torch.tensor([0, 59])).shape == (2, 3, 64, 64)
     assert "guidance 2.0" in (folder / "README.md").read_text()
@@ -155,15 +153,15 @@ def test_make_stores_a_stock_pipeline_with_its_card(tmp_path, untrained):
 
 @with_text
 def test_make_stores_a_stock_text_pipeline_with_its_card(
-    kind, recipe, tmp_path, untrained, monkeypatch
+    backbone, recipe, tmp_path, untrained, monkeypatch
 ):
     factor = recipe.autoencoder.get("factor", 4)
     monkeypatch.setattr(autoencoder, "train", lambda *_, **__: autoencoder.build(factor).eval())
-    folder = store.make(tmp_path / "tiny", kind, recipe, device="cpu")
+    folder = store.make(tmp_path / "tiny", backbone, recipe, device="cpu")
     stock = DiffusionPipeline.from_pretrained(folder)
     assert stock.tokenizer.model_max_length == language.LENGTH
     picture = stock(
-        ["a red ring"], num_inference_steps=2, output_type="np", **kind.asked(recipe)
+        ["a red ring"], num_inference_steps=2, output_type="np", **backbone.call_arguments(recipe)
     ).images[0]
     assert picture.shape == (64, 64, 3)
     assert picture.std() > 0
@@ -176,35 +174,34 @@ def test_make_stores_a_stock_text_pipeline_with_its_card(
 
 
 @with_text
-def test_text_and_picture_learn_together(kind, recipe, vae, tmp_path):
-    model = kind.build(recipe)
-    given = kind.draw(
-        recipe, kind.data(vae, recipe, 64, tmp_path), 6, torch.Generator().manual_seed(0)
-    )
-    for parameter in model.parameters():  # what begins at zero would let nothing through
+def test_text_and_picture_learn_together(backbone, recipe, vae, tmp_path):
+    model = backbone.build(recipe)
+    data = backbone.data(vae, recipe, 64, tmp_path)
+    batch = backbone.draw(recipe, data, 6, torch.Generator().manual_seed(0))
+    for parameter in model.parameters():  # layers that begin at zero would pass no gradient
         torch.nn.init.normal_(parameter, std=0.1)
-    kind.loss(model, given).backward()
-    silent = [
-        name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()
-    ]
-    assert not [name for name in silent if "weight" in name and "final_layer_norm" not in name]
-    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
+    backbone.loss(model, batch).backward()
+    for name, parameter in model.named_parameters():
+        if "weight" in name and "final_layer_norm" not in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
 @with_text
-def test_half_of_the_captions_tell_of_two_things(kind, recipe, vae, tmp_path):
-    data = kind.data(vae, recipe, 64, tmp_path)
+def test_half_of_the_captions_describe_two_things(backbone, recipe, vae, tmp_path):
+    data = backbone.data(vae, recipe, 64, tmp_path)
     ids = data["ids" if "ids" in data else "clip_ids"]
-    told = [language.clip_tokenizer().decode(each, skip_special_tokens=True) for each in ids]
-    assert len(told) == len(data["latents"]) == 8
-    assert all(" on " in text for text in told)
-    assert [any(relation in text for relation in world.RELATIONS) for text in told] == [
-        False
-    ] * 4 + [True] * 4
+    decode = language.clip_tokenizer().decode
+    captions = [decode(caption_ids, skip_special_tokens=True) for caption_ids in ids]
+    assert len(captions) == len(data["latents"]) == 8
+    assert all(" on " in caption for caption in captions)
+    for index, caption in enumerate(captions):
+        assert any(relation in caption for relation in world.RELATIONS) == (index >= 4)
 
 
-def test_what_flux_learns_is_what_its_pipeline_asks(tmp_path):
-    """The stock pipeline's packing, ids and times give the model's own prediction."""
+def test_flux_is_trained_on_the_calls_of_its_pipeline(tmp_path):
+    """Hold the stock pipeline's packing, ids and times to the model's own prediction."""
     model = FLUX.build(TINY_FLUX).eval()
     for parameter in model.transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -214,19 +211,18 @@ def test_what_flux_learns_is_what_its_pipeline_asks(tmp_path):
     model.transformer.register_forward_hook(
         lambda module, args, kwargs, out: seen.append((kwargs, out[0])), with_kwargs=True
     )
-    how = {**FLUX.asked(TINY_FLUX), "true_cfg_scale": 1.0, "negative_prompt": None}
-    pipe(["a red ring"], num_inference_steps=1, output_type="latent", **how)
+    arguments = FLUX.call_arguments(TINY_FLUX)
+    arguments |= {"true_cfg_scale": 1.0, "negative_prompt": None}
+    pipe(["a red ring"], num_inference_steps=1, output_type="latent", **arguments)
     kwargs, wanted = seen[0]
     noisy = FluxPipeline._unpack_latents(kwargs["hidden_states"], 64, 64, 2)
     with torch.no_grad():
-        found = model(noisy, kwargs["timestep"], *FLUX.tokens(["a red ring"]).values())
-    torch.testing.assert_close(FluxPipeline._pack_latents(found, 1, 4, 32, 32), wanted)
+        prediction = model(noisy, kwargs["timestep"], *FLUX.tokens(["a red ring"]).values())
+    torch.testing.assert_close(FluxPipeline._pack_latents(prediction, 1, 4, 32, 32), wanted)
 
 
 def test_tokens_of_a_small_picture_lie_as_far_apart_as_in_a_large_one():
-    """What RoPE learns at 32 px holds at 64: without it flux-nano lost a third of its shapes in the
-    second stage.
-    """
+    """Without this, flux-nano lost a third of its shapes in the second stage."""
     model, seen = FLUX.build(TINY_FLUX).eval(), []
     model.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True
@@ -239,17 +235,17 @@ def test_tokens_of_a_small_picture_lie_as_far_apart_as_in_a_large_one():
 
 
 @pytest.mark.parametrize(
-    ("side", "device", "written_out"), [(32, "cpu", True), (64, "cpu", False), (32, "cuda", False)]
+    ("side", "device", "unfused"), [(32, "cpu", True), (64, "cpu", False), (32, "cuda", False)]
 )
-def test_small_pictures_on_a_cpu_have_their_attention_written_out(side, device, written_out):
-    backends = loop.attention_of(side, torch.device(device))
-    assert (backends == [SDPBackend.MATH]) == written_out
+def test_small_pictures_on_a_cpu_use_unfused_attention(side, device, unfused):
+    backends = loop.attention_backends(side, torch.device(device))
+    assert (backends == [SDPBackend.MATH]) == unfused
     assert SDPBackend.MATH in backends  # what any other machine falls back to
 
 
-def test_a_stored_teacher_does_not_say_where_its_parts_were_loaded_from(tmp_path):
+def test_a_stored_teacher_does_not_name_the_paths_of_its_models(tmp_path):
     (tmp_path / "config.json").write_text('{"_name_or_path": "/somewhere/vae", "side": 64}')
-    store._forget_place(tmp_path / "config.json")
+    store._remove_source(tmp_path / "config.json")
     assert project.read_json(tmp_path / "config.json") == {"side": 64}
 
 

@@ -1,15 +1,14 @@
-"""Small teachers from scratch: an autoencoder and a denoiser, trained on the world, gated by the
-judge.
-"""
+"""Train small teachers from scratch on the world: an autoencoder and a denoiser, behind a gate."""
 
 from pathlib import Path
+from typing import Any
 
 from linattn.pretraining import dit, flux, sd, store
-from linattn.pretraining.kind import Kind
+from linattn.pretraining.backbone import Backbone
 from linattn.pretraining.recipe import Recipe, Stage
 from linattn.pretraining.store import FailedGate
 
-TEACHERS: dict[str, tuple[Kind, Recipe]] = {
+TEACHERS: dict[str, tuple[Backbone[Any], Recipe]] = {
     "dit-nano": (dit.DiT(), dit.RECIPE),
     "sd-nano": (sd.SD(), sd.RECIPE),
     "flux-nano": (flux.Flux(), flux.RECIPE),
@@ -17,9 +16,9 @@ TEACHERS: dict[str, tuple[Kind, Recipe]] = {
 
 
 def make(folder: Path, device: str | None = None) -> Path:
-    """The teacher that the folder is named after."""
-    kind, recipe = TEACHERS[Path(folder).name]
-    return store.make(folder, kind, recipe, device)
+    """Train the teacher that the folder is named after."""
+    backbone, recipe = TEACHERS[Path(folder).name]
+    return store.make(folder, backbone, recipe, device)
 
 
-__all__ = ["TEACHERS", "FailedGate", "Kind", "Recipe", "Stage", "make"]
+__all__ = ["TEACHERS", "Backbone", "FailedGate", "Recipe", "Stage", "make"]

@@ -1,10 +1,8 @@
-"""The small teachers' autoencoder: 64 px pictures as 16 x 16 latents, trained on the world from
-scratch.
+"""Train the small teachers' autoencoder from scratch: 64 px pictures become 16 x 16 latents.
 
-- An `AutoencoderKL`, since that is what every diffusers pipeline declares.
-- The latents' mean and deviation are folded into its two 1 x 1 convolutions after training:
-  scaling_factor is 1 and shift_factor 0 for every pipeline, of which some ignore the shift and
-  others crash without it.
+- It is an `AutoencoderKL`, because every diffusers pipeline declares one.
+- The latents' mean and deviation are folded into its two 1 x 1 convolutions after training. So
+  scaling_factor is 1 and shift_factor 0; some pipelines ignore the shift, others crash without it.
 - Half of the steps take pictures of 32 px, so that a teacher can begin on 8 x 8 latents.
 """
 
@@ -21,6 +19,7 @@ from linattn.seeds import of_step
 
 
 def build(factor: int = 4, latent_channels: int = 4) -> AutoencoderKL:
+    """Return an untrained autoencoder whose latents have 1/factor of a picture's side."""
     widths = (16, 32, 64, 64)[: factor.bit_length()]
     return AutoencoderKL(
         block_out_channels=widths,
@@ -38,11 +37,12 @@ def build(factor: int = 4, latent_channels: int = 4) -> AutoencoderKL:
 
 
 def pictures(scenes: list[world.Scene], side: int) -> Tensor:
-    """Rendered as the autoencoder takes them: (batch, 3, side, side) in [-1, 1]."""
+    """Render scenes as the autoencoder takes them: (batch, 3, side, side) in [-1, 1]."""
     return world.render(scenes, side) * 2 - 1
 
 
 def loss(vae: AutoencoderKL, picture: Tensor, noise: Tensor) -> Tensor:
+    """Return the error of the decoded pictures, plus a little of the latents' divergence."""
     posterior = vae.encode(picture).latent_dist
     decoded = vae.decode(posterior.mean + posterior.std * noise).sample
     error = F.l1_loss(decoded, picture) + 2 * F.mse_loss(decoded, picture)
@@ -60,6 +60,7 @@ def train(
     device: str = "cpu",
     **shape: int,
 ) -> AutoencoderKL:
+    """Train an autoencoder of `shape`, the arguments of `build`, and fold its latents' scale in."""
     torch.manual_seed(seed)
     vae = build(**shape).to(device)
     optimizer = torch.optim.AdamW(
@@ -69,16 +70,15 @@ def train(
         optimizer, learning_rate, total_steps=steps, pct_start=0.05
     )
     recipe = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed, **shape}
-    parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule}
-    for step in Resumable(scratch / "autoencoder.safetensors", parts, steps, recipe):
+    state = {"vae": vae, "optimizer": optimizer, "schedule": schedule}
+    for step in Resumable(scratch / "autoencoder.safetensors", state, steps, recipe):
         side = 64 if step % 2 else 32
         count = batch * (64 // side)
         picture = pictures(world.scenes(count, seed, start=step * 2 * batch), side)
         picture = picture.to(device)
-        latent = side // 2 ** (len(vae.config.block_out_channels) - 1)
-        noise = torch.randn(
-            count, vae.config.latent_channels, latent, latent, generator=of_step(seed, step)
-        )
+        latent_side = side // 2 ** (len(vae.config.block_out_channels) - 1)
+        latent_shape = (count, vae.config.latent_channels, latent_side, latent_side)
+        noise = torch.randn(latent_shape, generator=of_step(seed, step))
         with torch.autocast(device, torch.bfloat16):
             value = loss(vae, picture, noise.to(device))
         optimizer.zero_grad()
@@ -94,9 +94,7 @@ def train(
 
 @torch.no_grad()
 def fold(vae: AutoencoderKL, seed: int = 0, count: int = 2048) -> None:
-    """Make the latents of the world zero-mean and unit-variance a channel without changing what is
-    decoded.
-    """
+    """Give each channel of the world's latents mean 0 and variance 1; decoding stays the same."""
     means, device = [], vae.device
     for start in range(0, count, 256):
         picture = pictures(world.scenes(min(256, count - start), seed, start=start), 64).to(device)
@@ -118,10 +116,8 @@ def fold(vae: AutoencoderKL, seed: int = 0, count: int = 2048) -> None:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, side: int = 64, count: int = 256) -> float:
+    """Return the mean PSNR of held-out pictures, in dB."""
     picture = pictures(world.scenes(count, seed=1, start=world.HELD_OUT), side).to(vae.device)
     decoded = vae.decode(vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
-    return (
-        (10 * torch.log10(4 / F.mse_loss(decoded, picture, reduction="none").mean((1, 2, 3))))
-        .mean()
-        .item()
-    )
+    errors = F.mse_loss(decoded, picture, reduction="none").mean((1, 2, 3))
+    return (10 * torch.log10(4 / errors)).mean().item()

@@ -1,9 +1,9 @@
 """dit-nano: a DiT with learned variance, class-conditional, on the world of one thing.
 
-- First on the 8 x 8 latents of 32 px pictures, whose 64 positions lie at every second place of the
-  16 x 16 grid: the weights carry over, and the stage that costs a quarter does more than half of
-  the work.
-- Labels are dropped once a step, coherently for all blocks.
+- It learns first on the 8 x 8 latents of 32 px pictures, whose 64 positions are every second one of
+  the 16 x 16 grid. So the weights carry over, and the stage that costs a quarter does more than
+  half of the work.
+- Labels are dropped once a step, and all blocks see the same drops.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,14 @@ from torch.nn import functional as F
 
 from linattn import project, sampling, teachers, world
 from linattn.diffusion import split
-from linattn.pretraining.kind import SCHEDULER, Data, Kind, diffusion, encoded_world, silence
+from linattn.pretraining.backbone import (
+    SCHEDULER,
+    Backbone,
+    Data,
+    diffusion,
+    encoded_world,
+    silence,
+)
 from linattn.pretraining.recipe import Recipe, Stage
 from linattn.pretraining.store import save_grid
 from linattn.world import judge
@@ -35,15 +42,16 @@ RECIPE = Recipe(
 )
 
 
-class DiT(Kind):
+class DiT(Backbone[DiTTransformer2DModel]):
     name = "dit-nano"
 
     def build(
         self, recipe: Recipe, latent_side: int = 16, channels: int = 4
     ) -> DiTTransformer2DModel:
+        width, heads = recipe.transformer
         model = DiTTransformer2DModel(
-            num_attention_heads=recipe.heads,
-            attention_head_dim=recipe.width // recipe.heads,
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
             in_channels=channels,
             out_channels=2 * channels,
             num_layers=recipe.layers,
@@ -56,8 +64,8 @@ class DiT(Kind):
             norm_elementwise_affine=False,
         )
         for block in model.transformer_blocks:
-            # Each block would draw its own label drops: the unconditional branch would never be
-            # seen whole.
+            # Each block would draw its own label drops, so that the empty label would hardly ever
+            # reach all blocks at once.
             block.norm1.emb.class_embedder.dropout_prob = 0.0
             silence(block.norm1.linear)  # adaLN-Zero: every block begins as the identity
             nn.init.normal_(block.norm1.emb.class_embedder.embedding_table.weight, std=0.02)
@@ -72,25 +80,21 @@ class DiT(Kind):
         latents, labels = encoded_world(vae, scratch, side, recipe.pictures, recipe.seed)
         return {"latents": latents, "labels": labels}
 
-    def draw(self, recipe: Recipe, data: Data, count: int, dice: torch.Generator) -> Data:
-        rows = torch.randint(len(data["latents"]), (count,), generator=dice)
-        t = diffusion().draw_times(count, dice)
-        eps = torch.randn(count, *data["latents"].shape[1:], generator=dice)
-        dropped = torch.rand(count, generator=dice) < recipe.label_drop
-        labels = torch.where(dropped, NULL_CLASS, data["labels"][rows])
-        return {"clean": data["latents"][rows], "labels": labels, "eps": eps, "t": t}
+    def draw(self, recipe: Recipe, data: Data, count: int, rng: torch.Generator) -> Data:
+        latents = data["latents"]
+        indices = torch.randint(len(latents), (count,), generator=rng)
+        t = diffusion().draw_times(count, rng)
+        eps = torch.randn(count, *latents.shape[1:], generator=rng)
+        dropped = torch.rand(count, generator=rng) < recipe.label_drop
+        labels = torch.where(dropped, NULL_CLASS, data["labels"][indices])
+        return {"clean": latents[indices], "labels": labels, "eps": eps, "t": t}
 
-    def loss(self, model: nn.Module, given: Data) -> Tensor:
-        """DiT's: squared error of the prediction plus the variational bound, which trains the
-        variance alone.
-        """
-        process, (clean, labels, eps, t) = (
-            diffusion(),
-            (given[name] for name in ("clean", "labels", "eps", "t")),
-        )
+    def loss(self, model: nn.Module, batch: Data) -> Tensor:
+        """Return DiT's loss: squared error, plus the bound that trains the variance alone."""
+        process, clean, eps, t = diffusion(), batch["clean"], batch["eps"], batch["t"]
         noisy = process.noised(clean, eps, t)
         with torch.autocast(clean.device.type, torch.bfloat16):
-            output = model(noisy, timestep=t, class_labels=labels, return_dict=False)[0]
+            output = model(noisy, timestep=t, class_labels=batch["labels"], return_dict=False)[0]
         prediction, raw = split(output.float())
         error = F.mse_loss(prediction, process.target(clean, eps, t))
         return error + process.variational_bound(prediction, raw, clean, noisy, t).mean()
@@ -98,14 +102,14 @@ class DiT(Kind):
     def assemble(
         self, model: nn.Module, vae: AutoencoderKL, labels: Sequence[str] = world.LABELS
     ) -> DiTPipeline:
-        """Its labels are registered, or saving would forget them."""
+        """Return the stock pipeline; its labels are registered, or saving would forget them."""
         names = dict(enumerate(labels))
         pipe = DiTPipeline(model, vae, DPMSolverMultistepScheduler(**SCHEDULER), id2label=names)
         pipe.register_to_config(id2label=names)
         return pipe
 
     def measure(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
-        """Every class equally often, judged for shape and colour."""
+        """Mark shape and colour of pictures, of every class equally many."""
         teacher = teachers.load(folder)
         labels = torch.arange(recipe.gate["pictures"]) % teacher.classes
         pictures = sampling.draw(teacher, labels, seed=recipe.gate["seed"])
@@ -118,11 +122,16 @@ class DiT(Kind):
 
     def described(self, card: dict[str, Any]) -> tuple[str, str]:
         training = card["training"]
-        return (
-            "A `DiTPipeline` that draws one coloured shape before a background, 64 px, 60 classes (shape x colour).",
-            f"Transformer: {card['parameters'] / 1e6:.2f} M parameters, width {training['width']}, "
-            f"{training['layers']} layers, {training['heads']} heads, 256 tokens, velocity, learned variance",
+        drawing = (
+            "A `DiTPipeline` that draws one coloured shape before a background, 64 px, 60 classes "
+            "(shape x colour)."
         )
+        model = (
+            f"Transformer: {card['parameters'] / 1e6:.2f} M parameters, width {training['width']}, "
+            f"{training['layers']} layers, {training['heads']} heads, 256 tokens, velocity, "
+            "learned variance"
+        )
+        return drawing, model
 
 
 def _count(model: nn.Module) -> int:

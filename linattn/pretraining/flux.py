@@ -1,10 +1,10 @@
-"""flux-nano: double and single blocks, RoPE, a CLIP and a T5 encoder of its own, flow matching.
+"""flux-nano: a FLUX with a CLIP and a T5 encoder of its own, which learn together by flow matching.
 
 - FLUX packs 2 x 2 latents into a token: 256 tokens at 64 px take an autoencoder of factor 2.
-- The straight path: noisy = (1 - sigma) clean + sigma eps, the model predicts eps - clean and is
-  told sigma; times are logit-normal, as in the trials for SD3.
-- T5's padding is read like words (the pipeline masks nothing), so text length is part of the model:
-  the card names it.
+- It learns the straight path: noisy = (1 - sigma) clean + sigma eps. The model gets sigma and
+  predicts eps - clean. Times are logit-normal, as in the trials for SD3.
+- T5's padding is read like words, because the pipeline masks nothing. So the text length is a
+  property of the model, and the card names it.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn.conditions import packed, places, unpacked
+from linattn.pretraining.backbone import Data, silence
 from linattn.pretraining.captioned import Captioned, captioned_card
-from linattn.pretraining.kind import Data, silence
 from linattn.pretraining.recipe import Recipe, Stage
 from linattn.world import language
 
@@ -41,10 +41,22 @@ RECIPE = Recipe(
     gate={"shape": 0.85, "colour": 0.95, "pictures": 500, "seed": 0},
 )
 SIDE = 16  # tokens of a side at 64 px
+# What the names of matrices inside the blocks contain, of the transformer and of both encoders.
+HIDDEN = (
+    ".attn.",
+    ".ff.",
+    ".ff_context.",
+    ".proj_mlp.",
+    ".proj_out.",
+    ".self_attn.",
+    ".mlp.",
+    "SelfAttention.",
+    "DenseReluDense.",
+)
 
 
-class Reader(nn.Module):
-    """A FLUX transformer and the encoders it reads."""
+class TextFlux(nn.Module):
+    """Hold a FLUX transformer and the encoders whose states it reads."""
 
     def __init__(self, transformer: FluxTransformer2DModel, clip: nn.Module, t5: nn.Module):
         super().__init__()
@@ -52,10 +64,10 @@ class Reader(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
         height, width = (side // 2 for side in noisy.shape[-2:])
-        # RoPE knows distances in tokens: those of a small picture are told as far apart as they
-        # will be in a large one.
+        # RoPE measures distances in tokens. Tokens of a small picture get positions as far apart as
+        # those of a large one.
         ids = places(height, width, noisy.device) * (SIDE / max(height, width))
-        given = {
+        inputs = {
             "hidden_states": packed(noisy),
             "encoder_hidden_states": self.t5(t5_ids)[0],  # (batch, LENGTH, width)
             "pooled_projections": self.clip(clip_ids).pooler_output,
@@ -63,27 +75,29 @@ class Reader(nn.Module):
             "txt_ids": ids.new_zeros(t5_ids.shape[1], 3),
         }
         # (batch, tokens, 4 channels)
-        found = self.transformer(timestep=sigma, **given, return_dict=False)[0]
-        return unpacked(found, noisy)
+        prediction = self.transformer(timestep=sigma, **inputs, return_dict=False)[0]
+        return unpacked(prediction, noisy)
 
 
-class Flux(Captioned):
+class Flux(Captioned[TextFlux]):
     name = "flux-nano"
     sampler = "Euler along the straight path"
 
-    def build(self, recipe: Recipe, channels: int = 4) -> Reader:
-        width, layers, heads = recipe.text
-        head_dim = recipe.width // recipe.heads
-        side = (head_dim - 4) // 4 * 2  # axis 0 never turns in a picture: it gets little
+    def build(self, recipe: Recipe, channels: int = 4) -> TextFlux:
+        text_width, text_layers, text_heads = recipe.encoder
+        width, heads = recipe.transformer
+        head_dim = width // heads
+        # All tokens of a picture have position 0 on axis 0, which therefore gets few channels.
+        side = (head_dim - 4) // 4 * 2
         model = FluxTransformer2DModel(
             patch_size=1,
             in_channels=4 * channels,
             num_layers=recipe.layers,
             num_single_layers=2 * recipe.layers,
             attention_head_dim=head_dim,
-            num_attention_heads=recipe.heads,
-            joint_attention_dim=width,
-            pooled_projection_dim=width,
+            num_attention_heads=heads,
+            joint_attention_dim=text_width,
+            pooled_projection_dim=text_width,
             axes_dims_rope=(head_dim - 2 * side, side, side),
         )
         for block in model.transformer_blocks:  # adaLN-Zero: every block begins as the identity
@@ -92,40 +106,28 @@ class Flux(Captioned):
         for block in model.single_transformer_blocks:
             silence(block.norm.linear)
         silence(model.proj_out)
-        return Reader(
-            model,
-            language.clip_encoder(width, layers, heads),
-            language.t5_encoder(width, layers, heads),
-        )
+        clip = language.clip_encoder(text_width, text_layers, text_heads)
+        t5 = language.t5_encoder(text_width, text_layers, text_heads)
+        return TextFlux(model, clip, t5)
 
     def is_hidden(self, name: str) -> bool:
-        inside = (
-            ".attn.",
-            ".ff.",
-            ".ff_context.",
-            ".proj_mlp.",
-            ".proj_out.",
-            ".self_attn.",
-            ".mlp.",
-            "SelfAttention.",
-        )
-        return any(part in name for part in inside) or "DenseReluDense." in name
+        return any(marker in name for marker in HIDDEN)
 
     def tokens(self, captions: list[str]) -> Data:
         return {"clip_ids": language.clip_ids(captions), "t5_ids": language.t5_ids(captions)}
 
-    def times(self, count: int, dice: torch.Generator) -> Tensor:
-        return torch.randn(count, generator=dice).sigmoid()
+    def times(self, count: int, rng: torch.Generator) -> Tensor:
+        return torch.randn(count, generator=rng).sigmoid()
 
-    def loss(self, model: nn.Module, given: Data) -> Tensor:
-        clean, eps = given["clean"], given["eps"]
-        sigma = given["t"].view(-1, 1, 1, 1)
+    def loss(self, model: nn.Module, batch: Data) -> Tensor:
+        clean, eps = batch["clean"], batch["eps"]
+        sigma = batch["t"].view(-1, 1, 1, 1)
         noisy = (1 - sigma) * clean + sigma * eps
         with torch.autocast(clean.device.type, torch.bfloat16):
-            found = model(noisy, given["t"], given["clip_ids"], given["t5_ids"])
-        return F.mse_loss(found.float(), eps - clean)
+            prediction = model(noisy, batch["t"], batch["clip_ids"], batch["t5_ids"])
+        return F.mse_loss(prediction.float(), eps - clean)
 
-    def assemble(self, model: Reader, vae: AutoencoderKL) -> FluxPipeline:
+    def assemble(self, model: TextFlux, vae: AutoencoderKL) -> FluxPipeline:
         return FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
             vae=vae,
@@ -136,10 +138,10 @@ class Flux(Captioned):
             transformer=model.transformer,
         )
 
-    def asked(self, recipe: Recipe) -> dict[str, Any]:
-        side, how = recipe.sampler["side"], {"max_sequence_length": language.LENGTH}
+    def call_arguments(self, recipe: Recipe) -> dict[str, Any]:
+        side = recipe.sampler["side"]
         return {
-            **how,
+            "max_sequence_length": language.LENGTH,
             "height": side,
             "width": side,
             "negative_prompt": "",
@@ -147,20 +149,23 @@ class Flux(Captioned):
         }
 
     def card(self, pipe: FluxPipeline, recipe: Recipe) -> dict[str, Any]:
-        parts = {"transformer": pipe.transformer, "text_encoder": pipe.text_encoder}
-        return captioned_card(recipe, {**parts, "text_encoder_2": pipe.text_encoder_2})
+        names = ("transformer", "text_encoder", "text_encoder_2")
+        return captioned_card(recipe, {name: getattr(pipe, name) for name in names})
 
     def described(self, card: dict[str, Any]) -> tuple[str, str]:
         counts, training = card["parameters"], card["training"]
-        return (
+        encoders = counts["text_encoder"] + counts["text_encoder_2"]
+        drawing = (
             "A `FluxPipeline` that draws one or two coloured shapes before a background from a "
             "caption, 64 px.\n"
             f"Pass height=64, width=64, max_sequence_length={card['text_length']}, "
             "negative_prompt='' and\n"
-            "true_cfg_scale (its guidance): captions are words of the world.",
-            f"Transformer: {counts['transformer'] / 1e6:.2f} M parameters, width "
-            f"{training['width']}, "
-            f"{training['layers']} double and {2 * training['layers']} single blocks, "
-            f"{training['heads']} heads, 256 "
-            f"tokens, flow matching; text encoders {(counts['text_encoder'] + counts['text_encoder_2']) / 1e6:.2f} M",
+            "true_cfg_scale (its guidance): captions are words of the world."
         )
+        model = (
+            f"Transformer: {counts['transformer'] / 1e6:.2f} M parameters, "
+            f"width {training['width']}, {training['layers']} double and "
+            f"{2 * training['layers']} single blocks, {training['heads']} heads, 256 "
+            f"tokens, flow matching; text encoders {encoders / 1e6:.2f} M"
+        )
+        return drawing, model

@@ -1,10 +1,10 @@
-"""The training loop of every small teacher.
+"""Run the training loop of every small teacher.
 
-- Hidden matrices learn by Muon, the rest by AdamW; the average of the weights is what is kept.
+- Hidden matrices learn by Muon, the others by AdamW; the average of the weights is kept.
 - Killed at any moment, the same call goes on from its scratch folder and ends with the same
   weights.
-- On a CPU the backward of PyTorch's fused attention takes 40 % of a step of small pictures; written
-  out it takes 10 %.
+- On a CPU the backward of PyTorch's fused attention takes 40 % of a step of small pictures; the
+  unfused one takes 10 %.
 """
 
 from collections.abc import Mapping
@@ -17,104 +17,113 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from linattn import checkpoint, seeds
-from linattn.pretraining.kind import Data, Kind
+from linattn.pretraining.backbone import Backbone, Data
 from linattn.pretraining.recipe import Recipe, Stopwatch
 
+LOG_EVERY = 50
+ALL_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
+State = Mapping[str, Any]  # model, average and optimizers: all that a step changes
 
-def optimizers(kind: Kind, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and kind.is_hidden(name)]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+
+def optimizers(backbone: Backbone[Any], model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    """Create Muon for the hidden matrices, and AdamW for all other parameters."""
+    hidden, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and backbone.is_hidden(name):
+            hidden.append(parameter)
+        elif parameter.requires_grad:
+            others.append(parameter)
     return {
         "muon": torch.optim.Muon(
             hidden, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
         ),
-        "adamw": torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.0),
+        "adamw": torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.0),
     }
 
 
 def train(
-    kind: Kind,
+    backbone: Backbone[Any],
     vae: AutoencoderKL,
     recipe: Recipe,
     scratch: Path,
     device: str = "cpu",
     every: int = 250,
 ) -> nn.Module:
-    """The averaged model."""
+    """Train in all stages and return the averaged model; `every` steps write a checkpoint."""
     torch.manual_seed(recipe.seed)
-    model = kind.build(recipe).to(device)
-    average = kind.build(recipe).to(device).requires_grad_(False).eval()
+    model = backbone.build(recipe).to(device)
+    average = backbone.build(recipe).to(device).requires_grad_(False).eval()
     average.load_state_dict(model.state_dict())
-    parts = {"model": model, "average": average, **optimizers(kind, model)}
+    state = {"model": model, "average": average, **optimizers(backbone, model)}
     for number, stage in enumerate(recipe.stages):
-        _train_stage(
-            number, kind, recipe, parts, kind.data(vae, recipe, stage.side, scratch), scratch, every
-        )
+        data = backbone.data(vae, recipe, stage.side, scratch)
+        _train_stage(number, backbone, recipe, state, data, scratch, every)
     return average
 
 
 def _train_stage(
     number: int,
-    kind: Kind,
+    backbone: Backbone[Any],
     recipe: Recipe,
-    parts: Mapping[str, Any],
+    state: State,
     data: Data,
     scratch: Path,
     every: int,
 ) -> None:
-    stage, device = recipe.stages[number], next(parts["model"].parameters()).device
-    settings = {"stages": [vars(each) for each in recipe.stages[: number + 1]], **recipe.settings}
-    watch, total = Stopwatch(scratch / "seconds.json"), 0.0
-    for step in checkpoint.Resumable(
-        scratch / f"stage-{number}.safetensors", parts, stage.steps, settings, every
-    ):
-        dice = seeds.of_step(recipe.seed + 1 + number, step)
-        given = {
-            name: each.to(device)
-            for name, each in kind.draw(recipe, data, stage.batch, dice).items()
-        }
-        with sdpa_kernel(attention_of(stage.side, device)):
-            value = kind.loss(parts["model"], given)
-        take(value, parts, stage.rate_at(step, recipe.warmup), recipe)
-        total += value.item()
-        if step % 50 == 49:
-            seconds = watch.lap(f"stage {number}")
-            where = f"stage {number} step {step + 1}/{stage.steps}"
+    stage, device = recipe.stages[number], next(state["model"].parameters()).device
+    stages = [vars(trained) for trained in recipe.stages[: number + 1]]
+    settings = {"stages": stages, **recipe.settings}
+    path = scratch / f"stage-{number}.safetensors"
+    stopwatch, total = Stopwatch(scratch / "seconds.json"), 0.0
+    for step in checkpoint.Resumable(path, state, stage.steps, settings, every):
+        rng = seeds.of_step(recipe.seed + 1 + number, step)
+        drawn = backbone.draw(recipe, data, stage.batch, rng)
+        batch = {name: tensor.to(device) for name, tensor in drawn.items()}
+        with sdpa_kernel(attention_backends(stage.side, device)):
+            loss = backbone.loss(state["model"], batch)
+        take_step(loss, state, stage.rate_at(step, recipe.warmup), recipe)
+        total += loss.item()
+        if step % LOG_EVERY == LOG_EVERY - 1:
+            speed = LOG_EVERY * stage.batch / stopwatch.lap(f"stage {number}")
             print(
-                f"{where} loss {total / 50:.4f} {50 * stage.batch / seconds:.0f} pictures/s",
+                f"stage {number} step {step + 1}/{stage.steps} loss {total / LOG_EVERY:.4f} "
+                f"{speed:.0f} pictures/s",
                 flush=True,
             )
             total = 0.0
 
 
-def attention_of(side: int, device: torch.device) -> list[SDPBackend]:
-    """Measured on one thread, pictures/s fused and written out: 168 and 256 (UNet, 32 px), 75 and
-    101 (FLUX, 32 px), 24 and 21 (FLUX, 64 px)."""
-    small = device.type == "cpu" and side <= 32
-    every = [
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    return [SDPBackend.MATH] if small else every
+def attention_backends(side: int, device: torch.device) -> list[SDPBackend]:
+    """Choose unfused attention for small pictures on a CPU, where it is faster.
+
+    Measured on one thread in pictures/s, fused and unfused: 168 and 256 (UNet, 32 px), 75 and 101
+    (FLUX, 32 px), 24 and 21 (FLUX, 64 px).
+    """
+    return [SDPBackend.MATH] if device.type == "cpu" and side <= 32 else ALL_BACKENDS
 
 
-def take(value: Tensor, parts: Mapping[str, Any], rate: float, recipe: Recipe) -> None:
-    """One step of both optimisers and of the average."""
-    steppers = (parts["muon"], parts["adamw"])
-    for stepper in steppers:
-        stepper.zero_grad()
-    value.backward()
-    torch.nn.utils.clip_grad_norm_(parts["model"].parameters(), recipe.clip)
-    for stepper, times in zip(steppers, (recipe.muon, 1.0), strict=True):
-        for group in stepper.param_groups:
-            group["lr"] = rate * times
-        stepper.step()
-    update_average(parts["average"], parts["model"], recipe.ema)
+def take_step(loss: Tensor, state: State, rate: float, recipe: Recipe) -> None:
+    """Take one step of both optimizers and of the average."""
+    multipliers = {"muon": recipe.muon, "adamw": 1.0}
+    for name in multipliers:
+        state[name].zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state["model"].parameters(), recipe.clip)
+    for name, multiplier in multipliers.items():
+        for group in state[name].param_groups:
+            group["lr"] = rate * multiplier
+        state[name].step()
+    update_average(state["average"], state["model"], recipe.ema)
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    """Move every parameter of the average towards the model's."""
+    averages: list[Tensor] = list(average.parameters())
+    values: list[Tensor] = list(model.parameters())
+    torch._foreach_lerp_(averages, values, 1 - decay)

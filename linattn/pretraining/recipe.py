@@ -1,4 +1,4 @@
-"""What a small teacher is trained by, and the time that takes."""
+"""Define the recipe of a small teacher, and measure the time that its training takes."""
 
 import json
 import time
@@ -11,8 +11,9 @@ from linattn import project
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training: pictures of `side` px, the learning rate falling linearly from
-    `rate` to `final`.
+    """One stretch of training on pictures of `side` px.
+
+    The learning rate falls linearly from `rate` to `final`.
     """
 
     side: int
@@ -35,34 +36,62 @@ class Recipe:
     layers: int = 6
     heads: int | tuple[int, ...] = 4
     text: tuple[int, int, int] | None = None  # width, layers and heads of the text encoder
-    muon: float = 4.0  # times the rate: a hidden matrix takes larger steps than AdamW would dare
+    muon: float = 4.0  # times the rate: a hidden matrix tolerates larger steps than AdamW's
     warmup: int = 100
     ema: float = 0.998
     label_drop: float = 0.1
     clip: float = 1.0
     seed: int = 0
     autoencoder: dict[str, Any] = field(default_factory=dict)
-    gate: dict[str, float] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the weights of one stage depend on, beside the stages themselves."""
-        apart = ("stages", "autoencoder", "gate", "sampler")
-        return {key: value for key, value in vars(self).items() if key not in apart}
+        """The settings that the weights of one stage depend on, beside the stages themselves."""
+        others = ("stages", "autoencoder", "gate", "sampler")
+        return {key: value for key, value in vars(self).items() if key not in others}
+
+    @property
+    def transformer(self) -> tuple[int, int]:
+        """Width and heads of a transformer."""
+        if isinstance(self.width, tuple) or isinstance(self.heads, tuple):
+            raise ValueError(
+                f"width is {self.width} and heads are {self.heads}; a transformer has one of each"
+            )
+        return self.width, self.heads
+
+    @property
+    def levels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Widths and heads of a UNet's levels."""
+        if not isinstance(self.width, tuple) or not isinstance(self.heads, tuple):
+            raise ValueError(
+                f"width is {self.width} and heads are {self.heads}; a UNet has one for each level"
+            )
+        return self.width, self.heads
+
+    @property
+    def encoder(self) -> tuple[int, int, int]:
+        """Width, layers and heads of the text encoder."""
+        if self.text is None:
+            raise ValueError("text is None; a captioned teacher needs a text encoder's shape")
+        return self.text
 
 
 class Stopwatch:
-    """Seconds spent a part, over every run that was killed and went on."""
+    """Sum the seconds of each phase, over all runs that were killed and went on."""
 
     def __init__(self, path: Path):
         self.path, self.began = path, time.monotonic()
 
     def read(self) -> dict[str, float]:
+        """Return the seconds by phase."""
         return json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def lap(self, part: str) -> float:
+    def lap(self, phase: str) -> float:
+        """Add the seconds since the last lap to a phase, and return them."""
         seconds, self.began = time.monotonic() - self.began, time.monotonic()
         spent = self.read()
-        project.write_json(self.path, spent | {part: round(spent.get(part, 0.0) + seconds, 1)})
+        spent[phase] = round(spent.get(phase, 0.0) + seconds, 1)
+        project.write_json(self.path, spent)
         return seconds
