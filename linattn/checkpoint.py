@@ -1,9 +1,8 @@
-"""State that survives a kill: nested dictionaries of tensors and plain values in one safetensors
-file.
+"""Keep state that survives a kill: dictionaries of tensors and values in one safetensors file.
 
-- Optimiser states included: nothing is pickled, so nothing can execute when a file is read.
-- Written beside the target and renamed, so a reader finds the old file or the new one, never half
-  of one.
+- Nothing is pickled, optimizer states included, so that reading a file cannot execute anything.
+- A file is written beside its target and renamed, so that a reader finds the old file or the new
+  one, never half of one.
 - `Resumable` is the loop of every training here. A step's randomness comes from (seed, step) alone,
   so a run that was killed anywhere ends with the weights of an undisturbed one.
 """
@@ -24,10 +23,11 @@ generator = seeds.of_step  # the name that scripts have used
 
 
 class CorruptCheckpoint(ValueError):
-    pass
+    """Report a file that is no complete checkpoint."""
 
 
 def save(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a nested dictionary, or keep the file that is there and raise OSError."""
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_strip(tree, tensors))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,9 +43,11 @@ def save(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, or raise CorruptCheckpoint."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
             skeleton = json.loads((file.metadata() or {})["tree"])
         return _fill(skeleton, tensors)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -55,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _strip(node: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The tree with every tensor moved to `tensors` and named in its place."""
+    """Move every tensor of the tree to `tensors`, and return the tree with their names instead."""
     if isinstance(node, Tensor):
         name = str(len(tensors))
         tensors[name] = node.detach().to("cpu", copy=True).contiguous()
@@ -68,23 +70,23 @@ def _strip(node: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _fill(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    ((kind, content),) = node.items()
-    if kind == "tensor":
+    """Return the tree of `_strip` with its tensors back."""
+    ((tag, content),) = node.items()
+    if tag == "tensor":
         return tensors[content]
-    if kind == "dict":
+    if tag == "dict":
         return {key: _fill(value, tensors) for key, value in content}
-    if kind in ("list", "tuple"):
+    if tag in ("list", "tuple"):
         items = [_fill(value, tensors) for value in content]
-        return tuple(items) if kind == "tuple" else items
+        return tuple(items) if tag == "tuple" else items
     return content
 
 
 class Resumable:
-    """Counts steps from the last checkpoint on; `parts` are all that a step changes (state_dict,
-    load_state_dict).
+    """Count steps from the last checkpoint on.
 
-    `recipe` is every setting the result depends on: a checkpoint of another recipe is refused, not
-    continued.
+    `parts` are all objects that a step changes; they have state_dict and load_state_dict. `recipe`
+    holds every setting the result depends on: a checkpoint of another recipe is refused.
     """
 
     def __init__(
@@ -109,8 +111,8 @@ class Resumable:
                 f"{self.path} was made by another recipe: {state['recipe']}, now {self.recipe}; "
                 "delete it, or use another scratch folder"
             )
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+        for name, stateful in self.parts.items():
+            stateful.load_state_dict(state["parts"][name])
         return state["step"]
 
     def __iter__(self) -> Iterator[int]:
@@ -121,7 +123,8 @@ class Resumable:
                 self.save(done)
 
     def save(self, step: int) -> None:
+        """Write a checkpoint after so many steps."""
         if self.writes:
-            parts = {name: part.state_dict() for name, part in self.parts.items()}
-            save(self.path, {"step": step, "recipe": self.recipe, "parts": parts})
+            states = {name: stateful.state_dict() for name, stateful in self.parts.items()}
+            save(self.path, {"step": step, "recipe": self.recipe, "parts": states})
         self.saved = step

@@ -1,14 +1,12 @@
-"""The forward process and its learned variance: what training, sampling and the distillation losses
-share.
+"""Define the forward process, which training, sampling and the distillation losses share.
 
-- `variance` is DiT's: the model's second half interpolates, in log space, between the posterior's
-  variance and beta.
-- Predictions convert into one another (velocity, noise, clean latents): a loss can be written in a
-  paper's own terms.
-- `Diffusion` is a table over 1,000 time steps, gathered per picture: t is (batch,) and integer, 0
-  is nearly clean.
-- `Flow` is the straight path of SD3 and FLUX: the same questions, t up to 1,000 and not only whole
-  numbers.
+- Predictions convert into one another (velocity, noise, clean latents), so that a loss can be
+  written in a paper's own terms.
+- `Diffusion` is a table over 1,000 time steps: t is (batch,) and integer, and 0 is nearly clean.
+  The learned variance is DiT's: the second half of the model's output interpolates, in log space,
+  between the posterior's variance and beta.
+- `Flow` is the straight path of SD3 and FLUX. It has the same methods; its t goes up to 1,000 and
+  need not be a whole number.
 """
 
 import math
@@ -23,12 +21,14 @@ Prediction = Literal["v_prediction", "epsilon"]
 
 @dataclass(frozen=True)
 class Diffusion:
+    """Add noise by a table: noisy = sqrt(alphas_cumprod) clean + sqrt(1 - alphas_cumprod) eps."""
+
     alphas_cumprod: Tensor  # (steps,), from nearly 1 to nearly 0
     prediction: Prediction = "v_prediction"
 
     @staticmethod
     def of(scheduler: Any) -> "Diffusion | Flow":
-        """The process a diffusers scheduler steps through backwards."""
+        """Return the process that a diffusers scheduler runs backwards."""
         if not hasattr(scheduler, "alphas_cumprod"):
             return Flow(scheduler.config.num_train_timesteps)
         prediction = scheduler.config.prediction_type
@@ -48,35 +48,39 @@ class Diffusion:
         return values.reshape(-1, *[1] * (like.ndim - 1))
 
     def signal(self, t: Tensor, like: Tensor) -> Tensor:
+        """Return the factor of the clean latents at the times `t`, in the shape of `like`."""
         return self._at(self.alphas_cumprod.sqrt(), t, like)
 
     def noise(self, t: Tensor, like: Tensor) -> Tensor:
+        """Return the factor of the noise at the times `t`, in the shape of `like`."""
         return self._at((1 - self.alphas_cumprod).sqrt(), t, like)
 
     def noised(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         return self.signal(t, clean) * clean + self.noise(t, clean) * eps
 
     def target(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the model is asked to predict."""
+        """Return what the model is trained to predict."""
         if self.prediction == "epsilon":
             return eps
         return self.signal(t, clean) * eps - self.noise(t, clean) * clean
 
     def eps(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """Return the noise that a prediction implies."""
         if self.prediction == "epsilon":
             return prediction
         return self.noise(t, noisy) * noisy + self.signal(t, noisy) * prediction
 
     def clean(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """Return the clean latents that a prediction implies."""
         if self.prediction == "epsilon":
             return (noisy - self.noise(t, noisy) * prediction) / self.signal(t, noisy)
         return self.signal(t, noisy) * noisy - self.noise(t, noisy) * prediction
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Times whose noise share, sigma / (alpha + sigma), is logit-normal; one in ten is uniform.
+        """Draw times whose noise share, sigma / (alpha + sigma), is logit-normal.
 
-        The middle of the path is where a small model still has something to learn; the uniform
-        tenth keeps both ends, and the variance of every step, trained.
+        A small model learns most in the middle of the path. One time in ten is uniform, so that
+        both ends and the variance of every step are trained too.
         """
         log_ratio = 0.5 * (1 / self.alphas_cumprod - 1).log()  # log(sigma / alpha), rising
         density = (-0.5 * log_ratio**2).exp() * torch.gradient(log_ratio)[0]
@@ -87,7 +91,7 @@ class Diffusion:
         return torch.randint(self.steps, (count,), generator=generator)
 
     def posterior(self, clean: Tensor, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(x_{t-1} | x_t, x_0)."""
+        """Return mean and log-variance of q(x_{t-1} | x_t, x_0)."""
         now, before, beta, log_variance = self._steps_tables()
         weight_clean = before.sqrt() * beta / (1 - now)
         weight_noisy = (1 - beta).sqrt() * (1 - before) / (1 - now)
@@ -95,7 +99,7 @@ class Diffusion:
         return mean, self._at(log_variance, t, noisy)
 
     def log_variance(self, raw: Tensor, t: Tensor) -> Tensor:
-        """The learned log-variance: raw in [-1, 1] runs from the posterior's to log beta."""
+        """Return the learned log-variance: raw in [-1, 1] runs from the posterior's to log beta."""
         _, _, beta, smallest = self._steps_tables()
         low, high = self._at(smallest, t, raw), self._at(beta.log(), t, raw)
         return low + (raw + 1) / 2 * (high - low)
@@ -105,14 +109,15 @@ class Diffusion:
         before = torch.cat([now.new_ones(1), now[:-1]])
         beta = 1 - now / before
         variance = beta * (1 - before) / (1 - now)
-        variance[0] = variance[1]  # the first is zero: its logarithm is not wanted
+        variance[0] = variance[1]  # the first is zero and has no logarithm
         return now, before, beta, variance.log()
 
     def variational_bound(
         self, prediction: Tensor, raw: Tensor, clean: Tensor, noisy: Tensor, t: Tensor
     ) -> Tensor:
-        """Bits a dimension of one step's bound, (batch,); trains the variance only: the mean is
-        taken as given.
+        """Return the bound of one step in bits a dimension, (batch,).
+
+        It trains the variance alone: no gradient flows into the prediction.
         """
         mean, log_variance = self.posterior(clean, noisy, t)
         guess, _ = self.posterior(self.clean(prediction.detach(), noisy, t), noisy, t)
@@ -122,13 +127,17 @@ class Diffusion:
             learned - log_variance - 1 + (log_variance - learned).exp() + squared * (-learned).exp()
         )
         likelihood = math.log(2 * math.pi) + learned + (clean - guess) ** 2 * (-learned).exp()
-        bound = torch.where((t == 0).reshape(-1, *[1] * (clean.ndim - 1)), likelihood, divergence)
+        is_first = (t == 0).reshape(-1, *[1] * (clean.ndim - 1))
+        bound = torch.where(is_first, likelihood, divergence)
         return 0.5 * bound.flatten(1).mean(1) / math.log(2)
 
 
 @dataclass(frozen=True)
 class Flow:
-    """noisy = (1 - sigma) clean + sigma eps with sigma = t / steps; the model predicts eps - clean."""
+    """Add noise along a straight line: noisy = (1 - sigma) clean + sigma eps, sigma = t / steps.
+
+    The model predicts eps - clean.
+    """
 
     steps: int = 1000
     prediction: Literal["flow"] = "flow"
@@ -152,7 +161,7 @@ class Flow:
         return noisy - self.noise(t, noisy) * prediction
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Logit-normal, as in the trials for SD3."""
+        """Draw logit-normal times, as in the trials for SD3."""
         return torch.randn(count, generator=generator).sigmoid() * self.steps
 
     def uniform_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -163,5 +172,6 @@ Process = Diffusion | Flow
 
 
 def split(output: Tensor) -> tuple[Tensor, Tensor]:
-    """A learned-variance model's output, as (prediction, raw variance)."""
-    return output.chunk(2, dim=1)
+    """Split the output of a model with learned variance into (prediction, raw variance)."""
+    prediction, raw = output.chunk(2, dim=1)
+    return prediction, raw

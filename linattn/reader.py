@@ -95,7 +95,7 @@ def read(settings: type[T], content: Any, path: str) -> T:
     """Build a dataclass from a mapping; a field without a default is a required key."""
     entry = mapping(content, path)
     names = keys_of(settings)
-    fields: dict[str, Any] = {f.name: f for f in dataclasses.fields(settings) if f.name in names}
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, settings)) if f.name in names}
     required = [name for name, f in fields.items() if _is_required(f)]
     check_keys(entry, required, names, path)
     annotations = typing.get_type_hints(settings)
@@ -227,18 +227,20 @@ def _of_choices(value: Any, path: str, names: tuple[str, ...]) -> str:
 
 
 def _of_type(expected: type, value: Any, path: str, rules: Rules) -> Any:
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
     is_flag = isinstance(value, bool)
-    if not isinstance(value, expected) or (is_flag and expected is not bool):
+    is_number = isinstance(value, (int, float)) and not is_flag
+    fits = isinstance(value, expected) or (expected is float and is_number)
+    if not fits or (is_flag and expected is not bool):
         word = WORDS.get(expected, expected.__name__)
         raise ValueError(f"{path} is {value!r} ({type(value).__name__}); it must be {word}")
-    if isinstance(value, (int, float)) and not is_flag:
+    if is_number:
         _check_bounds(value, path, rules)
-    return value
+    return float(value) if expected is float else value
 
 
 def _check_bounds(value: float, path: str, rules: Rules) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{path} is {value!r}; it must be a finite number")
     least, most = rules.get("least", -math.inf), rules.get("most", math.inf)
     if not least <= value <= most:
         top = f" and at most {most}" if most != math.inf else ""

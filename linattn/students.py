@@ -99,7 +99,7 @@ def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True, help="a name of params.yaml")
     parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")
     arguments = parser.parse_args()

@@ -1,21 +1,19 @@
-"""Teachers: real diffusers pipelines, loaded by name, with the card that says how they want to be
-sampled.
+"""Load teachers: diffusers pipelines, with the card that says how they are sampled.
 
-- A pipeline folder stores no call-time argument; `card.json` beside model_index.json holds steps,
-  guidance and side.
-- From `data/teachers/dit-nano` to a hub id is a change of name; without a card, diffusers' defaults
-  stand in.
-- The small ones are trained from scratch by pretraining.
+- A pipeline folder stores no argument of a call, so `card.json` beside model_index.json holds
+  steps, guidance and side. Without a card, diffusers' defaults are used.
+- A folder and a hub id are loaded alike.
+- The small teachers are trained from scratch by pretraining.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -30,6 +28,8 @@ from linattn.diffusion import Diffusion, Process
 from linattn.names import hint
 from linattn.sampling import Source
 
+# Messages of these loggers that need no attention, by a phrase: of every DiT's label names, and of
+# what torchvision would do.
 HARMLESS = {
     "diffusers.pipelines.pipeline_utils": "Expected types for id2label",
     "transformers.utils.import_utils": "requires torchvision",
@@ -38,7 +38,7 @@ HARMLESS = {
 
 @dataclass(frozen=True)
 class Teacher:
-    pipe: DiffusionPipeline
+    pipe: Any  # a diffusers pipeline
     card: dict[str, Any]
     folder: str
 
@@ -72,28 +72,28 @@ class Teacher:
 
     @property
     def classes(self) -> int:
-        return self.conditions.classes
+        """How many classes a class-conditional teacher has."""
+        return cast(Any, self.conditions).classes
 
     def to(self, device: torch.device) -> None:
         """Move all models of the pipeline, text encoders included."""
         self.pipe.to(device)
 
     def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
-        """Pictures (batch, 3, side, side) in [0, 1]."""
+        """Return pictures (batch, 3, side, side) in [0, 1]."""
         return sampling.decode(self, latents, batch)
 
     def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
-        """Latents of pictures in [0, 1]."""
+        """Return the latents of pictures in [0, 1]."""
         return sampling.encode(self, pictures, batch)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:
-    """Any pipeline folder or hub id; without a card, diffusers' own defaults stand in."""
+    """Load a pipeline folder or hub id with its card, or with diffusers' defaults."""
     _check(folder)
     with _quiet():
-        pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options).to(
-            device
-        )
+        pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
+        pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     path = Path(folder) / "card.json"
     card = json.loads(path.read_text()) if path.exists() else default_card(pipe)
@@ -101,60 +101,66 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any)
 
 
 def _check(folder: str | Path) -> None:
-    """A folder without a pipeline, or a path that no hub id can be: diffusers would speak of the
-    hub.
+    """Raise FileNotFoundError for a folder without a pipeline and for a path that is no hub id.
+
+    Diffusers' own error would be about the hub.
     """
     path = Path(folder)
-    if (path / "model_index.json").exists():
+    if (path / "model_index.json").exists() or (not path.is_dir() and _is_hub_id(str(folder))):
         return
-    if not path.is_dir():
-        try:
-            validate_repo_id(str(folder))
-        except HFValidationError:
-            pass
-        else:
-            return
-    place = path if path.is_dir() else path.parent
-    there = sorted(each.parent.name for each in place.glob("*/model_index.json"))
-    question = hint(path.name, there)
+    parent = path if path.is_dir() else path.parent
+    names = sorted(index.parent.name for index in parent.glob("*/model_index.json"))
+    question = hint(path.name, names)
+    ending = f": {question}" if question else ""
     raise FileNotFoundError(
         f"no pipeline in {folder}, seen from {Path.cwd()}: model_index.json is missing; the "
-        f"pipelines in {place} are "
-        f"{', '.join(there) or 'none'}" + (f": {question}" if question else "")
+        f"pipelines in {parent} are {', '.join(names) or 'none'}{ending}"
     )
 
 
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without bars, and without harmless lines: about every DiT's label names, and what torchvision
-    would do.
-    """
-    told = lambda record: not any(words in record.getMessage() for words in HARMLESS.values())  # noqa: E731
+def _quiet() -> Generator[None, None, None]:
+    """Hide progress bars and harmless messages."""
     loggers = [logging.getLogger(name) for name in HARMLESS]
+    libraries: list[Any] = [diffusers_logging, transformers_logging]
+    with_bars = [library for library in libraries if library.is_progress_bar_enabled()]
     for logger in loggers:
-        logger.addFilter(told)
-    bars = [
-        each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()
-    ]
-    for each in bars:
-        each.disable_progress_bar()
+        logger.addFilter(_is_worth_reading)
+    for library in with_bars:
+        library.disable_progress_bar()
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(told)
-        for each in bars:
-            each.enable_progress_bar()
+            logger.removeFilter(_is_worth_reading)
+        for library in with_bars:
+            library.enable_progress_bar()
 
 
-def default_card(pipe: DiffusionPipeline) -> dict[str, Any]:
-    factor, known = 2 ** (len(pipe.vae.config.block_out_channels) - 1), conditions.of(pipe)
-    card = {**known.defaults(), "side": known.side * factor}
-    return card | ({"labels": labels(pipe)} if hasattr(pipe, "labels") else {})
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    return not any(phrase in record.getMessage() for phrase in HARMLESS.values())
 
 
-def labels(pipe: DiffusionPipeline) -> list[str]:
-    """The classes' names in their order; of synonyms the first in the alphabet."""
+def default_card(pipe: Any) -> dict[str, Any]:
+    """Return the card of a pipeline that has none: diffusers' defaults."""
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    conditioning = conditions.of(pipe)
+    card = {**conditioning.defaults(), "side": conditioning.side * factor}
+    if hasattr(pipe, "labels"):
+        card["labels"] = labels(pipe)
+    return card
+
+
+def labels(pipe: Any) -> list[str]:
+    """Return the classes' names in their order; of synonyms the alphabetically first."""
     names: dict[int, str] = {}
     for name, number in getattr(pipe, "labels", {}).items():
         names.setdefault(number, name)

@@ -1,5 +1,4 @@
-"""Compute the losses of one step in both stages: draw its batch, run teacher and student on it,
-compare them.
+"""Compute the losses of one step: draw its batch, run teacher and student on it, compare them.
 
 - A step's pictures, times, noise, dropped prompts and scheduled options come from (seed, step).
   They are drawn for the whole batch before processes take their slices, so two processes of 16
@@ -11,7 +10,7 @@ compare them.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +30,8 @@ from linattn.seeds import of_step
 
 @dataclass(frozen=True)
 class Batch:
+    """Hold the inputs of one step for both models."""
+
     clean: Tensor  # (batch, channels, height, width)
     prompts: Asked
     dropped: Tensor  # (batch,), true where the models get the empty prompt instead
@@ -56,7 +57,7 @@ def draw(config: DistillConfig, diffusion: Process, samples: Data, step: int) ->
 
 
 @contextlib.contextmanager
-def pinned(student: nn.Module, choice: float) -> Iterator[None]:
+def pinned(student: nn.Module, choice: float) -> Generator[None, None, None]:
     """Pin one entry of the schedule for the whole batch and all layers.
 
     Entries are drawn independently of the time, so that every entry learns at every noise level.
@@ -64,18 +65,17 @@ def pinned(student: nn.Module, choice: float) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for layer in families.layers(student):
             if layer.operator is not None and layer.operator.schedule:
-                # Below the last `until` the operator's own options hold, and they count as one more
-                # entry.
-                entries = layer.operator.choices + [{}] * (layer.operator.schedule[-1][0] > 0)
+                entries = list(layer.operator.choices)
+                until, _ = layer.operator.schedule[-1]
+                if until > 0:
+                    entries.append({})  # below it the operator's own options hold
                 stack.enter_context(layer.operator.pin(**entries[int(choice * len(entries))]))
         yield
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Hold teacher, student and data; `layerwise` and `end_to_end` compute the losses of the two
-    stages.
-    """
+    """Compute the losses of the two stages, `layerwise` and `end_to_end`."""
 
     config: DistillConfig
     teacher: nn.Module
@@ -89,32 +89,29 @@ class Lesson:
         """Return this process's slice of the batch of a step, on its device."""
         drawn = draw(self.config, self.diffusion, self.samples, step)
         size = self.config.batch // self.accelerator.num_processes
-        local = slice(
-            size * self.accelerator.process_index, size * (self.accelerator.process_index + 1)
-        )
-        device = self.accelerator.device
+        start = size * self.accelerator.process_index
+        local, device = slice(start, start + size), self.accelerator.device
         clean, dropped = drawn.clean[local].to(device), drawn.dropped[local].to(device)
         eps, t = drawn.eps[local].to(device), drawn.t[local].to(device)
         prompts = drawn.prompts[local]
-        return Batch(
-            clean, prompts, dropped, eps, t, drawn.choice, self.conditioning(prompts, dropped)
-        )
+        conditioning = self.conditioning(prompts, dropped)
+        return Batch(clean, prompts, dropped, eps, t, drawn.choice, conditioning)
 
     @torch.no_grad()
     def conditioning(self, prompts: Asked, dropped: Tensor) -> Rows:
         """Encode the prompts, with the empty prompt in place of dropped ones."""
         encoded = self.conditions.rows(prompts)
-        return (
-            conditions.dropped(encoded, self.conditions.nothing(), dropped)
-            if dropped.any()
-            else encoded
-        )
+        if dropped.any():
+            return conditions.dropped(encoded, self.conditions.nothing(), dropped)
+        return encoded
 
     def autocast(self) -> contextlib.AbstractContextManager:
+        """Compute in the dtype of the settings."""
         dtype = DTYPES[self.config.dtype]
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
     def run(self, model: nn.Module, noisy: Tensor, batch: Batch) -> Tensor:
+        """Return the model's output in float32."""
         with self.autocast():
             return self.conditions.call(model, noisy, batch.t, batch.conditioning).float()
 
@@ -147,8 +144,6 @@ class Lesson:
             target = self.run(self.teacher, noisy, batch)
         with self.captured(self.student) as student_records, pinned(self.student, batch.choice):
             output = self.run(self.student, noisy, batch)
-        student_features = [record["output"].float() for record in student_records]
-        teacher_features = [record["output"].float() for record in teacher_records]
         comparison = Comparison(
             diffusion=self.diffusion,
             clean=batch.clean,
@@ -156,8 +151,8 @@ class Lesson:
             t=batch.t,
             student=output,
             teacher=target,
-            student_features=student_features,
-            teacher_features=teacher_features,
+            student_features=[record["output"].float() for record in student_records],
+            teacher_features=[record["output"].float() for record in teacher_records],
         )
         return self.config.terms(comparison)
 

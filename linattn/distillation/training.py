@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from linattn.checkpoint import Resumable
 from linattn.distillation import schedules
@@ -44,7 +44,7 @@ class Trained:
 
     def __init__(self, parameters: Named):
         self.names = [name for name, _ in parameters]
-        self.parameters = [parameter for _, parameter in parameters]
+        self.parameters: list[Tensor] = [parameter for _, parameter in parameters]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ def averaged(terms: Terms, accelerator: Accelerator) -> dict[str, float]:
 
 @torch.no_grad()
 def average_gradients(
-    parameters: Sequence[nn.Parameter], clip: float | None, accelerator: Accelerator
+    parameters: Sequence[Tensor], clip: float | None, accelerator: Accelerator
 ) -> float:
     """Average the gradients over the processes, clip them, and return their norm unclipped."""
     learning = [parameter for parameter in parameters if parameter.grad is not None]
