@@ -8,7 +8,7 @@ from linattn import checkpoint
 
 
 class Counter:
-    """A part whose state shows which steps it has seen."""
+    """Remember which steps it has seen, as its state."""
 
     def __init__(self):
         self.seen = []
@@ -44,15 +44,11 @@ def test_tensors_that_share_memory_and_views_are_kept_apart(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Muon"])
-def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
+def test_a_restored_optimizer_goes_on_as_an_undisturbed_one(tmp_path, optimizer):
     def run(steps, state=None):
         weight = torch.nn.Parameter(torch.ones(4, 4) if state is None else state["weight"])
-        stepper = (
-            getattr(torch.optim, optimizer)([weight], lr=0.1, momentum=0.9)
-            if optimizer != "AdamW"
-            else None
-        )
-        stepper = stepper or torch.optim.AdamW([weight], lr=0.1)
+        momentum = {} if optimizer == "AdamW" else {"momentum": 0.9}
+        stepper = getattr(torch.optim, optimizer)([weight], lr=0.1, **momentum)
         if state is not None:
             stepper.load_state_dict(state["stepper"])
         for _ in range(steps):
@@ -75,12 +71,10 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path, damage):
 
         save_file({"a": torch.zeros(1)}, path)
     else:
-        path.write_bytes(
-            {"truncated": content[:-7], "garbage": b"\x80pickle" * 9, "empty": b""}[damage]
-        )
-    with pytest.raises(
-        checkpoint.CorruptCheckpoint, match=r"state\.safetensors is damaged .* delete it"
-    ):
+        damaged = {"truncated": content[:-7], "garbage": b"\x80pickle" * 9, "empty": b""}
+        path.write_bytes(damaged[damage])
+    message = r"state\.safetensors is damaged .* delete it"
+    with pytest.raises(checkpoint.CorruptCheckpoint, match=message):
         checkpoint.load(path)
 
 
@@ -95,7 +89,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="could not be written .*No space left"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1}
-    assert [each.name for each in tmp_path.iterdir()] == ["state.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
 @pytest.mark.parametrize("killed_after", [1, 3, 4, 7, 10])

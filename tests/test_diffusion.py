@@ -14,8 +14,8 @@ def process(prediction="v_prediction"):
 
 
 def noisy_pair(diffusion, times):
-    draw = torch.Generator().manual_seed(0)
-    clean, eps = (torch.randn(SHAPE, generator=draw, dtype=torch.float64) for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    clean, eps = (torch.randn(SHAPE, generator=rng, dtype=torch.float64) for _ in range(2))
     t = torch.tensor(times)
     return clean, eps, t, diffusion.noised(clean, eps, t)
 
@@ -29,7 +29,7 @@ def test_a_perfect_prediction_gives_back_noise_and_picture(prediction):
     torch.testing.assert_close(diffusion.clean(target, noisy, t), clean)
 
 
-def test_noising_is_that_of_diffusers():
+def test_noise_is_added_as_diffusers_adds_it():
     scheduler = DDPMScheduler(beta_schedule="linear", prediction_type="v_prediction")
     clean, eps, t, noisy = noisy_pair(Diffusion.of(scheduler), [0, 500, 999])
     torch.testing.assert_close(noisy.float(), scheduler.add_noise(clean.float(), eps.float(), t))
@@ -41,16 +41,16 @@ def test_the_posterior_is_bayes_rule():
     diffusion = process()
     clean, _, t, noisy = noisy_pair(diffusion, [1, 400, 900])
     mean, log_variance = diffusion.posterior(clean, noisy, t)
-    for row, time in enumerate(t.tolist()):
+    for index, time in enumerate(t.tolist()):
         now, before = diffusion.alphas_cumprod[time], diffusion.alphas_cumprod[time - 1]
         ratio = now / before
-        # x_{t-1} | x_0 is a Gaussian, x_t | x_{t-1} another: precisions add.
+        # x_{t-1} | x_0 and x_t | x_{t-1} are Gaussians, so their precisions add.
         precision = 1 / (1 - before) + ratio / (1 - ratio)
         expected = (
-            before.sqrt() * clean[row] / (1 - before) + ratio.sqrt() * noisy[row] / (1 - ratio)
+            before.sqrt() * clean[index] / (1 - before) + ratio.sqrt() * noisy[index] / (1 - ratio)
         ) / precision
-        torch.testing.assert_close(mean[row], expected)
-        torch.testing.assert_close(log_variance[row].exp().squeeze(), 1 / precision)
+        torch.testing.assert_close(mean[index], expected)
+        torch.testing.assert_close(log_variance[index].exp().squeeze(), 1 / precision)
 
 
 def test_the_learned_variance_runs_from_the_posteriors_to_beta():

@@ -1,6 +1,4 @@
-"""LoRA, IP-Adapter and ControlNet beside a linearised UNet: in either order the same picture, and
-bit for bit away.
-"""
+"""LoRA, IP-Adapter and ControlNet work beside a linearised UNet, in any order, and are removed."""
 
 import itertools
 
@@ -46,8 +44,8 @@ def pipeline():
 
 
 def drawn(pipe, **more):
-    dice = torch.Generator().manual_seed(0)
-    return torch.from_numpy(pipe("a red ring on sand dots", generator=dice, **CALL, **more).images)
+    rng = torch.Generator().manual_seed(0)
+    return torch.from_numpy(pipe("a red ring on sand dots", generator=rng, **CALL, **more).images)
 
 
 def linearize(pipe):
@@ -87,18 +85,18 @@ def ip_adapter(folder):
         "image_proj.norm.weight": torch.ones(kinds.TEXT),
         "image_proj.norm.bias": torch.zeros(kinds.TEXT),
     }
-    # attn2 has attn1's
+    # attn2 has the widths of attn1
     widths = [layer.shape.width for layer in families.layers(kinds.model("unet"))]
     order = [*widths[:2], *widths[3:], widths[2]]  # down, up, mid
     for number, width in enumerate(order):
-        for part in ("to_k_ip", "to_v_ip"):
-            state[f"ip_adapter.{2 * number + 1}.{part}.weight"] = torch.randn(width, kinds.TEXT)
+        for name in ("to_k_ip", "to_v_ip"):
+            state[f"ip_adapter.{2 * number + 1}.{name}.weight"] = torch.randn(width, kinds.TEXT)
     save_file(state, folder / "models" / "ip.safetensors")
     return folder
 
 
 @pytest.mark.parametrize("targets", ["attn1", "attn2"])
-def test_a_lora_before_and_after_conversion_and_away(targets, tmp_path):
+def test_a_lora_is_loaded_before_or_after_conversion_and_removed(targets, tmp_path):
     folder = lora(tmp_path, rf".*{targets}\.(to_q|to_v)")
     first, second = pipeline(), pipeline()
     linearize(first)
@@ -115,10 +113,10 @@ def test_a_lora_before_and_after_conversion_and_away(targets, tmp_path):
         assert torch.equal(drawn(pipe), drawn(pipeline()))
 
 
-def test_an_ip_adapter_before_and_after_conversion_and_away(tmp_path):
+def test_an_ip_adapter_is_loaded_before_or_after_conversion_and_removed(tmp_path):
     ip_adapter(tmp_path)
     picture = Image.new("RGB", (32, 32), (200, 30, 30))
-    found, alone = [], pipeline()
+    pictures, alone = [], pipeline()
     linearize(alone)
     for steps in (("convert", "load"), ("load", "convert")):
         pipe = pipeline()
@@ -127,16 +125,16 @@ def test_an_ip_adapter_before_and_after_conversion_and_away(tmp_path):
                 linearize(pipe)
             else:
                 pipe.load_ip_adapter(tmp_path, subfolder="models", weight_name="ip.safetensors")
-        found.append(drawn(pipe, ip_adapter_image=picture))
+        pictures.append(drawn(pipe, ip_adapter_image=picture))
         pipe.unload_ip_adapter()
         assert torch.equal(drawn(pipe), drawn(alone))
-    assert torch.equal(*found)
-    assert not torch.allclose(found[0], drawn(alone), atol=1e-3)
+    assert torch.equal(*pictures)
+    assert not torch.allclose(pictures[0], drawn(alone), atol=1e-3)
 
 
 @pytest.mark.parametrize("plugin", ["lora", "ip"])
 def test_a_student_is_loaded_and_saved_beside_a_plugin(plugin, tmp_path):
-    """A plug-in's own weights are no part of the base that a student belongs to."""
+    """A student's base does not include the weights of a plug-in."""
     load = {
         "lora": lambda pipe: pipe.load_lora_weights(lora(tmp_path / "lora", r".*attn1\.to_q")),
         "ip": lambda pipe: pipe.load_ip_adapter(
@@ -158,7 +156,7 @@ def test_a_student_is_loaded_and_saved_beside_a_plugin(plugin, tmp_path):
     assert torch.equal(drawn(again, **more), drawn(beside, **more))
 
 
-def test_a_controlnet_beside_a_converted_unet():
+def test_a_controlnet_works_beside_a_converted_unet():
     pipe = pipeline()
     control = ControlNetModel.from_unet(
         pipe.unet, conditioning_embedding_out_channels=(8, 8, 16)
@@ -184,7 +182,7 @@ def test_a_controlnet_beside_a_converted_unet():
 @pytest.mark.parametrize(
     "order", list(itertools.permutations(["convert", "lora", "ip"])), ids="-".join
 )
-def test_all_orders_give_one_picture(order, tmp_path_factory):
+def test_all_orders_of_mounting_draw_the_same_picture(order, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugins")
     lora(folder / "lora", r".*attn1\.to_q")
     ip_adapter(folder)
@@ -195,10 +193,10 @@ def test_all_orders_give_one_picture(order, tmp_path_factory):
             folder, subfolder="models", weight_name="ip.safetensors"
         ),
     }
-    picture, found = Image.new("RGB", (32, 32), (200, 30, 30)), []
+    picture, pictures = Image.new("RGB", (32, 32), (200, 30, 30)), []
     for steps in (order, ("convert", "lora", "ip")):
         pipe = pipeline()
         for step in steps:
             load[step](pipe)
-        found.append(drawn(pipe, ip_adapter_image=picture))
-    assert torch.equal(*found)
+        pictures.append(drawn(pipe, ip_adapter_image=picture))
+    assert torch.equal(*pictures)

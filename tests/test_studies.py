@@ -1,6 +1,4 @@
-"""Side studies: pipelines of their own, with every module they use among their deps, that a dvc
-repro never runs.
-"""
+"""A study is a pipeline of its own: it names the modules it uses, and dvc repro never runs it."""
 
 import ast
 import re
@@ -16,8 +14,7 @@ from linattn import notebooks, project
 from linattn.studies.plugins.settings import PLUGINS
 
 ROOT = project.ROOT
-# Modules that carry values, names and paths, or show them; `attention` finds an operator's file,
-# which is a dep itself.
+# Modules that carry values, names and paths, or show them, are no deps.
 CARRYING = (
     "names",
     "params/__init__",
@@ -28,7 +25,8 @@ CARRYING = (
     "studies/plugins/report",
 )
 CARRIERS = {f"linattn/{name}.py" for name in CARRYING} | {"linattn/report"}
-# An __init__ that only says where names lie is no dep; it is followed, but for attention's.
+# Nor is an __init__ that only imports names. That of `attention` imports every operator; the files
+# of the operators that a stage runs are deps themselves, so it is not followed either.
 CARRIERS |= {
     "linattn/__init__.py",
     "linattn/attention/__init__.py",
@@ -40,8 +38,8 @@ NAMING = {
 # Packages that a stage depends on as on one thing.
 ROOMS = ("families", "pretraining", "redraw", "report", "samples", "surgery")
 WHOLE = tuple(f"linattn/{room}" for room in ROOMS)
-# What a stage does not run: how a plug-in is marked, when it is trained; how it is trained, when it
-# is marked.
+# Training a plug-in runs neither its marks nor the loss terms of distillation; measuring it does
+# not run its training.
 PLUGIN = "linattn/studies/plugins"
 LOOP = ("history", "optimizers", "schedules", "settings", "training")
 TRAINING = {
@@ -59,41 +57,49 @@ def yaml(path):
 
 
 def stages(study="plugins"):
-    told = yaml(f"studies/{study}/dvc.yaml")["stages"]
-    return {name: stage.get("do", stage) | stage for name, stage in told.items()}
+    named = yaml(f"studies/{study}/dvc.yaml")["stages"]
+    return {name: stage.get("do", stage) | stage for name, stage in named.items()}
 
 
 def files(name):
-    """What a dotted name of linattn stands for, as deps name it."""
+    """Return the files of a dotted name of linattn, as deps name them."""
     path = name.replace(".", "/")
     if path in WHOLE:
         return {path}
-    return {each for each in (f"{path}.py", f"{path}/__init__.py") if (ROOT / each).is_file()}
+    candidates = (f"{path}.py", f"{path}/__init__.py")
+    return {candidate for candidate in candidates if (ROOT / candidate).is_file()}
+
+
+def package_of(path):
+    """Return the package that a stage depends on as a whole, or the path of a file outside one."""
+    for package in WHOLE:
+        if path.startswith(f"{package}/"):
+            return package
+    return path
 
 
 def imported(source):
-    found = set()
+    """Return the files and packages of linattn that a piece of code imports."""
+    paths = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import) and any(each.name == "linattn" for each in node.names):
-            found |= files("linattn.surgery")  # where linearize, load and restore are
+        if isinstance(node, ast.Import) and "linattn" in [alias.name for alias in node.names]:
+            paths |= files("linattn.surgery")  # where linearize, load and restore are
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "linattn":
-            below = [f"{node.module}.{each.name}" for each in node.names]
-            found |= files(node.module).union(*map(files, below))
-    return {
-        next((whole for whole in WHOLE if path.startswith(f"{whole}/")), path) for path in found
-    }
+            paths |= files(node.module)
+            for alias in node.names:
+                paths |= files(f"{node.module}.{alias.name}")
+    return {package_of(path) for path in paths}
 
 
 def closure(sources, unused):
-    found, waiting = set(), set().union(*map(imported, sources)) - CARRIERS - unused
+    """Return all files and packages that pieces of code import, directly or not."""
+    ignored, reached, waiting = CARRIERS | unused, set(), list(sources)
     while waiting:
-        path = waiting.pop()
-        found.add(path)
-        parts = sorted((ROOT / path).glob("*.py")) if path in WHOLE else [ROOT / path]
-        waiting |= (
-            set().union(*(imported(part.read_text()) for part in parts)) - found - CARRIERS - unused
-        )
-    return found - NAMING
+        for path in imported(waiting.pop()) - reached - ignored:
+            reached.add(path)
+            modules = sorted((ROOT / path).glob("*.py")) if path in WHOLE else [ROOT / path]
+            waiting += [module.read_text() for module in modules]
+    return reached - NAMING
 
 
 def cells(notebook):
@@ -108,10 +114,12 @@ def cells(notebook):
 def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
     stage = stages()[name]
     modules = {plugin.__module__.replace(".", "/") + ".py" for plugin in PLUGINS.values()}
-    listed = {dep for dep in stage["deps"] if dep.startswith("linattn/")}
-    listed = {dep for dep in listed if "${" not in dep} | (modules if name == "train" else set())
-    own = [(ROOT / path).read_text() for path in modules]
-    wanted = closure([*cells(stage["deps"][0]), *own], UNUSED[name]) | modules
+    deps = {dep for dep in stage["deps"] if dep.startswith("linattn/")}
+    listed = {dep for dep in deps if "${" not in dep}
+    if listed != deps:
+        listed |= modules  # the file of each plug-in is named by a variable
+    plugins = [(ROOT / path).read_text() for path in modules]
+    wanted = closure([*cells(stage["deps"][0]), *plugins], UNUSED[name]) | modules
     operators = {dep for dep in listed if dep.startswith("linattn/attention/")}
     assert wanted - listed == set(), "missing deps"
     assert listed - operators - wanted == set(), "deps that the stage does not use"
@@ -130,41 +138,41 @@ def test_the_study_of_sizes_lists_the_modules_it_uses_and_no_others():
 
 def test_each_plugin_is_trained_from_its_own_file():
     stage = yaml("studies/plugins/dvc.yaml")["stages"]["train"]
-    assert {name: each.__module__.rpartition(".")[2] for name, each in PLUGINS.items()} == stage[
-        "foreach"
-    ]
+    files = {name: plugin.__module__.rpartition(".")[2] for name, plugin in PLUGINS.items()}
+    assert files == stage["foreach"]
     assert set(yaml("studies/plugins/params.yaml")["recipes"]) == set(PLUGINS)
 
 
-def test_students_and_teacher_of_the_numbers_are_deps():
-    told, deps = yaml("studies/plugins/params.yaml"), stages()["measure"]["deps"]
-    assert {told["teacher"], *(f"reports/students/{name}" for name in told["students"])} <= set(
-        deps
-    )
+def test_students_and_teacher_of_the_plugins_are_deps():
+    settings, deps = yaml("studies/plugins/params.yaml"), stages()["measure"]["deps"]
+    students = {f"reports/students/{name}" for name in settings["students"]}
+    assert {settings["teacher"], *students} <= set(deps)
 
 
 def test_students_and_teachers_of_the_sizes_are_deps():
-    told, deps = (
-        yaml("studies/resolution/params.yaml"),
-        set(stages("resolution")["measure"]["deps"]),
-    )
-    named = {f"reports/students/{name}" for names in told["teachers"].values() for name in names}
+    settings, deps = yaml("studies/resolution/params.yaml"), stages("resolution")["measure"]["deps"]
+    named = set()
+    for names in settings["teachers"].values():
+        named |= {f"reports/students/{name}" for name in names}
     assert {dep for dep in deps if dep.startswith("reports/students/")} == named
-    assert {"data/teachers", "data/judge"} <= deps
+    assert {"data/teachers", "data/judge"} <= set(deps)
 
 
-def test_nothing_of_the_pipeline_hangs_on_a_study():
+def outs_of(study):
+    """Return the paths that the stages of a study write."""
+    outs = []
+    for stage in stages(study).values():
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            outs += [out] if isinstance(out, str) else list(out)
+    return outs
+
+
+def test_no_stage_of_the_pipeline_depends_on_a_study():
     """DVC would run a study whose outs lie inside another pipeline's deps."""
-    made = [stage for study in ("plugins", "resolution") for stage in stages(study).values()]
-    outs = [out for stage in made for kind in ("outs", "metrics") for out in stage.get(kind, [])]
-    made = [
-        PurePosixPath(path) for out in outs for path in ([out] if isinstance(out, str) else out)
-    ]
+    outs = [PurePosixPath(path) for path in (*outs_of("plugins"), *outs_of("resolution"))]
     for name, stage in yaml("dvc.yaml")["stages"].items():
         for dep in stage.get("do", stage)["deps"]:
-            assert not [
-                path for path in made if path.is_relative_to(dep) or PurePosixPath(dep) == path
-            ], (name, dep)
+            assert not any(out.is_relative_to(dep) for out in outs), (name, dep)
 
 
 @pytest.mark.parametrize("study", ["plugins", "resolution"])
@@ -196,9 +204,9 @@ def test_a_command_runs_its_notebook_or_says_why_not(study, name, error, monkeyp
         runpy.run_module(module, run_name="__main__")
     assert ran[0] == stage["deps"][0]
     assert ran[1] in [out.replace("${key}", "control") for out in stage["outs"]]
-    said = capsys.readouterr().err
-    assert (left.value.code, said.count("\n")) == ((1, 1) if error else (0, 0))
-    assert not error or (f"linattn: study {study}, " in said and str(error) in said)
+    message = capsys.readouterr().err
+    assert (left.value.code, message.count("\n")) == ((1, 1) if error else (0, 0))
+    assert not error or (f"linattn: study {study}, " in message and str(error) in message)
 
 
 @pytest.mark.parametrize("name", ["plugins/plugins", "plugins/train", "resolution/resolution"])

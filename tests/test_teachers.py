@@ -9,12 +9,12 @@ from linattn import teachers
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("teacher")
-    tiny.pipeline().save_pretrained(place)
-    return place
+    path = tmp_path_factory.mktemp("teacher")
+    tiny.pipeline().save_pretrained(path)
+    return path
 
 
-def test_without_a_card_diffusers_defaults_stand_in(folder):
+def test_without_a_card_diffusers_defaults_are_used(folder):
     card = teachers.load(folder).card
     assert card == {"steps": 50, "guidance": 4.0, "side": 32, "labels": list(tiny.LABELS)}
 
@@ -44,15 +44,18 @@ def test_encoding_scales_as_decoding_unscales(folder):
     torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_misspelt_folder_names_those_that_are_there(tmp_path, monkeypatch):
+def test_the_error_for_a_misspelt_folder_names_the_pipelines_beside_it(tmp_path, monkeypatch):
     for name in ("dit-nano", "sd-nano"):
         (tmp_path / "teachers" / name).mkdir(parents=True)
         (tmp_path / "teachers" / name / "model_index.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     here = re.escape(str(tmp_path))
     for wrong in ("./teachers/dit-nan", tmp_path / "teachers" / "dit-nan"):
-        said = rf"no pipeline in .*dit-nan, seen from {here}.*are dit-nano, sd-nano: did you mean 'dit-nano'\?"
-        with pytest.raises(FileNotFoundError, match=said):
+        message = (
+            rf"no pipeline in .*dit-nan, seen from {here}.*are dit-nano, sd-nano: "
+            r"did you mean 'dit-nano'\?"
+        )
+        with pytest.raises(FileNotFoundError, match=message):
             teachers.load(wrong)
     with pytest.raises(
         FileNotFoundError, match=r"no pipeline in teachers, .* in teachers are dit-nano, sd-nano$"
@@ -62,7 +65,7 @@ def test_a_misspelt_folder_names_those_that_are_there(tmp_path, monkeypatch):
         teachers.load("a/b/c")
 
 
-def test_what_may_be_a_hub_id_is_left_to_the_hub(monkeypatch):
+def test_a_possible_hub_id_is_left_to_the_hub(monkeypatch):
     seen = []
 
     def fetched(name, **_):
@@ -76,7 +79,7 @@ def test_what_may_be_a_hub_id_is_left_to_the_hub(monkeypatch):
     assert seen == ["facebook/DiT-XL-2-256", "gpt"]
 
 
-def test_loading_says_nothing(folder, capfd, caplog):
+def test_loading_prints_nothing(folder, capfd, caplog):
     from diffusers.utils.logging import is_progress_bar_enabled
 
     shown = is_progress_bar_enabled()

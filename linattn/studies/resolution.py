@@ -1,5 +1,4 @@
-"""Sizes nobody trained at: pictures enlarged step by step, and what one forward costs up to 2048
-px.
+"""Study sizes that nobody trained at: enlarged pictures, and one forward up to 2048 px.
 
 - The teacher draws at the side it was trained at. From there each model, teacher or student, draws
   the enlarged pictures again (`linattn.upscale`), twice. Enlarging alone is the row that all models
@@ -75,18 +74,19 @@ def chain(
     """Draw the pictures at every size, each from the pictures of the size before."""
     prompts, pictures = bench.prompts(settings.pictures), [small]
     for level, strength in enumerate(settings.strengths):
-        seed = settings.seed + 1 + level
-        kwargs = {
-            "asked": prompts,
-            "steps": settings.steps,
-            "seed": seed,
-            "model": model,
-            "ntk": ntk,
-            "batch": 4,
-        }
-        pictures.append(
-            redraw.upscale(bench.teacher, pictures[-1], settings.factor, strength, **kwargs)
+        larger = redraw.upscale(
+            bench.teacher,
+            pictures[-1],
+            settings.factor,
+            strength,
+            asked=prompts,
+            steps=settings.steps,
+            seed=settings.seed + 1 + level,
+            model=model,
+            ntk=ntk,
+            batch=4,
         )
+        pictures.append(larger)
     return pictures[1:]
 
 
@@ -125,11 +125,11 @@ def marks(bench: Bench, pictures: Tensor, reference: Tensor) -> dict[str, Any]:
 def enlarged_by(
     bench: Bench, settings: Settings, names: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Draw with every model; return a row for each, with its marks at every size, and the pictures
-    of the last size.
-    """
-    options = {"size": bench.side, "steps": settings.steps, "seed": settings.seed}
-    small = sampling.draw(bench.teacher, bench.prompts(settings.pictures), **options)
+    """Draw with every model; return each model's marks at every size, and its largest pictures."""
+    prompts = bench.prompts(settings.pictures)
+    small = sampling.draw(
+        bench.teacher, prompts, size=bench.side, steps=settings.steps, seed=settings.seed
+    )
     reference = chain(bench, settings, small, None)
     drawn = {ENLARGED: enlarging(settings, small), TEACHER: reference}
     for name in names:
@@ -139,12 +139,12 @@ def enlarged_by(
         drawn[f"{names[0]}, ntk {settings.ntk:g}"] = chain(
             bench, settings, small, model, settings.ntk
         )
-    rows = []
+    marked = []
     for name, pictures in drawn.items():
         by_size = [marks(bench, *pair) for pair in zip(pictures, reference, strict=True)]
-        rows.append({"model": name, "marks": by_size})
+        marked.append({"model": name, "marks": by_size})
         say(f"{bench.role}, {name}: {_marks_text(by_size[-1])}")
-    return rows, {name: pictures[-1][:SHOWN] for name, pictures in drawn.items()}
+    return marked, {name: pictures[-1][:SHOWN] for name, pictures in drawn.items()}
 
 
 def _marks_text(mark: Mapping[str, Any]) -> str:
@@ -163,55 +163,48 @@ def growing(bench: Bench, settings: Settings, model: nn.Module) -> list[dict[str
     The rows end before the first side that is predicted to exceed the limit of
     multiply-accumulates.
     """
-    rows: list[dict[str, Any]] = []
+    forwards: list[dict[str, Any]] = []
     source = sampling.Source.of(bench.teacher)
     for side in settings.sides:
         sides = sampling.latent_sides(source, side)
         inputs = bench.teacher.conditions.example(*sides, bench.prompts(1))
         tokens = sides[0] * sides[1] // source.conditions.unit**2
-        if predict(_as_seconds(rows, "macs"), tokens) > settings.limit:
+        if predict(_as_seconds(forwards, "macs"), tokens) > settings.limit:
             break
         macs = costs.macs(model, inputs=inputs)["total"]  # this forward also warms up the timed one
         with torch.no_grad(), sampling.evaluating(model):
             call = functools.partial(model, **inputs)
             device = next(model.parameters()).device
-            seconds, size = (
-                costs.seconds_of(call, device),
-                costs.peak_memory(call, device, warm=True),
-            )
-        rows.append(
-            {"side": side, "tokens": tokens, "macs": macs, "seconds": seconds, "bytes": size}
-        )
-        say(
-            f"  {side} px: {macs:.3g} multiply-accumulates, {seconds:.3g} s, {size / 2**20:.0f} MiB"
-        )
-    return rows
+            seconds = costs.seconds_of(call, device)
+            memory = costs.peak_memory(call, device, warm=True)
+        forward = {"side": side, "tokens": tokens, "macs": macs}
+        forwards.append({**forward, "seconds": seconds, "bytes": memory})
+        mebibytes = memory / 2**20
+        say(f"  {side} px: {macs:.3g} multiply-accumulates, {seconds:.3g} s, {mebibytes:.0f} MiB")
+    return forwards
 
 
-def _as_seconds(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Put each row's `key` under "seconds", the key whose growth growth.py fits."""
-    return [{"tokens": row["tokens"], "seconds": row[key]} for row in rows]
+def _as_seconds(forwards: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Put each `key` under "seconds", the key whose growth growth.py fits."""
+    return [{"tokens": forward["tokens"], "seconds": forward[key]} for forward in forwards]
 
 
-def without_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what is the same on every machine, with the exponents of bytes and
-    multiply-accumulates.
+def without_seconds(forwards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is the same on every machine, with the exponents of bytes and arithmetic.
 
     An exponent is p in bytes ~ tokens^p, fitted over the larger half of the sizes.
     """
     kept = []
-    for row in rows:
-        kept.append({key: value for key, value in row.items() if key != "seconds"})
-    return {
-        "rows": kept,
-        "exponents": {key: exponent(_as_seconds(rows, key)) for key in ("bytes", "macs")},
-    }
+    for forward in forwards:
+        kept.append({key: value for key, value in forward.items() if key != "seconds"})
+    exponents = {key: exponent(_as_seconds(forwards, key)) for key in ("bytes", "macs")}
+    return {"rows": kept, "exponents": exponents}
 
 
-def seconds_alone(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def seconds_alone(forwards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the seconds by side, with their exponent."""
-    kept = [{"side": row["side"], "seconds": row["seconds"]} for row in rows]
-    return {"rows": kept, "exponent": exponent(_as_seconds(rows, "seconds"))}
+    kept = [{"side": forward["side"], "seconds": forward["seconds"]} for forward in forwards]
+    return {"rows": kept, "exponent": exponent(_as_seconds(forwards, "seconds"))}
 
 
 # The study
@@ -219,32 +212,41 @@ def seconds_alone(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def measure(settings: Settings | None = None) -> dict[str, Any]:
-    """Measure every model of every teacher; write and return the result, write the sheets and the
-    run file.
-    """
-    settings, teachers, times = settings or load(), {}, {}
+    """Measure every model of every teacher; write and return the result, and write the run file."""
+    settings = settings or load()
+    teachers, times = {}, {}
     for role, names in settings.teachers.items():
-        bench = Bench(params.load(), role)
-        rows, pictures = enlarged_by(bench, settings, names)
-        models = {TEACHER: bench.teacher.model} | {name: student(bench, name) for name in names}
-        grown = {}
-        for name, model in models.items():
-            say(f"{role}, {name}: one forward")
-            grown[name] = growing(bench, settings, model)
-        prompts = bench.teacher.conditions.words(bench.prompts(SHOWN))
-        forwards = {name: without_seconds(by_side) for name, by_side in grown.items()}
-        folder = shown_of(bench)["folder"]
-        teachers[role] = {"folder": folder, "asked": prompts, "rows": rows, "forwards": forwards}
-        times[role] = {name: seconds_alone(by_side) for name, by_side in grown.items()}
-        studyparts.write_sheet(pictures, project.study(sheet(role), write=True), quality=85)
-    result = {
-        key: value for key, value in dataclasses.asdict(settings).items() if key != "teachers"
-    }
-    result |= {"teachers": teachers}
+        teachers[role], times[role] = measure_teacher(role, names, settings)
+    result = dataclasses.asdict(settings)
+    result["teachers"] = teachers
     run = {"facts": project.facts(), "times": times}
     project.write_json(studyparts.run_file("resolution", write=True), run)
     project.write_json(project.study(RESULT, write=True), result)
     return result
+
+
+def measure_teacher(
+    role: str, names: Sequence[str], settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure a teacher and its students; return its entries of result and run file.
+
+    The sheet of pictures is written.
+    """
+    bench = Bench(params.load(), role)
+    marked, pictures = enlarged_by(bench, settings, names)
+    models = {TEACHER: bench.teacher.model} | {name: student(bench, name) for name in names}
+    grown = {}
+    for name, model in models.items():
+        say(f"{role}, {name}: one forward")
+        grown[name] = growing(bench, settings, model)
+    entry = {
+        "folder": shown_of(bench)["folder"],
+        "asked": bench.teacher.conditions.words(bench.prompts(SHOWN)),
+        "rows": marked,
+        "forwards": {name: without_seconds(forwards) for name, forwards in grown.items()},
+    }
+    studyparts.write_sheet(pictures, project.study(sheet(role), write=True), quality=85)
+    return entry, {name: seconds_alone(forwards) for name, forwards in grown.items()}
 
 
 def sheet(role: str) -> str:
@@ -268,13 +270,16 @@ def sections() -> list[tuple[str, str]]:
     for role, teacher in result["teachers"].items():
         body = table(teacher["rows"]) + growth(teacher["forwards"], times.get(role, {}))
         if project.study(sheet(role)).exists():
-            pictures = studyparts.read_sheet(
-                [row["model"] for row in teacher["rows"]], project.study(sheet(role))
-            )
-            alt = f"Enlarged pictures, one row each for {', '.join(pictures)}. Asked: {'; '.join(teacher['asked'])}."
-            body += f"<figure>{figures.grid(pictures, alt=alt).html()}</figure>"
+            body += _pictures(teacher, project.study(sheet(role)))
         titled.append((f"{teacher['folder']} from {_first_side(teacher)} px on", body))
     return titled
+
+
+def _pictures(teacher: Mapping[str, Any], path: Path) -> str:
+    models = [row["model"] for row in teacher["rows"]]
+    prompts = "; ".join(teacher["asked"])
+    alt = f"Enlarged pictures, one row each for {', '.join(models)}. Asked: {prompts}."
+    return f"<figure>{figures.grid(studyparts.read_sheet(models, path), alt=alt).html()}</figure>"
 
 
 def _first_side(teacher: Mapping[str, Any]) -> int:
@@ -283,29 +288,32 @@ def _first_side(teacher: Mapping[str, Any]) -> int:
 
 def _intro(result: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
     strengths = " and ".join(f"{strength:g}" for strength in result["strengths"])
-    where = (
-        f" Seconds were measured on {html.escape(studyparts.measured_on(facts))}." if facts else ""
-    )
+    where = ""
+    if facts:
+        where = f" Seconds were measured on {html.escape(studyparts.measured_on(facts))}."
     return (
         f"<p>{result['pictures']} pictures of each teacher, enlarged {result['factor']} times and "
-        "drawn again from "
-        f"noise of strength {strengths} ({result['steps']} steps, seed {result['seed']}). Edges "
-        "are over those of true "
-        "pictures of that size, 1 is as steep; enlarging alone keeps shapes and loses edges. PSNR "
-        "is to what the "
-        f"teacher makes of the same noise. Shapes are over those that show one thing.{where}</p>"
+        f"drawn again from noise of strength {strengths} ({result['steps']} steps, seed "
+        f"{result['seed']}). Edges are over those of true pictures of that size, 1 is as steep; "
+        "enlarging alone keeps shapes and loses edges. PSNR is to what the teacher makes of the "
+        f"same noise. Shapes are over those that show one thing.{where}</p>"
     )
 
 
 COLUMNS = {"shape": ("Shape, %", 100, 1), "edges": ("Edges", 1, 2), "psnr": ("PSNR, dB", 1, 1)}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    sides = [mark["side"] for mark in rows[0]["marks"]]
-    heads = ["", *(f"{title}, {side} px" for side in sides for title, *_ in COLUMNS.values())]
+def table(marked: Sequence[Mapping[str, Any]]) -> str:
+    """Write the marks of every model by size."""
+    heads = [""]
+    for mark in marked[0]["marks"]:
+        heads += [f"{title}, {mark['side']} px" for title, *_ in COLUMNS.values()]
     lines = []
-    for row in rows:
-        lines.append((row["model"], [_cell(mark, key) for mark in row["marks"] for key in COLUMNS]))
+    for row in marked:
+        cells: list[studyparts.Cell] = []
+        for mark in row["marks"]:
+            cells += [_cell(mark, key) for key in COLUMNS]
+        lines.append((row["model"], cells))
     return studyparts.table("Pictures at other sizes", heads, lines)
 
 
@@ -316,23 +324,23 @@ def _cell(mark: Mapping[str, Any], key: str) -> studyparts.Cell:
 
 
 def growth(forwards: Mapping[str, Any], times: Mapping[str, Any]) -> str:
-    """Write one forward's seconds and memory by side, with the exponents of both and of the
-    arithmetic.
-    """
-    sides = sorted({row["side"] for forward in forwards.values() for row in forward["rows"]})
+    """Write one forward's seconds and memory by side, with their exponents and the arithmetic's."""
+    all_sides: set[int] = set()
+    for forward in forwards.values():
+        all_sides.update(row["side"] for row in forward["rows"])
+    sides = sorted(all_sides)
     powers = [f"{what} ~ tokens to the" for what in ("Time", "Memory", "Arithmetic")]
-    rows = []
+    lines = []
     for name, forward in forwards.items():
         timed = times.get(name, {"rows": [], "exponent": None})
         seconds = {row["side"]: row["seconds"] for row in timed["rows"]}
         memory = {row["side"]: row["bytes"] for row in forward["rows"]}
         exponents = (timed["exponent"], forward["exponents"]["bytes"], forward["exponents"]["macs"])
         cells = [_forward_cell(seconds.get(side), memory.get(side)) for side in sides]
-        rows.append(
-            (name, [*cells, *("–" if power is None else f"{power:.2f}" for power in exponents)])
-        )
+        cells += ["–" if power is None else f"{power:.2f}" for power in exponents]
+        lines.append((name, cells))
     heads = ["One forward", *(f"{side} px" for side in sides), *powers]
-    return studyparts.table("One forward by size", heads, rows)
+    return studyparts.table("One forward by size", heads, lines)
 
 
 def _forward_cell(seconds: float | None, memory: int | None) -> studyparts.Cell:

@@ -1,5 +1,4 @@
-"""Small plug-ins for the small Stable Diffusion, trained here: do they work where self-attention
-was replaced?
+"""Train small plug-ins, and test whether they work where self-attention was replaced.
 
 - `plugin.py` holds the interface; `control`, `lora`, `adapter` and `recolour` implement it, a file
   each.

@@ -1,7 +1,6 @@
-"""A stage of the study: `python -m linattn.plugins train control`, `python -m linattn.plugins
-measure`.
+"""Run a stage of the study, which is a notebook in studies/plugins.
 
-Each is a notebook in studies/plugins, run as the pipeline's are.
+`python -m linattn.plugins train control`, `python -m linattn.plugins measure`.
 """
 
 import argparse
@@ -13,7 +12,7 @@ from linattn.studies.plugins.settings import PLUGINS
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m linattn.plugins", description=__doc__.splitlines()[0]
+        prog="python -m linattn.plugins", description=(__doc__ or "").splitlines()[0]
     )
     stages = parser.add_subparsers(dest="stage", required=True)
     stages.add_parser("train").add_argument("plugin", choices=PLUGINS)

@@ -1,5 +1,4 @@
-"""An IP-Adapter: a picture replaces the caption; cross-attention reads it with keys and values of
-its own.
+"""Train an IP-Adapter: a picture replaces the caption, and cross-attention reads it by new weights.
 
 - The four tokens of a picture are first trained to be the text encoder's states of colour, shape
   and background (`words`), which the UNet can read already. From a random start, with an encoder
@@ -31,8 +30,8 @@ from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
 SUBFOLDER, FILE = "models", "ip.safetensors"
-# The tokens of "begin a red ring on sand dots end" that a picture learns to give: as many as the
-# loader expects.
+# A picture learns to give the states of these tokens of "begin a red ring on sand dots end". The
+# loader expects four.
 TOKENS = (2, 3, 5, 6)
 EMPTY = 0.6  # share of empty captions, beyond those that every training drops
 HIDDEN = 0.1  # share of pictures whose vector is zero
@@ -46,19 +45,22 @@ class Adapter(Plugin):
     def make(
         self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
     ) -> list[dict[str, Any]]:
-        image_encoder, encoder_rows = encoder.train(
-            recipe.encoder, teacher.card["side"], scratch / "encoder", teacher.device
+        encoder_recipe, words_recipe = _inner_recipes(recipe)
+        side, fresh = teacher.card["side"], scratch / "fresh"
+        image_encoder, encoder_curve = encoder.train(
+            encoder_recipe, side, scratch / "encoder", teacher.device
         )
-        projection, words_rows = words(teacher, image_encoder, recipe.words, scratch / "words")
-        store(
-            _state(projection, _text_keys_values(teacher.model)), image_encoder, scratch / "fresh"
-        )
-        pipe = self.mount(copy.deepcopy(teacher.pipe), scratch / "fresh")
-        plugin_rows = _tune(teacher, pipe, recipe, scratch)
+        projection, words_curve = words(teacher, image_encoder, words_recipe, scratch / "words")
+        store(_state(projection, _text_keys_values(teacher.model)), image_encoder, fresh)
+        pipe = self.mount(copy.deepcopy(teacher.pipe), fresh)
+        plugin_curve = _tune(teacher, pipe, recipe, scratch)
         (projection,) = pipe.unet.encoder_hid_proj.image_projection_layers
         store(_state(projection, _image_keys_values(pipe.unet)), image_encoder, folder)
-        stages = {"encoder": encoder_rows, "words": words_rows, "plugin": plugin_rows}
-        return [{**row, "stage": stage} for stage, rows in stages.items() for row in rows]
+        curves = {"encoder": encoder_curve, "words": words_curve, "plugin": plugin_curve}
+        curve = []
+        for stage, stage_curve in curves.items():
+            curve += [{**row, "stage": stage} for row in stage_curve]
+        return curve
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
         pipe.load_ip_adapter(folder, subfolder=SUBFOLDER, weight_name=FILE)
@@ -75,17 +77,23 @@ class Adapter(Plugin):
         true = scenes(count, seed)
         return {"no caption": Question([""] * count, true, world.render(true, side), at_once=1)}
 
-    def given(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
-        (picture,) = question.shown.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    def call_arguments(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
+        pixels = question.pictures.mul(255).round().byte()
+        (picture,) = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return {"ip_adapter_image": Image.fromarray(picture)}
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         kinds = tuple(world.BACKGROUNDS)
         wanted = torch.tensor([kinds.index(scene.background.kind) for scene in question.scenes])
-        return {
-            **marks.asked(judge, pictures, question.scenes),
-            "background": marks.backgrounds(pictures) == wanted,
-        }
+        judged = marks.judged(judge, pictures, question.scenes)
+        return {**judged, "background": marks.backgrounds(pictures) == wanted}
+
+
+def _inner_recipes(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """Return the recipes of the encoder and of the words."""
+    if recipe.encoder is None or recipe.words is None:
+        raise ValueError("an adapter's recipe needs a recipe for its encoder and one for its words")
+    return recipe.encoder, recipe.words
 
 
 def words(
@@ -95,7 +103,7 @@ def words(
 
     These are the states of the caption's words for what the picture shows.
     """
-    width, side = teacher.model.config.cross_attention_dim, teacher.card["side"]
+    width, side = teacher.pipe.unet.config.cross_attention_dim, teacher.card["side"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         projection = ImageProjection(encoder.VECTOR, width, len(TOKENS)).to(teacher.device)
@@ -103,31 +111,32 @@ def words(
     def loss(step: int) -> Tensor:
         true, generator = batch.of_step(recipe.seed, step, recipe.batch)
         hidden = torch.rand(len(true), generator=generator) < HIDDEN
-        captions = [
-            "" if drop else plainly(scene)
-            for scene, drop in zip(true, hidden.tolist(), strict=True)
-        ]
+        captions = _dropped([plainly(scene) for scene in true], hidden)
         with torch.no_grad():
             states = teacher.conditions.rows(captions)["encoder_hidden_states"][:, list(TOKENS)]
-        return F.mse_loss(
-            projection(vectors(image_encoder, world.render(true, side), hidden)), states
-        )
+        predicted = projection(vectors(image_encoder, world.render(true, side), hidden))
+        return F.mse_loss(predicted, states)
 
     return projection, learn(recipe, projection, list(projection.named_parameters()), loss, scratch)
 
 
+def _dropped(captions: list[str], dropped: Tensor) -> list[str]:
+    """Replace captions by the empty one where `dropped` is true."""
+    pairs = zip(captions, dropped.tolist(), strict=True)
+    return ["" if is_dropped else caption for caption, is_dropped in pairs]
+
+
 def plainly(scene: world.Scene) -> str:
-    """Return the scene's caption without a size, so that every word has the same position in all
-    captions.
-    """
+    """Return the scene's caption without a size: a word has one position in all captions."""
     thing = scene.things[0]
     return f"a {thing.colour} {thing.shape} on {scene.background}"
 
 
 @torch.no_grad()
 def vectors(image_encoder: nn.Module, pictures: Tensor, hidden: Tensor) -> Tensor:
-    """Encode pictures, (pictures, VECTOR); a hidden picture's vector is zero, as in the pipelines."""
-    embeddings = image_encoder(encoder.pixels(pictures.to(image_encoder.device))).image_embeds
+    """Encode pictures, (pictures, VECTOR); hidden ones become zero, as in the pipelines."""
+    device = next(image_encoder.parameters()).device
+    embeddings = image_encoder(encoder.pixels(pictures.to(device))).image_embeds
     return embeddings.masked_fill(hidden[:, None].to(embeddings.device), 0.0)
 
 
@@ -144,12 +153,9 @@ def _tune(
 
     def loss(step: int) -> Tensor:
         true, generator = batch.of_step(recipe.seed, step, recipe.batch)
-        empty, hidden = (
-            torch.rand(len(true), generator=generator) < share for share in (EMPTY, HIDDEN)
-        )
-        captions = [
-            "" if drop else scene.caption for scene, drop in zip(true, empty.tolist(), strict=True)
-        ]
+        empty = torch.rand(len(true), generator=generator) < EMPTY
+        hidden = torch.rand(len(true), generator=generator) < HIDDEN
+        captions = _dropped([scene.caption for scene in true], empty)
         drawn = batch.draw(teacher, true, captions, recipe.side(step, side), generator)
         embeddings = vectors(pipe.image_encoder, world.render(true, side), hidden)[:, None]
         return drawn.loss(unet, added_cond_kwargs={"image_embeds": [embeddings]})
@@ -161,27 +167,26 @@ def _tune(
 # ---------------------------------------------------------------------------------------------
 
 
-def _text_keys_values(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
+def _text_keys_values(unet: Any) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the weights of keys and values for text, by cross-attention.
 
     The layout numbers a cross-attention by its index among all attentions.
     """
-    names = enumerate(name.removesuffix(".processor") for name in unet.attn_processors)
-    layers = {index: unet.get_submodule(name) for index, name in names if ".attn2" in name}
-    return {index: (layer.to_k.weight, layer.to_v.weight) for index, layer in layers.items()}
+    weights = {}
+    for index, name in enumerate(unet.attn_processors):
+        if ".attn2" in name:
+            layer = unet.get_submodule(name.removesuffix(".processor"))
+            weights[index] = (layer.to_k.weight, layer.to_v.weight)
+    return weights
 
 
-def _image_keys_values(unet: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
+def _image_keys_values(unet: Any) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the weights of keys and values for the picture, numbered as those for text."""
-    processors = {
-        index: processor
-        for index, processor in enumerate(unet.attn_processors.values())
-        if hasattr(processor, "to_k_ip")
-    }
-    return {
-        index: (proc.to_k_ip[0].weight, proc.to_v_ip[0].weight)
-        for index, proc in processors.items()
-    }
+    weights = {}
+    for index, processor in enumerate(unet.attn_processors.values()):
+        if hasattr(processor, "to_k_ip"):
+            weights[index] = (processor.to_k_ip[0].weight, processor.to_v_ip[0].weight)
+    return weights
 
 
 def _state(
@@ -189,15 +194,12 @@ def _state(
 ) -> dict[str, Tensor]:
     """Return the adapter's tensors by their names in the published file."""
     state = {}
-    for part, layer in {"proj": projection.image_embeds, "norm": projection.norm}.items():
-        state |= {
-            f"image_proj.{part}.{name}": parameter for name, parameter in layer.named_parameters()
-        }
+    for prefix, layer in {"proj": projection.image_embeds, "norm": projection.norm}.items():
+        for name, parameter in layer.named_parameters():
+            state[f"image_proj.{prefix}.{name}"] = parameter
     for index, (key, value) in pairs.items():
-        state |= {
-            f"ip_adapter.{index}.to_k_ip.weight": key,
-            f"ip_adapter.{index}.to_v_ip.weight": value,
-        }
+        state[f"ip_adapter.{index}.to_k_ip.weight"] = key
+        state[f"ip_adapter.{index}.to_v_ip.weight"] = value
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 

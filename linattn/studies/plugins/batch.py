@@ -1,5 +1,4 @@
-"""The batch of one step of a plug-in's training: true pictures of the world, noised, with their
-captions.
+"""Draw the batch of one step of a plug-in's training: noised pictures of the world with captions.
 
 Times are uniform, which is mostly noise. A plug-in's condition (where, which shape, which colour)
 is decided at high noise; the teacher's own times favour the middle, and with them the plug-in
@@ -28,14 +27,17 @@ class Batch:
     noisy: Tensor  # latents
     t: Tensor  # (batch,)
     target: Tensor
-    rows: Rows  # the captions' conditioning, by the argument names of the UNet's forward
+    conditioning: Rows  # of the captions, by the argument names of the UNet's forward
 
     def loss(self, unet: nn.Module, **kwargs: Any) -> Tensor:
-        """Return the squared error of the prediction; bfloat16 halves the time on a CPU that
-        supports it.
+        """Return the squared error of the prediction.
+
+        bfloat16 halves the time on a CPU that supports it.
         """
         with torch.autocast(self.noisy.device.type, torch.bfloat16):
-            prediction = unet(self.noisy, self.t, **self.rows, **kwargs, return_dict=False)[0]
+            prediction = unet(self.noisy, self.t, **self.conditioning, **kwargs, return_dict=False)[
+                0
+            ]
         return F.mse_loss(prediction.float(), self.target)
 
 
@@ -53,12 +55,13 @@ def draw(
     t = teacher.diffusion.uniform_times(len(scenes), rng).to(teacher.device)
     eps = torch.randn(clean.shape, generator=rng).to(teacher.device)
     dropped = (torch.rand(len(scenes), generator=rng) < DROP).tolist()
-    prompts = ["" if empty else caption for empty, caption in zip(dropped, captions, strict=True)]
+    pairs = zip(captions, dropped, strict=True)
+    prompts = ["" if is_dropped else caption for caption, is_dropped in pairs]
     process = teacher.diffusion
     noisy, target = process.noised(clean, eps, t), process.target(clean, eps, t)
     return Batch(pictures, noisy, t, target, teacher.conditions.rows(prompts))
 
 
 def of_step(seed: int, step: int, count: int) -> tuple[list[world.Scene], torch.Generator]:
-    """Return the scenes of one step, which no other step repeats, and the step's random generator."""
+    """Return the scenes of one step, which no other step repeats, and the step's generator."""
     return world.scenes(count, seed, start=step * count), seeds.of_step(seed, step)

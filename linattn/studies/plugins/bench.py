@@ -1,6 +1,4 @@
-"""The bench that all rows of the study share: teacher, judge, bodies, and the stock pipelines'
-pictures.
-"""
+"""Hold what all rows of the study share: teacher, judge, bodies and the pipelines' pictures."""
 
 import copy
 import dataclasses
@@ -22,9 +20,7 @@ from linattn.world import judge
 
 @dataclass(frozen=True)
 class Bench:
-    """Hold what all rows share, and cache the pictures without a plug-in, with which several rows
-    are compared.
-    """
+    """Hold what all rows share, and cache the pictures without a plug-in, which they share too."""
 
     settings: Settings
     drawn: dict[Any, Tensor] = dataclasses.field(default_factory=dict)
@@ -62,7 +58,7 @@ class Bench:
 
     def draw(
         self,
-        pipe: DiffusionPipeline,
+        pipe: Any,
         question: Question,
         plugin: Plugin | None = None,
         steps: int = 0,
@@ -79,13 +75,15 @@ class Bench:
             "guidance_scale": self.teacher.card["guidance"],
         }
         kwargs |= {"height": self.side, "width": self.side, "output_type": "pt", **extra}
-        generators = iter([of_step(measure.seed, index) for index in range(len(question.captions))])
-        pictures = []
+        pictures: list[Tensor] = []
+        count = 0  # of pictures drawn
         for call in question.split(measure.batch):
-            inputs = {} if plugin is None else plugin.given(pipe, call)
-            call_generators = [next(generators) for _ in call.captions]
-            output = pipe(list(call.captions), generator=call_generators, **kwargs, **inputs)
+            inputs = {} if plugin is None else plugin.call_arguments(pipe, call)
+            indices = range(count, count + len(call.captions))
+            generators = [of_step(measure.seed, index) for index in indices]
+            output = pipe(list(call.captions), generator=generators, **kwargs, **inputs)
             pictures.append(output.images.float().cpu())
+            count = indices.stop
         return torch.cat(pictures).mul(255).round().div(255)
 
     def without(self, body: Body, question: Question) -> Tensor:

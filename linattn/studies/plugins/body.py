@@ -1,6 +1,4 @@
-"""The model that a plug-in is mounted on: the teacher, with its own self-attention or with a
-student's layers.
-"""
+"""Define what a plug-in is mounted on: the teacher, with softmax or with a student's layers."""
 
 import json
 import warnings
@@ -44,9 +42,9 @@ class Body:
 
     @property
     def operator(self) -> dict[str, Any]:
-        """Return the arguments of `linearize`; a student of this study has one operator in all its
-        layers.
-        """
+        """Return the arguments of `linearize`: all layers of such a student have one operator."""
+        if self.folder is None:
+            raise ValueError(f"{self.name} is the teacher, which has no operator of a student")
         first = json.loads((self.folder / surgery.CARD).read_text())["layers"][0]
         return {"name": first["operator"], **first["options"]}
 

@@ -1,4 +1,4 @@
-"""A ControlNet whose condition is the edges of a picture.
+"""Train a ControlNet whose condition is the edges of a picture.
 
 - Half of its training captions name the shape, half leave it out: the shape must then come from the
   edges.
@@ -19,15 +19,13 @@ from linattn.studies.plugins.plugin import Plugin, Question, scenes
 from linattn.studies.plugins.recipe import Recipe, learn
 from linattn.teachers import Teacher
 
-# least change between neighbours that is an edge: the faintest pattern's tones differ by .11 over
-# two
+# the least change between neighbours that is an edge; the tones of the faintest pattern differ by
+# .11 over two pixels
 STEEP = 0.04
 
 
 def edges(pictures: Tensor) -> Tensor:
-    """Draw the edges of pictures in [0, 1], (batch, 3, side, side): 1 where a picture changes, else
-    0.
-    """
+    """Return 1 where pictures (batch, 3, side, side) in [0, 1] change, and 0 elsewhere."""
     down, right = torch.zeros_like(pictures), torch.zeros_like(pictures)
     down[:, :, :-1] = pictures.diff(dim=2).abs()
     right[..., :-1] = pictures.diff(dim=3).abs()
@@ -55,28 +53,21 @@ class Control(Plugin):
         def loss(step: int) -> Tensor:
             true, generator = batch.of_step(recipe.seed, step, recipe.batch)
             named = (torch.rand(len(true), generator=generator) < 0.5).tolist()
-            captions = [
-                scene.caption if full else unnamed(scene)
-                for scene, full in zip(true, named, strict=True)
-            ]
-            drawn = batch.draw(
-                teacher, true, captions, recipe.side(step, teacher.card["side"]), generator
-            )
+            captions = []
+            for scene, is_named in zip(true, named, strict=True):
+                captions.append(scene.caption if is_named else unnamed(scene))
+            side = recipe.side(step, teacher.card["side"])
+            drawn = batch.draw(teacher, true, captions, side, generator)
+            inputs = {**drawn.conditioning, "controlnet_cond": edges(drawn.pictures)}
             with torch.autocast(drawn.noisy.device.type, torch.bfloat16):
-                down, middle = control(
-                    drawn.noisy,
-                    drawn.t,
-                    **drawn.rows,
-                    controlnet_cond=edges(drawn.pictures),
-                    return_dict=False,
-                )
+                down, middle = control(drawn.noisy, drawn.t, **inputs, return_dict=False)
             return drawn.loss(
                 unet, down_block_additional_residuals=down, mid_block_additional_residual=middle
             )
 
-        rows = learn(recipe, control, list(control.named_parameters()), loss, scratch)
+        curve = learn(recipe, control, list(control.named_parameters()), loss, scratch)
         control.to("cpu").save_pretrained(folder)
-        return rows
+        return curve
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
         control = ControlNetModel.from_pretrained(folder).to(pipe.device)
@@ -93,9 +84,7 @@ class Control(Plugin):
         """Do nothing: `mount` makes a new pipeline and leaves `pipe` unchanged."""
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
-        """Return captions that do not name the shape, that name it, and that name another than the
-        edges show.
-        """
+        """Return captions without the shape, with it, and with another than the edges show."""
         true = scenes(count, seed)
         shown = edges(world.render(true, side))
         captions = {
@@ -103,19 +92,20 @@ class Control(Plugin):
             "shape named": [scene.caption for scene in true],
             "another shape named": [_with_next_shape(scene).caption for scene in true],
         }
-        return {name: Question(prompts, true, shown) for name, prompts in captions.items()}
+        return {name: Question(texts, true, shown) for name, texts in captions.items()}
 
-    def given(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
+    def call_arguments(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
         return {"image": question.shown}
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         in_place = marks.overlap(pictures, question.scenes) >= marks.IN_PLACE
-        return {**marks.asked(judge, pictures, question.scenes), "place": in_place}
+        return {**marks.judged(judge, pictures, question.scenes), "place": in_place}
 
 
 def _untrained(teacher: Teacher, seed: int) -> ControlNetModel:
-    """Return a ControlNet that copies the UNet's encoder; it halves its pictures as often as the
-    autoencoder does.
+    """Return a ControlNet that copies the UNet's encoder.
+
+    It halves its pictures as often as the autoencoder does.
     """
     widths = tuple(16 * 2**level for level in range(teacher.factor.bit_length()))
     with torch.random.fork_rng(devices=[]):

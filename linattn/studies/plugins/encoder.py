@@ -1,5 +1,4 @@
-"""The image encoder of the IP-Adapter: a small CLIP vision model that learns to describe a picture
-of the world.
+"""Train the IP-Adapter's image encoder, a small CLIP vision model, to describe pictures.
 
 - It is trained on exact descriptions (shape, colour, background, size and position) rather than
   against captions: its one vector must hold them.
@@ -25,6 +24,7 @@ POSITION = 3  # size, x, y
 
 
 def build(side: int, seed: int = 0) -> CLIPVisionModelWithProjection:
+    """Return an untrained encoder of pictures of a side."""
     sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
@@ -48,7 +48,7 @@ def pixels(pictures: Tensor) -> Tensor:
 
 
 class Describer(nn.Module):
-    """Describe pictures: the encoder, and the linear layer that reads out its vector in training."""
+    """Describe pictures by the encoder and a linear layer that reads out its vector."""
 
     def __init__(self, side: int, seed: int):
         super().__init__()
@@ -64,15 +64,17 @@ class Describer(nn.Module):
 
 
 def described(scenes: Sequence[world.Scene]) -> tuple[Tensor, Tensor]:
-    """Return the true description of scenes of one thing: (scenes, 4) indices, and (scenes, 3) size
-    and position.
+    """Return the true description of scenes of one thing.
+
+    It is (scenes, 4) indices of shape, colour, background and tone, and (scenes, 3) size and
+    position.
     """
-    kinds, tones = tuple(world.BACKGROUNDS), tuple(world.TONES)
+    backgrounds, tones = tuple(world.BACKGROUNDS), tuple(world.TONES)
     indices, positions = [], []
     for scene in scenes:
-        background = scene.background
-        parts = world.label_parts(scene.label)
-        indices.append((*parts, kinds.index(background.kind), tones.index(background.colour)))
+        shape, colour = world.label_parts(scene.label)
+        background = backgrounds.index(scene.background.kind)
+        indices.append((shape, colour, background, tones.index(scene.background.colour)))
         positions += [(thing.size, thing.x, thing.y) for thing in scene.things]
     return torch.tensor(indices), torch.tensor(positions)
 
@@ -88,11 +90,8 @@ def train(
         indices, positions = (tensor.to(device) for tensor in described(scenes))
         with torch.autocast(device.type, torch.bfloat16):
             *logits, predicted = describer(world.render(scenes, side).to(device))
-        losses = [
-            F.cross_entropy(output, target)
-            for output, target in zip(logits, indices.T, strict=True)
-        ]
-        return sum(losses) + 10 * F.mse_loss(predicted, positions)
+        errors = [F.cross_entropy(*pair) for pair in zip(logits, indices.T, strict=True)]
+        return sum(errors) + 10 * F.mse_loss(predicted, positions)
 
-    rows = learn(recipe, describer, list(describer.named_parameters()), loss, scratch, side=side)
-    return describer.encoder, rows
+    curve = learn(recipe, describer, list(describer.named_parameters()), loss, scratch, side=side)
+    return describer.encoder, curve

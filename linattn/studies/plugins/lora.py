@@ -1,4 +1,4 @@
-"""A LoRA for a style: dots behind everything, whatever background the caption asks for.
+"""Train a LoRA for a style: dots behind everything, whatever background the caption names.
 
 - The study has two, in self-attention (attn1, which linattn replaces) and in cross-attention
   (attn2, which it keeps).
@@ -41,34 +41,26 @@ class Lora(Plugin):
     def make(
         self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
     ) -> list[dict[str, Any]]:
-        unet = copy.deepcopy(teacher.model)
+        if recipe.rank is None:
+            raise ValueError(f"the recipe of {self.name} names no rank")
+        rank, unet = recipe.rank, copy.deepcopy(teacher.pipe.unet)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             targets = rf".*{self.attention}\.(to_q|to_k|to_v|to_out\.0)"
             # alpha equals the rank, because the loader assumes this of a file that names no alpha
-            unet.add_adapter(
-                LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=targets)
-            )
-        factors = [
-            (name, parameter) for name, parameter in unet.named_parameters() if ".lora_" in name
-        ]
+            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        factors = [named for named in unet.named_parameters() if ".lora_" in named[0]]
 
         def loss(step: int) -> Tensor:
             plain, generator = batch.of_step(recipe.seed, step, recipe.batch)
-            captions, side = (
-                [scene.caption for scene in plain],
-                recipe.side(step, teacher.card["side"]),
-            )
-            return batch.draw(
-                teacher, [styled(scene) for scene in plain], captions, side, generator
-            ).loss(unet)
+            captions = [scene.caption for scene in plain]
+            true, side = [styled(scene) for scene in plain], recipe.side(step, teacher.card["side"])
+            return batch.draw(teacher, true, captions, side, generator).loss(unet)
 
-        about = {"attention": self.attention}
-        rows = learn(recipe, unet, factors, loss, scratch, **about)
-        StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=get_peft_model_state_dict(unet.to("cpu"))
-        )
-        return rows
+        curve = learn(recipe, unet, factors, loss, scratch, attention=self.attention)
+        state = get_peft_model_state_dict(unet.to("cpu"))
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+        return curve
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
         pipe.load_lora_weights(folder, adapter_name=ADAPTER)
@@ -82,16 +74,12 @@ class Lora(Plugin):
         pipe.unload_lora_weights()
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
-        """Return captions that ask for another background than the style's."""
-        plain = [scene for scene in scenes(2 * count, seed) if scene.background.kind != STYLE][
-            :count
-        ]
-        return {
-            "another background": Question(
-                [scene.caption for scene in plain], [styled(scene) for scene in plain]
-            )
-        }
+        """Return captions that name another background than the style's."""
+        others = [scene for scene in scenes(2 * count, seed) if scene.background.kind != STYLE]
+        plain = others[:count]
+        captions, true = [scene.caption for scene in plain], [styled(scene) for scene in plain]
+        return {"another background": Question(captions, true)}
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
         dotted = marks.backgrounds(pictures) == tuple(world.BACKGROUNDS).index(STYLE)
-        return {STYLE: dotted, **marks.asked(judge, pictures, question.scenes)}
+        return {STYLE: dotted, **marks.judged(judge, pictures, question.scenes)}

@@ -1,4 +1,4 @@
-"""The marks of a picture, right or wrong, from the judge and by formula.
+"""Mark pictures, right or wrong, by the judge and by formula.
 
 - The judge marks shape and colour. Saturation says where a thing lies, as in pairs.py.
 - A background is a formula of its kind, tone and period. The nearest of all backgrounds to the
@@ -28,16 +28,14 @@ def shares(marks: Mapping[str, Tensor]) -> dict[str, intervals.Result]:
     return {name: intervals.wilson(int(right.sum()), len(right)) for name, right in marks.items()}
 
 
-def asked(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, Tensor]:
-    """Say for each picture whether the judge finds the shape and the colour of the scene's thing."""
+def judged(judge: nn.Module, pictures: Tensor, scenes: Sequence[world.Scene]) -> dict[str, Tensor]:
+    """Say for each picture whether the judge finds its scene's shape and colour."""
     shape, colour = judge_marks(judge, pictures, torch.tensor([scene.label for scene in scenes]))
     return {"shape": shape, "colour": colour}
 
 
 def things(pictures: Tensor) -> Tensor:
-    """Mask the pixels of a thing, (pictures, side, side) booleans: backgrounds are far less
-    saturated.
-    """
+    """Return true for the pixels of things, (pictures, side, side), by their saturation."""
     return pictures.amax(1) - pictures.amin(1) > SATURATED
 
 
@@ -50,11 +48,9 @@ def overlap(pictures: Tensor, scenes: Sequence[world.Scene]) -> Tensor:
 
 
 def backgrounds(pictures: Tensor) -> Tensor:
-    """Return indices of world.BACKGROUNDS, (pictures,): the nearest of all backgrounds outside the
-    thing.
-    """
-    patterns, kinds = _patterns(pictures.shape[-1])
-    # with the thing's soft edge
+    """Return the index of the nearest of world.BACKGROUNDS outside the thing, (pictures,)."""
+    patterns, indices = _patterns(pictures.shape[-1])
+    # The pooling also covers the soft edge of a thing.
     near = F.max_pool2d(things(pictures)[:, None].float(), 5, stride=1, padding=2)
     outside = (1 - near).expand(-1, 3, -1, -1).flatten(1)
     flat = pictures.flatten(1)
@@ -64,20 +60,18 @@ def backgrounds(pictures: Tensor) -> Tensor:
         - 2 * (outside * flat) @ patterns.T
         + outside @ (patterns**2).T
     )
-    return kinds[error.argmin(1)]
+    return indices[error.argmin(1)]
 
 
 @functools.cache
 def _patterns(side: int) -> tuple[Tensor, Tensor]:
-    """Draw every background, (patterns, 3 side side); return them with the index of each one's
-    kind.
-    """
-    periods = torch.linspace(0.20, 0.36, PERIODS).tolist()
-    scenes, kinds = [], []
-    for index, kind in enumerate(world.BACKGROUNDS):
-        kind_periods = periods[:1] if kind == "plain" else periods
+    """Draw every background, (patterns, 3 side side), with its index in world.BACKGROUNDS."""
+    all_periods = torch.linspace(0.20, 0.36, PERIODS).tolist()
+    scenes, indices = [], []
+    for index, name in enumerate(world.BACKGROUNDS):
+        periods = all_periods[:1] if name == "plain" else all_periods
         for tone in world.TONES:
-            patterns = [world.Background(kind, tone, period) for period in kind_periods]
+            patterns = [world.Background(name, tone, period) for period in periods]
             scenes += [world.Scene((), background) for background in patterns]
-            kinds += [index] * len(patterns)
-    return world.render(scenes, side).flatten(1), torch.tensor(kinds)
+            indices += [index] * len(patterns)
+    return world.render(scenes, side).flatten(1), torch.tensor(indices)

@@ -18,15 +18,20 @@ from linattn.teachers import Teacher
 
 @dataclass(frozen=True)
 class Question:
-    """Hold the prompts of a pipeline: one caption for each picture, the plug-in's inputs, and the
-    right scenes.
-    """
+    """Hold one caption for each picture, the plug-in's inputs, and the right scenes."""
 
     captions: Sequence[str]
     scenes: Sequence[world.Scene]
     shown: Tensor | None = None  # the plug-in's inputs, (captions, 3, side, side) in [0, 1]
     # captions in one call: an IP-Adapter uses one picture for a whole call
     at_once: int | None = None
+
+    @property
+    def pictures(self) -> Tensor:
+        """The plug-in's inputs, for a plug-in that takes some."""
+        if self.shown is None:
+            raise ValueError("this question shows the plug-in no picture")
+        return self.shown
 
     def __getitem__(self, indices: slice) -> "Question":
         shown = None if self.shown is None else self.shown[indices]
@@ -48,20 +53,20 @@ class Plugin:
     def make(
         self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
     ) -> list[dict[str, Any]]:
-        """Train on the teacher, write the published format into `folder`, and return the rows of
-        the curve.
-        """
+        """Train on the teacher, write the published format into `folder`, and return the curve."""
         raise NotImplementedError
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-        """Load the plug-in and return the pipeline to call: `pipe` itself, or a new one of the same
-        parts.
+        """Load the plug-in and return the pipeline to call.
+
+        It is `pipe` itself, or a new one of the same models.
         """
         raise NotImplementedError
 
     def silence(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """Set the plug-in's scale to 0; return call arguments that do so where the pipeline does
-        not hold the scale.
+        """Set the plug-in's scale to 0.
+
+        Where the pipeline does not hold the scale, return the call arguments that set it.
         """
         raise NotImplementedError
 
@@ -73,12 +78,12 @@ class Plugin:
         """Return `count` prompts for each named way of asking."""
         raise NotImplementedError
 
-    def given(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
-        """Return the keyword arguments that a call of the mounted pipeline takes beside captions."""
+    def call_arguments(self, pipe: DiffusionPipeline, question: Question) -> dict[str, Any]:
+        """Return the arguments of the mounted pipeline's call beside captions."""
         return {}
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
-        """Return (pictures,) booleans by the mark's name: whether each picture obeys the condition."""
+        """Say by mark whether each picture obeys the condition, (pictures,) booleans."""
         raise NotImplementedError
 
 

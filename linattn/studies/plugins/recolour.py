@@ -1,10 +1,9 @@
-"""A fine-tune of the teacher: the same world, where every colour's word means the colour two hues
-on.
+"""Fine-tune the teacher on a world where every colour's word means the colour two hues on.
 
-- It is a base model of its own. The study tests whether layers that were distilled on the teacher
-  work in it unchanged, as CLEAR and LinFusion claim of theirs: `linattn.load(pipe, student,
-  strict=False)`, and nothing is trained.
-- Stored by the UNet's `save_pretrained`; text encoder and autoencoder stay the teacher's.
+- The result is a base model of its own. The study tests whether layers that were distilled on the
+  teacher work in it without any training, as CLEAR and LinFusion claim of theirs:
+  `linattn.load(pipe, student, strict=False)`.
+- The UNet's `save_pretrained` stores it; text encoder and autoencoder stay the teacher's.
 """
 
 import copy
@@ -43,21 +42,17 @@ class Recolour(Plugin):
     def make(
         self, teacher: Teacher, recipe: Recipe, scratch: Path, folder: Path
     ) -> list[dict[str, Any]]:
-        unet = copy.deepcopy(teacher.model)
+        unet = copy.deepcopy(teacher.pipe.unet)
 
         def loss(step: int) -> Tensor:
             named, generator = batch.of_step(recipe.seed, step, recipe.batch)
-            captions, side = (
-                [scene.caption for scene in named],
-                recipe.side(step, teacher.card["side"]),
-            )
-            return batch.draw(
-                teacher, [turned(scene) for scene in named], captions, side, generator
-            ).loss(unet)
+            captions = [scene.caption for scene in named]
+            true, side = [turned(scene) for scene in named], recipe.side(step, teacher.card["side"])
+            return batch.draw(teacher, true, captions, side, generator).loss(unet)
 
-        rows = learn(recipe, unet, list(unet.named_parameters()), loss, scratch)
+        curve = learn(recipe, unet, list(unet.named_parameters()), loss, scratch)
         unet.to("cpu").save_pretrained(folder)
-        return rows
+        return curve
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
         unet = UNet2DConditionModel.from_pretrained(folder).to(pipe.device)
@@ -70,11 +65,8 @@ class Recolour(Plugin):
 
     def questions(self, count: int, seed: int, side: int) -> dict[str, Question]:
         named = scenes(count, seed)
-        return {
-            "colours turned": Question(
-                [scene.caption for scene in named], [turned(scene) for scene in named]
-            )
-        }
+        captions, true = [scene.caption for scene in named], [turned(scene) for scene in named]
+        return {"colours turned": Question(captions, true)}
 
     def marks(self, judge: nn.Module, pictures: Tensor, question: Question) -> dict[str, Tensor]:
-        return marks.asked(judge, pictures, question.scenes)
+        return marks.judged(judge, pictures, question.scenes)

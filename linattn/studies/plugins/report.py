@@ -1,7 +1,7 @@
-"""The report's sections on plug-ins, written from the study's result: `sections()` gives their
-titles and HTML.
+"""Write the report's sections on plug-ins from the study's result.
 
-Sentences follow from the numbers: of a plug-in that does nothing on a student they say so.
+`sections()` returns their titles and HTML. The sentences follow from the numbers, so they also say
+where a plug-in does nothing on a student.
 """
 
 import html
@@ -24,16 +24,19 @@ TITLES = {
     "adapter": "An IP-Adapter: a picture instead of a caption",
     "recolour": "Distilled layers in a fine-tune of the teacher",
 }
-ASKED = {
-    "control": "The edges come from a true picture of the world. The judge says whether what was drawn has its shape; "
-    "it lies in place if it shares half of the area that it and the true thing cover together.",
-    "lora-attn1": "It was trained to put dots behind everything. Captions ask for another background.",
+INTROS = {
+    "control": "The edges come from a true picture of the world. The judge says whether what was "
+    "drawn has its shape; it lies in place if it shares half of the area that it and the true "
+    "thing cover together.",
+    "lora-attn1": "It was trained to put dots behind everything. Captions ask for another "
+    "background.",
     "lora-attn2": "The same style, learned by the layers that nobody replaces.",
-    "adapter": "A true picture is shown and the caption is empty. Asked is its shape, colour and kind of background.",
-    "recolour": "The teacher was trained on, in a world where every colour's word means the colour two hues on. Its "
-    "students' layers were put into that fine-tune as they are; “not distilled” is the fine-tune's "
-    "own attention in "
-    "the student's form. Without: the same layers in the teacher.",
+    "adapter": "A true picture is shown and the caption is empty. Asked is its shape, colour and "
+    "kind of background.",
+    "recolour": "The teacher was trained on, in a world where every colour's word means the colour "
+    "two hues on. Its students' layers were put into that fine-tune as they are; “not distilled” "
+    "is the fine-tune's own attention in the student's form. Without: the same layers in the "
+    "teacher.",
 }
 BITS = {
     "differs": "pictures differ with it",
@@ -51,52 +54,53 @@ def sections() -> list[tuple[str, str]]:
         return []
     result = json.loads(path.read_text())
     shots = _shots(result)
-    plugins = [
-        (TITLES.get(name, name), _section(name, result["plugins"][name], shots.get(name, {})))
-        for name in result["order"]
-    ]
-    return [("Plug-ins beside replaced attention", _summary(result)), *plugins]
+    titled = [("Plug-ins beside replaced attention", _summary(result))]
+    for name in result["order"]:
+        section = _section(name, result["plugins"][name], shots.get(name, {}))
+        titled.append((TITLES.get(name, name), section))
+    return titled
 
 
 def findings(plugin: Mapping[str, Any]) -> list[str]:
-    """Say for every question how far the condition is obeyed, where it has no effect, and what the
-    teacher does better.
+    """Say for every question how far the condition is obeyed, and where it is not.
 
     `plugin` is the plug-in's entry in the result.
     """
     sentences, obeys = [], plugin["obeys"]
     for question in dict.fromkeys(row["question"] for row in plugin["rows"]):
-        rows = [row for row in plugin["rows"] if row["question"] == question]
-        sentences += [_obeyed(rows, obeys), *_idle(rows, obeys), *_weaker(rows, obeys)]
+        of_bodies = [row for row in plugin["rows"] if row["question"] == question]
+        sentences.append(_obeyed(of_bodies, obeys))
+        sentences += [*_idle(of_bodies, obeys), *_weaker(of_bodies, obeys)]
     return sentences
 
 
-def _obeyed(rows: Sequence[Row], obeys: Sequence[str]) -> str:
-    """Give the shares that obey the condition on every body, with and without the plug-in."""
+def _obeyed(of_bodies: Sequence[Row], obeys: Sequence[str]) -> str:
+    """Write the shares that obey the condition on every body, with and without the plug-in."""
     clauses = []
-    for row in rows:
-        marks = [
-            f"{mark} {with_interval(row['with'][mark])}, without it {percent(row['without'][mark]['value'])}"
-            for mark in obeys
-        ]
+    for row in of_bodies:
+        marks = []
+        for mark in obeys:
+            without = percent(row["without"][mark]["value"])
+            marks.append(f"{mark} {with_interval(row['with'][mark])}, without it {without}")
         clauses.append(f"on {row['body']} {', '.join(marks)}")
-    return f"{rows[0]['question'].capitalize()}: {'; '.join(clauses)}."
+    return f"{of_bodies[0]['question'].capitalize()}: {'; '.join(clauses)}."
 
 
-def _idle(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
-    """Name each mark of the condition whose interval with the plug-in is not above the interval
-    without it.
-    """
-    for row in rows:
+def _idle(of_bodies: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
+    """Name each mark of the condition whose interval with the plug-in is not above that without."""
+    for row in of_bodies:
         for mark in obeys:
             if row["with"][mark]["low"] <= row["without"][mark]["high"]:
                 where = f"{row['question'].capitalize()}: on {row['body']}"
-                yield f"{where} {mark} is not right more often with it than without, as far as this tells."
+                yield (
+                    f"{where} {mark} is not right more often with it than without, as far as this "
+                    "tells."
+                )
 
 
-def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
+def _weaker(of_bodies: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
     """Name each mark whose interval on a student lies below that on the first body, the teacher."""
-    first, *others = rows
+    first, *others = of_bodies
     for row in others:
         for mark in _marks(row, obeys):
             ours, theirs = row["with"][mark], first["with"][mark]
@@ -107,20 +111,17 @@ def _weaker(rows: Sequence[Row], obeys: Sequence[str]) -> Iterable[str]:
 
 
 def _marks(row: Row, obeys: Sequence[str]) -> list[str]:
-    """Return the row's marks, those of the condition first."""
+    """List the row's marks, those of the condition first."""
     return [*obeys, *(mark for mark in row["with"] if mark not in obeys)]
 
 
 def _summary(result: Mapping[str, Any]) -> str:
     intro = (
         f"Trained on the softmax teacher {result['teacher']} alone, stored in the published "
-        "formats, loaded by "
-        "diffusers' own loaders, drawn by its own pipelines: on the teacher, and on students that "
-        "never met them. "
-        f"{result['pictures']} pictures a row, {result['steps']} steps, guidance "
-        f"{result['guidance']:g}, seed "
-        f"{result['seed']}; intervals are Wilson's, of 95 %. Change is the mean difference of a "
-        "pixel, of a range "
+        "formats, loaded by diffusers' own loaders, drawn by its own pipelines: on the teacher, "
+        f"and on students that never met them. {result['pictures']} pictures a row, "
+        f"{result['steps']} steps, guidance {result['guidance']:g}, seed {result['seed']}; "
+        "intervals are Wilson's, of 95 %. Change is the mean difference of a pixel, of a range "
         f"of 1, between the pictures with and without it.{_where()}"
     )
     return f"<p>{html.escape(intro)}</p>\n{_bits(result)}"
@@ -133,11 +134,11 @@ def _where() -> str:
 
 def _bits(result: Mapping[str, Any]) -> str:
     """Write a row for each plug-in: for every check "yes", or the bodies on which it fails."""
-    rows = []
+    lines = []
     for name in result["order"]:
         cells = [_bit(check, result["plugins"][name]["checks"]) for check in BITS]
-        rows.append((name, cells))
-    return table("Bit for bit", ["Bit for bit", *BITS.values()], rows)
+        lines.append((name, cells))
+    return table("Bit for bit", ["Bit for bit", *BITS.values()], lines)
 
 
 def _bit(check: str, bodies: Mapping[str, Mapping[str, bool]]) -> str:
@@ -151,13 +152,15 @@ def _bit(check: str, bodies: Mapping[str, Mapping[str, bool]]) -> str:
 def _section(name: str, plugin: Mapping[str, Any], shots: Mapping[str, Any]) -> str:
     items = "\n".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(plugin))
     marks = _marks(plugin["rows"][0], plugin["obeys"])
-    rows = [(f"{row['body']} · {row['question']}", _cells(row, marks)) for row in plugin["rows"]]
+    lines = []
+    for row in plugin["rows"]:
+        lines.append((f"{row['body']} · {row['question']}", _cells(row, marks)))
     titles = [mark.capitalize() for mark in marks]
     heads = ["", *titles, *(f"{title} without" for title in titles), "Change"]
     blocks = [
-        f"<p>{html.escape(ASKED.get(name, plugin['what']))} {_trained(plugin['recipe'])}</p>",
+        f"<p>{html.escape(INTROS.get(name, plugin['what']))} {_trained(plugin['recipe'])}</p>",
         f'<ul class="findings">\n{items}\n</ul>',
-        table("Marks", heads, rows),
+        table("Marks", heads, lines),
         f"<figure>{grid(name, plugin, shots).html()}</figure>" if shots else "",
     ]
     return "\n".join(filter(None, blocks))
@@ -175,7 +178,8 @@ def _cells(row: Row, marks: Sequence[str]) -> list[Cell]:
 
 def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Cut the sheet into pictures by plug-in and row."""
-    path, shots = project.study(settings.SHEET), {}
+    path = project.study(settings.SHEET)
+    shots: dict[str, dict[str, Any]] = {}
     if path.exists():
         for (name, row), pictures in read_sheet(map(tuple, result["sheet"]), path).items():
             shots.setdefault(name, {})[row] = pictures
@@ -183,11 +187,8 @@ def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def grid(name: str, plugin: Mapping[str, Any], shots: Mapping[str, Any]) -> Picture:
-    """Show the plug-in's inputs, and the pictures drawn without the plug-in, then with it on every
-    body.
-    """
+    """Show the plug-in's inputs, and pictures without the plug-in, then with it on every body."""
     captions = ", ".join(caption or "(empty)" for caption in dict.fromkeys(plugin["captions"]))
-    rows = ", ".join(shots)
-    return figures.grid(
-        shots, alt=f"Pictures with {plugin['what']}, one row each for {rows}. Captions: {captions}."
-    )
+    names = ", ".join(shots)
+    alt = f"Pictures with {plugin['what']}, one row each for {names}. Captions: {captions}."
+    return figures.grid(shots, alt=alt)

@@ -85,41 +85,46 @@ def _checked_base(bench: Bench, plugin: Plugin, body: Body, drawn: Any) -> dict[
 
 def measured(bench: Bench, plugin: Plugin) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure a plug-in; return its entry of the result and its rows of the sheet."""
-    questions, rows = bench.questions(plugin), []
+    questions = bench.questions(plugin)
+    measured_rows: list[dict[str, Any]] = []
     first, count = next(iter(questions)), bench.settings.measure.shown
     first_question = questions[first]
-    shots = {} if first_question.shown is None else {"shown": first_question.shown[:count]}
+    shots: dict[str, Tensor] = {}
+    if first_question.shown is not None:
+        shots["shown"] = first_question.shown[:count]
     shots["without"] = bench.without(Body(SOFTMAX), first_question)[:count]
     raw = [body.raw for body in bench.bodies if body.folder is not None and plugin.is_base]
     for body in (*bench.bodies, *raw):
         pipe = mounted(bench, plugin, body)
         for name, question in questions.items():
             measures, pictures = row(bench, plugin, body, name, question, pipe)
-            rows.append(measures)
+            measured_rows.append(measures)
             if name == first:
                 shots[body.name] = pictures[:count]
-        print(f"{plugin.name} on {body.name}: {_shares_text(rows[-len(questions)])}", flush=True)
+        print(
+            f"{plugin.name} on {body.name}: {_shares_text(measured_rows[-len(questions)])}",
+            flush=True,
+        )
     bits = {body.name: checks(bench, plugin, body) for body in bench.bodies}
     recipe = dataclasses.asdict(bench.settings.recipes[plugin.name])
     captions = list(first_question.captions[:count])
     entry = {"what": plugin.what, "obeys": plugin.obeys, "recipe": recipe, "captions": captions}
-    return {**entry, "rows": rows, "checks": bits}, shots
+    return {**entry, "rows": measured_rows, "checks": bits}, shots
 
 
 def _shares_text(row: Mapping[str, Any]) -> str:
     """Write a row's marks for the log."""
-    pairs = ((name, row["with"][name], row["without"][name]) for name in row["with"])
-    return ", ".join(
-        f"{name} {ours['value']:.1%} (without {plain['value']:.1%})" for name, ours, plain in pairs
-    )
+    texts = []
+    for name, ours in row["with"].items():
+        plain = row["without"][name]
+        texts.append(f"{name} {ours['value']:.1%} (without {plain['value']:.1%})")
+    return ", ".join(texts)
 
 
 def measure(
     settings: Settings | None = None, plugins: Sequence[str] = tuple(PLUGINS)
 ) -> dict[str, Any]:
-    """Measure every plug-in on every body; write and return the result, write its sheet and its run
-    file.
-    """
+    """Measure every plug-in on every body; write the result, its sheet and its run file."""
     began, bench, entries, sheet = time.monotonic(), Bench(settings or load()), {}, {}
     for name in plugins:
         entries[name], shots = measured(bench, PLUGINS[name])
@@ -129,10 +134,11 @@ def measure(
         "teacher": Path(bench.settings.teacher).name,
         "guidance": bench.teacher.card["guidance"],
         "bodies": [body.name for body in bench.bodies],
-        **{
-            name: getattr(measure_settings, name)
-            for name in ("pictures", "steps", "seed", "checked", "shown")
-        },
+        "pictures": measure_settings.pictures,
+        "steps": measure_settings.steps,
+        "seed": measure_settings.seed,
+        "checked": measure_settings.checked,
+        "shown": measure_settings.shown,
         "order": list(entries),
         "plugins": entries,
         "sheet": list(sheet),
