@@ -1,6 +1,4 @@
-"""Distillation: what learns, what the two models are shown, and that a killed run ends like an
-undisturbed one.
-"""
+"""Distillation trains what it says, on the same inputs, and goes on after a kill."""
 
 import dataclasses
 import os
@@ -33,7 +31,7 @@ HERE = Path(__file__).parent
 
 @dataclasses.dataclass
 class TinyTeacher:
-    """The three things of a teacher that distillation looks at."""
+    """Stand in for a teacher, as far as distillation uses it."""
 
     model: nn.Module
     diffusion: Diffusion
@@ -51,15 +49,15 @@ class TinyData:
     """Sixteen random pictures of 6 x 6 latents."""
 
     def __init__(self, count: int = 16):
-        dice = torch.Generator().manual_seed(3)
-        self.latents = torch.randn(count, 4, 6, 6, generator=dice)
-        self.labels = torch.randint(10, (count,), generator=dice)
+        rng = torch.Generator().manual_seed(3)
+        self.latents = torch.randn(count, 4, 6, 6, generator=rng)
+        self.labels = torch.randint(10, (count,), generator=rng)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices):
-        return self.latents[indices], self.labels[indices]
+    def batch(self, inrngs):
+        return self.latents[inrngs], self.labels[inrngs]
 
 
 def tiny_teacher(seed: int = 0) -> TinyTeacher:
@@ -110,14 +108,14 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str
 
 
 class Alone:
-    """An accelerator of one process that is none."""
+    """Stand in for the accelerator of process `index` of `of`, without other processes."""
 
     num_processes, process_index, is_main_process, device = 1, 0, True, torch.device("cpu")
 
     def __init__(self, index: int = 0, of: int = 1):
         self.process_index, self.num_processes = index, of
 
-    def reduce(self, tensor, how):
+    def reduce(self, tensor, reduction):
         return tensor
 
 
@@ -141,7 +139,7 @@ def lesson_of(teacher: TinyTeacher, config: DistillConfig, accelerator=None) -> 
 
 @pytest.mark.parametrize("trains", ["attention", "new", "all"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_what_does_not_train_stays_bit_for_bit(teacher, trains, optimizer):
+def test_parameters_that_do_not_train_keep_every_bit(teacher, trains, optimizer):
     config = dataclasses.replace(TINY, trains=trains, optimizer=optimizer, weight_decay=0.1)
     start = weights(convert(frozen(teacher.model), config))
     result = distill(config, teacher, TinyData())
@@ -167,7 +165,7 @@ def test_the_teacher_is_left_alone(teacher):
     assert not any(layer.operator for layer in families.layers(teacher.model))
 
 
-def test_nothing_to_train_is_said(teacher):
+def test_a_student_without_parameters_to_train_is_refused(teacher):
     config = dataclasses.replace(TINY, operator="softmax", options={}, trains="new")
     with pytest.raises(ValueError, match="trains is 'new', but the student has no such parameters"):
         distill(config, teacher, TinyData())
@@ -187,7 +185,7 @@ def test_a_stage_may_have_no_steps(teacher):
 # ---------------------------------------------------------------------------------------------
 
 
-def test_both_models_see_one_label_drop(teacher):
+def test_both_models_see_the_same_dropped_labels(teacher):
     config = dataclasses.replace(TINY, label_drop=0.5, batch=16)
     one = lesson_of(teacher, config)
     shown = {"teacher": [], "student": []}
@@ -204,9 +202,8 @@ def test_both_models_see_one_label_drop(teacher):
     assert 0.2 < dropped.float().mean() < 0.8
     assert not torch.equal(dropped[0], dropped[1])
     # In training mode DiT's blocks would each drop 10 % more.
-    assert not any(
-        part.training for model in (one.teacher, one.student) for part in model.modules()
-    )
+    for model in (one.teacher, one.student):
+        assert not any(module.training for module in model.modules())
 
 
 def test_a_step_depends_on_seed_and_number_alone(teacher):
@@ -223,17 +220,18 @@ def test_a_step_depends_on_seed_and_number_alone(teacher):
 
 
 def test_stages_never_share_a_batch(teacher, monkeypatch):
-    asked = []
-    monkeypatch.setattr(lesson, "draw", lambda *given: asked.append(given[-1]) or draw(*given))
+    steps = []
+    monkeypatch.setattr(lesson, "draw", lambda *args: steps.append(args[-1]) or draw(*args))
     distill(TINY, teacher, TinyData())
-    assert asked == list(range(9))
+    assert steps == list(range(9))
 
 
 def test_processes_take_slices_of_one_batch(teacher):
-    whole = lesson_of(teacher, TINY).batch(3)
-    parts = [lesson_of(teacher, TINY, Alone(index, 2)).batch(3) for index in range(2)]
+    batch = lesson_of(teacher, TINY).batch(3)
+    first, second = (lesson_of(teacher, TINY, Alone(index, 2)).batch(3) for index in range(2))
     for name in ("clean", "prompts", "dropped", "eps", "t"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+        joined = torch.cat([getattr(first, name), getattr(second, name)])
+        assert torch.equal(getattr(batch, name), joined)
 
 
 @pytest.mark.parametrize(
@@ -242,12 +240,12 @@ def test_processes_take_slices_of_one_batch(teacher):
 def test_losses_of_slices_average_to_the_loss_of_the_batch(teacher, objective):
     config = dataclasses.replace(TINY, objective=objective)
     for stage in ("layerwise", "end_to_end"):
-        whole = getattr(lesson_of(teacher, config), stage)(2)
-        parts = [
+        terms = getattr(lesson_of(teacher, config), stage)(2)
+        first, second = (
             getattr(lesson_of(teacher, config, Alone(index, 2)), stage)(2) for index in range(2)
-        ]
-        for name, value in whole.items():
-            mean = sum(part[name].item() for part in parts) / 2
+        )
+        for name, value in terms.items():
+            mean = (first[name].item() + second[name].item()) / 2
             assert mean == pytest.approx(value.item(), rel=1e-5)
 
 
@@ -300,31 +298,31 @@ def test_layerwise_stage_brings_the_layers_closer(teacher, operator, options):
     unseen = 1000
     before = lesson_of(teacher, config).layerwise(unseen)["loss"].item()
     student = distill(config, teacher, TinyData()).model
-    asked = Lesson(
+    trained = Lesson(
         config, teacher.model, student, teacher.diffusion, teacher.conditions, TinyData(), Alone()
     )
-    after = asked.layerwise(unseen)["loss"].item()
+    after = trained.layerwise(unseen)["loss"].item()
     assert after < 0.8 * before
 
 
 def test_end_to_end_brings_the_prediction_closer(teacher):
-    # Without the task: its data here are noise, and say nothing of the teacher.
-    told = {"preset": "protocol", "task": 0.0}
+    # Without the task, because the pictures here are noise that the teacher did not draw.
+    objective = {"preset": "protocol", "task": 0.0}
     config = dataclasses.replace(
         TINY, layerwise_steps=0, steps=60, log_every=10, batch=8, learning_rate=3e-3
     )
-    config = dataclasses.replace(config, objective=told)
+    config = dataclasses.replace(config, objective=objective)
     nn.init.normal_(teacher.model.proj_out_2.weight, std=0.3)
-    rows = distill(config, teacher, TinyData()).history
-    assert rows[-1]["noise"] < 0.7 * rows[0]["noise"]
+    first, *_, last = distill(config, teacher, TinyData()).history
+    assert last["noise"] < 0.7 * first["noise"]
 
 
 @pytest.fixture(scope="module")
 def nano():
-    """The committed teacher and sixteen latents it draws here, in few steps."""
-    found = teachers.load(project.ROOT / "data" / "teachers" / "dit-nano")
+    """Return the committed teacher and sixteen latents that it draws in few steps."""
+    loaded = teachers.load(project.ROOT / "data" / "teachers" / "dit-nano")
     labels = torch.arange(0, 48, 3)
-    return found, Drawn(sampling.draw_latents(found, labels, steps=6, seed=5), labels)
+    return loaded, Drawn(sampling.draw_latents(loaded, labels, steps=6, seed=5), labels)
 
 
 class Drawn(TinyData):
@@ -339,10 +337,10 @@ def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operato
     config = DistillConfig(operator, options, layerwise_steps=8, steps=8, batch=4, warmup=2)
 
     def error(student):
-        found = prediction_error(
+        errors = prediction_error(
             nano[0], student, nano[1].batch(slice(None)), (0.3, 0.7), count=8, seed=9
         )
-        return found["mean"]["value"]
+        return errors["mean"]["value"]
 
     result = distill(config, *nano, evaluate=error)
     assert result.after < 0.75 * result.before
@@ -368,7 +366,7 @@ def test_only_replaced_layers_are_regressed(teacher):
             [{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}, {"until": 0.0, "count": 9}],
             {1, 4, 9},
         ),
-        # below the last, the operator's own
+        # below the last entry, the operator's own options hold
         ([{"until": 0.6, "count": 1}, {"until": 0.3, "count": 4}], {1, 4, 16}),
     ],
     ids=["to the end", "own count at the end"],
@@ -379,8 +377,8 @@ def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, co
     )
     one = lesson_of(teacher, config)
     used: list[set] = []
-    kind = type(families.layers(one.student)[0].operator)
-    core = kind.core
+    operator = type(families.layers(one.student)[0].operator)
+    core = operator.core
 
     def watched(self, *args):
         used[-1].add(
@@ -390,11 +388,13 @@ def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, co
         )
         return core(self, *args)
 
-    monkeypatch.setattr(kind, "core", watched)
+    monkeypatch.setattr(operator, "core", watched)
     for step in range(24):
         used.append(set())
         (one.layerwise if step % 2 else one.end_to_end)(step)
-    assert all(len(each) == 1 for each in used), "one count for the batch and for all layers"
+    assert all(len(counts_used) == 1 for counts_used in used), (
+        "one count for the batch and for all layers"
+    )
     assert set.union(*used) == counts
     assert all(layer.operator.pinned is None for layer in families.layers(one.student))
 
@@ -403,7 +403,7 @@ def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, co
 # ---------------------------------------------------------------------------------------------
 
 
-def test_rate_warms_up_and_falls():
+def test_the_learning_rate_warms_up_and_falls():
     settings = Settings(warmup=4)
     rates = [training.rate(step, 20, 1.0, settings) for step in range(20)]
     assert rates[:2] == sorted(rates[:2])
@@ -414,7 +414,7 @@ def test_rate_warms_up_and_falls():
     assert training.rate(19, 20, 1.0, constant) == 1.0
 
 
-def test_average_follows_and_is_what_is_kept():
+def test_the_average_follows_the_parameters_and_is_kept():
     parameter = nn.Parameter(torch.zeros(3, dtype=torch.float64))
     trained = training.Trained([("p", parameter)])
     expected = torch.zeros(3, dtype=torch.float64)
@@ -473,7 +473,7 @@ def test_history_has_a_row_every_few_steps(teacher, capsys):
     assert result.samples_per_second == pytest.approx(9 * 4 / result.seconds, rel=0.01)
 
 
-def test_evaluation_before_and_after(teacher):
+def test_a_student_is_evaluated_before_and_after_training(teacher):
     start = weights(convert(teacher.model, TINY))
     result = distill(TINY, teacher, TinyData(), evaluate=weights)
     assert not differing(result.before, start)
@@ -495,7 +495,7 @@ def test_half_precision_keeps_float32_weights(teacher, dtype):
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
 
 
-def test_compiled_blocks_do_the_same_and_are_taken_back(teacher, monkeypatch):
+def test_compiled_blocks_compute_the_same_and_are_uncompiled_at_the_end(teacher, monkeypatch):
     compile_block, seen = nn.Module.compile, []
 
     def eager(block):  # the graph without the code generator: a test machine needs no compiler
@@ -512,7 +512,7 @@ def test_compiled_blocks_do_the_same_and_are_taken_back(teacher, monkeypatch):
     assert compiled.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-4)
 
 
-def test_settings_come_from_params_by_name():
+def test_a_config_takes_every_training_setting_by_name():
     student = SimpleNamespace(
         operator="clear", options={"radius": 3}, layers=(0, 1), initialise="all", name="small"
     )
@@ -643,7 +643,8 @@ if {step} < 0:  # while a checkpoint is written
     checkpoint.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 else:
     setattr(Lesson, {stage!r}, dies)
-tests.distill(tests.dataclasses.replace(tests.TINY, scratch={scratch!r}), tests.tiny_teacher(), tests.TinyData())
+config = tests.dataclasses.replace(tests.TINY, scratch={scratch!r})
+tests.distill(config, tests.tiny_teacher(), tests.TinyData())
 """
 
 
@@ -655,7 +656,7 @@ def python(*words: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_killed_twice_it_ends_like_an_undisturbed_run(teacher, tmp_path):
+def test_a_run_killed_twice_ends_like_an_undisturbed_one(teacher, tmp_path):
     for stage, step in (("layerwise", 3), ("end_to_end", 3)):
         code = KILLED.format(
             tests=str(HERE),
@@ -670,11 +671,11 @@ def test_killed_twice_it_ends_like_an_undisturbed_run(teacher, tmp_path):
     resumed = distill(dataclasses.replace(TINY, scratch=str(tmp_path)), teacher, TinyData())
     undisturbed = distill(TINY, teacher, TinyData())
     assert not differing(weights(resumed.model), weights(undisturbed.model))
-    rows = [[{**row, "seconds": 0} for row in result.history] for result in (resumed, undisturbed)]
-    assert rows[0] == rows[1]
+    for ours, theirs in zip(resumed.history, undisturbed.history, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
-def test_killed_while_writing_a_checkpoint(teacher, tmp_path):
+def test_a_run_killed_while_writing_a_checkpoint_goes_on(teacher, tmp_path):
     distill(dataclasses.replace(TINY, scratch=str(tmp_path / "a"), steps=0), teacher, TinyData())
     code = KILLED.format(
         tests=str(HERE),
@@ -702,7 +703,10 @@ print("trained", result.trained)
 def test_two_processes_do_what_one_does(teacher, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO.format(tests=str(HERE), folder=str(tmp_path / "student")))
-    options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    options = (
+        "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "
+        "--main_process_port 0"
+    )
     done = python("-m", "accelerate.commands.launch", *options.split(), str(script))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("end-to-end 5/5") == 1, "only the main process prints"

@@ -61,8 +61,8 @@ def test_floats_are_those_of_yaml_1_2(tmp_path, text):
 
 WRONG = {
     "misspelt profile": ("profile", "nanno", r"profile 'nanno'.*did you mean 'nano'"),
-    "misspelt part": ("profiles.nano.destill", {}, r"profiles.nano: 'destill'.*'distill'"),
-    "missing part": ("profiles.tiny.sample", DELETE, r"profiles.tiny lacks sample"),
+    "misspelt section": ("profiles.nano.destill", {}, r"profiles.nano: 'destill'.*'distill'"),
+    "missing section": ("profiles.tiny.sample", DELETE, r"profiles.tiny lacks sample"),
     "misspelt key": (
         "profiles.nano.distill.learning_rat",
         1.0,
@@ -128,7 +128,7 @@ WRONG = {
         [{"until": 0.0, "count": 4}, {"until": 0.5, "count": 9}],
         r"students.mediator-schedule.*until",
     ),
-    "own key misspelt": (
+    "misspelt key of a student": (
         "students.clear.initialize",
         "all",
         r"students.clear.initialize.*'initialise'",
