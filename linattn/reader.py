@@ -14,7 +14,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -50,9 +50,12 @@ def between(
     return dataclasses.field(metadata=rules, **options)
 
 
-def choice(names: Iterable[str], **options: Any) -> Any:
-    """Declare a text that is one of `names`; a registry of functions names its keys."""
-    return dataclasses.field(metadata={"choices": tuple(names)}, **options)
+def choice(names: Collection[str], **options: Any) -> Any:
+    """Declare a text that is one of `names`.
+
+    A registry names its keys, those included that are registered later.
+    """
+    return dataclasses.field(metadata={"choices": names}, **options)
 
 
 def accepted_by(function: Callable[[Any], Any], **options: Any) -> Any:
@@ -215,12 +218,12 @@ def _of_dict(annotation: Any, value: Any, path: str, rules: Rules) -> dict[str, 
     return {name: _typed(inner, item, f"{path}.{name}", rules) for name, item in items}
 
 
-def _of_choices(value: Any, path: str, names: tuple[str, ...]) -> str:
+def _of_choices(value: Any, path: str, names: Collection[str]) -> str:
     if isinstance(value, bool):
         raise ValueError(
             f"{path} is {value!r}, a truth value; write one of {', '.join(names)}, in quotes"
         )
-    if value not in names:
+    if value not in list(names):
         valid = ", ".join(names)
         raise ValueError(f"{path} is {value!r}; it is one of {valid}{_hint(value, names)}")
     return value

@@ -8,7 +8,7 @@
 
 import json
 import logging
-from collections.abc import Generator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,7 +127,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 @contextmanager
-def _quiet() -> Generator[None, None, None]:
+def _quiet() -> Iterator[None]:
     """Hide progress bars and harmless messages."""
     loggers = [logging.getLogger(name) for name in HARMLESS]
     libraries: list[Any] = [diffusers_logging, transformers_logging]

@@ -151,7 +151,7 @@ def test_a_student_of_a_model_that_reads_comes_closer_to_its_teacher(kind, opera
     config = DistillConfig(
         operator, options, layerwise_steps=0, steps=40, batch=4, objective=told, learning_rate=3e-3
     )
-    start = distill.convert(distill.frozen(made.model, torch.device("cpu")), config)
+    start = distill.convert(distill.frozen(made.model), config)
     before = prediction_error(made, start, data, (0.3, 0.7), count=4)["mean"]["value"]
     student = distill.distill(config, made, data).model
     after = prediction_error(made, student, data, (0.3, 0.7), count=4)["mean"]["value"]

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from linattn import attention, params, project, reader
+from linattn.distillation.config import DistillConfig
 from linattn.distillation.objectives import PRESETS
 from linattn.distillation.optimizers import OPTIMIZERS
 from linattn.distillation.schedules import SCHEDULES
@@ -211,13 +212,23 @@ def test_a_new_training_option_is_one_field_of_the_settings(content):
         (Settings, "optimizer", OPTIMIZERS),
         (Settings, "schedule", SCHEDULES),
         (Settings, "dtype", DTYPES),
+        (DistillConfig, "operator", attention.OPERATORS),
+        (DistillConfig, "initialise", attention.POLICIES),
         (params.Student, "initialise", attention.POLICIES),
         (params.Published, "initialise", attention.POLICIES),
     ],
 )
 def test_choices_are_those_of_the_registry(settings, name, registry):
     (rules,) = (f.metadata for f in dataclasses.fields(settings) if f.name == name)
-    assert rules["choices"] == tuple(registry)
+    assert rules["choices"] is registry
+
+
+def test_a_policy_that_is_registered_later_may_stand_in_params_yaml(content, monkeypatch):
+    content = changed(content, "students.clear.initialise", "fresh")
+    with pytest.raises(ValueError, match="students.clear.initialise is 'fresh'; it is one of"):
+        params.parse(content)
+    monkeypatch.setitem(attention.POLICIES, "fresh", attention.Policy(()))
+    assert params.parse(content).student("clear").initialise == "fresh"
 
 
 @pytest.mark.parametrize("objective", [*PRESETS, {"preset": "lit", "task": 0.0}], ids=str)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from linattn import digests
+from linattn.attention import OPERATORS, POLICIES
 from linattn.conditions import Asked
 from linattn.distillation import objectives
 from linattn.distillation.objectives import Objective
 from linattn.distillation.settings import Settings
+from linattn.reader import choice
 from linattn.teachers import Teacher
 
 NOT_IN_RECIPE = ("scratch", "log_every", "checkpoint_every")  # no result depends on these settings
@@ -32,10 +34,10 @@ class Data(Protocol):
 class DistillConfig(Settings):
     """Describe one student with its seed; the settings of its training are inherited."""
 
-    operator: str
+    operator: str = choice(OPERATORS)
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: Any = "all"
-    initialise: str = "all"
+    initialise: str = choice(POLICIES, default="all")
     seed: int = 0
     compile: bool = False
     # folder of the checkpoints; None keeps none, and a killed run starts from the beginning

@@ -13,7 +13,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def convert(model: nn.Module, config: DistillConfig) -> nn.Module:
 
 
 @contextlib.contextmanager
-def compiled(enabled: bool, *models: nn.Module) -> Generator[None, None, None]:
+def compiled(enabled: bool, *models: nn.Module) -> Iterator[None]:
     """Compile the models' blocks one by one, so that capturing the attentions breaks no graph.
 
     Compilation is off by default, because it takes longer than a short run on a CPU.
@@ -150,7 +150,7 @@ def compiled(enabled: bool, *models: nn.Module) -> Generator[None, None, None]:
 
 
 @contextlib.contextmanager
-def scratch_folder(scratch: str | None) -> Generator[Path, None, None]:
+def scratch_folder(scratch: str | None) -> Iterator[Path]:
     """Yield the folder of the checkpoints, or a temporary one where there is none."""
     if scratch:
         yield Path(scratch)

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -38,7 +38,7 @@ class History:
         self.sums, self.bar = {}, None
 
     @contextlib.contextmanager
-    def running(self, start: int) -> Generator[None, None, None]:
+    def running(self, start: int) -> Iterator[None]:
         """Measure the time of the steps from step `start` on, and show the bar meanwhile."""
         self.clock = time.monotonic()
         if self.shown and in_notebook():

@@ -10,7 +10,7 @@
 """
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -57,7 +57,7 @@ def draw(config: DistillConfig, diffusion: Process, samples: Data, step: int) ->
 
 
 @contextlib.contextmanager
-def pinned(student: nn.Module, choice: float) -> Generator[None, None, None]:
+def pinned(student: nn.Module, choice: float) -> Iterator[None]:
     """Pin one entry of the schedule for the whole batch and all layers.
 
     Entries are drawn independently of the time, so that every entry learns at every noise level.

@@ -149,6 +149,10 @@ class Teacher:
     def conditions(self) -> Labels:
         return Labels(SimpleNamespace(transformer=self.model), {})
 
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        self.model.to(device)
+
 
 class Pictures:
     """Hold random latents with labels; the batch numbered `stop` raises Interrupted."""
