@@ -102,6 +102,11 @@ def _encoded(vae: AutoencoderKL, scenes: list[world.Scene], side: int) -> Data:
     return {"latents": torch.cat(latents), "labels": labels}
 
 
+def parameter_count(model: nn.Module) -> int:
+    """Count the numbers in a model's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def silence(layer: nn.Linear) -> None:
     """Set weight and bias of a layer to 0."""
     nn.init.zeros_(layer.weight)

@@ -13,7 +13,13 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 
 from linattn import project, world
-from linattn.pretraining.backbone import Backbone, Data, Model, encoded_world
+from linattn.pretraining.backbone import (
+    Backbone,
+    Data,
+    Model,
+    encoded_world,
+    parameter_count,
+)
 from linattn.pretraining.recipe import Recipe
 from linattn.pretraining.store import save_grid
 from linattn.world import judge, language, pairs
@@ -86,7 +92,7 @@ def _captions(scenes: Sequence[world.Scene]) -> list[str]:
 
 def captioned_card(recipe: Recipe, models: dict[str, nn.Module]) -> dict[str, Any]:
     """Return the card's entries on data, text length and the parameters of each model."""
-    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    counts = {name: parameter_count(model) for name, model in models.items()}
     data = (
         f"{recipe.pictures} captioned scenes of linattn.world, half with one thing, half two, "
         f"seed {recipe.seed}"

@@ -23,6 +23,7 @@ from linattn.pretraining.backbone import (
     Data,
     diffusion,
     encoded_world,
+    parameter_count,
     silence,
 )
 from linattn.pretraining.recipe import Recipe, Stage
@@ -118,7 +119,8 @@ class DiT(Backbone[DiTTransformer2DModel]):
 
     def card(self, pipe: DiTPipeline, recipe: Recipe) -> dict[str, Any]:
         data = f"{recipe.pictures} scenes of linattn.world, seed {recipe.seed}"
-        return {"labels": list(world.LABELS), "data": data, "parameters": _count(pipe.transformer)}
+        count = parameter_count(pipe.transformer)
+        return {"labels": list(world.LABELS), "data": data, "parameters": count}
 
     def described(self, card: dict[str, Any]) -> tuple[str, str]:
         training = card["training"]
@@ -132,7 +134,3 @@ class DiT(Backbone[DiTTransformer2DModel]):
             "learned variance"
         )
         return drawing, model
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

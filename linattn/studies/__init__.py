@@ -1,3 +1,1 @@
-"""Studies beside the pipeline, run by `make study`: plug-ins with replaced attention, and sizes
-nobody trained at.
-"""
+"""Run studies beside the pipeline (`make study`): plug-ins, and sizes that nobody trained at."""

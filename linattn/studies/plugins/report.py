@@ -172,8 +172,9 @@ def _trained(recipe: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Row, marks: Sequence[str]) -> list[Cell]:
-    shares = [cell(row[side][mark]) for side in ("with", "without") for mark in marks]
-    return [*shares, f"{row['difference']['value']:.3f}"]
+    with_plugin = [cell(row["with"][mark]) for mark in marks]
+    without = [cell(row["without"][mark]) for mark in marks]
+    return [*with_plugin, *without, f"{row['difference']['value']:.3f}"]
 
 
 def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
