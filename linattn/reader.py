@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -20,6 +19,8 @@ from typing import Any, TypeVar, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+
+from linattn.names import hint, known
 
 Plain = dict[str, Any]
 Rules = Mapping[str, Any]  # the metadata of a field
@@ -134,20 +135,6 @@ def check_keys(
         raise ValueError(f"{path} lacks {', '.join(missing)}")
 
 
-def known(name: str, names: Iterable[str], noun: str) -> str:
-    """Return `name`, or raise ValueError with the nearest of `names`."""
-    names = list(names)
-    if name in names:
-        return name
-    valid = ", ".join(sorted(names)) or "none"
-    raise ValueError(f"unknown {noun} {name!r}: it is one of {valid}{_hint(name, names)}")
-
-
-def _hint(name: Any, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(names), 1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _is_required(f: "dataclasses.Field[Any]") -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
@@ -224,8 +211,9 @@ def _of_choices(value: Any, path: str, names: Collection[str]) -> str:
             f"{path} is {value!r}, a truth value; write one of {', '.join(names)}, in quotes"
         )
     if value not in list(names):
-        valid = ", ".join(names)
-        raise ValueError(f"{path} is {value!r}; it is one of {valid}{_hint(value, names)}")
+        question = hint(value, names)
+        ending = f"; {question}" if question else ""
+        raise ValueError(f"{path} is {value!r}; it is one of {', '.join(names)}{ending}")
     return value
 
 

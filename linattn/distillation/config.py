@@ -80,5 +80,3 @@ def _tensors(batch: tuple[Tensor, Asked]) -> Iterator[Tensor]:
             yield values
         else:
             yield torch.tensor(list("\n".join(values).encode()))
-
-

@@ -7,6 +7,7 @@
 - A student's options are checked by building its operator on the meta device.
 """
 
+from linattn.names import known
 from linattn.params.file import load, parse
 from linattn.params.operators import check_operator, shape_of
 from linattn.params.schema import (
@@ -22,7 +23,7 @@ from linattn.params.schema import (
     Student,
     Teacher,
 )
-from linattn.reader import Plain, between, known, read
+from linattn.reader import Plain, between, read
 
 __all__ = [
     "USUAL",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from linattn import project, reader
+from linattn.names import known
 from linattn.params.operators import check_students
 from linattn.params.schema import (
     SECTIONS,
@@ -18,7 +19,7 @@ from linattn.params.schema import (
     Student,
     Teacher,
 )
-from linattn.reader import check_keys, known, mapping, read
+from linattn.reader import check_keys, mapping, read
 
 TOP = ("profile", "teachers", "students", "profiles", "operators")
 OPERATOR_LISTS = ("anatomy", "benchmark")

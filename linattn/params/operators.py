@@ -3,7 +3,6 @@
 An operator's own checks are therefore the only ones, and no option's rules stand twice.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 
 from linattn import attention, project
+from linattn.names import known, similar
 from linattn.params.schema import STUDENT_KEYS, Params, Student, Teacher
-from linattn.reader import known
 
 
 def check_students(params: Params) -> None:
@@ -68,9 +67,9 @@ def _message(student: Student, path: str, message: str) -> str:
     option = _option_of(student.options, message)
     if option is None:
         return f"{path}: {message}"
-    near = difflib.get_close_matches(option, STUDENT_KEYS, 1, cutoff=0.75)
-    hint = f" (or did you mean {near[0]!r}, a student's own key?)" if near else ""
-    return f"{path}.{option} is {student.options[option]!r}: {message}{hint}"
+    key = similar(option, STUDENT_KEYS, least=0.75)
+    question = f" (or did you mean {key!r}, a student's own key?)" if key else ""
+    return f"{path}.{option} is {student.options[option]!r}: {message}{question}"
 
 
 def _option_of(options: Mapping[str, Any], message: str) -> str | None:

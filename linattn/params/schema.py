@@ -7,7 +7,8 @@ from pathlib import Path
 from linattn import project, reader
 from linattn.attention import POLICIES
 from linattn.distillation.settings import Settings
-from linattn.reader import Plain, between, choice, known, not_read
+from linattn.names import known
+from linattn.reader import Plain, between, choice, not_read
 
 RECIPES = ("protocol", "published")  # the profile's training settings, or its paper's own
 
