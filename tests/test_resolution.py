@@ -16,7 +16,7 @@ class Bench:
     teacher = tiny.pipeline()
 
     @staticmethod
-    def asked(count):
+    def prompts(count):
         return torch.zeros(count, dtype=torch.long)
 
 
