@@ -29,20 +29,20 @@ def stock(pipe, kind: str, size: tuple[int, int], guidance: float, steps: int) -
     """What the pipeline itself draws from our noise."""
     height, width = size
     noise = sampling.starting_noise(0, range(len(CAPTIONS)), (4, height // 4, width // 4))
-    how = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "pt"}
+    kwargs = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "pt"}
     if kind == "pixart":
-        how |= {"use_resolution_binning": False, "clean_caption": False}
+        kwargs |= {"use_resolution_binning": False, "clean_caption": False}
     if kind in ("pixart", "sd3"):
-        how["max_sequence_length"] = 16
+        kwargs["max_sequence_length"] = 16
     if kind != "flux":
-        return pipe(CAPTIONS, latents=noise, guidance_scale=guidance, **how).images
+        return pipe(CAPTIONS, latents=noise, guidance_scale=guidance, **kwargs).images
     packed = FluxPipeline._pack_latents(noise, len(CAPTIONS), 4, height // 4, width // 4)
     negative = {
         "negative_prompt": [""] * len(CAPTIONS),
         "true_cfg_scale": guidance,
         "max_sequence_length": 16,
     }
-    return pipe(CAPTIONS, latents=packed, **negative, **how).images
+    return pipe(CAPTIONS, latents=packed, **negative, **kwargs).images
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -71,14 +71,14 @@ def test_a_half_vae_that_asks_for_single_precision_decodes_as_stock_sdxls():
 @pytest.mark.parametrize("kind", READERS)
 def test_captions_change_what_is_drawn_and_the_batch_does_not(kind):
     made = teacher(kind)
-    whole = sampling.draw_latents(made, CAPTIONS)
-    each = sampling.draw_latents(made, CAPTIONS, batch=2)
-    torch.testing.assert_close(each, whole, rtol=1e-3, atol=5e-4)
+    together = sampling.draw_latents(made, CAPTIONS)
+    batched = sampling.draw_latents(made, CAPTIONS, batch=2)
+    torch.testing.assert_close(batched, together, rtol=1e-3, atol=5e-4)
     others = sampling.draw_latents(made, CAPTIONS[::-1])
-    assert (others[0] - whole[0]).abs().max() > 1e-3
+    assert (others[0] - together[0]).abs().max() > 1e-3
 
 
-def test_a_model_that_is_told_its_guidance_is_asked_once():
+def test_a_model_with_embedded_guidance_runs_once_a_step():
     pipe, seen = kinds.pipeline("flux", guided=True), []
     pipe.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["guidance"].tolist()), with_kwargs=True
@@ -131,13 +131,13 @@ def test_samples_keep_their_captions(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_dropped_caption_is_the_empty_one_whole(kind):
-    told = conditions.of(kinds.pipeline(kind), {"text_length": 16})
-    rows, empty = told.rows(CAPTIONS), told.nothing()
-    found = conditions.dropped(rows, empty, torch.tensor([False, True, False]))
-    for name, each in found.items():
-        assert torch.equal(each[1], empty[name][0])
-        assert torch.equal(each[[0, 2]], rows[name][[0, 2]])
-        assert not torch.equal(rows[name][1], empty[name][0])
+    conditioner = conditions.of(kinds.pipeline(kind), {"text_length": 16})
+    conditioning, empty = conditioner.encode(CAPTIONS), conditioner.nothing()
+    replaced = conditions.dropped(conditioning, empty, torch.tensor([False, True, False]))
+    for name, tensor in replaced.items():
+        assert torch.equal(tensor[1], empty[name][0])
+        assert torch.equal(tensor[[0, 2]], conditioning[name][[0, 2]])
+        assert not torch.equal(conditioning[name][1], empty[name][0])
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,15 @@ def test_a_student_of_a_model_that_reads_comes_closer_to_its_teacher(kind, opera
     made = teacher(kind)
     data = samples.write(made, tmp_path, 8, seed=1, shard=8, steps=2)
     options = {"clear": {"radius": 2}, "lit": {"kernel": 3}}.get(operator, {})
-    told = {"preset": "protocol", "task": 0.0}  # its data are noise
+    objective = {"preset": "protocol", "task": 0.0}  # the data are noise
     config = DistillConfig(
-        operator, options, layerwise_steps=0, steps=40, batch=4, objective=told, learning_rate=3e-3
+        operator,
+        options,
+        layerwise_steps=0,
+        steps=40,
+        batch=4,
+        objective=objective,
+        learning_rate=3e-3,
     )
     start = distill.convert(distill.frozen(made.model), config)
     before = prediction_error(made, start, data, (0.3, 0.7), count=4)["mean"]["value"]
@@ -168,8 +174,8 @@ def test_softmax_has_no_error_and_costs_are_those_of_the_text_that_is_read(kind,
     assert dense["tokens"] == picture + text
     student = surgery.linearize(kinds.pipeline(kind), "softmax")
     latents = torch.randn(3, 4, 8, 8)
-    found = prediction_error(made, families.model_of(student), (latents, CAPTIONS), (0.5,), count=3)
-    assert found["mean"]["value"] < 1e-9
+    error = prediction_error(made, families.model_of(student), (latents, CAPTIONS), (0.5,), count=3)
+    assert error["mean"]["value"] < 1e-9
     assert costs.macs(families.model_of(student), inputs=inputs)["core"] == dense["core"]
 
 
@@ -183,9 +189,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_no_list_of_captions_is_refused(name):
-    asked, message = WRONG[name]
+    prompts, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
-        sampling.draw(teacher("unet"), asked)
+        sampling.draw(teacher("unet"), prompts)
 
 
 def test_sizes_and_samplers_that_cannot_be_are_refused():
@@ -197,10 +203,10 @@ def test_sizes_and_samplers_that_cannot_be_are_refused():
         sampling.draw(teacher("flux"), CAPTIONS, sampler="ddpm")
     with pytest.raises(ValueError, match="no denoising model and VAE"):
         sampling.draw(torch.nn.Linear(1, 1), CAPTIONS)
-    told = kinds.pipeline("unet")
-    told.unet.register_to_config(time_cond_proj_dim=8)
+    pipe = kinds.pipeline("unet")
+    pipe.unet.register_to_config(time_cond_proj_dim=8)
     with pytest.raises(ValueError, match="by timestep_cond, as latent consistency models are"):
-        sampling.draw(told, CAPTIONS)
+        sampling.draw(pipe, CAPTIONS)
 
 
 def test_a_pipeline_by_itself_has_the_card_of_its_folder():
@@ -210,5 +216,5 @@ def test_a_pipeline_by_itself_has_the_card_of_its_folder():
     pipe = FluxPipeline.from_pretrained(project.ROOT / "data" / "teachers" / "flux-nano")
     source = sampling.Source.of(pipe)
     assert source.card["text_length"] == 16
-    assert source.conditions.rows(CAPTIONS[:1])["encoder_hidden_states"].shape[1] == 16
+    assert source.conditions.encode(CAPTIONS[:1])["encoder_hidden_states"].shape[1] == 16
     assert sampling.Source.of(kinds.pipeline("flux")).card == {}

@@ -74,10 +74,10 @@ def same(first, second, tolerance: float = 0.0) -> bool:
 
 
 def test_layers_in_forward_order_with_their_shape():
-    found = families.layers(tiny.pipeline(width=48, heads=6, layers=3, side=16, patch=2))
-    assert [layer.name for layer in found] == [f"transformer_blocks.{i}.attn1" for i in range(3)]
-    assert [layer.index for layer in found] == [0, 1, 2]
-    assert found[1].shape == LayerShape(width=48, heads=6, head_dim=8, index=1, trained=64)
+    layers = families.layers(tiny.pipeline(width=48, heads=6, layers=3, side=16, patch=2))
+    assert [layer.name for layer in layers] == [f"transformer_blocks.{i}.attn1" for i in range(3)]
+    assert [layer.index for layer in layers] == [0, 1, 2]
+    assert layers[1].shape == LayerShape(width=48, heads=6, head_dim=8, index=1, trained=64)
 
 
 def test_a_subclass_is_of_its_parents_family():
@@ -87,7 +87,7 @@ def test_a_subclass_is_of_its_parents_family():
 
 
 @pytest.mark.parametrize(
-    "thing", [nn.Linear(2, 2), tiny.vae(), "dit-nano", None], ids=lambda each: type(each).__name__
+    "thing", [nn.Linear(2, 2), tiny.vae(), "dit-nano", None], ids=lambda thing: type(thing).__name__
 )
 def test_an_unsupported_thing_is_named(thing):
     with pytest.raises(ValueError, match=type(thing).__name__):
@@ -187,13 +187,13 @@ def forwards(model: nn.Module, sizes: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("sizes", [[8], [8, 8], [8, 5, 16]], ids=str)
 def test_several_forwards_before_one_backward(sizes):
     together = probed()
-    whole = gradients(together, forwards(together, sizes))
+    total = gradients(together, forwards(together, sizes))
     parts = [
         gradients(together, tiny.run(together, **tiny.inputs(side=side, seed=i)).square().mean())
         for i, side in enumerate(sizes)
     ]
-    summed = [None if each[0] is None else sum(each) for each in zip(*parts, strict=True)]
-    assert same(whole, summed, tolerance=1e-5 * max(g.abs().max() for g in whole if g is not None))
+    summed = [None if terms[0] is None else sum(terms) for terms in zip(*parts, strict=True)]
+    assert same(total, summed, tolerance=1e-5 * max(g.abs().max() for g in total if g is not None))
 
 
 def plain(model):
@@ -213,21 +213,23 @@ def reentrant(model):
 
 
 @pytest.mark.parametrize("sizes", [[8], [8, 8], [8, 5, 16]], ids=str)
-@pytest.mark.parametrize("how", [plain, own_function, reentrant], ids=lambda how: how.__name__)
+@pytest.mark.parametrize(
+    "checkpointed", [plain, own_function, reentrant], ids=lambda function: function.__name__
+)
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_gradient_checkpointing_recomputes_with_its_own_grid_and_noise(how, sizes, order):
+def test_gradient_checkpointing_recomputes_with_its_own_grid_and_noise(checkpointed, sizes, order):
     wanted = probed()
     model = tiny.model()
     if order == "before":
-        how(model)
+        checkpointed(model)
     linattn.linearize(model, "probe")
     if order == "after":
-        how(model)
+        checkpointed(model)
     model.train()
     for module in model.modules():
         if hasattr(module, "dropout_prob"):
             module.dropout_prob = 0.0
-    if how is reentrant:  # it needs an input with a gradient, and cannot use autograd.grad
+    if checkpointed is reentrant:  # it needs an input with a gradient, and cannot use autograd.grad
         loss = sum(
             tiny.run(model, **{**inputs, "hidden_states": inputs["hidden_states"].requires_grad_()})
             .square()
@@ -235,12 +237,12 @@ def test_gradient_checkpointing_recomputes_with_its_own_grid_and_noise(how, size
             for inputs in (tiny.inputs(side=side, seed=i) for i, side in enumerate(sizes))
         )
         loss.backward()
-        found = [parameter.grad for parameter in model.parameters()]
+        layers = [parameter.grad for parameter in model.parameters()]
     else:
-        found = gradients(model, forwards(model, sizes))
+        layers = gradients(model, forwards(model, sizes))
     reference = gradients(wanted, forwards(wanted, sizes))
     assert same(
-        found, reference, tolerance=1e-6 * max(g.abs().max() for g in reference if g is not None)
+        layers, reference, tolerance=1e-6 * max(g.abs().max() for g in reference if g is not None)
     )
 
 
@@ -282,7 +284,8 @@ def test_threads(shared):
                 wrong.append(error)
 
     threads = [
-        threading.Thread(target=work, args=each) for each in zip(models, sizes, alone, strict=True)
+        threading.Thread(target=work, args=work_of)
+        for work_of in zip(models, sizes, alone, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -313,7 +316,7 @@ def test_a_compiled_block_equals_the_eager_one_at_every_size():
 
 
 def test_the_grid_does_not_recompile():
-    """Integers in the context would cost two graphs a size, and a fifth size the recompile limit."""
+    """Integers in the context would cost two graphs a size; the fifth would hit the limit."""
     torch._dynamo.reset()
     model = probed(layers=1)
     for layer in families.layers(model):
@@ -340,8 +343,8 @@ def test_a_block_compiled_before_conversion_follows_it_and_back():
     with torch.no_grad():
         wanted = tiny.run(eager)
         torch.testing.assert_close(tiny.run(model), wanted)
-        for each in (model, eager):
-            linattn.linearize(each, "clear", radius=3, layers=[1])  # the other layer stays dense
+        for dense in (model, eager):
+            linattn.linearize(dense, "clear", radius=3, layers=[1])  # the other layer stays dense
         torch.testing.assert_close(tiny.run(model), tiny.run(eager))
         assert not torch.allclose(tiny.run(model), wanted, atol=1e-3)
         linattn.restore(model)

@@ -16,6 +16,7 @@ from linattn import families
 from linattn.attention import features
 from linattn.attention.grid import Grid
 from linattn.families import passing
+from linattn.testing import models
 
 each_kind = pytest.mark.parametrize("kind", kinds.KINDS)
 OPERATORS = {
@@ -52,19 +53,19 @@ def converted(kind, operator, model=None):
 
 
 def test_layers_have_their_names():
-    found = {
+    outcome = {
         kind: [layer.name for layer in families.layers(kinds.model(kind))] for kind in kinds.KINDS
     }
-    assert found["pixart"] == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
-    assert found["sd35"] == [
+    assert outcome["pixart"] == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
+    assert outcome["sd35"] == [
         "transformer_blocks.0.attn",
         "transformer_blocks.0.attn2",
         "transformer_blocks.1.attn",
     ]
-    assert found["flux"] == ["transformer_blocks.0.attn"] + [
+    assert outcome["flux"] == ["transformer_blocks.0.attn"] + [
         f"single_transformer_blocks.{n}.attn" for n in (0, 1)
     ]
-    assert found["qwen"] == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
+    assert outcome["qwen"] == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
     places = (
         "down_blocks.0",
         "down_blocks.1",
@@ -74,7 +75,7 @@ def test_layers_have_their_names():
         "up_blocks.1",
         "up_blocks.1",
     )
-    assert [name.partition(".attentions")[0] for name in found["unet"]] == list(places)
+    assert [name.partition(".attentions")[0] for name in outcome["unet"]] == list(places)
 
 
 @each_kind
@@ -91,17 +92,19 @@ def test_layers_are_numbered_in_the_order_of_the_forward(kind):
 @torch.no_grad()
 def test_softmax_is_the_model_itself(kind):
     for height, width in kinds.sizes(kind):
-        model, given = kinds.model(kind).double(), wide(kinds.inputs(kind, height, width))
-        wanted = kinds.run(model, **given)
+        model, inputs = kinds.model(kind).double(), wide(kinds.inputs(kind, height, width))
+        wanted = kinds.run(model, **inputs)
         linattn.linearize(model, "softmax")
-        torch.testing.assert_close(kinds.run(model, **given), wanted, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(kinds.run(model, **inputs), wanted, rtol=1e-9, atol=1e-10)
 
 
-def wide(given):
-    if isinstance(given, dict):
-        return {name: wide(each) for name, each in given.items()}
+def wide(inputs):
+    if isinstance(inputs, dict):
+        return {name: wide(value) for name, value in inputs.items()}
     return (
-        given.double() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
+        inputs.double()
+        if isinstance(inputs, torch.Tensor) and inputs.is_floating_point()
+        else inputs
     )
 
 
@@ -110,12 +113,12 @@ def wide(given):
 @torch.no_grad()
 def test_every_layer_is_the_operators_definition_on_its_own_grid(kind, operator):
     for height, width in kinds.sizes(kind):
-        model, given = converted(kind, operator).double(), wide(kinds.inputs(kind, height, width))
+        model, inputs = converted(kind, operator).double(), wide(kinds.inputs(kind, height, width))
         assert not torch.allclose(
-            kinds.run(model, **given), kinds.run(kinds.model(kind).double(), **given), atol=1e-3
+            kinds.run(model, **inputs), kinds.run(kinds.model(kind).double(), **inputs), atol=1e-3
         )
         with families.capture(model) as seen:
-            kinds.run(model, **given)
+            kinds.run(model, **inputs)
         assert len(seen) == len(families.layers(model))
         for layer, entry in zip(families.layers(model), seen, strict=True):
             assert (entry["grid"].text > 0) == layer.shape.has_text
@@ -165,12 +168,12 @@ def test_the_blocks_of_the_latent_upscaler_have_their_own_grid():
     )
     more = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 2, "mid_block_type": None}
     more |= {"time_embedding_type": "fourier", "resnet_time_scale_shift": "scale_shift"}
-    model = kinds._unet(down_block_types=down, up_block_types=up, **more).double().eval()
-    given = wide(kinds.inputs("unet", 24, 40))
-    assert families.grids(model, **given) == [Grid(3, 5)] * 4
-    wanted = kinds.run(model, **given)
+    model = models.unet(down_block_types=down, up_block_types=up, **more).double().eval()
+    inputs = wide(kinds.inputs("unet", 24, 40))
+    assert families.grids(model, **inputs) == [Grid(3, 5)] * 4
+    wanted = kinds.run(model, **inputs)
     linattn.linearize(model, "softmax")
-    torch.testing.assert_close(kinds.run(model, **given), wanted, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(kinds.run(model, **inputs), wanted, rtol=1e-9, atol=1e-10)
 
 
 def grid_of(kind, layer, height, width, text):
@@ -187,11 +190,11 @@ def grid_of(kind, layer, height, width, text):
 @torch.no_grad()
 def test_every_layer_is_told_the_grid_and_the_noise_of_the_call(kind):
     model, (height, width) = kinds.model(kind), kinds.sizes(kind)[-1]
-    given, level = kinds.inputs(kind, height, width, text=4), torch.tensor([0.25, 0.75])
+    inputs, level = kinds.inputs(kind, height, width, text=4), torch.tensor([0.25, 0.75])
     steps = 1 if kind in kinds.ROTARY else 1000  # a flow's time itself, or one of a thousand
-    given["timestep"] = (level * steps).to(given["timestep"].dtype)
+    inputs["timestep"] = (level * steps).to(inputs["timestep"].dtype)
     with families.capture(model) as seen:
-        kinds.run(model, **given)
+        kinds.run(model, **inputs)
     for layer, entry in zip(families.layers(model), seen, strict=True):
         assert entry["grid"] == grid_of(kind, layer, height, width, 4)
         assert torch.equal(entry["noise"], level)
@@ -199,13 +202,13 @@ def test_every_layer_is_told_the_grid_and_the_noise_of_the_call(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in ("dit", "qwen")])
 @torch.no_grad()
-def test_a_stock_pipelines_layers_are_told_its_pixels_and_its_schedulers_times(kind):
-    """What diffusers itself hands over, at each of three steps and 48 x 80 px."""
-    pipe, found = kinds.pipeline(kind), []
+def test_a_stock_pipelines_layers_get_its_pixels_and_its_schedulers_times(kind):
+    """diffusers itself hands over grid and noise at each of three steps and 48 x 80 px."""
+    pipe, outcome = kinds.pipeline(kind), []
     model = families.model_of(pipe)
-    model.register_forward_hook(lambda *_: found.append(list(seen)))
-    how = {"use_resolution_binning": False, "clean_caption": False} if kind == "pixart" else {}
-    how |= {"max_sequence_length": 6} if kind in ("pixart", *kinds.JOINT) else {}
+    model.register_forward_hook(lambda *_: outcome.append(list(seen)))
+    kwargs = {"use_resolution_binning": False, "clean_caption": False} if kind == "pixart" else {}
+    kwargs |= {"max_sequence_length": 6} if kind in ("pixart", *kinds.JOINT) else {}
     with families.capture(model) as seen:
         pipe(
             "a red ring",
@@ -214,14 +217,14 @@ def test_a_stock_pipelines_layers_are_told_its_pixels_and_its_schedulers_times(k
             num_inference_steps=3,
             guidance_scale=1.0,
             output_type="latent",
-            **how,
+            **kwargs,
         )
     text = {"flux": 6, "sd3": 16 + 6, "sd35": 16 + 6}.get(kind, 0)  # T5's, after CLIP's 16 in SD3
     scale = (
         8 if kind in kinds.JOINT else 4
     )  # pixels of a token: the VAE's factor, and patches of 2 x 2
-    assert len(found) == 3
-    for step, time in zip(found, pipe.scheduler.timesteps, strict=True):
+    assert len(outcome) == 3
+    for step, time in zip(outcome, pipe.scheduler.timesteps, strict=True):
         for layer, entry in zip(families.layers(model), step, strict=True):
             assert entry["grid"] == grid_of(kind, layer, 48 // scale, 80 // scale, text)
             torch.testing.assert_close(entry["noise"], (time / 1000).expand(1).float())
@@ -230,16 +233,16 @@ def test_a_stock_pipelines_layers_are_told_its_pixels_and_its_schedulers_times(k
 @each_kind
 @torch.no_grad()
 def test_restored_bit_for_bit_and_saved_and_loaded(kind, tmp_path):
-    model, given = kinds.model(kind), kinds.inputs(kind)
+    model, inputs = kinds.model(kind), kinds.inputs(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     converted(kind, "linfusion", model)
-    wanted = kinds.run(model, **given)
+    wanted = kinds.run(model, **inputs)
     linattn.save(model, tmp_path / "student")
     linattn.restore(model)
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
     again = linattn.load(kinds.model(kind), tmp_path / "student")
-    assert torch.equal(kinds.run(again, **given), wanted)
+    assert torch.equal(kinds.run(again, **inputs), wanted)
 
 
 @each_kind
@@ -259,11 +262,11 @@ def test_two_sizes_before_one_backward_under_checkpointing(kind):
         for module in model.modules():
             if hasattr(module, "dropout_prob"):
                 module.dropout_prob = 0.0
-        sum(kinds.run(model, **given).square().mean() for given in calls).backward()
+        sum(kinds.run(model, **inputs).square().mean() for inputs in calls).backward()
         slopes[checkpointing] = {
-            name: each.grad.clone()
-            for name, each in model.named_parameters()
-            if each.grad is not None
+            name: parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
         }
     assert slopes[False].keys() == slopes[True].keys()
     for name, slope in slopes[False].items():
@@ -274,11 +277,11 @@ def test_two_sizes_before_one_backward_under_checkpointing(kind):
 @torch.no_grad()
 def test_a_deepcopy_is_a_student_of_its_own(kind):
     model = converted(kind, "linfusion")
-    twin, given = copy.deepcopy(model), kinds.inputs(kind)
-    wanted = kinds.run(model, **given)
+    twin, inputs = copy.deepcopy(model), kinds.inputs(kind)
+    wanted = kinds.run(model, **inputs)
     linattn.restore(model)
-    assert torch.equal(kinds.run(twin, **given), wanted)
-    assert not torch.allclose(kinds.run(model, **given), wanted)
+    assert torch.equal(kinds.run(twin, **inputs), wanted)
+    assert not torch.allclose(kinds.run(model, **inputs), wanted)
 
 
 @each_kind
@@ -298,7 +301,7 @@ def test_the_costs_of_pixart_alpha_know_its_sizes():
     from linattn.evaluation import costs
 
     more = {"num_attention_heads": 6, "cross_attention_dim": 48, "use_additional_conditions": True}
-    model = kinds._pixart(**more).eval()
+    model = models.pixart(**more).eval()
     assert (
         families.grids(model, **families.family(model).example(model, 6, 2, 0.5))
         == [Grid(6, 6)] * 2
@@ -328,13 +331,13 @@ def test_options_of_text_are_refused_where_no_text_attends(kind):
 @pytest.mark.parametrize("kind", kinds.ROTARY)
 @torch.no_grad()
 def test_a_denominator_of_unrotated_queries_and_keys_is_another(kind):
-    given, found = kinds.inputs(kind), []
+    inputs, outcome = kinds.inputs(kind), []
     for rope in ("map", "numerator"):
         model = linattn.linearize(kinds.model(kind), "linfusion", hidden=0, rope=rope)
-        found.append(kinds.run(model, **given))
-        rows = linattn.attention_map(model, 0, **given).sum(-1)
-        assert torch.allclose(rows, torch.ones_like(rows), atol=1e-2) == (rope == "map")
-    assert not torch.allclose(*found, atol=1e-3)
+        outcome.append(kinds.run(model, **inputs))
+        sums = linattn.attention_map(model, 0, **inputs).sum(-1)
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-2) == (rope == "map")
+    assert not torch.allclose(*outcome, atol=1e-3)
 
 
 def test_unrotated_is_before_the_rotation():
@@ -351,20 +354,23 @@ def test_exact_text_is_softmax_and_the_picture_mixes_by_its_share(name):
     """Token by token: what a text token reads, and how much of a picture token's weight the text
     has.
     """
-    model, given = kinds.model("flux").double(), wide(kinds.inputs("flux", 3, 5, text=4))
+    model, inputs = kinds.model("flux").double(), wide(kinds.inputs("flux", 3, 5, text=4))
     more = {"heads": 2, "kernel": 0} if name == "lit" else {"hidden": 0}
-    before = linattn.attention_map(model, 0, **given)
+    before = linattn.attention_map(model, 0, **inputs)
     linattn.linearize(model, name, text="exact", eps=0, **more)
-    found = linattn.attention_map(model, 0, **given)  # 4 of text, 15 of picture
-    torch.testing.assert_close(found[:, :, :4], before[:, :, :4])
+    outcome = linattn.attention_map(model, 0, **inputs)  # 4 of text, 15 of picture
+    torch.testing.assert_close(outcome[:, :, :4], before[:, :, :4])
     torch.testing.assert_close(
-        found[:, :, 4:, :4].sum(-1), torch.full_like(found[:, :, 4:, 0], 4 / 19)
+        outcome[:, :, 4:, :4].sum(-1), torch.full_like(outcome[:, :, 4:, 0], 4 / 19)
     )
     torch.testing.assert_close(
-        found[:, :, 4:, 4:].sum(-1), torch.full_like(found[:, :, 4:, 0], 15 / 19), rtol=1e-4, atol=0
+        outcome[:, :, 4:, 4:].sum(-1),
+        torch.full_like(outcome[:, :, 4:, 0], 15 / 19),
+        rtol=1e-4,
+        atol=0,
     )
     share = before[:, :, 4:, :4] / before[:, :, 4:, :4].sum(-1, keepdim=True)
-    torch.testing.assert_close(found[:, :, 4:, :4], share * 4 / 19)
+    torch.testing.assert_close(outcome[:, :, 4:, :4], share * 4 / 19)
 
 
 @pytest.mark.parametrize("kind", kinds.ROTARY)
@@ -375,7 +381,7 @@ def test_clear_is_dense_attention_with_a_disc_and_a_text_prefix(
     kind, height, width, text, monkeypatch
 ):
     """Against a processor that knows nothing of linattn."""
-    given = wide(kinds.inputs(kind, height, width, text))
+    inputs = wide(kinds.inputs(kind, height, width, text))
     model, dense = (kinds.model(kind).double() for _ in range(2))
     linattn.linearize(model, "clear", radius=3)
     seen = torch.ones(text + height * width, text + height * width, dtype=torch.bool)
@@ -385,10 +391,10 @@ def test_clear_is_dense_attention_with_a_disc_and_a_text_prefix(
     monkeypatch.setattr(
         source,
         "dispatch_attention_fn",
-        lambda *qkv, **how: attend(*qkv, **{**how, "attn_mask": seen}),
+        lambda *qkv, **kwargs: attend(*qkv, **{**kwargs, "attn_mask": seen}),
     )
     torch.testing.assert_close(
-        kinds.run(model, **given), kinds.run(dense, **given), rtol=1e-7, atol=1e-7
+        kinds.run(model, **inputs), kinds.run(dense, **inputs), rtol=1e-7, atol=1e-7
     )
 
 
@@ -399,11 +405,11 @@ def test_clear_is_dense_attention_with_a_disc_at_every_level(kind, monkeypatch):
     queries; text is last.
     """
     (height, width), text = kinds.sizes(kind)[-1], 4
-    given = wide(kinds.inputs(kind, height, width, text))
+    inputs = wide(kinds.inputs(kind, height, width, text))
     model, dense = (kinds.model(kind).double() for _ in range(2))
-    before = kinds.run(dense, **given)
+    before = kinds.run(dense, **inputs)
     linattn.linearize(model, "clear", radius=3)
-    wanted = kinds.run(model, **given)
+    wanted = kinds.run(model, **inputs)
     discs = [disc(height, width), disc(-(-height // 2), -(-width // 2))]
     if kind in kinds.JOINT:
         discs.append(torch.ones(text + height * width, text + height * width, dtype=torch.bool))
@@ -413,49 +419,51 @@ def test_clear_is_dense_attention_with_a_disc_at_every_level(kind, monkeypatch):
         torch.nn.functional.scaled_dot_product_attention,
     )
 
-    def masked(q, k, v, attn_mask=None, **how):  # (batch, heads, tokens, head_dim)
+    def masked(q, k, v, attn_mask=None, **kwargs):  # (batch, heads, tokens, head_dim)
         return attend(
-            q, k, v, attn_mask=masks[len(q[0, 0])] if q.shape == k.shape else attn_mask, **how
+            q, k, v, attn_mask=masks[len(q[0, 0])] if q.shape == k.shape else attn_mask, **kwargs
         )
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
-    found = kinds.run(dense, **given)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(found, before, atol=1e-3)
+    outcome = kinds.run(dense, **inputs)
+    torch.testing.assert_close(outcome, wanted, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(outcome, before, atol=1e-3)
 
 
 def disc(height, width, radius=3):
     """(tokens, tokens): who lies less than the radius away."""
     y, x = (
-        each.flatten()
-        for each in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        axis.flatten()
+        for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     )
     return (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < radius**2
 
 
 def test_a_flux_grid_is_read_in_half_precision_and_refuses_reference_pictures():
     model = converted("flux", "clear")
-    given = kinds.inputs("flux", 3, 300)
-    ids = given["img_ids"].bfloat16()  # rows above 256 merge
-    assert families.family(model).read(model, {**given, "img_ids": ids})[0] == Grid(3, 300, 5)
-    assert families.family(model).read(model, {**given, "img_ids": ids[None]})[0] == Grid(3, 300, 5)
+    inputs = kinds.inputs("flux", 3, 300)
+    ids = inputs["img_ids"].bfloat16()  # rows above 256 merge
+    assert families.family(model).read(model, {**inputs, "img_ids": ids})[0] == Grid(3, 300, 5)
+    assert families.family(model).read(model, {**inputs, "img_ids": ids[None]})[0] == Grid(
+        3, 300, 5
+    )
     more = torch.cat([ids, ids + torch.tensor([1.0, 0, 0])])
     with pytest.raises(
         ValueError, match="1800 picture tokens, but img_ids tell of a picture of 3 x 300"
     ):
         kinds.run(
             model,
-            **{**given, "img_ids": more, "hidden_states": given["hidden_states"].repeat(1, 2, 1)},
+            **{**inputs, "img_ids": more, "hidden_states": inputs["hidden_states"].repeat(1, 2, 1)},
         )
 
 
 @pytest.mark.parametrize("kind", kinds.ROTARY)
 def test_who_knows_the_grid_hands_it_down(kind):
-    model, given = converted(kind, "clear"), kinds.inputs(kind, 4, 6)
-    wanted = kinds.run(model, **given)
-    context = families.Context.of(Grid(4, 6, 5), given["timestep"], given["hidden_states"])
+    model, inputs = converted(kind, "clear"), kinds.inputs(kind, 4, 6)
+    wanted = kinds.run(model, **inputs)
+    context = families.Context.of(Grid(4, 6, 5), inputs["timestep"], inputs["hidden_states"])
     extras = {families.family(model).handed_down: {families.KEY: context}}
-    assert torch.equal(kinds.run(model, **given, **extras), wanted)
+    assert torch.equal(kinds.run(model, **inputs, **extras), wanted)
 
 
 # What is refused
@@ -520,7 +528,7 @@ def test_the_reason_is_true_of_models_like_flux(name, more):
     """Their tokens do lie as img_ids says, and nothing reaches the attentions of those of which the
     reason says so.
     """
-    model, told = getattr(diffusers, name)(**LIKE_FLUX, **more).eval(), []
+    model, handed_kwargs = getattr(diffusers, name)(**LIKE_FLUX, **more).eval(), []
     with pytest.raises(
         ValueError, match=f"{name} is not supported: its tokens lie on the picture as img_ids"
     ) as error:
@@ -528,24 +536,24 @@ def test_the_reason_is_true_of_models_like_flux(name, more):
     for module in model.modules():
         if hasattr(module, "set_processor"):
             module.register_forward_pre_hook(
-                lambda _, args, kwargs: told.append("anything" in kwargs), with_kwargs=True
+                lambda _, args, kwargs: handed_kwargs.append("anything" in kwargs), with_kwargs=True
             )
-    given = kinds.inputs("flux", 3, 5)
-    del given["pooled_projections"]
+    inputs = kinds.inputs("flux", 3, 5)
+    del inputs["pooled_projections"]
     if len(more["axes_dims_rope"]) == 4:  # FLUX.2's ids end with a fourth, of the text
-        given |= {
-            ids: torch.nn.functional.pad(given[ids], (0, 1)) for ids in ("img_ids", "txt_ids")
+        inputs |= {
+            ids: torch.nn.functional.pad(inputs[ids], (0, 1)) for ids in ("img_ids", "txt_ids")
         }
     if handed := "joint_attention_kwargs" in passing.arguments_of(model):
-        given["joint_attention_kwargs"] = {"anything": 1}
-    plain = kinds.run(model, **given)
-    assert len(told) == 2
-    assert handed == all(told) == (HANDS_NOTHING not in str(error.value))
+        inputs["joint_attention_kwargs"] = {"anything": 1}
+    plain = kinds.run(model, **inputs)
+    assert len(handed_kwargs) == 2
+    assert handed == all(handed_kwargs) == (HANDS_NOTHING not in str(error.value))
     if handed:
-        del given["joint_attention_kwargs"]
+        del inputs["joint_attention_kwargs"]
     # the same tokens in rows of 3
-    given["img_ids"] = given["img_ids"].view(3, 5, -1).transpose(0, 1).flatten(0, 1)
-    assert not torch.allclose(kinds.run(model, **given), plain, atol=1e-4)
+    inputs["img_ids"] = inputs["img_ids"].view(3, 5, -1).transpose(0, 1).flatten(0, 1)
+    assert not torch.allclose(kinds.run(model, **inputs), plain, atol=1e-4)
 
 
 @pytest.mark.parametrize("only", [False, True], ids=["text beside the picture", "text alone"])
@@ -556,10 +564,11 @@ def test_a_unet_without_attn1_is_refused_with_a_reason(only):
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
         "mid_block_only_cross_attention": only,
     }
-    model = kinds.MADE["unet"](
+    model = models.unet(
         down_block_types=down, up_block_types=up, only_cross_attention=only, **middle
     )
-    says = "UNet2DConditionModel is not supported: .*attn1.* SimpleCrossAttnDownBlock2D, SimpleCrossAttnUpBlock2D, have"
-    for call in (linattn.describe, lambda each: linattn.linearize(each, "clear")):
+    blocks = "SimpleCrossAttnDownBlock2D, SimpleCrossAttnUpBlock2D"
+    says = f"UNet2DConditionModel is not supported: .*attn1.* {blocks}, have"
+    for call in (linattn.describe, lambda unet: linattn.linearize(unet, "clear")):
         with pytest.raises(ValueError, match=says):
             call(model)

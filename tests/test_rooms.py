@@ -18,9 +18,10 @@ ROOT = project.ROOT
 # import one another.
 FLOORS = (
     ("linattn_kernels", "names", "digests", "seeds"),
-    ("project", "reader", "checkpoint", "intervals", "diffusion", "conditions", "lab"),
+    ("project", "reader", "checkpoint", "intervals", "diffusion", "lab"),
     ("attention",),
     ("families", "world"),
+    ("conditions",),
     ("surgery", "sampling"),
     ("teachers", "samples", "redraw"),
     ("pretraining", "distillation"),

@@ -1,6 +1,4 @@
-"""The drawing loop against DiTPipeline and DDPMScheduler themselves, and what its noise may depend
-on.
-"""
+"""The drawing loop against DiTPipeline and DDPMScheduler, and what its noise may depend on."""
 
 import copy
 import threading
@@ -17,7 +15,7 @@ LABELS = torch.tensor([0, 3, 1])
 
 
 def stock(pipe, monkeypatch, guidance: float, steps: int, size: int = 8) -> torch.Tensor:
-    """What DiTPipeline itself draws from our noise: with "pt" it returns the pictures as tensors."""
+    """Draw with DiTPipeline itself from our noise; with "pt" it returns tensors."""
     noise = sampling.starting_noise(0, range(len(LABELS)), (4, size, size))
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise)
     return pipe(
@@ -47,10 +45,10 @@ def test_draws_what_the_stock_pipeline_draws_at_twice_the_size(monkeypatch):
 def test_a_picture_does_not_depend_on_its_batch(sampler):
     pipe = tiny.pipeline()
     options = {"steps": 3, "guidance": 2.0, "sampler": sampler, "seed": 4}
-    whole = sampling.draw_latents(pipe, LABELS, **options)
+    together = sampling.draw_latents(pipe, LABELS, **options)
     for batch in (1, 2):
-        each = sampling.draw_latents(pipe, LABELS, batch=batch, **options)
-        torch.testing.assert_close(each, whole, rtol=1e-4, atol=1e-4)
+        batched = sampling.draw_latents(pipe, LABELS, batch=batch, **options)
+        torch.testing.assert_close(batched, together, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", sampling.SAMPLERS)
@@ -66,9 +64,9 @@ def test_drawing_again_repeats_and_another_seed_does_not(sampler):
 
 def test_start_numbers_the_pictures_of_a_shard():
     pipe = tiny.pipeline()
-    whole = sampling.draw_latents(pipe, LABELS, steps=2, sampler="ddpm")
+    together = sampling.draw_latents(pipe, LABELS, steps=2, sampler="ddpm")
     tail = sampling.draw_latents(pipe, LABELS[1:], steps=2, sampler="ddpm", start=1)
-    torch.testing.assert_close(tail, whole[1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tail, together[1:], rtol=1e-4, atol=1e-4)
 
 
 def test_noise_differs_by_seed_and_picture():
@@ -80,8 +78,8 @@ def test_noise_differs_by_seed_and_picture():
         for i in (0, 1, 500)
     }
     values = list(streams.values())
-    for place, noise in enumerate(values):
-        assert not any(torch.equal(noise, other) for other in values[place + 1 :])
+    for index, noise in enumerate(values):
+        assert not any(torch.equal(noise, other) for other in values[index + 1 :])
 
 
 def test_noise_is_normal_and_independent_between_pictures():
@@ -118,17 +116,15 @@ def test_ancestral_steps_are_those_of_ddpm_scheduler(steps, learned, monkeypatch
 
 
 def halved(model: nn.Module) -> nn.Module:
-    """The same model without its variance half."""
+    """Return a copy of the model whose output lacks the variance half."""
 
-    class Halved(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner, self.config = model, model.config
-
+    class Halved(type(model)):
         def forward(self, *args, **kwargs):
-            return (self.inner(*args, **kwargs)[0][:, :4],)
+            return (super().forward(*args, **kwargs)[0][:, :4],)
 
-    return Halved()
+    model = copy.deepcopy(model)
+    model.__class__ = Halved
+    return model
 
 
 @torch.no_grad()
@@ -136,7 +132,7 @@ def by_ddpm_scheduler(pipe, steps: int, monkeypatch) -> torch.Tensor:
     streams = [seeds.of_picture(2, number) for number in range(len(LABELS))]
 
     def noise(shape, **_):
-        return torch.stack([torch.randn(shape[1:], generator=each) for each in streams])
+        return torch.stack([torch.randn(shape[1:], generator=stream) for stream in streams])
 
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", noise)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -160,11 +156,11 @@ def test_the_learned_variance_changes_what_ddpm_draws():
 
 def test_a_scheduler_that_draws_noise_draws_it_from_the_pictures_streams():
     pipe = tiny.pipeline("ddim")
-    whole = sampling.draw_latents(pipe, LABELS, steps=3, guidance=1.0)
+    together = sampling.draw_latents(pipe, LABELS, steps=3, guidance=1.0)
     # eta 0 draws nothing; the ancestral config class does, by our own loop
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     ancestral = sampling.draw_latents(pipe, LABELS, steps=3, guidance=1.0)
-    assert not torch.allclose(whole, ancestral)
+    assert not torch.allclose(together, ancestral)
     torch.testing.assert_close(
         ancestral, sampling.draw_latents(pipe, LABELS, steps=3, guidance=1.0, sampler="ddpm")
     )
@@ -220,7 +216,7 @@ def test_a_model_in_training_mode_draws_as_in_evaluation_and_stays_in_it():
 def test_the_callback_sees_every_step_and_the_last_estimate_is_the_picture():
     pipe, seen = tiny.pipeline("ddim"), []
     drawn = sampling.draw_latents(
-        pipe, LABELS, steps=4, guidance=2.0, batch=2, callback=lambda *each: seen.append(each)
+        pipe, LABELS, steps=4, guidance=2.0, batch=2, callback=lambda *step: seen.append(step)
     )
     assert [step for step, _, _ in seen] == [0, 1, 2, 3] * 2
     torch.testing.assert_close(torch.cat([seen[3][1], seen[7][1]]), drawn)
@@ -246,10 +242,10 @@ def test_the_pipelines_own_scheduler_is_left_alone():
 def test_threads_draw_what_one_thread_draws():
     pipe = tiny.pipeline()
     expected = {steps: sampling.draw_latents(pipe, LABELS, steps=steps) for steps in (2, 3, 5)}
-    found = {}
+    latents_by_steps = {}
 
     def work(steps):
-        found[steps] = sampling.draw_latents(pipe, LABELS, steps=steps)
+        latents_by_steps[steps] = sampling.draw_latents(pipe, LABELS, steps=steps)
 
     threads = [threading.Thread(target=work, args=(steps,)) for steps in expected]
     for thread in threads:
@@ -257,7 +253,7 @@ def test_threads_draw_what_one_thread_draws():
     for thread in threads:
         thread.join()
     for steps, latents in expected.items():
-        torch.testing.assert_close(found[steps], latents)
+        torch.testing.assert_close(latents_by_steps[steps], latents)
 
 
 def test_half_precision_models_step_in_single():
@@ -286,13 +282,13 @@ def test_a_half_vae_that_asks_for_single_precision_gets_it_and_is_given_back():
     latents, pictures = torch.randn(3, 4, 8, 8), torch.rand(3, 3, 32, 32)
     for force in (False, True):
         pipe.vae = overflowing(force)
-        before = {name: each.clone() for name, each in pipe.vae.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
         decoded, encoded = sampling.decode(pipe, latents), sampling.encode(pipe, pictures)
-        assert [bool(each.isfinite().all()) for each in (decoded, encoded)] == [force, force]
+        assert [bool(tensor.isfinite().all()) for tensor in (decoded, encoded)] == [force, force]
         after = pipe.vae.state_dict()
         assert all(
-            torch.equal(after[name], each) and each.dtype == torch.float16
-            for name, each in before.items()
+            torch.equal(after[name], tensor) and tensor.dtype == torch.float16
+            for name, tensor in before.items()
         )
     pipe.vae.float()  # what half precision holds, in single all along
     assert torch.equal(decoded, sampling.decode(pipe, latents))
@@ -325,11 +321,11 @@ def test_no_latent_side_is_too_odd():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"asked": torch.tensor([4])}, "0 to 3"),
-        ({"asked": torch.tensor([-1])}, "-1"),
-        ({"asked": torch.tensor([0.5])}, "whole number"),
-        ({"asked": torch.tensor([[0]])}, r"\(N,\)"),
-        ({"asked": torch.empty(0, dtype=torch.long)}, r"\(0,\)"),
+        ({"prompts": torch.tensor([4])}, "0 to 3"),
+        ({"prompts": torch.tensor([-1])}, "-1"),
+        ({"prompts": torch.tensor([0.5])}, "whole number"),
+        ({"prompts": torch.tensor([[0]])}, r"\(N,\)"),
+        ({"prompts": torch.empty(0, dtype=torch.long)}, r"\(0,\)"),
         ({"steps": 0}, "0 steps"),
         ({"steps": 1001}, "1 to 1000"),
         ({"steps": 2.5}, "2.5"),
@@ -343,7 +339,7 @@ def test_no_latent_side_is_too_odd():
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_wrong_requests_name_what_is_right(changes, says):
-    request = {"asked": LABELS, "steps": 2, **changes}
+    request = {"prompts": LABELS, "steps": 2, **changes}
     with pytest.raises(ValueError, match=says):
         sampling.draw(tiny.pipeline(), **request)
 

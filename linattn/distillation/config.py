@@ -10,7 +10,7 @@ from torch import Tensor
 
 from linattn import digests
 from linattn.attention import OPERATORS, POLICIES
-from linattn.conditions import Asked
+from linattn.conditions import Prompts
 from linattn.distillation import objectives
 from linattn.distillation.objectives import Objective
 from linattn.distillation.settings import Settings
@@ -25,7 +25,7 @@ class Data(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Asked]:
+    def batch(self, indices: Tensor) -> tuple[Tensor, Prompts]:
         """Return latents (count, channels, height, width) and prompts: labels or captions."""
         ...
 
@@ -73,7 +73,7 @@ def of_params(student: Any, settings: Settings, seed: int) -> DistillConfig:
     )
 
 
-def _tensors(batch: tuple[Tensor, Asked]) -> Iterator[Tensor]:
+def _tensors(batch: tuple[Tensor, Prompts]) -> Iterator[Tensor]:
     """Yield latents and prompts as tensors; captions become the bytes of their text."""
     for values in batch:
         if isinstance(values, Tensor):

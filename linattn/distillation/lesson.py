@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from linattn import conditions, families
-from linattn.conditions import Asked, Conditions, Rows
+from linattn.conditions import Conditioning, Conditions, Prompts
 from linattn.diffusion import Process
 from linattn.distillation import objectives
 from linattn.distillation.config import Data, DistillConfig
@@ -33,12 +33,14 @@ class Batch:
     """Hold the inputs of one step for both models."""
 
     clean: Tensor  # (batch, channels, height, width)
-    prompts: Asked
+    prompts: Prompts
     dropped: Tensor  # (batch,), true where the models get the empty prompt instead
     eps: Tensor
     t: Tensor
     choice: float  # in [0, 1): which entry of a schedule this step trains
-    conditioning: Rows = field(default_factory=dict)  # keyword arguments of the models' forward
+    conditioning: Conditioning = field(
+        default_factory=dict
+    )  # keyword arguments of the models' forward
 
 
 def draw(config: DistillConfig, diffusion: Process, samples: Data, step: int) -> Batch:
@@ -98,9 +100,9 @@ class Lesson:
         return Batch(clean, prompts, dropped, eps, t, drawn.choice, conditioning)
 
     @torch.no_grad()
-    def conditioning(self, prompts: Asked, dropped: Tensor) -> Rows:
+    def conditioning(self, prompts: Prompts, dropped: Tensor) -> Conditioning:
         """Encode the prompts, with the empty prompt in place of dropped ones."""
-        encoded = self.conditions.rows(prompts)
+        encoded = self.conditions.encode(prompts)
         if dropped.any():
             return conditions.dropped(encoded, self.conditions.nothing(), dropped)
         return encoded

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from linattn import params, project, samples, sampling, teachers, world
-from linattn.conditions import Asked, Labels
+from linattn.conditions import Labels, Prompts
 from linattn.world import judge
 from linattn.world.marks import judge_features
 
@@ -60,7 +60,7 @@ class Bench:
         """Say whether the teacher's prompts are captions; otherwise they are labels."""
         return not isinstance(self.teacher.conditions, Labels)
 
-    def prompts(self, count: int) -> Asked:
+    def prompts(self, count: int) -> Prompts:
         """Return the captions or labels of the first `count` pictures."""
         start = world.HELD_OUT if self.captioned else 0
         return samples.prompts_of(

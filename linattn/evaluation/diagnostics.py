@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from linattn import families, sampling
 from linattn.attention.grid import Grid
-from linattn.conditions import Asked
+from linattn.conditions import Prompts
 from linattn.evaluation.distance import LEVELS, diffusion_of, level_time, noised
 
 # redundancy compares all pairs of at most this many rows: 256 rows would be four times the work
@@ -186,7 +186,7 @@ def table(
 def anatomy(
     teacher: Any,
     latents: Tensor,
-    conditioning: Asked,
+    conditioning: Prompts,
     levels: Iterable[float] = LEVELS,
     *,
     layers: Sequence[int] | None = None,
@@ -234,7 +234,7 @@ def layer_maps(
     teacher: Any,
     noisy: Tensor,
     t: int,
-    conditioning: Asked,
+    conditioning: Prompts,
     layers: Sequence[int] | None = None,
     *,
     model: Any = None,
@@ -254,7 +254,7 @@ def layer_maps(
         )
     weight, conditions = next(source.model.parameters()), source.conditions
     times = torch.full((len(noisy),), t, device=weight.device)
-    encoded = conditions.rows(conditions.check(conditioning))
+    encoded = conditions.encode(conditions.check(conditioning))
     with sampling.evaluating(source.model), families.capture(source.model, detach=True) as captured:
         conditions.call(source.model, noisy.to(weight.device, weight.dtype), times, encoded)
     maps = {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from linattn import sampling
-from linattn.conditions import Asked
+from linattn.conditions import Prompts
 from linattn.diffusion import Diffusion, Process
 from linattn.intervals import Result, bootstrap, summary
 
@@ -180,13 +180,13 @@ def noised(teacher: Any, latents: Tensor, t: int, seed: int = 0, start: int = 0)
     return diffusion_of(teacher).noised(clean, level_noise(clean.shape, t, seed, start), time)
 
 
-def _prediction(source: sampling.Source, noisy: Tensor, t: int, conditioning: Asked) -> Tensor:
+def _prediction(source: sampling.Source, noisy: Tensor, t: int, conditioning: Prompts) -> Tensor:
     """Return the model's prediction on the CPU, without the channels of the variance."""
     weight = next(source.model.parameters())
     inputs = noisy.to(weight.device, weight.dtype)
     times = torch.full((len(noisy),), t, device=weight.device)
-    prompts = source.conditions.rows(conditioning)
-    output = source.conditions.call(source.model, inputs, times, prompts)
+    encoded = source.conditions.encode(conditioning)
+    output = source.conditions.call(source.model, inputs, times, encoded)
     return output[:, : noisy.shape[1]].contiguous().cpu()
 
 

@@ -1,9 +1,8 @@
-"""The border to diffusers: where each family keeps its self-attention, and how a layer learns grid
-and noise.
+"""The border to diffusers: one file for each family of models.
 
-A `Family` says which layers there are, in the order the forward meets them, and reads grid and
-noise from the arguments of the model's forward; a sibling is one more class and one more line in
-`registry.FAMILIES`.
+A `Family` says which self-attentions there are, in the order in which the forward meets them, reads
+grid and noise from the forward's arguments, and says how the model is conditioned. Another family
+is one file and one line in `registry.FAMILIES`.
 """
 
 from linattn.families.base import KEY, Context, Family, Layer, noise_level

@@ -1,5 +1,5 @@
-"""What a family is: which layers a model has, and how to read grid and noise from a call of its
-forward.
+"""What a family is: which layers a model has, how grid and noise are read from a call of its
+forward, and how it is conditioned.
 
 - Grid and noise travel with the call, as one entry of the keyword dictionary that diffusers hands
   down to every attention. Nothing is stored between calls, so two forwards before one backward,
@@ -12,22 +12,26 @@ forward.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linattn.attention.base import LayerShape, Operator
 from linattn.attention.grid import Grid
-from linattn.families.processors import Processor, SelfAttention
+from linattn.families.conditions import Conditions
+from linattn.families.processors import Attention, Processor, SelfAttention
 
 # the operator's name in its attention, and the context's among the attention's arguments
 KEY = "linattn"
+TEXT = 8  # tokens of text in an example
+
+Model = Any  # a diffusers model; torch takes every attribute of a module for a tensor or a module
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the layers of one forward share; a UNet's levels have one each."""
+    """Hold what the layers of one forward share; a UNet's levels have a context each."""
 
     sides: Tensor  # empty; its shape is (height, width, 1 + text)
     noise: Tensor | None  # (batch,) in [0, 1], 1 is pure noise
@@ -44,10 +48,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Layer:
-    """One self-attention of a model."""
+    """Hold one self-attention of a model."""
 
     name: str  # as in named_modules
-    attn: nn.Module
+    attn: Attention
     shape: LayerShape
     processor: type[Processor] = SelfAttention
 
@@ -60,70 +64,86 @@ class Layer:
         return getattr(self.attn, KEY, None)
 
 
-Found = tuple[str, nn.Module, type[Processor], int | None]
+class Slot(NamedTuple):
+    """Name a self-attention that an operator can replace."""
+
+    name: str  # as in named_modules
+    attn: Attention
+    processor: type[Processor]
+    trained: int | None = None  # tokens at the size the model was trained at, where that is known
 
 
 class Family:
-    """What differs between the families; `model` is always of a class that `FAMILIES` names."""
+    """Say how one kind of model differs from the others.
 
+    `model` is always of a class that `registry.FAMILIES` names.
+    """
+
+    # how the model is told what to draw; None: it is converted, saved and looked into, not drawn
+    conditions: type[Conditions] | None = None
     # the argument that diffusers passes on to every attention
     handed_down = "cross_attention_kwargs"
-    rotates = False  # whether its queries and keys carry rotary positions
+    rotates = False  # whether queries and keys carry rotary positions
+    squares_only = False  # whether the model draws nothing but squares
 
-    def attentions(self, model: nn.Module) -> Iterator[Found]:
-        """Name, module, processor and trained tokens of every self-attention, in the order the
-        forward meets them.
-        """
+    def attentions(self, model: Model) -> Iterator[Slot]:
+        """Yield every self-attention in the order in which the forward meets them."""
         raise NotImplementedError
 
     def read(
-        self, model: nn.Module, arguments: Mapping[str, Any]
+        self, model: Model, arguments: Mapping[str, Any]
     ) -> tuple[Grid, Tensor | None, Tensor]:
-        """Grid, noise and a tensor on the right device, from the arguments of the model's forward."""
+        """Return grid, noise and a tensor on the model's device from a forward's arguments."""
         raise NotImplementedError
 
-    def example(
-        self, model: nn.Module, side: int | None, batch: int, noise: float
-    ) -> dict[str, Tensor]:
-        """Arguments for a forward of pictures with latents side x side, on the model's device and
-        in its dtype.
-        """
+    def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
+        """Return a forward's arguments for latents side x side, in the model's dtype and device."""
         raise NotImplementedError
 
-    def levels(self, model: nn.Module) -> list[nn.Module]:
-        """Modules below which another grid holds: that of the first argument, (batch, channels,
-        height, width).
+    def levels(self, model: Model) -> list[Any]:
+        """Return the modules below which another grid holds.
+
+        It is the grid of their first argument, (batch, channels, height, width).
         """
         return []
 
-    def layers(self, model: nn.Module) -> list[Layer]:
-        return [
-            Layer(name, attn, layer_shape(attn, index, trained, processor.has_text), processor)
-            for index, (name, attn, processor, trained) in enumerate(self.attentions(model))
-        ]
+    def conditions_of(self, pipe: Any, card: Mapping[str, Any]) -> Conditions:
+        """Return the conditions of a pipeline of this family, or raise a ValueError."""
+        if self.conditions is None:
+            raise ValueError(
+                f"{type(pipe).__name__} is of a family that linattn converts, saves and looks "
+                f"into, but does not draw with: {type(self).__name__} has no conditions"
+            )
+        return self.conditions(pipe, card)
 
-    def context(self, model: nn.Module, arguments: Mapping[str, Any]) -> Context:
-        """A caller who knows better hands one down."""
-        given = (arguments.get(self.handed_down) or {}).get(KEY)
-        return Context.of(*self.read(model, arguments)) if given is None else given
+    def layers(self, model: Model) -> list[Layer]:
+        """Return every self-attention, numbered in the order of `attentions`."""
+        return [_layer(index, slot) for index, slot in enumerate(self.attentions(model))]
+
+    def context(self, model: Model, arguments: Mapping[str, Any]) -> Context:
+        """Return the caller's context, or else the one read from the arguments."""
+        context = (arguments.get(self.handed_down) or {}).get(KEY)
+        return Context.of(*self.read(model, arguments)) if context is None else context
 
 
-def layer_shape(attn: nn.Module, index: int, trained: int | None, has_text: bool) -> LayerShape:
-    return LayerShape(
-        attn.query_dim, attn.heads, attn.inner_dim // attn.heads, has_text, index, trained
-    )
+def _layer(index: int, slot: Slot) -> Layer:
+    attn = slot.attn
+    head_dim = attn.inner_dim // attn.heads
+    has_text = slot.processor.has_text
+    shape = LayerShape(attn.query_dim, attn.heads, head_dim, has_text, index, slot.trained)
+    return Layer(slot.name, attn, shape, slot.processor)
 
 
 def noise_level(timestep: Any, sample: Tensor, steps: int = 1000) -> Tensor | None:
-    """(batch,) noise levels in [0, 1] from timesteps in [0, steps]: one for all, or one a sample."""
+    """Return noise levels (batch,) in [0, 1] from one timestep or one a sample, in [0, steps]."""
     if timestep is None:
         return None
     timestep = torch.as_tensor(timestep, device=sample.device).flatten().float()
     return (timestep / steps).expand(sample.shape[0])
 
 
-def latents(model: nn.Module, side: int | None, batch: int, patch: int = 1) -> Tensor:
-    """Empty ones, (batch, channels, side, side)."""
+def latents(model: Model, side: int | None, batch: int, patch: int = 1) -> Tensor:
+    """Return latents of zeros, (batch, channels, side, side)."""
     side = model.config.sample_size if side is None else side
     if side < patch or side % patch:
         raise ValueError(
@@ -133,4 +153,5 @@ def latents(model: nn.Module, side: int | None, batch: int, patch: int = 1) -> T
 
 
 def timesteps(noise: float, batch: int, device: torch.device, steps: int = 1000) -> Tensor:
+    """Return the whole timestep nearest to a noise level, (batch,)."""
     return torch.full((batch,), min(steps - 1, round(noise * steps)), device=device)

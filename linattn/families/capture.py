@@ -1,6 +1,6 @@
-"""One layer alone, and what passes through all of them."""
+"""Run one layer alone, and record what passes through all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,116 +10,139 @@ from torch import Tensor, nn
 from linattn.attention.grid import Grid
 from linattn.families.base import KEY, Context, Layer
 from linattn.families.passing import is_watched, unwatch, watch
-from linattn.families.processors import normalised, projections
+from linattn.families.processors import Attention, normalised, projections
 from linattn.families.registry import layers, model_of
 from linattn.families.rotary import position
 
-# what else a layer may be given, by diffusers' names
+# what a layer may be given besides hidden states, by diffusers' names
 MORE = ("encoder_hidden_states", "image_rotary_emb")
 
 
 def apply(layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = None, **more: Any) -> Tensor:
-    """One layer alone, linearised or not: what it makes of hidden states x (batch, tokens, width),
-    text first.
+    """Return the output of one layer, linearised or not, for hidden states x, text first.
+
+    x is (batch, tokens, width).
     """
     context = {} if layer.operator is None else {KEY: Context.of(grid, noise, x)}
     return joined(layer.attn(x, **more, **context))
 
 
 def joined(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    """Joint attention gives (picture, text); (batch, text + picture, width)."""
+    """Return an attention's output as (batch, text + picture, width).
+
+    Joint attention gives (picture, text).
+    """
     return torch.cat(output[1::-1], 1) if isinstance(output, tuple) else output
 
 
 @contextmanager
-def capture(model_or_pipeline: Any, detach: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """A list that each forward fills anew, an entry a self-attention in forward order, linearised
-    or not:
+def capture(
+    model_or_pipeline: Any, detach: bool = False
+) -> Generator[list[dict[str, Any]], None, None]:
+    """Return a list that each forward fills anew with an entry for each self-attention, in order.
 
-    {"input": x, "more": text and RoPE where the layer is given them, "output": what the attention
-    gave after to_out, text first, "grid": Grid, "noise": (batch,) or None}; `apply(layer, input,
-    grid, noise, **more)` gives the output. Tensors keep their graph, so a loss on them reaches the
-    weights; `detach` cuts it.
+    An entry is {"input": x, "more": text and RoPE where the layer takes them, "output": what the
+    attention gave after to_out, text first, "grid": Grid, "noise": (batch,) or None}; `apply(layer,
+    input, grid, noise, **more)` gives the output. Tensors keep their graph, so a loss on them
+    reaches the weights; `detach` cuts it.
     """
     model = model_of(model_or_pipeline)
-    every, seen, running = layers(model), [], {}
-
-    def begin(module: nn.Module, args: tuple) -> None:
-        running["forward"] = {}
-        seen.clear()
-
-    def end(module: nn.Module, args: tuple, output: Any) -> None:
-        running.clear()
-        if output is not None and len(seen) != len(every):
-            raise RuntimeError(
-                f"capture saw {len(seen)} of {len(every)} self-attentions: torch.compile ignores "
-                "hooks that come after "
-                "it has compiled; capture a model that is not"
-            )
-
-    def layer_begin(attn: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if running:  # gradient checkpointing computes the layer again, in the backward
-            # which the next hook takes away where nobody asks for it
-            running["forward"][id(attn)] = kwargs[KEY]
-
-    def layer_end(layer: Layer, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if not running:
-            return
-        context = running["forward"].pop(id(layer.attn))
-        found = {
-            "input": args[0] if args else kwargs["hidden_states"],
-            "more": {name: kwargs[name] for name in MORE if kwargs.get(name) is not None},
-            "output": joined(output),
-        }
-        found = _detached(found) if detach else found
-        seen.append({**found, "grid": layer.processor.grid(context.grid), "noise": context.noise})
-
-    def ends(layer: Layer) -> Any:
-        return lambda attn, args, kwargs, output: layer_end(layer, args, kwargs, output)
-
+    recorder = Recorder(layers(model), detach)
     with _watching(model):
-        handles = [
-            model.register_forward_pre_hook(begin, prepend=True),
-            model.register_forward_hook(end, always_call=True),
-            *(
-                layer.attn.register_forward_pre_hook(layer_begin, with_kwargs=True, prepend=True)
-                for layer in every
-            ),
-            *(layer.attn.register_forward_hook(ends(layer), with_kwargs=True) for layer in every),
-        ]
+        handles = recorder.hooks(model)
         try:
-            yield seen
+            yield recorder.entries
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def grids(model_or_pipeline: Any, **inputs: Any) -> list[Grid]:
-    """Every self-attention's own grid in one forward."""
-    model, found = model_of(model_or_pipeline), {}
-    every = layers(model)
+class Recorder:
+    """Record the layers of a forward by hooks on the model and on each layer."""
 
-    def told(layer: Layer) -> Any:
-        return lambda attn, args, kwargs: found.update(
-            {layer.index: layer.processor.grid(kwargs[KEY].grid)}
-        )
+    def __init__(self, layers: list[Layer], detach: bool):
+        self.layers, self.detach = layers, detach
+        self.entries: list[dict[str, Any]] = []
+        # the context of each layer that is running; None outside the model's forward, since
+        # gradient checkpointing computes a layer again in the backward
+        self.contexts: dict[int, Context] | None = None
+
+    def hooks(self, model: nn.Module) -> list[Any]:
+        """Register the hooks and return their handles."""
+        handles: list[Any] = [
+            model.register_forward_pre_hook(self.begin, prepend=True),
+            model.register_forward_hook(self.end, always_call=True),
+        ]
+        for layer in self.layers:
+            attn = layer.attn
+            handles += [
+                attn.register_forward_pre_hook(self.begin_layer, with_kwargs=True, prepend=True),
+                attn.register_forward_hook(self._end_of(layer), with_kwargs=True),
+            ]
+        return handles
+
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        self.contexts = {}
+        self.entries.clear()
+
+    def end(self, model: nn.Module, args: tuple, output: Any) -> None:
+        self.contexts = None
+        if output is not None and len(self.entries) != len(self.layers):
+            raise RuntimeError(
+                f"capture saw {len(self.entries)} of {len(self.layers)} self-attentions: "
+                "torch.compile ignores hooks that come after it has compiled; capture a model that "
+                "is not"
+            )
+
+    def begin_layer(self, attn: Attention, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.contexts is not None:
+            # the next hook takes it away from a layer that has no operator
+            self.contexts[id(attn)] = kwargs[KEY]
+
+    def _end_of(self, layer: Layer) -> Any:
+        return lambda attn, args, kwargs, output: self.end_layer(layer, args, kwargs, output)
+
+    def end_layer(self, layer: Layer, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self.contexts is None:
+            return
+        context = self.contexts.pop(id(layer.attn))
+        entry = {
+            "input": args[0] if args else kwargs["hidden_states"],
+            "more": {name: kwargs[name] for name in MORE if kwargs.get(name) is not None},
+            "output": joined(output),
+        }
+        entry = _detached(entry) if self.detach else entry
+        grid = layer.processor.grid(context.grid)
+        self.entries.append({**entry, "grid": grid, "noise": context.noise})
+
+
+def grids(model_or_pipeline: Any, **inputs: Any) -> list[Grid]:
+    """Return every self-attention's own grid in one forward."""
+    model = model_of(model_or_pipeline)
+    grids: dict[int, Grid] = {}
+
+    def recording(layer: Layer) -> Any:
+        def record(attn: Attention, args: tuple, kwargs: dict[str, Any]) -> None:
+            grids[layer.index] = layer.processor.grid(kwargs[KEY].grid)
+
+        return record
 
     with _watching(model):
         handles = [
-            layer.attn.register_forward_pre_hook(told(layer), with_kwargs=True, prepend=True)
-            for layer in every
+            layer.attn.register_forward_pre_hook(recording(layer), with_kwargs=True, prepend=True)
+            for layer in layers(model)
         ]
         try:
             model(**inputs)
         finally:
             for handle in handles:
                 handle.remove()
-    return [found[layer.index] for layer in every]
+    return [grids[layer.index] for layer in layers(model)]
 
 
 @contextmanager
-def _watching(model: nn.Module) -> Iterator[None]:
-    """A model that is not converted is told grid and noise for as long as somebody asks."""
+def _watching(model: nn.Module) -> Generator[None, None, None]:
+    """Hand grid and noise to the layers meanwhile, also of a model that is not converted."""
     watched = is_watched(model)
     if not watched:
         watch(model)
@@ -130,24 +153,27 @@ def _watching(model: nn.Module) -> Iterator[None]:
             unwatch(model)
 
 
-def _detached(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {name: _detached(each) for name, each in found.items()}
-    return tuple(each.detach() for each in found) if isinstance(found, tuple) else found.detach()
+def _detached(value: Any) -> Any:
+    """Cut the graph of every tensor in dictionaries and tuples."""
+    if isinstance(value, dict):
+        return {name: _detached(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(tensor.detach() for tensor in value)
+    return value.detach()
 
 
 def attention_map(
     layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = None, **more: Any
 ) -> Tensor:
-    """(batch, heads, tokens, tokens): whom each token reads in this layer, float32 or wider."""
-    q, k, _ = projections(
-        layer.attn, normalised(layer.attn, x), grid, *(more.get(name) for name in MORE)
-    )
+    """Return how much each token reads of each in this layer, float32 or wider.
+
+    The map is (batch, heads, tokens, tokens).
+    """
+    text, rope = (more.get(name) for name in MORE)
+    q, k, _ = projections(layer.attn, normalised(layer.attn, x), grid, text, rope)
     if layer.operator is not None:
-        return layer.operator.attention_map(
-            q, k, grid, noise, position(more.get("image_rotary_emb"))
-        )
-    wide = torch.promote_types(q.dtype, torch.float32)
+        return layer.operator.attention_map(q, k, grid, noise, position(rope))
+    dtype = torch.promote_types(q.dtype, torch.float32)
     # (batch, heads, tokens, head_dim)
-    q, k = q.to(wide).transpose(1, 2), k.to(wide).transpose(1, 2)
+    q, k = q.to(dtype).transpose(1, 2), k.to(dtype).transpose(1, 2)
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)

@@ -1,85 +1,168 @@
-"""FLUX: double blocks, where text has weights of its own, then single ones on both as one sequence;
-RoPE, qk-norm.
+"""FLUX: double blocks, where text has weights of its own, then single blocks on one sequence.
 
-- The grid is read from `img_ids`, whose rows are (0, row, column): a row of tokens is as long as
-  there are ids equal to the first in the first two. Counting is right in bf16, where ids above 256
-  merge and the largest one is off.
-- That asks a GPU for one number a call; who knows the grid hands down a `Context` and spares it.
+- Queries and keys have norms and rotary positions.
+- The grid is read from `img_ids`, whose rows are (0, row, column). The width is the number of ids
+  whose first two entries equal the first id's. Counting is right in bf16 as well, where ids above
+  256 merge and the largest id is off.
+- Counting waits for the GPU once a call. A caller who knows the grid hands down a `Context` and
+  spares it.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linattn.attention.grid import Grid
-from linattn.families.base import Family, Found, noise_level
+from linattn.families.base import TEXT, Family, Model, Slot, noise_level
+from linattn.families.conditions import Conditioning, Prompts, cast
+from linattn.families.flow import FlowCaptions, shifted
 from linattn.families.processors import JointAttention
 
-TEXT, SIDE = 8, 64  # tokens of an example; FLUX.1's tokens a side at 1,024 px
-# its heads and their width; 512 of text, 64 x 64: no config holds that
-FLUX_1, TRAINED = (24, 128), 4608
+SIDE = 64  # tokens a side of FLUX.1 at 1,024 px
+# No config holds the size that FLUX was trained at. A model with FLUX.1's heads is FLUX.1 or was
+# cut from it, and was trained with 512 tokens of text and 64 x 64 of the picture.
+FLUX_1_HEADS, FLUX_1_HEAD_DIM, FLUX_1_TOKENS = 24, 128, 512 + SIDE**2
+
+
+class JointCaptions(FlowCaptions):
+    """Condition FLUX on captions: T5 gives tokens beside the picture's, CLIP a vector."""
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the pipeline's default steps and guidance.
+
+        Without a guidance embedding (schnell) the default guidance is 1, because real CFG needs a
+        second forward.
+        """
+        defaults = super().defaults()
+        return defaults if self.embeds_guidance else {**defaults, "guidance": 1.0}
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.config.guidance_embeds
+
+    @property
+    def channels(self) -> int:
+        return self.config.in_channels // 4
+
+    @property
+    def unit(self) -> int:
+        return 2
+
+    @property
+    def side(self) -> int:
+        return self.pipe.default_sample_size
+
+    def encode(self, prompts: Prompts) -> Conditioning:
+        states, pooled, _ = self.pipe.encode_prompt(
+            list(prompts), None, self.device, 1, **self.length_kwargs()
+        )
+        conditioning = {"encoder_hidden_states": states, "pooled_projections": pooled}
+        if self.embeds_guidance:
+            guidance = float(self.card.get("guidance", 3.5))
+            conditioning["guidance"] = pooled.new_full((len(pooled),), guidance)
+        return conditioning
+
+    def arguments(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        height, width = (side // 2 for side in noisy.shape[-2:])
+        text = conditioning["encoder_hidden_states"].shape[1]
+        return {
+            "hidden_states": packed(noisy),
+            "timestep": t.to(noisy.dtype) / 1000,
+            "img_ids": positions(height, width, noisy.device),
+            "txt_ids": torch.zeros(text, 3, device=noisy.device),
+            **cast(conditioning, noisy.dtype),
+        }
+
+    def latents(self, output: Tensor, like: Tensor) -> Tensor:
+        return unpacked(output, like)
+
+    def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
+        sigmas = [1 - step / steps for step in range(steps)]
+        shift = shifted(scheduler, like.shape[-2] * like.shape[-1] // 4)
+        scheduler.set_timesteps(sigmas=sigmas, device=like.device, **shift)
 
 
 class Flux(Family):
+    conditions = JointCaptions
     handed_down = "joint_attention_kwargs"
     rotates = True
 
-    def attentions(self, model: nn.Module) -> Iterator[Found]:
-        shape = model.config.num_attention_heads, model.config.attention_head_dim
-        trained = TRAINED if shape == FLUX_1 else None
+    def attentions(self, model: Model) -> Iterator[Slot]:
+        trained = trained_tokens(model)
         for index, block in enumerate(model.transformer_blocks):
-            yield f"transformer_blocks.{index}.attn", block.attn, JointAttention, trained
+            yield Slot(f"transformer_blocks.{index}.attn", block.attn, JointAttention, trained)
         for index, block in enumerate(model.single_transformer_blocks):
-            yield f"single_transformer_blocks.{index}.attn", block.attn, JointAttention, trained
+            name = f"single_transformer_blocks.{index}.attn"
+            yield Slot(name, block.attn, JointAttention, trained)
 
     def read(
-        self, model: nn.Module, arguments: Mapping[str, Any]
+        self, model: Model, arguments: Mapping[str, Any]
     ) -> tuple[Grid, Tensor | None, Tensor]:
-        # (batch, tokens, channels), (tokens, 3)
-        sample, ids = arguments["hidden_states"], arguments["img_ids"]
+        sample, ids = arguments["hidden_states"], arguments["img_ids"]  # (batch, tokens, channels)
         height, width = sides(ids[0] if ids.ndim == 3 else ids)
         if height * width != sample.shape[1]:
             raise ValueError(
                 f"{sample.shape[1]} picture tokens, but img_ids tell of a picture of {height} x "
-                f"{width} tokens: "
-                "reference pictures in the same sequence are not supported"
+                f"{width} tokens: reference pictures in the same sequence are not supported"
             )
         grid = Grid(height, width, arguments["encoder_hidden_states"].shape[1])
         return grid, noise_level(arguments.get("timestep"), sample, steps=1), sample
 
-    def example(
-        self, model: nn.Module, side: int | None, batch: int, noise: float
-    ) -> dict[str, Tensor]:
-        side, config, weight = (
-            SIDE if side is None else side,
-            model.config,
-            next(model.parameters()),
-        )
-        ids = torch.zeros(side, side, 3, device=weight.device)
-        ids[..., 1], ids[..., 2] = torch.arange(side)[:, None], torch.arange(side)
-        given = {
+    def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
+        side = SIDE if side is None else side
+        config, weight = model.config, next(model.parameters())
+        inputs = {
             "hidden_states": weight.new_zeros(batch, side * side, config.in_channels),
             "encoder_hidden_states": weight.new_zeros(batch, TEXT, config.joint_attention_dim),
             "pooled_projections": weight.new_zeros(batch, config.pooled_projection_dim),
             "timestep": weight.new_full((batch,), noise),
-            "img_ids": ids.flatten(0, 1),
+            "img_ids": positions(side, side, weight.device),
             "txt_ids": torch.zeros(TEXT, 3, device=weight.device),
         }
-        return (
-            {**given, "guidance": weight.new_full((batch,), 3.5)}
-            if config.guidance_embeds
-            else given
-        )
+        if config.guidance_embeds:
+            inputs["guidance"] = weight.new_full((batch,), 3.5)
+        return inputs
+
+
+def trained_tokens(model: Model) -> int | None:
+    """Return the tokens, text included, that FLUX.1 was trained with; None for any other model."""
+    heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim
+    return FLUX_1_TOKENS if (heads, head_dim) == (FLUX_1_HEADS, FLUX_1_HEAD_DIM) else None
 
 
 def sides(ids: Tensor) -> tuple[int, int]:
-    """(height, width) in tokens of the first picture that the ids (tokens, 3) tell of."""
-    own = int((ids[:, 0] == ids[0, 0]).sum())
+    """Return (height, width) in tokens of the first picture among the ids (tokens, 3)."""
+    tokens = int((ids[:, 0] == ids[0, 0]).sum())
     width = int((ids[:, :2] == ids[0, :2]).all(1).sum())
-    if own % width:
+    if tokens % width:
         raise ValueError(
-            f"img_ids tell of {own} picture tokens in rows of {width}: not a rectangle"
+            f"img_ids tell of {tokens} picture tokens in rows of {width}: not a rectangle"
         )
-    return own // width, width
+    return tokens // width, width
+
+
+def positions(height: int, width: int, device: torch.device | str) -> Tensor:
+    """Return the position of every token as (0, row, column), shape (tokens, 3).
+
+    The positions are float32, because in bf16 numbers above 256 merge.
+    """
+    ids = torch.zeros(height, width, 3, device=device)
+    ids[..., 1] = torch.arange(height, device=device)[:, None]
+    ids[..., 2] = torch.arange(width, device=device)
+    return ids.flatten(0, 1)
+
+
+def packed(latents: Tensor) -> Tensor:
+    """Pack cells of 2 x 2 latents into FLUX's tokens, (batch, tokens, 4 channels)."""
+    # (batch, channels, rows, 2, columns, 2)
+    cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
+    """Unpack FLUX's tokens (batch, tokens, 4 channels) into latents of the shape of `like`."""
+    _, channels, height, width = like.shape
+    cells = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (channels, 2, 2))
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)

@@ -1,8 +1,7 @@
-"""Grid and noise on their way to the layers: hooks on the model, on a UNet's levels and on every
-attention.
+"""Grid and noise on their way to the layers.
 
-- Hooks are plain functions that reach everything through their arguments: a deepcopy keeps them,
-  for the copy.
+Hooks on the model, on a UNet's levels and on every attention pass them on. A hook is a plain
+function that reaches everything through its arguments: a deepcopy keeps it, for the copy.
 """
 
 import functools
@@ -14,26 +13,28 @@ from torch import nn
 
 from linattn.attention.grid import Grid
 from linattn.families.base import KEY, Context
-from linattn.families.processors import Processor
+from linattn.families.processors import Attention, Processor
 from linattn.families.registry import family, layers, model_of
 
 Call = tuple[tuple, dict[str, Any]]
 
 
 def watch(model: nn.Module) -> None:
-    """From now on every forward of the model tells its layers grid and noise."""
+    """Make every forward of the model hand grid and noise to its layers from now on."""
     unwatch(model)
-    kind = family(model)
-    place = functools.partial(_send, names=arguments_of(model), key=kind.handed_down)
-    model.register_forward_pre_hook(place, with_kwargs=True)
-    for module in kind.levels(model):
-        narrow = functools.partial(_narrow, names=arguments_of(module), key=kind.handed_down)
+    model_family = family(model)
+    key = model_family.handed_down
+    send = functools.partial(_send, names=arguments_of(model), key=key)
+    model.register_forward_pre_hook(send, with_kwargs=True)
+    for module in model_family.levels(model):
+        narrow = functools.partial(_narrow, names=arguments_of(module), key=key)
         module.register_forward_pre_hook(narrow, with_kwargs=True)
     for module in attentions(model):
         module.register_forward_pre_hook(_deliver, with_kwargs=True)
 
 
 def unwatch(model: nn.Module) -> None:
+    """Remove the hooks that `watch` put on the model."""
     _remove(model, _send)
     for module in family(model).levels(model):
         _remove(module, _narrow)
@@ -42,16 +43,20 @@ def unwatch(model: nn.Module) -> None:
 
 
 def is_watched(model: nn.Module) -> bool:
+    """Say whether the model has the hooks of `watch`."""
     return bool(_hooks(model, _send))
 
 
 def arguments_of(module: nn.Module) -> tuple[str, ...]:
-    # Of the class: accelerate replaces the instance's forward by one that hides its arguments.
+    """Return the names of a forward's arguments.
+
+    They are those of the class: accelerate replaces the instance's forward by one that hides them.
+    """
     return tuple(inspect.signature(type(module).forward).parameters)[1:]
 
 
-def attentions(model: nn.Module) -> list[nn.Module]:
-    """Every one of them, cross-attention included: all are handed the same arguments."""
+def attentions(model: nn.Module) -> list[Attention]:
+    """Return every attention, cross-attentions included: all are handed the same arguments."""
     return [
         module
         for module in model.modules()
@@ -60,35 +65,37 @@ def attentions(model: nn.Module) -> list[nn.Module]:
 
 
 def bound(names: tuple[str, ...], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _send(
     model: nn.Module, args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str
 ) -> Call:
-    given = bound(names, args, kwargs)
-    return _handed(
-        args,
-        kwargs,
-        names,
-        key,
-        {**(given.get(key) or {}), KEY: family(model).context(model, given)},
-    )
+    """Add the context to the dictionary that the model hands down."""
+    arguments = bound(names, args, kwargs)
+    context = family(model).context(model, arguments)
+    extras = {**(arguments.get(key) or {}), KEY: context}
+    return _with_extras(args, kwargs, names, key, extras)
 
 
 def _narrow(
     module: nn.Module, args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str
 ) -> Call:
-    """The level's own grid, from its first argument (batch, channels, height, width)."""
-    given = bound(names, args, kwargs)
-    extras, sample = given[key], given[names[0]]
-    here = Context.of(Grid(*sample.shape[-2:]), extras[KEY].noise, sample)
-    return _handed(args, kwargs, names, key, {**extras, KEY: here})
+    """Replace the grid by the level's own.
+
+    The level's first argument is (batch, channels, height, width).
+    """
+    arguments = bound(names, args, kwargs)
+    extras, sample = arguments[key], arguments[names[0]]
+    context = Context.of(Grid(*sample.shape[-2:]), extras[KEY].noise, sample)
+    return _with_extras(args, kwargs, names, key, {**extras, KEY: context})
 
 
-def _handed(
+def _with_extras(
     args: tuple, kwargs: dict[str, Any], names: tuple[str, ...], key: str, extras: dict[str, Any]
 ) -> Call:
+    """Return the call with another dictionary to hand down."""
     position = names.index(key)
     if position < len(args):
         return (*args[:position], extras, *args[position + 1 :]), kwargs
@@ -96,26 +103,24 @@ def _handed(
 
 
 def _deliver(attn: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Call:
-    """A layer without an operator is called as if linattn were not there; one with an operator must
-    use it.
-    """
+    """Take the context away from a layer without an operator; one with an operator must use it."""
     if not hasattr(attn, KEY):
         return args, {name: value for name, value in kwargs.items() if name != KEY}
     if not isinstance(attn.processor, Processor):
         raise RuntimeError(
             f"a linearised layer lost its processor to {type(attn.processor).__name__} (attention "
-            "slicing, fused "
-            "projections, an IP-Adapter for joint attention and set_attn_processor do that) and "
-            "would be softmax "
-            "again: undo that, or call linattn.families.reattach(model)"
+            "slicing, fused projections, an IP-Adapter for joint attention and set_attn_processor "
+            "do that) and would be softmax again: undo that, or call "
+            "linattn.families.reattach(model)"
         )
     return args, kwargs
 
 
 def _hooks(module: nn.Module, function: Any) -> list[int]:
+    """Return the numbers of a module's hooks that run `function`."""
     return [
-        n
-        for n, hook in module._forward_pre_hooks.items()
+        number
+        for number, hook in module._forward_pre_hooks.items()
         if getattr(hook, "func", hook) is function
     ]
 

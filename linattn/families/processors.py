@@ -1,39 +1,42 @@
-"""The layers' own halves, with an operator in the place of softmax.
+"""The halves of a layer that stay when an operator takes the place of softmax.
 
 - Processors are stateless and take no argument, since diffusers rebuilds them as
   `processor.__class__()`; the operator is a child of the attention, `attn.linattn`. Projections are
   called as modules, so that a LoRA on them counts.
 - An operator sees text tokens first. Where text has projections of its own, `inputs` and `x` are
   the picture's.
-- `has_text`: the layer's tokens begin with the text.
+- `has_text` says that the layer's tokens begin with the text.
 """
 
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linattn.attention.grid import Grid
 from linattn.families.rotary import Rope, position, rotated
 
 QKV = tuple[Tensor, Tensor, Tensor]
+Attention = Any  # diffusers' attention; each model family has an unrelated class for it
 
 
 class Processor:
+    """Run a layer's projections, norms and positions around an operator."""
+
     has_text: ClassVar[bool] = False
 
     @classmethod
     def grid(cls, grid: Grid) -> Grid:
-        """Of this layer's tokens, where the model's may have a text that the layer does not see."""
+        """Return the grid of this layer's tokens, which may lack the model's text."""
         return grid if cls.has_text else Grid(grid.height, grid.width)
 
 
 class SelfAttention(Processor):
-    """AttnProcessor2_0, for picture tokens in layers of diffusers' class `Attention`."""
+    """Stand for AttnProcessor2_0 on picture tokens in layers of diffusers' class `Attention`."""
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -49,7 +52,7 @@ class SelfAttention(Processor):
         q, k, v = projections(attn, x, grid)
         # (batch, tokens, heads, head_dim)
         out = attn.linattn.mix(q, k, v, grid, x=x, noise=linattn.noise)
-        out = _leave(attn, out.flatten(2).to(q.dtype))  # (batch, tokens, width)
+        out = _projected_out(attn, out.flatten(2).to(q.dtype))  # (batch, tokens, width)
         if hidden_states.ndim == 4:
             out = out.transpose(1, 2).reshape(hidden_states.shape)
         if attn.residual_connection:
@@ -58,17 +61,17 @@ class SelfAttention(Processor):
 
 
 class JointAttention(Processor):
-    """JointAttnProcessor2_0, FluxAttnProcessor, QwenDoubleStreamAttnProcessor2_0.
+    """Stand for JointAttnProcessor2_0, FluxAttnProcessor and QwenDoubleStreamAttnProcessor2_0.
 
-    Gives (picture, text) where text has projections of its own. In FLUX's single blocks both are
-    one sequence already, and the block projects the result.
+    The output is (picture, text) where text has projections of its own. In FLUX's single blocks
+    both are one sequence already, and the block projects the result.
     """
 
     has_text = True
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -81,55 +84,58 @@ class JointAttention(Processor):
         refuse_padding(encoder_hidden_states_mask)
         text, grid = encoder_hidden_states, self.grid(_required(linattn).grid)
         q, k, v = projections(attn, hidden_states, grid, text, image_rotary_emb)
-        how = {"x": hidden_states, "noise": linattn.noise, "position": position(image_rotary_emb)}
-        out = attn.linattn.mix(q, k, v, grid, **how).flatten(2).to(q.dtype)
+        kwargs = {
+            "x": hidden_states,
+            "noise": linattn.noise,
+            "position": position(image_rotary_emb),
+        }
+        out = attn.linattn.mix(q, k, v, grid, **kwargs).flatten(2).to(q.dtype)
         if text is None:
             return out
         text, picture = out.split_with_sizes([grid.text, grid.picture], 1)
-        ends_here = getattr(attn, "context_pre_only", None)  # SD3's last block drops its text
-        return _leave(attn, picture), text if ends_here else attn.to_add_out(text)
+        drops_text = getattr(attn, "context_pre_only", None)  # SD3's last block drops its text
+        return _projected_out(attn, picture), text if drops_text else attn.to_add_out(text)
 
 
 def projections(
-    attn: nn.Module, x: Tensor, grid: Grid, text: Tensor | None = None, rope: Rope | None = None
+    attn: Attention, x: Tensor, grid: Grid, text: Tensor | None = None, rope: Rope | None = None
 ) -> QKV:
-    """q, k, v as the layer's attention takes them, linearised or not, (batch, tokens, heads,
-    head_dim), text first.
+    """Return q, k, v as the layer's attention takes them, linearised or not.
+
+    They are (batch, tokens, heads, head_dim), text first.
     """
     operator = getattr(attn, "linattn", None)
     inputs = (x, x, x) if operator is None else operator.inputs(x, grid)
     q, k, v = _heads(attn, inputs, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
     if text is not None:
-        own = (
-            (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
-            (attn.norm_added_q, attn.norm_added_k),
+        added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text_q, text_k, text_v = _heads(
+            attn, (text, text, text), added, (attn.norm_added_q, attn.norm_added_k)
         )
-        q, k, v = (
-            torch.cat(pair, 1)
-            for pair in zip(_heads(attn, (text,) * 3, *own), (q, k, v), strict=True)
-        )
+        q, k, v = torch.cat([text_q, q], 1), torch.cat([text_k, k], 1), torch.cat([text_v, v], 1)
     if rope is not None:
         q, k = rotated(q, rope), rotated(k, rope)
     return q, k, v
 
 
-def _heads(attn: nn.Module, inputs: QKV, projects: tuple, norms: tuple) -> QKV:
+def _heads(attn: Attention, inputs: QKV, projects: tuple, norms: tuple) -> QKV:
+    """Project the inputs of q, k and v, cut them into heads, and normalise q and k."""
     q, k, v = (
-        project(each).unflatten(-1, (attn.heads, -1))
-        for project, each in zip(projects, inputs, strict=True)
+        project(tensor).unflatten(-1, (attn.heads, -1))
+        for project, tensor in zip(projects, inputs, strict=True)
     )
-    q, k = (each if norm is None else norm(each) for each, norm in zip((q, k), norms, strict=True))
+    norm_q, norm_k = norms
+    q = q if norm_q is None else norm_q(q)
+    k = k if norm_k is None else norm_k(k)
     return q, k, v
 
 
-def _leave(attn: nn.Module, out: Tensor) -> Tensor:
+def _projected_out(attn: Attention, out: Tensor) -> Tensor:
     return attn.to_out[1](attn.to_out[0](out))
 
 
-def normalised(attn: nn.Module, x: Tensor, temb: Tensor | None = None) -> Tensor:
-    """(batch, tokens, width), by the norms that some layers of the class `Attention` hold
-    themselves.
-    """
+def normalised(attn: Attention, x: Tensor, temb: Tensor | None = None) -> Tensor:
+    """Return x (batch, tokens, width) after the norms that some layers of `Attention` hold."""
     if getattr(attn, "spatial_norm", None) is not None:
         x = attn.spatial_norm(x, temb)
     if x.ndim == 4:
@@ -140,15 +146,14 @@ def normalised(attn: nn.Module, x: Tensor, temb: Tensor | None = None) -> Tensor
 
 
 def refuse_padding(mask: Tensor | None) -> None:
-    """A mask (batch, text) that hides nothing may stay."""
+    """Raise a ValueError for a mask (batch, text) that hides any token."""
     if mask is None or mask.bool().all():
         return
     lengths = mask.bool().sum(1).tolist()
     raise ValueError(
         f"encoder_hidden_states_mask hides padding: the texts of this batch have {lengths} tokens "
-        f"of {mask.shape[1]}, "
-        "and an operator reads every token; draw one prompt a call, or prompts of one length, and "
-        "cut the padding off"
+        f"of {mask.shape[1]}, and an operator reads every token; draw one prompt a call, or "
+        "prompts of one length, and cut the padding off"
     )
 
 

@@ -1,56 +1,51 @@
-"""Qwen-Image: double blocks alone, text first as the operators want it; qk-norm, and RoPE as
-complex factors.
+"""Qwen-Image: double blocks alone, with text first as the operators want it.
 
+- Queries and keys have norms and rotary positions, given as complex factors.
 - The grid is read from `img_shapes`, (frames, height, width) in tokens for every picture of every
   sample.
 - Editing and layered models put several pictures into one sequence, which is no grid. Their class
-  is the same, so the call is what tells, and is refused.
-- A text is as long as its batch's longest, and a mask says what is padding. The operators know no
-  mask: a linear read sums over all tokens. So padding is refused; the stock pipeline passes no mask
-  where there is none.
+  is the same, so the call shows it, and the call is refused.
+- All texts of a batch are padded to the longest, and a mask marks the padding. Operators take no
+  mask, because a linear read sums over all tokens. Padding is therefore refused; the stock pipeline
+  passes no mask where there is none.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from linattn.attention.grid import Grid
-from linattn.families.base import Context, Family, Found, noise_level
+from linattn.families.base import TEXT, Context, Family, Model, Slot, noise_level
 from linattn.families.processors import JointAttention, refuse_padding
 
-TEXT, SIDE = 8, 64  # tokens of an example; Qwen-Image's tokens a side at 1,024 px
+SIDE = 64  # Qwen-Image's tokens a side at 1,024 px
 
 
 class QwenImage(Family):
     handed_down = "attention_kwargs"
     rotates = True
 
-    def attentions(self, model: nn.Module) -> Iterator[Found]:
+    def attentions(self, model: Model) -> Iterator[Slot]:
         for index, block in enumerate(model.transformer_blocks):
-            yield f"transformer_blocks.{index}.attn", block.attn, JointAttention, None
+            yield Slot(f"transformer_blocks.{index}.attn", block.attn, JointAttention)
 
     def read(
-        self, model: nn.Module, arguments: Mapping[str, Any]
+        self, model: Model, arguments: Mapping[str, Any]
     ) -> tuple[Grid, Tensor | None, Tensor]:
         sample = arguments["hidden_states"]  # (batch, tokens, channels)
         height, width = sides(arguments.get("img_shapes"), sample.shape[1])
         grid = Grid(height, width, arguments["encoder_hidden_states"].shape[1])
         return grid, noise_level(arguments.get("timestep"), sample, steps=1), sample
 
-    def context(self, model: nn.Module, arguments: Mapping[str, Any]) -> Context:
-        # Here and not in `read`, which a caller who knows the grid spares.
+    def context(self, model: Model, arguments: Mapping[str, Any]) -> Context:
+        # Padding is refused here and not in `read`, which a caller who knows the grid spares.
         refuse_padding(arguments.get("encoder_hidden_states_mask"))
         return super().context(model, arguments)
 
-    def example(
-        self, model: nn.Module, side: int | None, batch: int, noise: float
-    ) -> dict[str, Any]:
-        side, config, weight = (
-            SIDE if side is None else side,
-            model.config,
-            next(model.parameters()),
-        )
+    def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
+        side = SIDE if side is None else side
+        config, weight = model.config, next(model.parameters())
         return {
             "hidden_states": weight.new_zeros(batch, side * side, config.in_channels),
             "encoder_hidden_states": weight.new_zeros(batch, TEXT, config.joint_attention_dim),
@@ -60,19 +55,15 @@ class QwenImage(Family):
 
 
 def sides(shapes: Any, tokens: int) -> tuple[int, int]:
-    """(height, width) in tokens of the one picture that `img_shapes` tells of, the same for every
-    sample.
-    """
+    """Return (height, width) in tokens of the one picture in `img_shapes`, alike in all samples."""
     if not shapes or not all(shapes):
         raise ValueError(
             f"img_shapes is {shapes!r}, so the grid is not known: pass [[(1, height, width)]] * "
             "batch"
         )
-    samples = (
-        [_pictures(each) for each in shapes] if isinstance(shapes, list) else [_pictures(shapes)]
-    )
+    samples = [_pictures(sample) for sample in (shapes if isinstance(shapes, list) else [shapes])]
     first = samples[0]
-    if any(each != first for each in samples):
+    if any(sample != first for sample in samples):
         raise ValueError(
             f"img_shapes tell of samples of different sizes, {samples}: call the model once for "
             "each size"
@@ -80,8 +71,8 @@ def sides(shapes: Any, tokens: int) -> tuple[int, int]:
     if len(first) != 1 or first[0][0] != 1:
         raise ValueError(
             f"img_shapes tell of {len(first)} pictures a sample, {first}: one picture of one frame "
-            "is a grid; "
-            "reference pictures, layers and frames in the same sequence are not supported"
+            "is a grid; reference pictures, layers and frames in the same sequence are not "
+            "supported"
         )
     _, height, width = first[0]
     if height * width != tokens:
@@ -93,9 +84,7 @@ def sides(shapes: Any, tokens: int) -> tuple[int, int]:
 
 
 def _pictures(sample: Any) -> list[tuple[int, int, int]]:
-    """diffusers takes one picture without a list around it, too."""
-    return (
-        [tuple(each) for each in sample]
-        if isinstance(sample[0], (list, tuple))
-        else [tuple(sample)]
-    )
+    """Return a sample's pictures; diffusers also takes one picture without a list around it."""
+    if isinstance(sample[0], (list, tuple)):
+        return [tuple(picture) for picture in sample]
+    return [tuple(sample)]

@@ -1,4 +1,4 @@
-"""Which class of diffusers is of which family, and what is said of the others."""
+"""Map diffusers' classes to their families, and say why other classes are not supported."""
 
 import inspect
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from linattn.families.base import Family, Layer
-from linattn.families.dit import DiT, PixArt
+from linattn.families.dit import DiT
 from linattn.families.flux import Flux
+from linattn.families.pixart import PixArt
 from linattn.families.qwen import QwenImage
 from linattn.families.sd3 import SD3
 from linattn.families.unet import UNet
@@ -23,19 +24,23 @@ FAMILIES: dict[str, Family] = {
 REFUSED = {
     "SanaTransformer2DModel": "its self-attention is linear already (ReLU, no softmax to replace)",
     "ControlNetModel": "a ControlNet follows the UNet it was made for and is left dense",
-    "ZImageTransformer2DModel": "its forward hands nothing down to its attentions (joint_attention_kwargs ends at the "
-    "LoRA scale), so height, width and noise cannot reach a layer with the call; from what a layer "
-    "is given, hidden "
-    "states, a mask and rotary factors, the noise cannot be derived",
+    "ZImageTransformer2DModel": (
+        "its forward hands nothing down to its attentions (joint_attention_kwargs ends at the LoRA "
+        "scale), so height, width and noise cannot reach a layer with the call; from a layer's own "
+        "arguments, hidden states, a mask and rotary factors, the noise cannot be derived"
+    ),
     "UNetMotionModel": "its blocks attend over time too, where tokens have no grid",
 }
+# the arguments from which families read the grid of tokens that are not latents themselves
+GRID_ARGUMENTS = ("img_ids", "img_shapes")
 
 
 def family(model: nn.Module) -> Family:
-    """By the class and its parents, never by the folder's config: old checkpoints name other
-    classes there.
+    """Return the family of a model by its class and that class's parents.
+
+    The folder's config is not asked, because old checkpoints name other classes there.
     """
-    names = [kind.__name__ for kind in type(model).__mro__]
+    names = [ancestor.__name__ for ancestor in type(model).__mro__]
     for name in names:
         if name in FAMILIES:
             return FAMILIES[name]
@@ -47,37 +52,32 @@ def family(model: nn.Module) -> Family:
 
 
 def _why(model: nn.Module) -> str:
-    """Of a class that nobody here has read: what the arguments of its forward tell."""
+    """Return what the forward's arguments say about a class that has no family here."""
     if not any(hasattr(module, "set_processor") for module in model.modules()):
         return "it has none of diffusers' attention layers"
     names = inspect.signature(type(model).forward).parameters
-    # what our families read
-    told = next((name for name in ("img_ids", "img_shapes") if name in names), None)
-    said = (
-        f"its tokens lie on the picture as {told} says, but how its layers project and attend is "
-        "not known here"
-        if told
-        else "how its tokens lie on the picture is not known here"
-    )
+    argument = next((name for name in GRID_ARGUMENTS if name in names), None)
+    reason = "how its tokens lie on the picture is not known here"
+    if argument:
+        reason = (
+            f"its tokens lie on the picture as {argument} says, but how its layers project and "
+            "attend is not known here"
+        )
     if any(name.endswith("attention_kwargs") for name in names):
-        return f"{said}: a family of its own tells that (CONTRIBUTING.md)"
+        return f"{reason}: a family of its own tells that (CONTRIBUTING.md)"
     return (
-        f"{said}, and its forward takes no dictionary that it would hand down to its attentions, "
-        "so height, width and "
-        "noise cannot reach a layer with the call"
+        f"{reason}, and its forward takes no dictionary that it would hand down to its attentions, "
+        "so height, width and noise cannot reach a layer with the call"
     )
 
 
 def model_of(model_or_pipeline: Any) -> nn.Module:
-    """The denoising model of a pipeline or Teacher; a model as it is, without torch.compile's or
-    DDP's wrapper.
+    """Return the denoising model of a pipeline, a Teacher or a model.
+
+    torch.compile's and DDP's wrappers are taken off.
     """
-    wrapped = (
-        ("_orig_mod", "module")
-        if isinstance(model_or_pipeline, nn.Module)
-        else ("transformer", "unet", "model")
-    )
-    for name in wrapped:
+    is_model = isinstance(model_or_pipeline, nn.Module)
+    for name in ("_orig_mod", "module") if is_model else ("transformer", "unet", "model"):
         inner = getattr(model_or_pipeline, name, None)
         if isinstance(inner, nn.Module):
             return model_of(inner)
@@ -90,8 +90,6 @@ def model_of(model_or_pipeline: Any) -> nn.Module:
 
 
 def layers(model_or_pipeline: Any) -> list[Layer]:
-    """Every self-attention, numbered in the order the forward meets them; cross-attention is no
-    part of it.
-    """
+    """Return every self-attention, numbered in forward order; cross-attentions are none of them."""
     model = model_of(model_or_pipeline)
     return family(model).layers(model)

@@ -1,9 +1,10 @@
-"""Rotary positions, in the two forms that families hand down: how q and k are rotated, and by what.
+"""Rotary positions in the two forms that families hand down.
 
-- FLUX: (cos, sin) of text and picture as one sequence, (tokens, head_dim). Qwen-Image: (picture,
-  text), each of complex factors, (tokens, head_dim / 2). Both turn neighbouring channels.
-- Each is rotated by its family's own function: the two round differently, and a student should get
-  its teacher's bits.
+- FLUX hands down (cos, sin) of text and picture as one sequence, (tokens, head_dim). Qwen-Image
+  hands down (picture, text), each of complex factors, (tokens, head_dim / 2). Both turn
+  neighbouring channels.
+- Queries and keys are rotated by their family's own function: the two functions round differently,
+  and a student should get its teacher's bits.
 """
 
 import torch
@@ -15,14 +16,14 @@ Rope = tuple[Tensor, Tensor]
 
 
 def rotated(x: Tensor, rope: Rope) -> Tensor:
-    """x (batch, tokens, heads, head_dim), text first."""
+    """Rotate x (batch, tokens, heads, head_dim), text first."""
     if _is_complex(rope):
         return apply_rotary_emb_qwen(x, _text_first(rope), use_real=False)
     return apply_rotary_emb(x, rope, sequence_dim=1)
 
 
 def position(rope: Rope | None) -> Rope | None:
-    """What an operator is told: (cos, sin), (tokens, head_dim), text first."""
+    """Return the positions that operators take: (cos, sin), (tokens, head_dim), text first."""
     if rope is None or not _is_complex(rope):
         return rope
     factors = _text_first(rope).repeat_interleave(2, 1)
@@ -34,4 +35,5 @@ def _is_complex(rope: Rope) -> bool:
 
 
 def _text_first(rope: Rope) -> Tensor:
-    return torch.cat(rope[::-1])
+    picture, text = rope
+    return torch.cat([text, picture])

@@ -1,45 +1,64 @@
-"""SD3 and SD3.5: joint attention of text and picture, and in dual blocks a second one of the
-picture alone.
+"""SD3 and SD3.5: joint attention of text and picture.
 
-- The pipeline puts text last; the operators see it first. Attention does not mind the order, and
-  positions are added before the blocks.
+- Dual blocks have a second attention, of the picture alone.
+- The pipeline puts text last; the operators see it first. Attention does not depend on the order,
+  and positions are added before the blocks.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from linattn.attention.grid import Grid
-from linattn.families.base import Family, Found, latents, noise_level, timesteps
+from linattn.families.base import TEXT, Family, Model, Slot, latents, noise_level, timesteps
+from linattn.families.conditions import Conditioning, Prompts
+from linattn.families.flow import FlowCaptions, shifted
 from linattn.families.processors import JointAttention, SelfAttention
 
-TEXT = 8  # tokens of an example
+
+class PooledCaptions(FlowCaptions):
+    """Condition SD3 on captions as tokens of the self-attention and as a pooled vector."""
+
+    def encode(self, prompts: Prompts) -> Conditioning:
+        states, _, pooled, _ = self.pipe.encode_prompt(
+            list(prompts),
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            **self.length_kwargs(),
+        )
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+    def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
+        tokens = like.shape[-2] * like.shape[-1] // self.unit**2
+        scheduler.set_timesteps(steps, device=like.device, **shifted(scheduler, tokens))
 
 
 class SD3(Family):
+    conditions = PooledCaptions
     handed_down = "joint_attention_kwargs"
 
-    def attentions(self, model: nn.Module) -> Iterator[Found]:
+    def attentions(self, model: Model) -> Iterator[Slot]:
+        picture = (model.config.sample_size // model.config.patch_size) ** 2
         for index, block in enumerate(model.transformer_blocks):
-            yield f"transformer_blocks.{index}.attn", block.attn, JointAttention, None
+            name = f"transformer_blocks.{index}"
+            yield Slot(f"{name}.attn", block.attn, JointAttention)
             if block.attn2 is not None:
-                picture = (model.config.sample_size // model.config.patch_size) ** 2
-                yield f"transformer_blocks.{index}.attn2", block.attn2, SelfAttention, picture
+                yield Slot(f"{name}.attn2", block.attn2, SelfAttention, picture)
 
     def read(
-        self, model: nn.Module, arguments: Mapping[str, Any]
+        self, model: Model, arguments: Mapping[str, Any]
     ) -> tuple[Grid, Tensor | None, Tensor]:
-        # (batch, channels, height, width)
-        sample, patch = arguments["hidden_states"], model.config.patch_size
-        text = arguments["encoder_hidden_states"].shape[1]
-        grid = Grid(sample.shape[-2] // patch, sample.shape[-1] // patch, text)
+        sample = arguments["hidden_states"]  # (batch, channels, height, width)
+        height, width = (side // model.config.patch_size for side in sample.shape[-2:])
+        grid = Grid(height, width, arguments["encoder_hidden_states"].shape[1])
         return grid, noise_level(arguments.get("timestep"), sample), sample
 
-    def example(
-        self, model: nn.Module, side: int | None, batch: int, noise: float
-    ) -> dict[str, Tensor]:
-        sample, config = latents(model, side, batch, model.config.patch_size), model.config
+    def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
+        config = model.config
+        sample = latents(model, side, batch, config.patch_size)
         return {
             "hidden_states": sample,
             "timestep": timesteps(noise, batch, sample.device).to(sample.dtype),

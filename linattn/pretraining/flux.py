@@ -19,7 +19,7 @@ from diffusers import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn.conditions import packed, places, unpacked
+from linattn.families.flux import packed, positions, unpacked
 from linattn.pretraining.backbone import Data, silence
 from linattn.pretraining.captioned import Captioned, captioned_card
 from linattn.pretraining.recipe import Recipe, Stage
@@ -66,7 +66,7 @@ class TextFlux(nn.Module):
         height, width = (side // 2 for side in noisy.shape[-2:])
         # RoPE measures distances in tokens. Tokens of a small picture get positions as far apart as
         # those of a large one.
-        ids = places(height, width, noisy.device) * (SIDE / max(height, width))
+        ids = positions(height, width, noisy.device) * (SIDE / max(height, width))
         inputs = {
             "hidden_states": packed(noisy),
             "encoder_hidden_states": self.t5(t5_ids)[0],  # (batch, LENGTH, width)

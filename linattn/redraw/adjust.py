@@ -8,7 +8,7 @@ from torch import nn
 
 from linattn import families, sampling
 from linattn.attention import Operator
-from linattn.conditions import Asked
+from linattn.conditions import Prompts
 from linattn.sampling import Source
 
 TILING = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")  # of diffusers' VAEs
@@ -34,7 +34,7 @@ def positions(model: nn.Module, ntk: float) -> Generator[None]:
 
 
 @contextmanager
-def proportions(source: Source, prompts: Asked, enabled: bool) -> Generator[None]:
+def proportions(source: Source, prompts: Prompts, enabled: bool) -> Generator[None]:
     """Switch on CLEAR's scale by the number of tokens meanwhile, in each layer with that option."""
     if not enabled:
         yield
@@ -65,10 +65,10 @@ def _scalable(model: nn.Module) -> list[Operator]:
     return scalable
 
 
-def trained_tokens(source: Source, prompts: Asked, text: bool) -> int:
+def trained_tokens(source: Source, prompts: Prompts, text: bool) -> int:
     """Count the tokens of a picture at the card's side, plus those of its caption if `text`."""
     height, width = sampling.latent_sides(source, None)
-    states = source.conditions.rows(prompts[:1]).get("encoder_hidden_states") if text else None
+    states = source.conditions.encode(prompts[:1]).get("encoder_hidden_states") if text else None
     text_tokens = 0 if states is None else states.shape[1]
     return height * width // source.conditions.unit**2 + text_tokens
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from linattn import sampling, seeds
-from linattn.conditions import Asked
+from linattn.conditions import Prompts
 from linattn.redraw import images
 from linattn.redraw.adjust import positions, proportions, tiles
 from linattn.sampling import GuidedBatch, Plan, Source
@@ -24,7 +24,7 @@ def upscale(
     factor: float = 2,
     strength: float = 0.4,
     *,
-    asked: Asked,
+    asked: Prompts,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -73,7 +73,7 @@ def upscale(
 def redrawn(
     source: Source,
     plan: Plan,
-    prompts: Asked,
+    prompts: Prompts,
     clean: Tensor,
     strength: float,
     generators: list[torch.Generator],

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from linattn import seeds, world
-from linattn.conditions import Asked, Conditions, Labels
+from linattn.conditions import Conditions, Labels, Prompts
 
 
 def prompts_of(
     conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None
-) -> Asked:
+) -> Prompts:
     """Return the prompts of pictures `numbers`: balanced labels, or captions.
 
     Captions are those of scenes by default; of `captions`, picture i gets caption i modulo their

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from linattn import digests
-from linattn.conditions import Asked
+from linattn.conditions import Prompts
 from linattn.samples import manifest, shards
 from linattn.samples.shards import Shard
 
@@ -58,7 +58,7 @@ class Samples:
         """Return the shape of one picture's latents."""
         return tuple(self.recipe["shape"])
 
-    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Asked]:
+    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Prompts]:
         """Return latents (batch, channels, height, width) in float32, and labels or captions."""
         numbers = self._checked_numbers(indices)
         latents = torch.empty(len(numbers), *self.shape)
@@ -73,7 +73,7 @@ class Samples:
                 prompts[slot] = shard.prompts[position]
         return latents, prompts if isinstance(prompts[0], str) else torch.stack(prompts)
 
-    def first(self, count: int) -> tuple[Tensor, Asked]:
+    def first(self, count: int) -> tuple[Tensor, Prompts]:
         return self.batch(range(count))
 
     def _checked_numbers(self, indices: Tensor | Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from linattn import digests
-from linattn.conditions import Asked
+from linattn.conditions import Prompts
 from linattn.samples import recipe as recipes
 
 
@@ -22,7 +22,7 @@ class Shard:
     """Hold the latents of a shard in float16, and their prompts."""
 
     latents: Tensor  # (pictures, channels, height, width)
-    prompts: Asked
+    prompts: Prompts
 
 
 def path_in(folder: Path, index: int) -> Path:

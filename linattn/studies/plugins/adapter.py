@@ -113,7 +113,7 @@ def words(
         hidden = torch.rand(len(true), generator=generator) < HIDDEN
         captions = _dropped([plainly(scene) for scene in true], hidden)
         with torch.no_grad():
-            states = teacher.conditions.rows(captions)["encoder_hidden_states"][:, list(TOKENS)]
+            states = teacher.conditions.encode(captions)["encoder_hidden_states"][:, list(TOKENS)]
         predicted = projection(vectors(image_encoder, world.render(true, side), hidden))
         return F.mse_loss(predicted, states)
 

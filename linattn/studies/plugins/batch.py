@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn import seeds, world
-from linattn.conditions import Rows
+from linattn.conditions import Conditioning
 from linattn.teachers import Teacher
 
 # share of empty captions, as in the teacher's own training: guidance needs both predictions
@@ -27,7 +27,7 @@ class Batch:
     noisy: Tensor  # latents
     t: Tensor  # (batch,)
     target: Tensor
-    conditioning: Rows  # of the captions, by the argument names of the UNet's forward
+    conditioning: Conditioning  # of the captions, by the argument names of the UNet's forward
 
     def loss(self, unet: nn.Module, **kwargs: Any) -> Tensor:
         """Return the squared error of the prediction.
@@ -59,7 +59,7 @@ def draw(
     prompts = ["" if is_dropped else caption for caption, is_dropped in pairs]
     process = teacher.diffusion
     noisy, target = process.noised(clean, eps, t), process.target(clean, eps, t)
-    return Batch(pictures, noisy, t, target, teacher.conditions.rows(prompts))
+    return Batch(pictures, noisy, t, target, teacher.conditions.encode(prompts))
 
 
 def of_step(seed: int, step: int, count: int) -> tuple[list[world.Scene], torch.Generator]:

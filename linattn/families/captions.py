@@ -1,0 +1,32 @@
+"""Captions as prompts: what all families that read text share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from linattn.families.conditions import Conditioning, Conditions, Prompts
+
+
+class Captions(Conditions):
+    """Condition a model on one caption a picture, which its pipeline encodes."""
+
+    def check(self, prompts: Any) -> list[str]:
+        is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+        if not is_list or not all(isinstance(caption, str) for caption in prompts):
+            raise ValueError(
+                f"captions are {type(prompts).__name__}; pass a list of texts, one a picture"
+            )
+        if not prompts:
+            raise ValueError("no captions; pass a list of texts, one a picture")
+        return list(prompts)
+
+    def words(self, prompts: Prompts) -> list[str]:
+        return self.check(prompts)
+
+    def nothing(self) -> Conditioning:
+        return self.encode([""])
+
+    def length_kwargs(self) -> dict[str, Any]:
+        """Return the length of the text for `encode_prompt`, where the card names one."""
+        if "text_length" not in self.card:
+            return {}
+        return {"max_sequence_length": self.card["text_length"]}

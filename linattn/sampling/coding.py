@@ -1,0 +1,54 @@
+"""Latents to pictures and back, by the source's VAE."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linattn.sampling.source import Source
+
+
+@torch.no_grad()
+def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
+    """Decode latents to pictures in [0, 1], as the pipeline itself does."""
+    source = Source.of(teacher_or_pipe)
+    vae, pictures = source.vae, []
+    with upcast(vae):
+        weight = next(vae.parameters())
+        for chunk in latents.split(batch):
+            unscaled = source.conditions.unscaled(chunk.to(weight.device, weight.dtype), vae)
+            pictures.append(vae.decode(unscaled).sample.float().div(2).add(0.5).clamp(0, 1).cpu())
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
+    """Encode pictures in [0, 1] to latents, the posterior's mean, float32 on the VAE's device."""
+    source = Source.of(teacher_or_pipe)
+    means = []
+    with upcast(source.vae):
+        weight = next(source.vae.parameters())
+        for chunk in pictures.split(batch):
+            centred = (chunk * 2 - 1).to(weight.device, weight.dtype)
+            means.append(source.vae.encode(centred).latent_dist.mean)
+    return source.conditions.scaled(torch.cat(means), source.vae).float()
+
+
+@contextmanager
+def upcast(vae: Any) -> Generator[None, None, None]:
+    """Run a float16 VAE in float32 meanwhile where its config asks for it.
+
+    Its activations pass 65,504, and stock SDXL does the same. A bfloat16 VAE stays, because
+    bfloat16 has float32's range. Casting the weights to float32 and back changes no bit of them.
+    """
+    is_half = next(vae.parameters()).dtype == torch.float16
+    needs_upcast = is_half and getattr(vae.config, "force_upcast", False)
+    if needs_upcast:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if needs_upcast:
+            vae.to(torch.float16)

@@ -1,0 +1,56 @@
+"""Guidance: the conditioning of a batch, and the prediction that is led away from nothing."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from linattn import conditions
+from linattn.conditions import Conditioning, Prompts
+from linattn.sampling.plan import Plan
+from linattn.sampling.source import Source
+
+
+@dataclass(frozen=True)
+class GuidedBatch:
+    """Hold the conditioning of a batch.
+
+    Where guidance needs two predictions, the empty conditioning is appended.
+    """
+
+    conditioning: Conditioning
+    guidance: float
+    doubled: bool
+
+    @classmethod
+    def of(cls, source: Source, prompts: Prompts, plan: Plan) -> "GuidedBatch":
+        conditioner = source.conditions
+        conditioning = conditioner.encode(prompts)
+        if conditioner.embeds_guidance:
+            conditioning["guidance"] = torch.full_like(conditioning["guidance"], plan.guidance)
+            return cls(conditioning, 1.0, False)
+        if plan.guidance <= 1:
+            return cls(conditioning, plan.guidance, False)
+        empty = conditions.repeated(conditioner.nothing(), len(prompts))
+        return cls(conditions.joined(conditioning, empty), plan.guidance, True)
+
+
+def predict(
+    source: Source, latents: Tensor, t: Tensor, guided: GuidedBatch
+) -> tuple[Tensor, Tensor]:
+    """Return the guided prediction and the raw variance for latents that share the time t.
+
+    The variance is an empty tensor where the model predicts none.
+    """
+    weight = next(source.model.parameters())
+    inputs = torch.cat([latents, latents]) if guided.doubled else latents
+    times = t.to(weight.device).expand(len(inputs))
+    output = source.conditions.call(
+        source.model, inputs.to(weight.dtype), times, guided.conditioning
+    )
+    channels = latents.shape[1]
+    prediction, raw = output.to(latents.dtype).split([channels, output.shape[1] - channels], dim=1)
+    if not guided.doubled:
+        return prediction, raw
+    conditional, empty = prediction.chunk(2)
+    return empty + guided.guidance * (conditional - empty), raw.chunk(2)[0]

@@ -1,0 +1,64 @@
+"""The source of a draw: model, VAE, scheduler, card and conditions."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from linattn import conditions
+from linattn.conditions import Conditions
+
+
+@dataclass(frozen=True)
+class Source:
+    """Hold the parts of a teacher or a pipeline that a draw needs."""
+
+    model: nn.Module
+    vae: Any  # diffusers' autoencoder
+    scheduler: Any
+    card: Mapping[str, Any]
+    conditions: Conditions
+
+    @classmethod
+    def of(cls, teacher_or_pipe: Any, model: nn.Module | None = None) -> "Source":
+        """Return the source of a teacher, a pipeline or another source.
+
+        `model` replaces the source's own, so that a student draws with its teacher's VAE, scheduler
+        and card.
+        """
+        if isinstance(teacher_or_pipe, cls):
+            return teacher_or_pipe if model is None else replace(teacher_or_pipe, model=model)
+        pipe = getattr(teacher_or_pipe, "pipe", teacher_or_pipe)
+        card = getattr(teacher_or_pipe, "card", None) or _card_of(pipe)
+        conditioner = conditions.of(pipe, card)
+        model = conditioner.model if model is None else model
+        return cls(model, pipe.vae, pipe.scheduler, card, conditioner)
+
+    @property
+    def factor(self) -> int:
+        """Return the number of pixels along one side of a latent position."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def side(self) -> int:
+        """Return the default side in pixels: the card's, or that of the model's training."""
+        return self.card.get("side") or self.conditions.side * self.factor
+
+
+def _card_of(pipe: Any) -> dict[str, Any]:
+    """Return the card of a pipeline that comes without a teacher.
+
+    It is the card in the folder the pipeline was loaded from, or else the labels of the pipeline's
+    config. Without its card, flux-nano would get captions of 512 tokens, although it was trained
+    with 16.
+    """
+    config = getattr(pipe, "config", None) or {}
+    folder = getattr(config, "_name_or_path", None)
+    path = Path(folder or "") / "card.json"
+    if folder and path.is_file():
+        return json.loads(path.read_text())
+    labels = getattr(config, "id2label", None) or {}
+    return {"labels": list(labels.values())} if labels else {}
