@@ -12,22 +12,23 @@ LABELS = {"few": ("mediator", {"count": 4}), "window": ("clear", {"radius": 2})}
 
 
 @pytest.fixture(scope="module")
-def rows():
+def timings():
     return amdahl.time_steps(tiny.model(), LABELS, [8, 4], repeats=2)
 
 
-def test_a_row_for_each_model_and_size_the_dense_first(rows):
+def test_a_row_for_each_model_and_size_the_dense_first(timings):
     wanted = [(name, tokens) for name in (amdahl.DENSE, *LABELS) for tokens in (16, 64)]
-    assert [(row["operator"], row["tokens"]) for row in rows] == wanted
+    assert [(row["operator"], row["tokens"]) for row in timings] == wanted
     assert all(
-        row["fastest"] <= row["seconds"] <= row["slowest"] and row["repeats"] == 2 for row in rows
+        row["fastest"] <= row["seconds"] <= row["slowest"] and row["repeats"] == 2
+        for row in timings
     )
-    assert all(row["backend"] == ["torch"] for row in rows)
+    assert all(row["backend"] == ["torch"] for row in timings)
 
 
-def test_shares_are_the_dense_models(rows):
-    assert all(("share" in row) == (row["operator"] == amdahl.DENSE) for row in rows)
-    assert all(0 < row["share"] <= 1 and row["ratio"] == 1 for row in rows[:2])
+def test_shares_are_the_dense_models(timings):
+    assert all(("share" in row) == (row["operator"] == amdahl.DENSE) for row in timings)
+    assert all(0 < row["share"] <= 1 and row["ratio"] == 1 for row in timings[:2])
 
 
 def test_ratio_share_and_bound_follow_from_the_times(monkeypatch):

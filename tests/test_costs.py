@@ -36,18 +36,18 @@ def converted(label: str, **shape):
 
 def test_macs_of_a_dense_model_by_hand():
     width, tokens, layers, patch = 32, 16, 2, 2
-    found = costs.macs(tiny.model(width=width, layers=layers, patch=patch))
-    assert found["tokens"] == tokens
-    assert found["core"] == layers * 2 * tokens**2 * width
-    assert found["projections"] == layers * 4 * tokens * width**2
+    counted = costs.macs(tiny.model(width=width, layers=layers, patch=patch))
+    assert counted["tokens"] == tokens
+    assert counted["core"] == layers * 2 * tokens**2 * width
+    assert counted["projections"] == layers * 4 * tokens * width**2
     embed, mlp, out = (
         4 * patch**2 * width * tokens,
         8 * width**2 * tokens,
         width * patch**2 * 8 * tokens,
     )
     modulation = (layers + 1) * (256 * width + width**2) + layers * 6 * width**2 + 2 * width**2
-    assert found["rest"] == embed + layers * mlp + out + modulation
-    assert found["total"] == found["core"] + found["projections"] + found["rest"]
+    assert counted["rest"] == embed + layers * mlp + out + modulation
+    assert counted["total"] == counted["core"] + counted["projections"] + counted["rest"]
 
 
 @pytest.mark.parametrize("side", [2, 8, 11, 16])
@@ -74,8 +74,8 @@ def test_a_window_counts_its_tiles_and_its_formula_only_the_disc():
 def test_only_the_core_changes_when_a_model_is_converted():
     dense, ours = costs.macs(tiny.model(), 16), costs.macs(converted("mediator"), 16)
     assert ours["core"] < dense["core"]
-    assert [ours[part] for part in ("projections", "rest")] == [
-        dense[part] for part in ("projections", "rest")
+    assert [ours[name] for name in ("projections", "rest")] == [
+        dense[name] for name in ("projections", "rest")
     ]
 
 
@@ -162,8 +162,8 @@ def test_peak_memory_says_nothing(capfd):
 @pytest.mark.parametrize("name", [name for name in attention.OPERATORS if name != "softmax"])
 def test_no_operator_holds_an_n_by_n_tensor(name):
     tokens = 4096
-    rows = costs.time_operators({name: (name, {})}, [tokens], heads=2, head_dim=8, repeats=1)
-    assert rows[1]["bytes"] < tokens * tokens * 4
+    table = costs.time_operators({name: (name, {})}, [tokens], heads=2, head_dim=8, repeats=1)
+    assert table[1]["bytes"] < tokens * tokens * 4
 
 
 def test_forward_memory_grows_with_the_batch():
@@ -188,36 +188,36 @@ class Clock:
 
 def test_interleaved_calls_take_turns_after_one_warm_up():
     seen = []
-    found = costs.interleaved(
+    times = costs.interleaved(
         {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, repeats=3
     )
     assert seen == ["a", "b"] * 4
-    assert [len(each) for each in found.values()] == [3, 3]
+    assert [len(seconds) for seconds in times.values()] == [3, 3]
 
 
 def test_a_slow_call_is_not_repeated(monkeypatch):
     clock = Clock(monkeypatch)
-    found = costs.interleaved(
+    times = costs.interleaved(
         {"slow": clock.call(9.0), "fast": clock.call(3.0, 1.0, 2.0)}, repeats=2, limit=5
     )
-    assert found == {"slow": [9.0], "fast": [1.0, 2.0]}
+    assert times == {"slow": [9.0], "fast": [1.0, 2.0]}
 
 
 def timings(**operators: dict[int, float]) -> list[dict]:
     return [
         {"operator": name, "tokens": n, "seconds": s}
-        for name, each in operators.items()
-        for n, s in each.items()
+        for name, by_size in operators.items()
+        for n, s in by_size.items()
     ]
 
 
 def test_the_exponent_of_a_power_law_over_the_larger_half():
     sizes = [64, 256, 1024, 4096]
-    rows = timings(
+    table = timings(
         dense={n: 1.0 if n < 1024 else 1e-9 * n**2 for n in sizes},
         linear={n: 1e-6 * n for n in sizes},
     )
-    assert exponents(rows) == pytest.approx({"dense": 2.0, "linear": 1.0})
+    assert exponents(table) == pytest.approx({"dense": 2.0, "linear": 1.0})
 
 
 def test_the_exponent_of_an_odd_number_of_sizes_by_hand():
@@ -226,10 +226,10 @@ def test_the_exponent_of_an_odd_number_of_sizes_by_hand():
 
 
 @pytest.mark.parametrize(
-    "each", [{}, {64: 1.0}, {64: 1.0, 128: None}], ids=["none", "one", "one-measured"]
+    "seconds", [{}, {64: 1.0}, {64: 1.0, 128: None}], ids=["none", "one", "one-measured"]
 )
-def test_no_exponent_from_fewer_than_two_sizes(each):
-    assert exponent(timings(one=each)) is None
+def test_no_exponent_from_fewer_than_two_sizes(seconds):
+    assert exponent(timings(one=seconds)) is None
 
 
 def test_prediction_of_the_next_size():
@@ -242,18 +242,18 @@ def test_prediction_of_the_next_size():
 
 def test_rows_of_every_operator_beside_the_baseline():
     operators = {"wide": ("clear", {"radius": 3}), "dense": ("softmax", {})}
-    rows = costs.time_operators(operators, (12, 49), heads=2, head_dim=8, repeats=2)
-    assert [(row["operator"], row["tokens"]) for row in rows] == [
+    table = costs.time_operators(operators, (12, 49), heads=2, head_dim=8, repeats=2)
+    assert [(row["operator"], row["tokens"]) for row in table] == [
         (name, tokens) for tokens in (12, 49) for name in (costs.BASELINE, "wide", "dense")
     ]
-    assert [row["grid"] for row in rows[::3]] == [[3, 4], [7, 7]]
-    for row in rows:
+    assert [row["grid"] for row in table[::3]] == [[3, 4], [7, 7]]
+    for row in table:
         assert row["fastest"] <= row["seconds"] <= row["slowest"]
         assert row["ratio"] == row["baseline_seconds"] / row["seconds"]
         assert row["baseline"] == "scaled_dot_product_attention"
         assert row["threads"] == torch.get_num_threads()
         assert row["bytes"] > 0
-    json.dumps(rows, allow_nan=False)
+    json.dumps(table, allow_nan=False)
 
 
 def test_an_operator_stops_growing_where_the_last_size_predicts_too_long(monkeypatch):
@@ -262,11 +262,11 @@ def test_an_operator_stops_growing_where_the_last_size_predicts_too_long(monkeyp
 
     monkeypatch.setattr(costs, "interleaved", interleaved)
     operators = {"linfusion": ("linfusion", {})}
-    rows = costs.time_operators(
+    table = costs.time_operators(
         operators, (16, 64, 256), heads=2, head_dim=8, limit=10, memory=False
     )
     dense, ours = (
-        [row for row in rows if row["operator"] == name] for name in (costs.BASELINE, "linfusion")
+        [row for row in table if row["operator"] == name] for name in (costs.BASELINE, "linfusion")
     )
     assert [row["seconds"] for row in dense] == [1.0, None, None]
     assert "predicts 16 s, more than the limit of 10 s" in dense[1]["skipped"]
@@ -291,11 +291,13 @@ def test_no_tokens_no_repeats():
 
 
 def test_the_call_that_is_timed_is_mix():
-    given = costs._tensors(Grid(3, 5), 2, 8, "cpu", torch.float64)
-    call = costs._call("lit", {"lit": ("lit", {"heads": 1, "kernel": 3})}, Grid(3, 5), given, None)
+    tensors = costs._tensors(Grid(3, 5), 2, 8, "cpu", torch.float64)
+    call = costs._call(
+        "lit", {"lit": ("lit", {"heads": 1, "kernel": 3})}, Grid(3, 5), tensors, None
+    )
     torch.manual_seed(0)
     operator = attention.create("lit", LayerShape(16, 2, 8), heads=1, kernel=3).double()
-    torch.testing.assert_close(call(), operator.mix(*given[:3], Grid(3, 5)))
+    torch.testing.assert_close(call(), operator.mix(*tensors[:3], Grid(3, 5)))
 
 
 def test_what_comes_before_the_projections_is_timed_on_a_line_of_its_own():
@@ -305,16 +307,16 @@ def test_what_comes_before_the_projections_is_timed_on_a_line_of_its_own():
         "lit": ("lit", {}),
     }
     assert list(costs.with_inputs(operators)) == ["plain", "mlps", "mlps + inputs", "lit"]
-    rows = costs.time_operators(operators, [64], 2, 8, 1, memory=False)
-    assert [row["operator"] for row in rows] == [
+    table = costs.time_operators(operators, [64], 2, 8, 1, memory=False)
+    assert [row["operator"] for row in table] == [
         costs.BASELINE,
         "plain",
         "mlps",
         "mlps + inputs",
         "lit",
     ]
-    assert all(row["seconds"] > 0 for row in rows)
-    assert [row.get("backend") for row in rows] == [None, "torch", "torch", "torch", "torch"]
+    assert all(row["seconds"] > 0 for row in table)
+    assert [row.get("backend") for row in table] == [None, "torch", "torch", "torch", "torch"]
 
 
 def test_forward_memory_follows_a_schedule():

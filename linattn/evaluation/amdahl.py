@@ -37,57 +37,63 @@ def time_steps(
     limit: float = 60.0,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Time one forward of one picture at each latent side, for the dense model and then for every
-    operator.
+    """Time one forward of one picture at each latent side, dense and then with every operator.
 
     Each returned row is {operator, side, tokens, seconds, fastest, slowest, repeats, ratio,
     backend} and the facts. The dense model's rows also have share and most.
     """
-    rows: list[Row] = []
+    timings: list[Row] = []
     for label in (DENSE, *operators):
         converted = None if label == DENSE else _convert(model, *operators[label])
         for side in sorted(set(sides)):
-            row = {
-                "operator": label,
-                "side": side,
-                **_time_step(model, converted, side, repeats, limit),
-            }
-            rows.append(row)
+            if converted is None:
+                timing = _time_dense(model, side, repeats, limit)
+            else:
+                timing = _time_converted(model, converted, side, repeats, limit)
+            timings.append({"operator": label, "side": side, **timing})
             if progress is not None:
-                progress(row)
-    return rows
+                progress(timings[-1])
+    return timings
 
 
-def _time_step(
-    model: nn.Module, converted: nn.Module | None, side: int, repeats: int, limit: float
+def _time_dense(model: nn.Module, side: int, repeats: int, limit: float) -> Row:
+    """Time the dense step beside its attention alone, and return the attention's share."""
+    inputs = costs.example(model, side)
+    calls = {DENSE: functools.partial(model, **inputs), OTHER: _dense_attention(model, inputs)}
+    with evaluating(model):
+        seconds = costs.interleaved(calls, repeats, limit, next(model.parameters()).device)
+    step, attention = statistics.median(seconds[DENSE]), statistics.median(seconds[OTHER])
+    share = min(attention / step, 1.0)
+    most = None if share == 1 else 1 / (1 - share)
+    timing = costs.timed(seconds[DENSE], step)
+    return {**_described(model, inputs), **timing, "share": share, "most": most}
+
+
+def _time_converted(
+    model: nn.Module, converted: nn.Module, side: int, repeats: int, limit: float
 ) -> Row:
-    """Time a converted model's step beside the dense step.
-
-    Without a converted model, time the dense step beside the dense attention alone.
-    """
-    weight, inputs = next(model.parameters()), costs.example(model, side)
-    tokens = families.family(model).read(model, inputs)[0].tokens
-    if converted is None:
-        timed_model, models, other = model, [model], _dense_attention(model, inputs)
-    else:
-        timed_model, models, other = (
-            converted,
-            [model, converted],
-            functools.partial(converted, **inputs),
-        )
-    calls = {DENSE: functools.partial(model, **inputs), OTHER: other}
-    with evaluating(nn.ModuleList(models)):
-        seconds = costs.interleaved(calls, repeats, limit, weight.device)
-    dense_median, other_median = (statistics.median(seconds[name]) for name in (DENSE, OTHER))
-    row = {
-        "tokens": tokens,
-        **costs.timed(seconds[DENSE if converted is None else OTHER], dense_median),
+    """Time a converted model's step beside the dense step."""
+    inputs = costs.example(model, side)
+    calls = {
+        DENSE: functools.partial(model, **inputs),
+        OTHER: functools.partial(converted, **inputs),
     }
-    if converted is None:
-        share = min(other_median / dense_median, 1.0)
-        row |= {"share": share, "most": None if share == 1 else 1 / (1 - share)}
-    backends = sorted({layer["backend"] for layer in surgery.describe(timed_model)})
-    return {**row, "backend": backends, **costs.facts(weight.dtype, weight.device)}
+    with evaluating(nn.ModuleList([model, converted])):
+        seconds = costs.interleaved(calls, repeats, limit, next(model.parameters()).device)
+    timing = costs.timed(seconds[OTHER], statistics.median(seconds[DENSE]))
+    return {**_described(converted, inputs), **timing}
+
+
+def _described(model: nn.Module, inputs: Mapping[str, Any]) -> Row:
+    """Return the tokens, the kernels' paths and the facts of a timing."""
+    weight = next(model.parameters())
+    grid, _, _ = families.family(model).read(model, inputs)
+    backends = sorted({layer["backend"] for layer in surgery.describe(model)})
+    return {
+        "tokens": grid.tokens,
+        "backend": backends,
+        **costs.facts(weight.dtype, weight.device),
+    }
 
 
 def _convert(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -110,7 +116,8 @@ def _dense_attention(model: nn.Module, inputs: Mapping[str, Any]) -> Callable[[]
         grids = families.grids(model, **inputs)
     for layer, grid in zip(families.layers(model), grids, strict=True):
         shape = (1, layer.shape.heads, grid.tokens, layer.shape.head_dim)
-        layer_inputs.append([torch.randn(shape, generator=generator).to(weight) for _ in range(3)])
+        q, k, v = (torch.randn(shape, generator=generator).to(weight) for _ in range(3))
+        layer_inputs.append((q, k, v))
 
     def call() -> None:
         for q, k, v in layer_inputs:

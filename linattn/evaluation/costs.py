@@ -18,9 +18,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from linattn import attention, families
 from linattn.attention.base import LayerShape
 from linattn.attention.grid import Grid
 from linattn.evaluation.growth import Row, exponent, exponents, predict  # noqa: F401 (costs.exponents is typed)
+from linattn.families import Layer
 from linattn.sampling import evaluating
 from linattn_kernels import flops, use_backend  # noqa: F401 (flops registers the operations with torch's flop counter)
 
@@ -42,9 +43,7 @@ WITH_INPUTS = " + inputs"
 
 
 def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the facts without which a time means nothing: device, dtype, threads and version of
-    torch.
-    """
+    """Return the facts without which a time means nothing."""
     device_type = torch.device(device).type
     return {
         "device": torch.cuda.get_device_name(device) if device_type == "cuda" else device_type,
@@ -65,8 +64,7 @@ def macs(
     noise: float = 0.5,
     inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
-    """Count the MACs of one picture by formula: self-attention cores, their projections, and the
-    rest.
+    """Count the MACs of one picture by formula: attention cores, their projections, and the rest.
 
     The latents are side x side. `inputs` replaces the arguments of the forward, for example with a
     text of its real length.
@@ -78,52 +76,69 @@ def macs(
     model = families.model_of(model)
     inputs = inputs or example(model, side, noise=noise)
     layers = families.layers(model)
-    attention_ids: set[int] = set()
-    operator_ids: set[int] = set()
-    for layer in layers:
-        attention_ids.update(id(module) for module in layer.attn.modules())
-        if layer.operator is not None:
-            operator_ids.update(id(module) for module in layer.operator.modules())
-    counts = {"projections": 0, "rest": 0}
-
-    def count_products(module: nn.Module, _: Any, output: Tensor) -> None:
-        kind = "projections" if id(module) in attention_ids else "rest"
-        counts[kind] += output.numel() * _products_per_output(module)
-
-    def count_scores(attn: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
-        x, text = args[0] if args else kwargs["hidden_states"], kwargs["encoder_hidden_states"]
-        counts["rest"] += 2 * x.shape[0] * x.shape[1] * text.shape[1] * attn.inner_dim
-
-    products = [
-        m
-        for m in model.modules()
-        if isinstance(m, (nn.Linear, nn.Conv2d)) and id(m) not in operator_ids
-    ]
-    cross_attentions = [m for m in families.attentions(model) if id(m) not in attention_ids]
-    hooks = [module.register_forward_hook(count_products) for module in products]
-    hooks += [
-        module.register_forward_hook(count_scores, with_kwargs=True) for module in cross_attentions
-    ]
+    products = ProductCount(model, layers)
+    handles = products.hooks()
     try:
         with evaluating(model):
             grids = families.grids(model, **inputs)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
     core = sum(_core_macs(layer, grid, noise) for layer, grid in zip(layers, grids, strict=True))
     return {
         "core": core,
-        **counts,
-        "total": core + sum(counts.values()),
+        "projections": products.projections,
+        "rest": products.rest,
+        "total": core + products.projections + products.rest,
         "tokens": max(grid.tokens for grid in grids),
     }
+
+
+class ProductCount:
+    """Count the multiplications of a forward outside the self-attention cores, by hooks."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]):
+        self.model, self.projections, self.rest = model, 0, 0
+        self.attention_ids: set[int] = set()
+        self.operator_ids: set[int] = set()
+        for layer in layers:
+            self.attention_ids.update(id(module) for module in layer.attn.modules())
+            if layer.operator is not None:
+                self.operator_ids.update(id(module) for module in layer.operator.modules())
+
+    def hooks(self) -> list[Any]:
+        """Register the hooks and return their handles."""
+        handles: list[Any] = []
+        for module in self.model.modules():
+            is_product = isinstance(module, (nn.Linear, nn.Conv2d))
+            if is_product and id(module) not in self.operator_ids:
+                handles.append(module.register_forward_hook(self.count_product))
+        for attn in families.attentions(self.model):
+            if id(attn) not in self.attention_ids:
+                count = self.count_cross_attention
+                handles.append(attn.register_forward_hook(count, with_kwargs=True))
+        return handles
+
+    def count_product(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        count = output.numel() * _products_per_output(module)
+        if id(module) in self.attention_ids:
+            self.projections += count
+        else:
+            self.rest += count
+
+    def count_cross_attention(
+        self, attn: Any, args: tuple, kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        x, text = args[0] if args else kwargs["hidden_states"], kwargs["encoder_hidden_states"]
+        self.rest += 2 * x.shape[0] * x.shape[1] * text.shape[1] * attn.inner_dim
 
 
 def _products_per_output(module: nn.Module) -> int:
     """Count the multiplications for one number of the output."""
     if isinstance(module, nn.Linear):
         return module.in_features
-    return module.in_channels // module.groups * math.prod(module.kernel_size)
+    convolution = cast(nn.Conv2d, module)
+    return convolution.in_channels // convolution.groups * math.prod(convolution.kernel_size)
 
 
 def _core_macs(layer: Any, grid: Grid, noise: float) -> int:
@@ -154,12 +169,8 @@ def counted_macs(
 def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:
     """Count the MACs of one call by torch's flop counter, with `model` in evaluation mode."""
     counter = FlopCounterMode(display=False)
-    with (
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        evaluating(nn.Identity() if model is None else model),
-        counter,
-    ):
+    evaluated = nn.Identity() if model is None else model
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), evaluating(evaluated), counter:
         call()
     return counter.get_total_flops() // 2
 
@@ -167,9 +178,7 @@ def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:
 def example(
     model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5
 ) -> dict[str, Any]:
-    """Return arguments for a forward of `batch` pictures at one noise level, in the model's dtype
-    on its device.
-    """
+    """Return a forward's arguments at one noise level, in the model's dtype on its device."""
     return families.family(model).example(model, side, batch, noise)
 
 
@@ -190,19 +199,19 @@ def parameters(model: nn.Module, trained: Iterable[str] | None = None) -> dict[s
     else:
         names = set(trained)
         if unknown := sorted(names - named.keys()):
+            model_name = type(model).__name__
             raise ValueError(
-                f"{unknown[0]!r} is no parameter of {type(model).__name__} ({len(unknown)} unknown "
-                "names)"
+                f"{unknown[0]!r} is no parameter of {model_name} ({len(unknown)} unknown names)"
             )
-    operators = [layer.operator for layer in families.layers(model) if layer.operator is not None]
+    operators = [layer.operator for layer in families.layers(model)]
     return {
         "total": sum(parameter.numel() for parameter in named.values()),
-        "added": sum(_added_parameters(operator) for operator in operators),
+        "added": sum(_added_parameters(operator) for operator in operators if operator),
         "trained": sum(named[name].numel() for name in names),
     }
 
 
-def _added_parameters(operator: nn.Module) -> int:
+def _added_parameters(operator: attention.Operator) -> int:
     """Count the parameters that an operator adds to its layer."""
     named = dict(operator.named_parameters())
     return sum(named[name].numel() for name in operator.new_parameters())
@@ -232,25 +241,27 @@ def peak_memory(
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with (
-        _silent_stderr(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
-    ):
+    recording = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _silent_stderr(), recording as profiler:
         call()
-    events = [
-        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
+    return _peak_of(cast(Any, profiler).profiler.kineto_results.events())
+
+
+def _peak_of(events: Iterable[Any]) -> int:
+    """Return the peak of the allocator's events, summed in their order."""
+    allocations = [event for event in events if event.name() == "[memory]"]
     allocated = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted(allocations, key=lambda event: event.start_ns()):
         allocated += event.nbytes()
         peak = max(peak, allocated)
     return peak
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Redirect the file descriptor of stderr to nothing: Kineto announces itself there, whatever
-    its log level.
+def _silent_stderr() -> Generator[None, None, None]:
+    """Redirect the file descriptor of stderr to nothing.
+
+    Kineto announces itself there, whatever its log level.
     """
     try:
         sys.stderr.flush()
@@ -299,15 +310,16 @@ def interleaved(
     """
     if repeats < 1:
         raise ValueError(f"{repeats} repeats; a median needs at least 1")
-    warm_ups = {name: seconds_of(call, device) for name, call in calls.items()}
-    slow = {name for name, seconds in warm_ups.items() if seconds > limit}
-    times: dict[str, list[float]] = {
-        name: [warm_ups[name]] if name in slow else [] for name in calls
-    }
+    times: dict[str, list[float]] = {}
+    fast = {}
+    for name, call in calls.items():
+        warm_up = seconds_of(call, device)
+        times[name] = [warm_up] if warm_up > limit else []
+        if not times[name]:
+            fast[name] = call
     for _ in range(repeats):
-        for name, call in calls.items():
-            if name not in slow:
-                times[name].append(seconds_of(call, device))
+        for name, call in fast.items():
+            times[name].append(seconds_of(call, device))
     return times
 
 
@@ -349,53 +361,54 @@ def time_operators(
       baseline; `backend` names the kernels' path.
     - A row that was not measured has seconds None, and `skipped` gives the reason.
     """
-    rows: list[Row] = []
-    machine = facts(dtype, device)
+    timings: list[Row] = []
     cases = with_inputs(operators)
+    labels = (BASELINE, *cases)
     for count in sorted(set(tokens)):
         grid = Grid(*sides(count))
-        shared = {
-            "tokens": count,
-            "grid": [grid.height, grid.width],
-            "baseline": BASELINE,
-            **machine,
-        }
         tensors = _tensors(grid, heads, head_dim, device, dtype)
-        calls, skipped = {}, {}
-        for label in (BASELINE, *cases):
-            smaller_sizes = [row for row in rows if row["operator"] == label]
-            predicted = predict(smaller_sizes, count)
-            if predicted > limit:
-                skipped[label] = _why_skipped(predicted, limit)
-            else:
-                calls[label] = _call(label, cases, grid, tensors, noise)
+        skipped = _skipped(timings, labels, count, limit)
+        calls = {
+            label: _call(label, cases, grid, tensors, noise)
+            for label in labels
+            if label not in skipped
+        }
         times = interleaved(calls, repeats, limit, device)
         baseline_seconds = statistics.median(times[BASELINE]) if BASELINE in times else None
-        for label in (BASELINE, *cases):
-            if label in skipped:
-                measured = {"seconds": None, "ratio": None, "skipped": skipped[label]}
-            else:
-                measured = timed(times[label], baseline_seconds)
-                measure_memory = memory and times[label][0] <= limit
-                measured["bytes"] = (
-                    peak_memory(calls[label], device, warm=True) if measure_memory else None
-                )
-            backend = {}
+        for label in labels:
+            row = {
+                "operator": label,
+                "tokens": count,
+                "grid": [grid.height, grid.width],
+                "baseline": BASELINE,
+                **facts(dtype, device),
+                "baseline_seconds": baseline_seconds,
+            }
             if label != BASELINE:
-                operator = _operator(label, cases, tensors)
-                backend["backend"] = operator.runs(tensors[0].device, dtype).path
-            rows.append(
-                {
-                    "operator": label,
-                    **shared,
-                    "baseline_seconds": baseline_seconds,
-                    **backend,
-                    **measured,
-                }
-            )
+                path = _operator(label, cases, tensors).runs(tensors[0].device, dtype).path
+                row["backend"] = path
+            if label in skipped:
+                row |= {"seconds": None, "ratio": None, "skipped": skipped[label]}
+            else:
+                row |= timed(times[label], baseline_seconds)
+                measured = memory and times[label][0] <= limit
+                row["bytes"] = peak_memory(calls[label], device, warm=True) if measured else None
+            timings.append(row)
             if progress is not None:
-                progress(rows[-1])
-    return rows
+                progress(row)
+    return timings
+
+
+def _skipped(
+    timings: Sequence[Row], labels: Sequence[str], count: int, limit: float
+) -> dict[str, str]:
+    """Return the reason for each label whose smaller sizes predict too long a call."""
+    reasons = {}
+    for label in labels:
+        predicted = predict([row for row in timings if row["operator"] == label], count)
+        if predicted > limit:
+            reasons[label] = _why_skipped(predicted, limit)
+    return reasons
 
 
 def _why_skipped(predicted: float, limit: float) -> str:
@@ -406,12 +419,13 @@ def _why_skipped(predicted: float, limit: float) -> str:
 
 
 def sides(count: int) -> tuple[int, int]:
-    """Return the rows and columns nearest a square that make exactly `count` tokens; a prime is one
-    row.
+    """Return the height and width nearest a square that make exactly `count` tokens.
+
+    A prime number of tokens is one row.
     """
     if count < 1:
         raise ValueError(f"{count} tokens; a picture has at least 1")
-    height = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
+    height = next(height for height in range(math.isqrt(count), 0, -1) if count % height == 0)
     return height, count // height
 
 
@@ -429,8 +443,9 @@ def _tensors(
 def with_inputs(
     operators: Mapping[str, tuple[str, Mapping[str, Any]]],
 ) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Add an entry '<label> + inputs' for operators that transform x before projecting, so that it
-    is timed too.
+    """Add a label '<label> + inputs' for operators that transform x before projecting.
+
+    Under the second label this is timed as well.
     """
     cases, grid, x = {}, Grid(1, 1), torch.zeros(1, 1, 8)
     for label, (name, options) in operators.items():
@@ -451,9 +466,8 @@ def _call(
     """Return the call that is timed under a label."""
     q, k, v, x = tensors
     if label == BASELINE:
-        # (1, heads, tokens, head_dim)
-        heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]
-        return lambda: F.scaled_dot_product_attention(*heads_first)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return lambda: F.scaled_dot_product_attention(q, k, v)
     operator = _operator(label, operators, tensors)
     level = None if noise is None else q.new_full((1,), noise)
     if label.endswith(WITH_INPUTS):
@@ -473,9 +487,7 @@ def _operator(
 
 
 def timed(seconds: Sequence[float], dense: float | None) -> Row:
-    """Summarise the repeats of one call; `ratio` is the median of the dense call over that of this
-    call.
-    """
+    """Summarise the repeats of one call; `ratio` is the dense median over this median."""
     median = statistics.median(seconds)
     return {
         "seconds": median,
