@@ -60,7 +60,7 @@ lab: setup
 	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir="$(CURDIR)" --ContentsManager.pre_save_hook=linattn.lab.save_source notebooks/00_tour.ipynb
 
 bench: setup
-	@python -m linattn.notebooks benchmark --by-hand
+	@python -m linattn.notebooks benchmark --by-hand --teacher $(or $(TEACHER),class)
 	@python kernels/bench.py --out .scratch/lab/kernels
 
 gpu-check: setup

@@ -37,10 +37,10 @@ class Stage:
 STAGES = {
     "teacher": Stage("01_teacher", "teacher"),
     "sample": Stage("02_sample", "teacher"),
-    "anatomy": Stage("03_anatomy"),
+    "anatomy": Stage("03_anatomy", "teacher"),
     "distill": Stage("04_distill", "student"),
     "evaluate": Stage("05_evaluate", "student"),
-    "benchmark": Stage("06_benchmark"),
+    "benchmark": Stage("06_benchmark", "teacher"),
     "report": Stage("07_report"),
 }
 # diffusers warns of an annotation that its files do not follow, and transformers of an image

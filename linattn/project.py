@@ -147,6 +147,16 @@ def chance_row(role: str = "class") -> str:
     return f"chance-{role}"
 
 
+def anatomy_row(role: str) -> str:
+    """Return the name of a teacher's anatomy: its numbers and its maps."""
+    return f"anatomy-{role}"
+
+
+def benchmark_row(role: str) -> str:
+    """Return the name of a teacher's benchmark."""
+    return f"benchmark-{role}"
+
+
 def result(name: str, write: bool = False) -> Path:
     """Return the file of quality measured here; its bytes repeat when it is made again."""
     return local(f"results/{name}.json", write)

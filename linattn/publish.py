@@ -48,8 +48,11 @@ def expected(settings: params.Params) -> list[str]:
     roles = [role for role, teacher in settings.teachers.items() if teacher.folder]
     students = [name for role in roles for name in settings.of_teacher(role)]
     rows = [*students, *map(project.teacher_row, roles)]
-    results = [*rows, *map(project.chance_row, roles), "anatomy"]
-    runs = [*rows, *(f"{name}.distill" for name in students), "benchmark"]
+    anatomies = [role for role in settings.teachers_of["anatomy"] if role in roles]
+    benchmarks = [role for role in settings.teachers_of["benchmark"] if role in roles]
+    results = [*rows, *map(project.chance_row, roles), *map(project.anatomy_row, anatomies)]
+    runs = [*rows, *(f"{name}.distill" for name in students)]
+    runs += map(project.benchmark_row, benchmarks)
     return [
         *(f"results/{name}.json" for name in results),
         *(f"runs/{name}.run.json" for name in runs),

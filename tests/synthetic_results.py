@@ -1,7 +1,6 @@
 """Result files as the pipeline writes them, with invented numbers, for tests of the report."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -10,18 +9,19 @@ from safetensors.numpy import save_file
 from linattn import params, project, world
 
 STUDENTS = {
-    "softmax": {"operator": "softmax"},
-    "softmax-conv": {"operator": "softmax", "conv": 3},
-    "clear": {"operator": "clear", "radius": 4},
-    "clear-pool": {"operator": "clear", "radius": 3, "pool": 4},
-    "linfusion": {"operator": "linfusion"},
-    "mediator": {"operator": "mediator", "count": 16, "conv": 3},
+    "softmax": {"operator": "softmax", "teacher": "class"},
+    "softmax-conv": {"operator": "softmax", "teacher": "class", "conv": 3},
+    "clear": {"operator": "clear", "teacher": "class", "radius": 4},
+    "clear-pool": {"operator": "clear", "teacher": "class", "radius": 3, "pool": 4},
+    "linfusion": {"operator": "linfusion", "teacher": "class"},
+    "mediator": {"operator": "mediator", "teacher": "class", "count": 16, "conv": 3},
     "mediator-schedule": {
         "operator": "mediator",
+        "teacher": "class",
         "conv": 3,
         "schedule": [{"until": 0.5, "count": 16}, {"until": 0.0, "count": 64}],
     },
-    "lit": {"operator": "lit", "kernel": 5},
+    "lit": {"operator": "lit", "teacher": "class", "kernel": 5},
 }
 TEXT = {
     "sd-softmax": {"operator": "softmax", "teacher": "text"},
@@ -34,9 +34,9 @@ TEXT = {
 }
 ALL = {**STUDENTS, **TEXT}
 TEACHERS = {
-    "class": SimpleNamespace(source="data/teachers/dit-nano"),
-    "text": SimpleNamespace(source="data/teachers/sd-nano"),
-    "text-joint": SimpleNamespace(source="data/teachers/flux-nano"),
+    "class": params.Teacher(source="data/teachers/dit-nano"),
+    "text": params.Teacher(source="data/teachers/sd-nano"),
+    "text-joint": params.Teacher(source="data/teachers/flux-nano"),
 }
 ERRORS = {  # before distillation, after it
     "softmax": (0.0, 0.001),
@@ -187,12 +187,24 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
         project.write_json(project.result(name, write=True), result(name, entry))
         run = {"facts": FACTS, "seconds": {"distill": 44.0}}
         project.write_json(project.run_result(name, write=True), run)
+    for role in TEACHERS:
+        _facts(role)
     for role in dict.fromkeys(role_of(entry) for entry in students.values()):
         _teacher(role)
         of_role = [name for name, entry in students.items() if role_of(entry) == role]
         _pictures(role, of_role, failed)
     _benchmark()
     _anatomy(students)
+
+
+def _facts(role: str) -> None:
+    """Write what a teacher's folder says of its prompts."""
+    folder = TEACHERS[role].folder
+    project.write_json(folder / "card.json", {"labels": []} if role == "class" else {})
+    config = {"num_attention_heads": 4, "attention_head_dim": 32}
+    if role == "text-joint":
+        config["joint_attention_dim"] = 96
+    project.write_json(folder / "transformer" / "config.json", config)
 
 
 def _teacher(role: str) -> None:
@@ -221,7 +233,7 @@ def _teacher(role: str) -> None:
 
 def _benchmark() -> None:
     run = {"facts": FACTS, "rows": _attention_timings(), "steps": _step_timings()}
-    project.write_json(project.run_result("benchmark", write=True), run)
+    project.write_json(project.run_result("benchmark-class", write=True), run)
 
 
 def _attention_timings() -> list[dict]:
@@ -272,7 +284,7 @@ def _anatomy(students: dict) -> None:
         "units": units,
         "query": 136,
     }
-    project.write_json(project.result("anatomy", write=True), content)
+    project.write_json(project.result("anatomy-class", write=True), content)
     y, x = np.mgrid[:16, :16]
     ball = np.exp(-((y - 8) ** 2 + (x - 8) ** 2) / 12)
     of_class = [name for name, entry in students.items() if role_of(entry) == "class"]
@@ -280,7 +292,9 @@ def _anatomy(students: dict) -> None:
     for index, name in enumerate(("teacher", *of_class)):
         weights = ball ** (1 + index / 3)
         maps[f"map.{name}"] = weights / weights.sum()
-    save_file({"picture": _frames("class")[0], **maps}, project.pictures("anatomy", write=True))
+    save_file(
+        {"picture": _frames("class")[0], **maps}, project.pictures("anatomy-class", write=True)
+    )
 
 
 def _by_layer(size: float | None) -> list[list[float | None]]:

@@ -132,7 +132,7 @@ def test_a_student_that_failed_here_is_not_replaced_by_the_committed_one(root):
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', "{", "{}"])
-@pytest.mark.parametrize("name", ["clear", "teacher-class", "chance-class", "anatomy"])
+@pytest.mark.parametrize("name", ["clear", "teacher-class", "chance-class", "anatomy-class"])
 @pytest.mark.parametrize("run", [project.local, project.published], ids=["here", "committed"])
 def test_a_damaged_file_breaks_only_its_own_row(root, run, name, content):
     run(f"results/{name}.json").write_text(content)
@@ -147,7 +147,7 @@ def test_a_teacher_of_another_profile_is_neither_shown_nor_compared(root):
     for name in ("teacher-text", "chance-text", "teacher-class", "chance-class"):
         path = project.published(f"results/{name}.json")
         project.write_json(path, {**project.read_json(path), "profile": "full"})
-    remove("teacher-text", "chance-text", "sd-lit", "anatomy")
+    remove("teacher-text", "chance-text", "sd-lit", "anatomy-class")
     project.published("results/sd-lit.json").unlink()
     data = read(BOTH)
     assert data.parts["text"].waiting
@@ -157,7 +157,7 @@ def test_a_teacher_of_another_profile_is_neither_shown_nor_compared(root):
 
 
 def test_a_committed_benchmark_says_that_its_seconds_are_not_of_this_machine(root):
-    project.run_result("benchmark").unlink()
+    project.run_result("benchmark-class").unlink()
     assert "nothing was timed on this machine" in check(report.teacher_html(read(), "class")).text
 
 

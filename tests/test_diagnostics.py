@@ -35,16 +35,16 @@ def uniform(tokens: int) -> torch.Tensor:
 
 
 def test_locality_of_a_token_that_looks_at_itself():
-    found = diagnostics.locality(identity(15), Grid(3, 5), radius=1)
-    assert found["share"].item() == 1
-    assert found["distance"].item() == 0
+    measured = diagnostics.locality(identity(15), Grid(3, 5), radius=1)
+    assert measured["share"].item() == 1
+    assert measured["distance"].item() == 0
 
 
 def test_locality_of_a_row_of_three_by_hand():
     # Distances 0 1 2 / 1 0 1 / 2 1 0: their mean is 8 / 9, and radius 2 keeps 2 + 3 + 2 of 9.
-    found = diagnostics.locality(uniform(3), Grid(1, 3), radius=2)
-    assert found["distance"].item() == pytest.approx(8 / 9)
-    assert found["share"].item() == pytest.approx(7 / 9)
+    measured = diagnostics.locality(uniform(3), Grid(1, 3), radius=2)
+    assert measured["distance"].item() == pytest.approx(8 / 9)
+    assert measured["share"].item() == pytest.approx(7 / 9)
 
 
 def test_the_disc_is_open_as_in_clear():
@@ -67,13 +67,13 @@ def test_locality_knows_rows_from_columns():
 
 def test_text_tokens_are_left_out_of_locality():
     grid = Grid(3, 5, text=4)
-    whole = torch.zeros(1, 2, 19, 19, dtype=torch.float64)
+    joint = torch.zeros(1, 2, 19, 19, dtype=torch.float64)
     picture = maps(1, 2, 15)
-    whole[..., :4] = 0.1
-    whole[..., 4:, 4:] = 0.6 * picture
-    found = diagnostics.locality(whole, grid, 2)
+    joint[..., :4] = 0.1
+    joint[..., 4:, 4:] = 0.6 * picture
+    measured = diagnostics.locality(joint, grid, 2)
     expected = diagnostics.locality(picture, Grid(3, 5), 2)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(measured, expected)
 
 
 def test_locality_refuses_the_grid_of_another_map():
@@ -100,13 +100,15 @@ def test_effective_rank_of_known_maps():
 
 
 def test_similarity_of_heads_is_the_mean_over_pairs():
-    each = maps(2, 3, 5)
-    flat = each.flatten(2)
+    attention_map = maps(2, 3, 5)
+    flat = attention_map.flatten(2)
     pairs = [
         torch.cosine_similarity(flat[:, a], flat[:, b], dim=-1)
         for a, b in itertools.combinations(range(3), 2)
     ]
-    torch.testing.assert_close(diagnostics.head_similarity(each), torch.stack(pairs).mean(0))
+    torch.testing.assert_close(
+        diagnostics.head_similarity(attention_map), torch.stack(pairs).mean(0)
+    )
 
 
 def test_similarity_of_extreme_heads():
@@ -125,13 +127,15 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def test_redundancy_is_the_mediators_formula():
-    each = maps(1, 2, 6)
+    attention_map = maps(1, 2, 6)
     pairs = itertools.combinations(range(6), 2)
     total = sum(
-        divergence(each[0, head, i], each[0, head, j]) for i, j in pairs for head in range(2)
+        divergence(attention_map[0, head, i], attention_map[0, head, j])
+        for i, j in pairs
+        for head in range(2)
     )
     score = 2 * total / (2 * 6 * 5)
-    torch.testing.assert_close(diagnostics.row_redundancy(each).mean(), score)
+    torch.testing.assert_close(diagnostics.row_redundancy(attention_map).mean(), score)
 
 
 def test_redundancy_of_extreme_rows():
@@ -140,29 +144,30 @@ def test_redundancy_of_extreme_rows():
 
 
 def test_redundancy_of_many_rows_is_estimated_from_a_seeded_part():
-    each = maps(2, 2, 60, sharp=3)
-    exact, part = diagnostics.row_redundancy(each), diagnostics.row_redundancy(each, rows=24)
-    assert not torch.equal(exact, part)
-    torch.testing.assert_close(part, exact, rtol=0.05, atol=0)
-    assert torch.equal(part, diagnostics.row_redundancy(each, rows=24))
+    attention_map = maps(2, 2, 60, sharp=3)
+    exact = diagnostics.row_redundancy(attention_map)
+    sample = diagnostics.row_redundancy(attention_map, max_rows=24)
+    assert not torch.equal(exact, sample)
+    torch.testing.assert_close(sample, exact, rtol=0.05, atol=0)
+    assert torch.equal(sample, diagnostics.row_redundancy(attention_map, max_rows=24))
 
 
 def test_rows_that_are_no_distributions_are_made_some():
-    each = torch.tensor([[2.0, 2.0, 0.0], [-1.0, 3.0, 1.0], [0.0, 0.0, 0.0]])[None, None]
+    attention_map = torch.tensor([[2.0, 2.0, 0.0], [-1.0, 3.0, 1.0], [0.0, 0.0, 0.0]])[None, None]
     expected = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.75, 0.25], [1 / 3, 1 / 3, 1 / 3]])[None, None]
-    torch.testing.assert_close(diagnostics.distributions(each), expected)
+    torch.testing.assert_close(diagnostics.distributions(attention_map), expected)
 
 
 @pytest.mark.parametrize("scale", [0.25, 40.0])
 def test_measures_of_rows_do_not_see_a_common_factor(scale):
-    each = maps(2, 3, 15)
+    attention_map = maps(2, 3, 15)
     for measure in diagnostics.measures(Grid(3, 5)).values():
-        torch.testing.assert_close(measure(scale * each), measure(each))
+        torch.testing.assert_close(measure(scale * attention_map), measure(attention_map))
 
 
 def test_a_lone_token():
-    found = diagnostics.table(torch.ones(1, 1, 1, 1), Grid(1, 1), layer=0)
-    values = {row["measure"]: row["value"] for row in found if row["head"] is None}
+    measured = diagnostics.table(torch.ones(1, 1, 1, 1), Grid(1, 1), layer=0)
+    values = {row["measure"]: row["value"] for row in measured if row["head"] is None}
     assert values == {
         "share": 1,
         "distance": 0,
@@ -174,10 +179,10 @@ def test_a_lone_token():
 
 
 def test_half_precision_maps_are_measured_in_single():
-    each = maps(1, 2, 9)
+    attention_map = maps(1, 2, 9)
     for measure in diagnostics.measures(Grid(3, 3)).values():
         torch.testing.assert_close(
-            measure(each.half()).double(), measure(each), rtol=5e-3, atol=1e-3
+            measure(attention_map.half()).double(), measure(attention_map), rtol=5e-3, atol=1e-3
         )
 
 
@@ -199,7 +204,7 @@ def test_what_is_no_map_is_refused(wrong):
 # A whole model
 
 
-def asked(pictures: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+def samples_of(pictures: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(pictures, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(
         pictures
     )
@@ -209,27 +214,27 @@ def test_anatomy_has_a_row_for_every_layer_head_noise_and_measure():
     pipe = tiny.pipeline()
     layers = families.layers(pipe)
     heads = layers[0].shape.heads
-    found = diagnostics.anatomy(pipe, *asked(), levels=(0.2, 0.9))
-    places = {(row["layer"], row["head"], row["noise"], row["measure"]) for row in found}
-    assert len(places) == len(found) == len(layers) * 2 * (5 * (heads + 1) + 1)
-    assert {row["layer"] for row in found} == set(range(len(layers)))
+    measured = diagnostics.anatomy(pipe, *samples_of(), levels=(0.2, 0.9))
+    places = {(row["layer"], row["head"], row["noise"], row["measure"]) for row in measured}
+    assert len(places) == len(measured) == len(layers) * 2 * (5 * (heads + 1) + 1)
+    assert {row["layer"] for row in measured} == set(range(len(layers)))
 
 
 def test_anatomy_does_not_depend_on_its_batch():
     pipe = tiny.pipeline()
-    whole, single = (
-        diagnostics.anatomy(pipe, *asked(), levels=(0.5,), batch=batch) for batch in (8, 1)
+    together, single = (
+        diagnostics.anatomy(pipe, *samples_of(), levels=(0.5,), batch=batch) for batch in (8, 1)
     )
-    assert [row["value"] for row in whole] == pytest.approx(
+    assert [row["value"] for row in together] == pytest.approx(
         [row["value"] for row in single], rel=1e-4
     )
 
 
 def test_anatomy_of_chosen_layers_only():
-    found = diagnostics.anatomy(tiny.pipeline(), *asked(1), levels=(0.5,), layers=[1])
-    assert {row["layer"] for row in found} == {1}
+    measured = diagnostics.anatomy(tiny.pipeline(), *samples_of(1), levels=(0.5,), layers=[1])
+    assert {row["layer"] for row in measured} == {1}
     with pytest.raises(ValueError, match="layer 7"):
-        diagnostics.anatomy(tiny.pipeline(), *asked(1), levels=(0.5,), layers=[7])
+        diagnostics.anatomy(tiny.pipeline(), *samples_of(1), levels=(0.5,), layers=[7])
 
 
 CAPTIONS = ["a red ring above a blue disc on white", "a yellow moon on black"]
@@ -241,20 +246,20 @@ each_family = pytest.mark.parametrize("kind", FAMILIES)
 @each_family
 def test_a_layers_map_is_softmax_of_its_projections_on_its_own_grid(kind):
     """Against one call of the model, told by hand what the pipeline would tell it."""
-    make, told = FAMILIES[kind]
-    pipe, noisy = make(), asked(2)[0]
+    make, prompts = FAMILIES[kind]
+    pipe, noisy = make(), samples_of(2)[0]
     known = conditions.of(pipe)
-    given = known.arguments(noisy, torch.full((2,), 300), known.rows(told))
+    arguments = known.arguments(noisy, torch.full((2,), 300), known.encode(prompts))
     model = families.model_of(pipe)
-    found = diagnostics.layer_maps(pipe, noisy, 300, told)
+    measured = diagnostics.layer_maps(pipe, noisy, 300, prompts)
     with torch.no_grad():
-        grids = families.grids(model, **given)
-    assert list(found) == list(range(len(grids)))
-    for layer, (each, grid) in found.items():
+        grids = families.grids(model, **arguments)
+    assert list(measured) == list(range(len(grids)))
+    for layer, (attention_map, grid) in measured.items():
         assert grid == grids[layer]
-        assert each.shape[-2:] == (grid.tokens, grid.tokens)
-        torch.testing.assert_close(each.sum(-1), torch.ones(each.shape[:-1]))
-        torch.testing.assert_close(each, surgery.attention_map(model, layer, **given))
+        assert attention_map.shape[-2:] == (grid.tokens, grid.tokens)
+        torch.testing.assert_close(attention_map.sum(-1), torch.ones(attention_map.shape[:-1]))
+        torch.testing.assert_close(attention_map, surgery.attention_map(model, layer, **arguments))
     assert len({grid.picture for grid in grids}) == (
         2 if kind == "unet" else 1
     )  # its levels differ
@@ -263,52 +268,54 @@ def test_a_layers_map_is_softmax_of_its_projections_on_its_own_grid(kind):
 
 @each_family
 def test_anatomy_of_every_family(kind):
-    """Every number is that of the layer's own map: a deeper level's locality on its smaller grid."""
-    make, told = FAMILIES[kind]
-    pipe, latents = make(), asked(2)[0]
+    """Each number is of the layer's own map: a deeper level is measured on its smaller grid."""
+    make, prompts = FAMILIES[kind]
+    pipe, latents = make(), samples_of(2)[0]
     t = level_time(0.7)
-    found = diagnostics.anatomy(pipe, latents, told, levels=(0.7,), radius=2, batch=1)
-    maps = diagnostics.layer_maps(pipe, noised(pipe, latents, t), t, told)
+    measured = diagnostics.anatomy(pipe, latents, prompts, levels=(0.7,), radius=2, batch=1)
+    maps = diagnostics.layer_maps(pipe, noised(pipe, latents, t), t, prompts)
     wanted = [
         row
-        for n, (each, grid) in maps.items()
-        for row in diagnostics.table(each, grid, 2, layer=n, noise=0.7)
+        for n, (attention_map, grid) in maps.items()
+        for row in diagnostics.table(attention_map, grid, 2, layer=n, noise=0.7)
     ]
-    assert [row["value"] for row in found] == pytest.approx(
+    assert [row["value"] for row in measured] == pytest.approx(
         [row["value"] for row in wanted], rel=1e-3
     )
-    assert [row["layer"] for row in found] == [row["layer"] for row in wanted]
+    assert [row["layer"] for row in measured] == [row["layer"] for row in wanted]
     deepest = max(grid.picture for _, grid in maps.values()) ** 0.5 * 2**0.5
-    assert all(0 < row["value"] < deepest for row in found if row["measure"] == "distance")
+    assert all(0 < row["value"] < deepest for row in measured if row["measure"] == "distance")
 
 
 @each_family
-def test_a_student_is_asked_with_its_teachers_conditions(kind):
-    make, told = FAMILIES[kind]
+def test_a_student_is_conditioned_as_its_teacher_is(kind):
+    make, prompts = FAMILIES[kind]
     pipe = make()
     student = surgery.linearize(copy.deepcopy(families.model_of(pipe)), "clear", radius=2)
-    each, grid = diagnostics.layer_maps(pipe, asked(2)[0], 300, told, [0], model=student)[0]
+    attention_map, grid = diagnostics.layer_maps(
+        pipe, samples_of(2)[0], 300, prompts, [0], model=student
+    )[0]
     far = diagnostics.token_distances(grid) >= 2
-    assert each[..., grid.text :, grid.text :][..., far].abs().max() == 0
-    with pytest.raises(ValueError, match="2 latents and 1 conditions"):
-        diagnostics.anatomy(pipe, asked(2)[0], told[:1])
+    assert attention_map[..., grid.text :, grid.text :][..., far].abs().max() == 0
+    with pytest.raises(ValueError, match="2 latents and 1 prompts"):
+        diagnostics.anatomy(pipe, samples_of(2)[0], prompts[:1])
 
 
 @pytest.mark.parametrize("kind", ["dit", "flux"])
 def test_the_maps_of_operators_are_of_the_pictures_tokens(kind):
-    make, told = FAMILIES[kind]
+    make, prompts = FAMILIES[kind]
     teacher = Teacher(make(), {"side": 32, "labels": list(tiny.LABELS)}, kind)
-    drawn = SimpleNamespace(first=lambda count: (asked(count)[0], told[:count]))
-    part = SimpleNamespace(noise=(0.2, 0.5, 0.8), seed=3)
+    drawn = SimpleNamespace(first=lambda count: (samples_of(count)[0], prompts[:count]))
+    settings = SimpleNamespace(noise=(0.2, 0.5, 0.8), seed=3)
     operators = {
         "near": Student(operator="clear", options={"radius": 2}),
         "fresh": Student(operator="linfusion"),
     }
-    found = anatomy.maps(teacher, drawn, operators, part, query=0)
-    side = found["map.teacher"].shape[0]
+    measured = anatomy.maps(teacher, drawn, operators, settings, query=0)
+    side = measured["map.teacher"].shape[0]
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    assert found["map.near"][y**2 + x**2 >= 4].abs().max() == 0
+    assert measured["map.near"][y**2 + x**2 >= 4].abs().max() == 0
     # after other draws: fresh weights are seeded
-    again = anatomy.maps(teacher, drawn, operators, part, query=0)
-    assert all(torch.equal(found[name], again[name]) for name in found)
+    again = anatomy.maps(teacher, drawn, operators, settings, query=0)
+    assert all(torch.equal(measured[name], again[name]) for name in measured)
     assert not any(layer.operator for layer in families.layers(teacher.model))

@@ -67,16 +67,17 @@ def test_a_role_of_the_hub_is_left_out_and_the_others_run(far, monkeypatch, caps
     )
     monkeypatch.setattr(pipeline, "make_folders", lambda: None)
     assert pipeline.repro() == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert re.search(
-        r"far is left out: .*facebook/DiT-XL-2-256.*linattn.distill --student far-softmax", said
+        r"far is left out: .*facebook/DiT-XL-2-256.*linattn.distill --student far-softmax", printed
     )
     (first, going, *targets), report = ran
     assert (first, going, report) == ("repro", "--keep-going", ("repro", "--single-item", "report"))
     assert set(targets) == {
         *(f"{stage}@{role}" for stage in ("sample", "reference") for role in ROLES),
         *(f"{stage}@{name}" for stage in EACH for name in far.students if name != "far-softmax"),
-        *("anatomy", "benchmark"),
+        *(f"anatomy@{role}" for role in ROLES),
+        "benchmark@class",
     }
 
 
@@ -95,11 +96,13 @@ def test_the_commands_for_a_role_of_the_hub_write_to_scratch(far, monkeypatch):
     )
     seen = {}
     monkeypatch.delenv(project.PIPELINE, raising=False)
-    monkeypatch.setattr(notebooks, "run", lambda _, out, **told: seen.update(told, out=out) or out)
+    monkeypatch.setattr(
+        notebooks, "run", lambda _, out, **kwargs: seen.update(kwargs, out=out) or out
+    )
     assert notebooks.main(sample.split()) == 0
     assert seen.pop("out").is_relative_to(project.by_hand())
     assert seen == {"by_hand": True, "teacher": "far", "profile": "nano"}
-    monkeypatch.setattr(students, "make", lambda *told: seen.update(made=told) or [])
+    monkeypatch.setattr(students, "make", lambda *kwargs: seen.update(made=kwargs) or [])
     monkeypatch.setattr(sys, "argv", ["distill", *train.split()])
     distill.main()
     assert seen["made"] == ("far-softmax", "nano")
@@ -184,8 +187,8 @@ class Clone:
         """What a dry run names: stages that differ by themselves, not those that a changed out
         would reach.
         """
-        said = self.python("dvc", "repro", "--dry", "--keep-going", check=False)
-        return set(pipeline.would_run(said.stdout + said.stderr))
+        printed = self.python("dvc", "repro", "--dry", "--keep-going", check=False)
+        return set(pipeline.would_run(printed.stdout + printed.stderr))
 
     def edit(self, before, after):
         path = self.folder / "params.yaml"
@@ -212,8 +215,8 @@ def clone(tmp_path_factory):
     # a cache of its own
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     path = folder / "params.yaml"
-    text, found = re.subn(r"(?ms)^students:\n.*?\n(?=\nprofiles:)", STUDENTS, path.read_text())
-    assert found == 1
+    text, count = re.subn(r"(?ms)^students:\n.*?\n(?=\nprofiles:)", STUDENTS, path.read_text())
+    assert count == 1
     path.write_text(text)
     return Clone(folder)
 
@@ -358,7 +361,7 @@ PARTS = {
     "benchmark": (
         "benchmark: {tokens: [64, 256],",
         "benchmark: {tokens: [64, 144],",
-        {"benchmark"},
+        {"benchmark@class"},
     ),
     "sample": (
         "*sample, pictures: 16, steps: 4,",
@@ -379,8 +382,8 @@ def test_editing_a_part_runs_what_reads_it(finished, name):
 
 
 CLEAR = {
-    "anatomy",
-    "benchmark",
+    *(f"anatomy@{role}" for role in ROLES),
+    "benchmark@class",
     "report",
     *(f"{stage}@{name}" for stage in EACH for name in ("clear", "flux-clear")),
 }
@@ -393,7 +396,7 @@ CLEAR = {
         ("linattn/params.py", set()),
         ("linattn/attention/__init__.py", set()),
         ("linattn/attention/clear.py", CLEAR),
-        ("notebooks/06_benchmark.ipynb", {"benchmark", "report"}),
+        ("notebooks/06_benchmark.ipynb", {"benchmark@class", "report"}),
     ],
 )
 def test_editing_a_file_runs_what_uses_it(finished, path, stages):
@@ -415,9 +418,9 @@ def test_an_edit_that_cannot_alter_results_is_accepted_and_makes_nothing_new(fin
     assert finished.would_run() <= {"report"}
     assert finished.lock() == before
     file.write_text(text)
-    said = finished.python("linattn.pipeline", "--accept").stdout
-    assert "distill@clear" in said
-    assert "distill@softmax" not in said
+    printed = finished.python("linattn.pipeline", "--accept").stdout
+    assert "distill@clear" in printed
+    assert "distill@softmax" not in printed
 
 
 def test_an_edited_number_is_not_accepted(finished):
@@ -425,9 +428,9 @@ def test_an_edited_number_is_not_accepted(finished):
         f"  clear: {{operator: clear, teacher: class, radius: {radius}}}\n" for radius in (4, 3)
     )
     finished.edit(four, three)
-    said = finished.python("linattn.pipeline", "--accept").stdout
-    assert "no stage" in said
-    assert re.search(r"Not recorded.*distill@clear", said)
+    printed = finished.python("linattn.pipeline", "--accept").stdout
+    assert "no stage" in printed
+    assert re.search(r"Not recorded.*distill@clear", printed)
     assert finished.would_run() >= {"distill@clear", "evaluate@clear"}
     finished.edit(three, four)
 

@@ -26,7 +26,10 @@ def clone(tmp_path, monkeypatch):
     project.write_json(project.published("results/removed.json"), {})
     teacher = types.SimpleNamespace(folder=tmp_path)
     settings = types.SimpleNamespace(
-        teachers={"class": teacher}, students=FEW, of_teacher=lambda role: list(FEW)
+        teachers={"class": teacher},
+        teachers_of={"anatomy": ["class"], "benchmark": ["class"]},
+        students=FEW,
+        of_teacher=lambda role: list(FEW),
     )
     monkeypatch.setattr(params, "load", lambda: settings)
     monkeypatch.setattr(pipeline, "stale", lambda: [])
@@ -74,9 +77,9 @@ def test_a_study_is_published_where_it_ran_here_and_stays_where_it_did_not(clone
 
 MISSING = (
     "results/clear.json",
-    "results/anatomy.json",
+    "results/anatomy-class.json",
     "results/chance-class.json",
-    "runs/benchmark.run.json",
+    "runs/benchmark-class.run.json",
     "runs/clear.distill.run.json",
     "students/clear/linattn.json",
 )

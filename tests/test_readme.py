@@ -75,7 +75,7 @@ def test_the_picture_has_a_row_for_the_teacher_and_every_student_that_finished(d
     picture = readme.picture(data.only)
     assert all(name in picture.alt for name in ("teacher", "softmax", "clear", "lit"))
     assert "linfusion" not in picture.alt
-    assert readme.lines(readme.pictures(data)) == [f"![{picture.alt}](docs/pictures.png)"]
+    assert readme.lines(readme.pictures(data)) == [f"![{picture.alt}](docs/pictures-class.png)"]
 
 
 def test_missing_pictures_are_named(data):
@@ -113,7 +113,7 @@ def test_several_teachers_share_one_table_each_under_its_name(several):
 
 def test_every_teacher_with_results_has_a_grid_of_its_own(several):
     grids = readme.pictures(several)
-    assert list(grids) == ["docs/pictures.png", "docs/pictures-text.png"]
+    assert list(grids) == ["docs/pictures-class.png", "docs/pictures-text.png"]
     captions = [scene.caption for scene in synthetic_results.scenes("text")]
     alt = grids["docs/pictures-text.png"].alt
     assert all(caption in alt for caption in captions[: readme.CAPTIONED])
@@ -171,8 +171,8 @@ def test_the_command_writes_a_grid_for_each_teacher(several, tmp_path, monkeypat
     assert readme.main([]) == 0
     assert (tmp_path / "README.md").read_text() == drawn
     assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == [
+        "pictures-class.png",
         "pictures-text.png",
-        "pictures.png",
     ]
 
 

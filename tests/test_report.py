@@ -379,4 +379,5 @@ def test_machines_that_differ_are_both_named(teacher):
 
 def test_entries_of_params_and_plain_ones_read_alike(root):
     typed = {"clear": Student(operator="clear", name="clear", options={"radius": 4})}
-    assert report.read(typed, "nano").students == {"clear": {"operator": "clear", "radius": 4}}
+    entry = {"operator": "clear", "radius": 4, "teacher": "class"}
+    assert report.read(typed, "nano").students == {"clear": entry}

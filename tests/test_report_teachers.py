@@ -84,11 +84,32 @@ def test_two_roles_with_one_folder_get_different_names(root):
     assert names == ["dit-nano (class)", "dit-nano (text)", "dit-nano (text-joint)"]
 
 
-def test_anatomy_and_benchmark_belong_to_the_class_teacher_alone(data):
+def test_a_teacher_has_the_anatomy_and_the_benchmark_that_were_made_of_it(data):
     for role, teacher in data.parts.items():
         assert bool(teacher.anatomy) == (role == "class")
         assert bool(teacher.benchmark) == (role == "class")
         assert ("anatomy" in teacher.pictures) == (role == "class")
+
+
+def test_the_anatomy_of_a_teacher_that_reads_captions_says_how_it_reads_them(root):
+    anatomy = project.read_json(project.result("anatomy-class"))
+    path = project.result("anatomy-text", write=True)
+    names = [f"{layer}: 8 x 8" for layer in anatomy["layers"]]
+    project.write_json(path, {**anatomy, "text": "By cross-attention.", "layer_names": names})
+    html = report.teacher_html(read(), "text")
+    path.unlink()
+    assert "need similar rows. By cross-attention." in html
+    assert "Anatomy of the teacher" in html
+
+
+def test_a_teachers_folder_says_what_its_prompts_are_whatever_its_role_is_called(root):
+    renamed = {"video": TEACHERS["text-joint"]}
+    students = {"flux-clear": {**SOME["flux-clear"], "teacher": "video"}}
+    part = read(students, renamed).parts["video"]
+    assert part.captioned
+    assert part.prompts_in_words == "captions, read by joint attention"
+    assert not read().parts["class"].captioned
+    assert read().parts["text"].prompts_in_words == "captions, read by cross-attention"
 
 
 def test_a_result_of_another_teacher_is_refused(root):
@@ -321,7 +342,7 @@ def test_the_first_page_stays_small(written):
 def test_titles_of_notebooks_name_their_teacher_or_student(root, data):
     for name in (
         "02_sample/text",
-        "03_anatomy/anatomy",
+        "03_anatomy/class",
         "05_evaluate/teacher-text",
         "04_distill/sd-lit",
     ):

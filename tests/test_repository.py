@@ -238,9 +238,9 @@ NAMES = {"names", "attention", "attention.registry"}
 VALUES = {"params", "project", "reader"}
 CARRIERS = {"linattn", "notebooks", "pipeline", *VALUES, *NAMES, *SHOWING}
 # Rooms of which a stage depends on all files; of the others it lists the files that it uses.
-ROOMS = {"distillation", "families", "pretraining", "samples", "surgery"}
-# Imports that a stage does not follow: one is for training the judge, one for a context manager.
-UNFOLLOWED = {("world.judge", "checkpoint"), ("evaluation.costs", "sampling")}
+ROOMS = {"distillation", "families", "pretraining", "samples", "sampling", "surgery"}
+# Imports that a stage does not follow: this one is for training the judge.
+UNFOLLOWED = {("world.judge", "checkpoint")}
 
 
 @functools.cache
@@ -440,7 +440,10 @@ def test_every_student_and_teacher_is_published_and_nothing_else(committed):
     teachers = {f"teacher-{role}" for role in settings.teachers}
     chances = {f"chance-{role}" for role in settings.teachers}
     distilled = {f"{name}.distill" for name in students}
-    assert published(committed, "results", ".json") == students | teachers | chances | {"anatomy"}
+    anatomies = {f"anatomy-{role}" for role in settings.teachers_of["anatomy"]}
+    benchmarks = {f"benchmark-{role}" for role in settings.teachers_of["benchmark"]}
+    results = students | teachers | chances | anatomies
+    assert published(committed, "results", ".json") == results
     assert published(committed, "students") == students
-    runs = students | teachers | distilled | {"benchmark"}
+    runs = students | teachers | distilled | benchmarks
     assert published(committed, "runs", ".run.json") == runs

@@ -6,10 +6,10 @@ trained.
 - Locality says whether a window suffices. Effective rank says whether linear attention suffices,
   whose rank is at most head_dim. Head similarity says whether fewer heads suffice (LiT). Redundancy
   of rows says whether mediators suffice.
+- Where text takes part, the share of a picture token's attention that goes to it is measured too.
 - Measures over rows need distributions. A row that is not a distribution is made one: negative
   entries become zero, the others are divided by their sum, and an empty row becomes uniform.
-- `anatomy` measures a whole model, layer by layer and noise level by noise level, and returns a
-  table.
+- `anatomy` measures a model layer by layer and noise level by noise level, and returns a table.
 """
 
 import math
@@ -25,17 +25,16 @@ from linattn.attention.grid import Grid
 from linattn.conditions import Prompts
 from linattn.evaluation.distance import LEVELS, diffusion_of, level_time, noised
 
-# redundancy compares all pairs of at most this many rows: 256 rows would be four times the work
-ROWS = 128
+MAX_ROWS = 128  # of whose pairs redundancy is the mean: 256 rows would be four times the work
 
 
 def distributions(maps: Tensor) -> Tensor:
     """Make every row non-negative with a sum of one, in at least float32."""
     _check_maps(maps)
-    rows = maps.to(torch.promote_types(maps.dtype, torch.float32)).clamp_min(0)
-    total = rows.sum(-1, keepdim=True)
-    uniform = torch.full_like(rows, 1 / rows.shape[-1])
-    return torch.where(total > 0, rows / total.where(total > 0, 1), uniform)
+    weights = maps.to(torch.promote_types(maps.dtype, torch.float32)).clamp_min(0)
+    total = weights.sum(-1, keepdim=True)
+    uniform = torch.full_like(weights, 1 / weights.shape[-1])
+    return torch.where(total > 0, weights / total.where(total > 0, 1), uniform)
 
 
 def locality(maps: Tensor, grid: Grid, radius: float = 3) -> dict[str, Tensor]:
@@ -47,18 +46,21 @@ def locality(maps: Tensor, grid: Grid, radius: float = 3) -> dict[str, Tensor]:
     if radius <= 0:
         raise ValueError(f"a radius of {radius}; it must be positive (1 is the token itself)")
     _check_maps(maps)
-    if maps.shape[-1] != grid.tokens:
-        raise ValueError(
-            f"the maps have {maps.shape[-1]} tokens, the {grid} has {grid.tokens}; pass the grid "
-            "of the maps"
-        )
-    rows = distributions(maps[..., grid.text :, grid.text :])
-    distances = token_distances(grid).to(rows)
-    inside = (distances < radius).to(rows.dtype)
+    _check_grid(maps, grid)
+    weights = distributions(maps[..., grid.text :, grid.text :])
+    distances = token_distances(grid).to(weights)
+    inside = (distances < radius).to(weights.dtype)
     return {
-        "share": (rows * inside).sum(-1).mean(-1),
-        "distance": (rows * distances).sum(-1).mean(-1),
+        "share": (weights * inside).sum(-1).mean(-1),
+        "distance": (weights * distances).sum(-1).mean(-1),
     }
+
+
+def text_share(maps: Tensor, grid: Grid) -> Tensor:
+    """Average the share of its attention that a picture token gives to the text, (batch, heads)."""
+    _check_maps(maps)
+    _check_grid(maps, grid)
+    return distributions(maps)[..., grid.text :, : grid.text].sum(-1).mean(-1)
 
 
 def token_distances(grid: Grid) -> Tensor:
@@ -74,15 +76,15 @@ def entropy(maps: Tensor) -> Tensor:
     The value is 0 where every row looks at one token, and 1 where it looks at all tokens alike. A
     map of a single token counts as 0.
     """
-    rows = distributions(maps)
-    if rows.shape[-1] == 1:
-        return rows.new_zeros(rows.shape[:2])
-    return row_entropy(rows).mean(-1) / math.log(rows.shape[-1])
+    p = distributions(maps)
+    if p.shape[-1] == 1:
+        return p.new_zeros(p.shape[:2])
+    return row_entropy(p).mean(-1) / math.log(p.shape[-1])
 
 
-def row_entropy(rows: Tensor) -> Tensor:
+def row_entropy(p: Tensor) -> Tensor:
     """Return the entropy of distributions along the last dimension, in nats."""
-    return -torch.xlogy(rows, rows).sum(-1)
+    return -torch.xlogy(p, p).sum(-1)
 
 
 def effective_rank(maps: Tensor) -> Tensor:
@@ -105,28 +107,28 @@ def head_similarity(maps: Tensor) -> Tensor:
     """
     _check_maps(maps)
     batch, heads = maps.shape[:2]
-    flat = F.normalize(
-        maps.flatten(2).to(torch.promote_types(maps.dtype, torch.float32)), dim=-1, eps=1e-30
-    )
+    float_maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    flat = F.normalize(float_maps.flatten(2), dim=-1, eps=1e-30)
     if heads == 1:
         return flat.new_full((batch,), math.nan)
     cosines = flat @ flat.mT  # (batch, heads, heads)
     return (cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)) / (heads * (heads - 1))
 
 
-def row_redundancy(maps: Tensor, rows: int = ROWS, seed: int = 0) -> Tensor:
+def row_redundancy(maps: Tensor, max_rows: int = MAX_ROWS, seed: int = 0) -> Tensor:
     """Average the Jensen-Shannon divergence over all pairs of rows in nats, (batch, heads).
 
     A LOW value means redundant rows; the largest value is log 2. The mean over heads is the
-    Mediators' S = 2 / (M N (N-1)) sum_heads sum_{i<j} JSD(A_i, A_j). With more than `rows` tokens,
-    the pairs are those of `rows` tokens drawn from the seed, which keeps the mean unbiased.
+    Mediators' S = 2 / (M N (N-1)) sum_heads sum_{i<j} JSD(A_i, A_j). With more than
+    `max_rows` tokens, the pairs are those of so many tokens drawn from the seed, which keeps the
+    mean unbiased.
     """
-    if rows < 2:
-        raise ValueError(f"{rows} rows; a pair needs 2")
+    if max_rows < 2:
+        raise ValueError(f"{max_rows} rows; a pair needs 2")
     p = distributions(maps)
-    if p.shape[-2] > rows:
+    if p.shape[-2] > max_rows:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(p.shape[-2], generator=generator)[:rows].sort().values
+        chosen = torch.randperm(p.shape[-2], generator=generator)[:max_rows].sort().values
         p = p[..., chosen.to(p.device), :]
     count = p.shape[-2]
     if count == 1:
@@ -136,9 +138,8 @@ def row_redundancy(maps: Tensor, rows: int = ROWS, seed: int = 0) -> Tensor:
     # one row against all later rows at a time, so that memory stays that of the maps
     for i in range(count - 1):
         mixture_entropies = row_entropy((p[..., i : i + 1, :] + p[..., i + 1 :, :]) / 2)
-        total += (
-            mixture_entropies - (entropies[..., i : i + 1] + entropies[..., i + 1 :]) / 2
-        ).sum(-1)
+        mean_entropies = (entropies[..., i : i + 1] + entropies[..., i + 1 :]) / 2
+        total += (mixture_entropies - mean_entropies).sum(-1)
     return (2 * total / (count * (count - 1))).clamp_min(0)
 
 
@@ -147,23 +148,27 @@ def row_redundancy(maps: Tensor, rows: int = ROWS, seed: int = 0) -> Tensor:
 
 
 def measures(
-    grid: Grid, radius: float = 3, rows: int = ROWS
+    grid: Grid, radius: float = 3, max_rows: int = MAX_ROWS
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Map a name to its measure of maps: measures of whole layers return (batch,), the others
-    (batch, heads).
+    """Map a name to its measure of maps.
+
+    Measures of whole layers return (batch,), the others (batch, heads).
     """
-    return {
+    by_name: dict[str, Callable[[Tensor], Tensor]] = {
         "share": lambda maps: locality(maps, grid, radius)["share"],
         "distance": lambda maps: locality(maps, grid, radius)["distance"],
         "entropy": entropy,
         "rank": effective_rank,
-        "redundancy": lambda maps: row_redundancy(maps, rows),
+        "redundancy": lambda maps: row_redundancy(maps, max_rows),
         "similarity": head_similarity,
     }
+    if grid.text:
+        by_name["text"] = lambda maps: text_share(maps, grid)
+    return by_name
 
 
 def table(
-    maps: Tensor, grid: Grid, radius: float = 3, rows: int = ROWS, **keys: Any
+    maps: Tensor, grid: Grid, radius: float = 3, max_rows: int = MAX_ROWS, **keys: Any
 ) -> list[dict[str, Any]]:
     """Average every measure over the batch and return rows {**keys, head, measure, value}.
 
@@ -171,14 +176,13 @@ def table(
     mean over heads too; for redundancy that mean is the Mediators' S.
     """
     table_rows = []
-    for name, measure in measures(grid, radius, rows).items():
+    for name, measure in measures(grid, radius, max_rows).items():
         mean = measure(maps).double().mean(0)
-        for head, value in enumerate(mean.tolist() if mean.ndim else []):
-            table_rows.append(
-                {**keys, "head": head, "measure": name, "value": _finite_or_none(value)}
-            )
-        layer_value = _finite_or_none(mean.mean().item())
-        table_rows.append({**keys, "head": None, "measure": name, "value": layer_value})
+        values: dict[int | None, float] = dict(enumerate(mean.tolist())) if mean.ndim else {}
+        values[None] = mean.mean().item()
+        for head, value in values.items():
+            row = {**keys, "head": head, "measure": name, "value": _finite_or_none(value)}
+            table_rows.append(row)
     return table_rows
 
 
@@ -186,28 +190,26 @@ def table(
 def anatomy(
     teacher: Any,
     latents: Tensor,
-    conditioning: Prompts,
+    prompts: Prompts,
     levels: Iterable[float] = LEVELS,
     *,
     layers: Sequence[int] | None = None,
     model: Any = None,
     radius: float = 3,
-    rows: int = ROWS,
+    max_rows: int = MAX_ROWS,
     seed: int = 0,
     batch: int = 8,
 ) -> list[dict[str, Any]]:
-    """Measure the attention on noised latents and return a table of {layer, noise, head, measure,
-    value}.
+    """Measure the attention on noised latents.
 
-    `model` is measured instead of the teacher's model where it is given. `conditioning` holds one
-    label or caption a picture. Every layer is measured on its own grid, because a UNet's levels
-    differ. Latents are noised as in `distance.prediction_error`: the same picture, level and seed
-    give the same noise.
+    The table has rows of {layer, noise, head, measure, value}. `model` is measured instead of the
+    teacher's model where it is given. `prompts` holds a label or caption a picture. Every layer is
+    measured on its own grid, because a UNet's levels differ. Latents are noised as in
+    `distance.prediction_error`: the same picture, level and seed give the same noise.
     """
-    if len(latents) == 0 or len(latents) != len(conditioning):
+    if len(latents) == 0 or len(latents) != len(prompts):
         raise ValueError(
-            f"{len(latents)} latents and {len(conditioning)} conditions; pass as many of each, at "
-            "least 1"
+            f"{len(latents)} latents and {len(prompts)} prompts; pass as many of each, at least 1"
         )
     steps = diffusion_of(teacher).steps
     table_rows = []
@@ -218,14 +220,13 @@ def anatomy(
         for start in range(0, len(latents), batch):
             chunk = slice(start, start + batch)
             noisy = noised(teacher, latents[chunk], t, seed, start)
-            chunk_maps = layer_maps(teacher, noisy, t, conditioning[chunk], layers, model=model)
+            chunk_maps = layer_maps(teacher, noisy, t, prompts[chunk], layers, model=model)
             for layer, (attention_map, grid) in chunk_maps.items():
                 maps.setdefault(layer, []).append(attention_map)
                 grids[layer] = grid
-        for layer, attention_maps in maps.items():
-            table_rows += table(
-                torch.cat(attention_maps), grids[layer], radius, rows, layer=layer, noise=level
-            )
+        for layer, chunks in maps.items():
+            grid = grids[layer]
+            table_rows += table(torch.cat(chunks), grid, radius, max_rows, layer=layer, noise=level)
     return table_rows
 
 
@@ -234,16 +235,16 @@ def layer_maps(
     teacher: Any,
     noisy: Tensor,
     t: int,
-    conditioning: Prompts,
+    prompts: Prompts,
     layers: Sequence[int] | None = None,
     *,
     model: Any = None,
 ) -> dict[int, tuple[Tensor, Grid]]:
-    """Return the attention maps (batch, heads, tokens, tokens) of the numbered layers on the CPU,
-    with their grids.
+    """Return the attention maps of the numbered layers on the CPU, with their grids.
 
-    One forward gives all maps. `layers` None means all layers. `model` runs instead of the
-    teacher's model where it is given, and is conditioned as the teacher is.
+    A map is (batch, heads, tokens, tokens), and one forward gives all of them. `layers` None means
+    all layers. `model` runs instead of the teacher's model where it is given, and is conditioned as
+    the teacher is.
     """
     source = sampling.Source.of(teacher, None if model is None else families.model_of(model))
     all_layers = families.layers(source.model)
@@ -254,22 +255,31 @@ def layer_maps(
         )
     weight, conditions = next(source.model.parameters()), source.conditions
     times = torch.full((len(noisy),), t, device=weight.device)
-    encoded = conditions.encode(conditions.check(conditioning))
+    encoded = conditions.encode(conditions.check(prompts))
     with sampling.evaluating(source.model), families.capture(source.model, detach=True) as captured:
         conditions.call(source.model, noisy.to(weight.device, weight.dtype), times, encoded)
     maps = {}
     for number in numbers:
-        x, grid, noise, more = (
-            captured[number][name] for name in ("input", "grid", "noise", "more")
+        entry = captured[number]
+        attention_map = families.attention_map(
+            all_layers[number], entry["input"], entry["grid"], entry["noise"], **entry["more"]
         )
-        attention_map = families.attention_map(all_layers[number], x, grid, noise, **more).cpu()
-        maps[number] = attention_map, grid
+        maps[number] = attention_map.cpu(), entry["grid"]
     return maps
 
 
 def _finite_or_none(value: float) -> float | None:
     """Replace infinity and NaN, which strict JSON cannot hold, by None."""
     return value if math.isfinite(value) else None
+
+
+def _check_grid(maps: Tensor, grid: Grid) -> None:
+    """Refuse maps of another number of tokens than the grid's."""
+    if maps.shape[-1] != grid.tokens:
+        raise ValueError(
+            f"the maps have {maps.shape[-1]} tokens, the {grid} has {grid.tokens}; pass the grid "
+            "of the maps"
+        )
 
 
 def _check_maps(maps: Tensor) -> None:

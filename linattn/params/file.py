@@ -21,9 +21,9 @@ from linattn.params.schema import (
 )
 from linattn.reader import check_keys, mapping, read
 
-TOP = ("profile", "teachers", "students", "profiles", "operators")
+TOP = ("profile", "teachers", "teachers_of", "students", "profiles", "operators")
 OPERATOR_LISTS = ("anatomy", "benchmark")
-OTHER_ROWS = r"(teacher|chance|index)(-|$)"  # how names of the report's other rows begin
+OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"  # how names of the report's other rows begin
 
 
 def load(profile: str | None = None, path: Path | None = None) -> Params:
@@ -37,6 +37,7 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     top = mapping(content, file)
     check_keys(top, TOP, TOP, file)
     teachers = _teachers(top["teachers"], "teachers")
+    teachers_of = _teachers_of(top["teachers_of"], teachers)
     entries = mapping(top["profiles"], "profiles")
     chosen = known(profile or top["profile"], entries, "profile")
     if not profile:
@@ -52,7 +53,13 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     lists = mapping(top["operators"], "operators")
     check_keys(lists, OPERATOR_LISTS, OPERATOR_LISTS, "operators")
     operators = {use: _students(lists[use], f"operators.{use}") for use in OPERATOR_LISTS}
-    params = Params(profile=chosen, students=students, operators=operators, **vars(numbers))
+    params = Params(
+        profile=chosen,
+        students=students,
+        operators=operators,
+        teachers_of=teachers_of,
+        **vars(numbers),
+    )
     check_students(params)
     return params
 
@@ -63,6 +70,19 @@ def _teachers(content: Any, path: str) -> dict[str, Teacher]:
         _check_name(role, f"{path}.{role}")
         teachers[role] = read(Teacher, entry, f"{path}.{role}")
     return teachers
+
+
+def _teachers_of(content: Any, teachers: Mapping[str, Teacher]) -> dict[str, tuple[str, ...]]:
+    """Read the roles for which anatomy and benchmark are run; a list may be empty."""
+    entries = mapping(content, "teachers_of")
+    check_keys(entries, OPERATOR_LISTS, OPERATOR_LISTS, "teachers_of")
+    roles = {}
+    for use in OPERATOR_LISTS:
+        path = f"teachers_of.{use}"
+        if not isinstance(entries[use], (list, tuple)):
+            raise ValueError(f"{path} is {entries[use]!r}; it must be a list of roles of teachers")
+        roles[use] = tuple(known(role, teachers, f"teacher in {path}:") for role in entries[use])
+    return roles
 
 
 def _check_teachers_named(students: Any) -> None:

@@ -20,13 +20,13 @@ def check_students(params: Params) -> None:
         path = f"students.{student.name}"
         role = known(student.teacher, params.teachers, f"{path}.teacher")
         check_operator(student, *shape_of(params.teachers[role]), path=path)
-    shapes = {
-        "anatomy": shape_of(params.teacher("class")),
-        "benchmark": (params.benchmark.heads, params.benchmark.head_dim, False),
-    }
+    shown = [shape_of(params.teacher(role)) for role in params.teachers_of["anatomy"]]
+    timed = (params.benchmark.heads, params.benchmark.head_dim, False)
+    shapes = {"anatomy": shown, "benchmark": [timed]}
     for use, operators in params.operators.items():
         for operator in operators.values():
-            check_operator(operator, *shapes[use], path=f"operators.{use}.{operator.name}")
+            for shape in shapes[use]:
+                check_operator(operator, *shape, path=f"operators.{use}.{operator.name}")
 
 
 def shape_of(teacher: Teacher) -> tuple[int, int, bool]:

@@ -157,6 +157,7 @@ class Params(Profile):
     profile: str
     students: dict[str, Student]
     operators: dict[str, dict[str, Student]]  # lists of their own for anatomy and benchmark
+    teachers_of: dict[str, tuple[str, ...]]  # roles for which anatomy and benchmark are run
 
     def student(self, name: str) -> Student:
         return self.students[known(name, self.students, "student")]

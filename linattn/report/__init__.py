@@ -38,17 +38,17 @@ or are absent. Keys that do not apply are absent or null.
     error         the failure in one line, when the stage failed
 `chance-<role>.json`:
     quality       {shape, colour ..} of guessing
-`benchmark.run.json` (role class alone):
+`benchmark-<role>.run.json`:
     facts, baseline; rows of costs.time_operators; operators {row's name: operator}; steps, rows of
     amdahl.time_steps
-`anatomy.json` (role class alone):
+`anatomy-<role>.json`:
     noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order and query of the
-    maps
+    maps; layer_names where the layers' grids differ; text, a sentence on how captions are read
 
 Pictures (project.pictures): safetensors with `pictures` (N, 3, side, side) uint8 or in [0, 1],
 `labels`, and for a student also `undistilled`; the same row is the same noise and class or caption
-in every file of one teacher. In pictures("anatomy"): `picture` (3, side, side) and `map.<name>`
-(height, width) for the teacher and every operator.
+in every file of one teacher. In pictures("anatomy-<role>"): `picture` (3, side, side) and
+`map.<name>` (height, width) for the teacher and every operator.
 """
 
 from linattn.report.circumstances import all_sizes, counts, machine, sizes

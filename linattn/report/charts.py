@@ -136,7 +136,8 @@ def _anatomy(data: Data) -> list[Picture]:
     """
     units = data.anatomy.get("units") or {}
     levels = [short(level, 2) for level in data.anatomy.get("noise") or ()]
-    layers = [str(layer) for layer in data.anatomy.get("layers") or ()]
+    numbers = [str(layer) for layer in data.anatomy.get("layers") or ()]
+    layers = data.anatomy.get("layer_names") or numbers
     maps = []
     for name, values in (data.anatomy.get("teacher") or {}).items():
         # A teacher with one head has no similarity of heads.

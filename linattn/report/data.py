@@ -9,7 +9,7 @@ import numpy as np
 from linattn.report.looks import looks
 from linattn.report.picture import Look
 from linattn.report.studies import Section
-from linattn.report.words import NO_RESULT, ROLES
+from linattn.report.words import NO_RESULT, PROMPTS
 
 Result = dict[str, Any]
 
@@ -25,14 +25,13 @@ class Measured:
 
 @dataclass
 class Data:
-    """Hold all data of one teacher; `students` maps a name to its entry in params.yaml, in that
-    order.
-    """
+    """Hold all data of one teacher; `students` maps names to entries in params.yaml's order."""
 
     profile: str
     students: dict[str, Result]
-    role: str = "class"
+    role: str = ""
     folder: str = ""  # the teacher's name
+    prompts: str = "labels"  # a key of words.PROMPTS
     results: dict[str, Result] = field(default_factory=dict)
     runs: dict[str, Result] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -71,14 +70,14 @@ class Data:
         return self.folder or self.role
 
     @property
-    def told(self) -> str:
-        """Say in words what the teacher's prompts are: labels or captions."""
-        return ROLES.get(self.role, f"role {self.role}")
+    def prompts_in_words(self) -> str:
+        """Say what the teacher's prompts are."""
+        return PROMPTS[self.prompts]
 
     @property
     def captioned(self) -> bool:
-        """Say whether the prompts are captions, also before the teacher has any result."""
-        return bool(self.captions) or self.role.startswith("text")
+        """Say whether the prompts are captions."""
+        return self.prompts != "labels"
 
     @property
     def page(self) -> str:
@@ -86,9 +85,7 @@ class Data:
 
     @property
     def all_published(self) -> bool:
-        """Every row is the committed run's: nothing was run on this machine, and nothing is
-        missing.
-        """
+        """Say whether every row is the committed run's: none was run here, and none is missing."""
         return {"teacher", *self.students} <= self.published
 
     def mark(self, row: str) -> str:
@@ -120,9 +117,7 @@ class Data:
 
 @dataclass
 class Report:
-    """Hold all teachers by role, in the order in which params.yaml first names them, and the side
-    studies.
-    """
+    """Hold all teachers by role, in the order in which the students name them, and the studies."""
 
     profile: str
     parts: dict[str, Data]
@@ -131,7 +126,10 @@ class Report:
     @property
     def published(self) -> set[str]:
         """Name the rows of all teachers that were not run here."""
-        return {f"{role}: {name}" for role, data in self.parts.items() for name in data.published}
+        names: set[str] = set()
+        for role, data in self.parts.items():
+            names |= {f"{role}: {name}" for name in data.published}
+        return names
 
     @property
     def several(self) -> bool:
@@ -161,14 +159,15 @@ class Report:
 
     @property
     def looks(self) -> dict[str, Look]:
-        """Return the looks, chosen teacher by teacher, so that an operator has one colour on every
-        page.
-        """
+        """Return the looks, chosen by teacher, so that an operator has one colour on every page."""
         return _merged(data.looks for data in self.parts.values())
 
     @property
     def done(self) -> list[str]:
-        return [name for data in self.parts.values() for name in data.done]
+        names: list[str] = []
+        for data in self.parts.values():
+            names += data.done
+        return names
 
     @property
     def runs(self) -> dict[str, Result]:
@@ -176,7 +175,8 @@ class Report:
         runs = {}
         for data in self.parts.values():
             for name, run in data.runs.items():
-                runs[data.name if name == "teacher" and self.several else name] = run
+                is_teacher = name == "teacher" and self.several
+                runs[data.name if is_teacher else name] = run
         return runs
 
     @property
@@ -185,4 +185,7 @@ class Report:
 
 
 def _merged(mappings: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    return {name: value for mapping in mappings for name, value in mapping.items()}
+    merged: dict[str, Any] = {}
+    for mapping in mappings:
+        merged |= mapping
+    return merged

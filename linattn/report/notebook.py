@@ -7,29 +7,29 @@ from pathlib import Path
 from linattn import project
 from linattn.report.data import Data, Report
 from linattn.report.markup import without_addresses
-from linattn.report.reading import FIRST
 
 
 def executed(report: Report) -> dict[str, Path]:
-    """Map titles to the notebooks that have run; with several teachers a title begins with the
-    teacher's name.
+    """Map titles to the notebooks that have run.
+
+    With several teachers a title begins with the teacher's name.
     """
     names: dict[str, str] = {}  # by title
     for data in report.parts.values():
         names |= _of_teacher(data, f"{data.name}: " if report.several else "")
     names |= {f"{name}: distillation": f"04_distill/{name}" for name in report.students}
     names |= {f"{name}: evaluation": f"05_evaluate/{name}" for name in report.students}
-    return {
-        title: path for title, name in names.items() if (path := project.executed(name)).exists()
-    }
+    paths = {title: project.executed(name) for title, name in names.items()}
+    return {title: path for title, path in paths.items() if path.exists()}
 
 
 def _of_teacher(data: Data, prefix: str) -> dict[str, str]:
-    titles = {"What students learn from": f"02_sample/{data.role}"}
-    if data.role == FIRST:
-        titles |= {"What the teacher's attention looks like": "03_anatomy/anatomy"}
-        titles |= {"Time against tokens": "06_benchmark/benchmark"}
-    titles["The teacher's row"] = f"05_evaluate/{project.teacher_row(data.role)}"
+    titles = {
+        "What students learn from": f"02_sample/{data.role}",
+        "What the teacher's attention looks like": f"03_anatomy/{data.role}",
+        "Time against tokens": f"06_benchmark/{data.role}",
+        "The teacher's row": f"05_evaluate/{project.teacher_row(data.role)}",
+    }
     return {prefix + title: name for title, name in titles.items()}
 
 
@@ -40,15 +40,14 @@ def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
     """
     import nbformat
     from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
+    from pygments.formatters import HtmlFormatter  # pyrefly: ignore[untyped-import] has no stubs
 
     notebook = nbformat.read(path, as_version=4)
     exporter = HTMLExporter(
         template_name="basic", mathjax_url="", require_js_url="", mermaid_js_url=""
     )
     body, _ = exporter.from_notebook_node(notebook)
-    body = without_addresses(_described(body))
-    body = _demoted(body)
+    body = _demoted(without_addresses(_described(body)))
     chapters = []
     for anchor, heading in re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', body, re.S):
         title = html.unescape(re.sub(r"<[^>]+>", "", heading)).replace("¶", "").strip()
@@ -64,8 +63,9 @@ def _described(body: str) -> str:
 
 
 def _demoted(body: str) -> str:
-    """Turn first-level headings into chapters, since the page has an h1; a single one repeats the
-    title and is cut.
+    """Turn first-level headings into chapters, since the page has an h1.
+
+    A single one repeats the page's title and is cut.
     """
     if len(re.findall(r"<h1\b", body)) > 1:
         return re.sub(r"(</?)h1\b", r"\1h2", body)

@@ -1,6 +1,4 @@
-"""The pages: index.html, and in pages/ one for each student, each notebook, and each of several
-teachers.
-"""
+"""The pages: index.html, and in pages/ one for each student, notebook and, of several, teacher."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from linattn.report.data import Data, Report
 from linattn.report.markup import slug
 from linattn.report.notebook import notebook_body
 from linattn.report.numbers import short
-from linattn.report.reading import FIRST, options
+from linattn.report.reading import options
 from linattn.report.timing import baseline
 from linattn.report.words import number
 
@@ -23,8 +21,9 @@ Link = Mapping[str, str]
 
 
 def write(report: Report, folder: Path, notebooks: Mapping[str, Path] | None = None) -> Path:
-    """Write `folder`/index.html and `folder`/pages/*.html; `notebooks` maps a title to an executed
-    notebook.
+    """Write `folder`/index.html and `folder`/pages/*.html.
+
+    `notebooks` maps a title to an executed notebook.
     """
     folder = Path(folder)
     (folder / "pages").mkdir(parents=True, exist_ok=True)
@@ -35,8 +34,9 @@ def write(report: Report, folder: Path, notebooks: Mapping[str, Path] | None = N
         links.append({"title": title, "href": href})
     for name in report.students:
         _write(folder / tables.page_of(name), student_html(report, name, links))
-    for role, data in report.parts.items() if report.several else ():
-        _write(folder / data.page, teacher_html(report, role, links))
+    if report.several:
+        for role, data in report.parts.items():
+            _write(folder / data.page, teacher_html(report, role, links))
     return _write(folder / "index.html", index_html(report, links))
 
 
@@ -49,17 +49,28 @@ def index_html(report: Report, notebooks: Sequence[Link] = ()) -> str:
     """Return the first page: everything of the only teacher, or one table over several teachers."""
     if not report.several:
         return teacher_html(report, report.only.role, notebooks)
-    shown = [
-        {"data": data, "findings": sentences.in_short(data), **_glimpse(data)}
-        for data in report.parts.values()
-    ]
+    shown = []
+    for data in report.parts.values():
+        shown.append({"data": data, "findings": sentences.in_short(data), **_glimpse(data)})
     return _render(
-        "index.html.j2", title=_title(report), whole=report, data=report, table=tables.table(report), parts_shown=shown,
-        findings=sentences.of_all(report), by_idea=tables.ideas(report), ideas=_ideas(report),
-        limits=limits.of_all(report), notebooks=notebooks,
-        machine=circumstances.machine(report), counts=circumstances.counts(report),
-        sizes=circumstances.all_sizes(report), agreement=agreement.summaries(report), root="", here="index.html",
-    )  # fmt: skip
+        "index.html.j2",
+        title=_title(report),
+        whole=report,
+        data=report,
+        table=tables.table(report),
+        parts_shown=shown,
+        findings=sentences.of_all(report),
+        by_idea=tables.ideas(report),
+        ideas=_ideas(report),
+        limits=limits.of_all(report),
+        notebooks=notebooks,
+        machine=circumstances.machine(report),
+        counts=circumstances.counts(report),
+        sizes=circumstances.all_sizes(report),
+        agreement=agreement.summaries(report),
+        root="",
+        here="index.html",
+    )
 
 
 def teacher_html(report: Report, role: str, notebooks: Sequence[Link] = ()) -> str:
@@ -69,34 +80,58 @@ def teacher_html(report: Report, role: str, notebooks: Sequence[Link] = ()) -> s
     names = [data.name, *data.students]
     links = [link for link in notebooks if not report.several or _is_of(link["title"], names)]
     return _render(
-        "teacher.html.j2", title=_title_of(data, report.several), whole=report, data=data,
-        table=tables.of_teacher(data), findings=sentences.of_teacher(data), plots=plots(data),
-        strips=pictures.strips(data), columns=pictures.column_names(data), ideas=_ideas(data),
-        limits=limits.of_teacher(data), machine=circumstances.machine(data), notebooks=links,
-        counts=circumstances.counts(data), sizes=circumstances.sizes(data), baseline=baseline(data),
-        steps=steps.table(data.benchmark.get("steps") or []), agreed=agreed, agreement=agreement.summary(data, agreed),
-        empty=report.several and data.waiting, root="../" if report.several else "", here=data.page,
-    )  # fmt: skip
+        "teacher.html.j2",
+        title=_title_of(data, report.several),
+        whole=report,
+        data=data,
+        table=tables.of_teacher(data),
+        findings=sentences.of_teacher(data),
+        plots=plots(data),
+        strips=pictures.strips(data),
+        columns=pictures.column_names(data),
+        ideas=_ideas(data),
+        limits=limits.of_teacher(data),
+        machine=circumstances.machine(data),
+        notebooks=links,
+        counts=circumstances.counts(data),
+        sizes=circumstances.sizes(data),
+        baseline=baseline(data),
+        steps=steps.table(data.benchmark.get("steps") or []),
+        agreed=agreed,
+        agreement=agreement.summary(data, agreed),
+        empty=report.several and data.waiting,
+        root="../" if report.several else "",
+        here=data.page,
+    )
 
 
 def student_html(report: Report, name: str, notebooks: Sequence[Link] = ()) -> str:
     """Return the page of one student."""
     data = report.of(name)
-    entry, several = data.students[name], report.several
-    title = (
-        f"{name}: one student of {data.name} in detail"
-        if several
-        else f"{name}: one student in detail"
-    )
-    links = [link for link in notebooks if _is_of(link["title"], [name])]
+    entry = data.students[name]
+    student = f"{name}: one student of {data.name}" if report.several else f"{name}: one student"
     return _render(
-        "student.html.j2", title=title, whole=report, data=data, name=name, entry=entry, options=options(entry),
-        idea=about(entry["operator"]), failure=data.failures.get(name), numbers=_numbers(data, name),
-        rows=pictures.detail(data, name), columns=pictures.column_names(data),
-        notebooks=links, plots=student_plots(data, name),
-        seconds=data.runs.get(name, {}).get("seconds") or {}, machine=circumstances.machine(data, name),
-        sizes=circumstances.sizes(data), root="../", here="", names=list(data.students),
-    )  # fmt: skip
+        "student.html.j2",
+        title=f"{student} in detail",
+        whole=report,
+        data=data,
+        name=name,
+        entry=entry,
+        options=options(entry),
+        idea=about(entry["operator"]),
+        failure=data.failures.get(name),
+        numbers=_numbers(data, name),
+        rows=pictures.detail(data, name),
+        columns=pictures.column_names(data),
+        notebooks=[link for link in notebooks if _is_of(link["title"], [name])],
+        plots=student_plots(data, name),
+        seconds=data.runs.get(name, {}).get("seconds") or {},
+        machine=circumstances.machine(data, name),
+        sizes=circumstances.sizes(data),
+        root="../",
+        here="",
+        names=list(data.students),
+    )
 
 
 def notebook_html(path: Path, title: str) -> str:
@@ -112,19 +147,18 @@ def _is_of(title: str, names: Sequence[str]) -> bool:
 
 
 def _title(report: Report) -> str:
-    count = len(report.students)
-    return f"Linear attention for pre-trained diffusion models: {count} students of {len(report.parts)} teachers"
+    students = f"{len(report.students)} students of {len(report.parts)} teachers"
+    return f"Linear attention for pre-trained diffusion models: {students}"
 
 
 def _title_of(data: Data, several: bool) -> str:
     if several:
         return f"{data.name}: {number(len(data.students), 'student')} of one teacher"
-    model = "a diffusion transformer" if data.role == FIRST else data.name
-    return f"Linear attention for {model}: {len(data.students)} students of one teacher"
+    return f"Linear attention for {data.name}: {len(data.students)} students of one teacher"
 
 
 def _glimpse(data: Data) -> dict[str, Any]:
-    """Return what the first page shows of a teacher: its pictures and those of the closest student."""
+    """Return a teacher's part of the first page: its pictures and the closest student's."""
     names = ["teacher", *sentences.closest(data)[:1]]
     return {
         "strips": pictures.strips(data, names) if "teacher" in data.pictures else [],
@@ -144,22 +178,17 @@ def about(operator: str) -> str:
 
 def _numbers(data: Data, name: str) -> list[dict[str, Any]]:
     """Return a line for each measure of a student: the teacher's, before and after distillation."""
-    result, lines = data.results.get(name, {}), []
+    result = data.results.get(name, {})
+    undistilled = {"quality": result.get("undistilled") or {}}
+    lines = []
     for column in COLUMNS:
         after = column.read(result)
         if after is None:
             continue
-        before = (
-            column.read({"quality": result.get("undistilled") or {}})
-            if column.section == "quality"
-            else None
-        )
-        cells = [
-            tables.cell(column, measure) for measure in (column.read(data.teacher), before, after)
-        ]
-        lines.append(
-            {"title": column.title, "note": column.note, "better": column.better, "cells": cells}
-        )
+        before = column.read(undistilled) if column.section == "quality" else None
+        measures = (column.read(data.teacher), before, after)
+        line = {"title": column.title, "note": column.note, "better": column.better}
+        lines.append({**line, "cells": [tables.cell(column, measure) for measure in measures]})
     return lines
 
 
@@ -170,8 +199,11 @@ def _render(template: str, **values: Any) -> str:
     if not folder.is_dir():  # the working directory is not the clone that holds this package
         folder = Path(__file__).resolve().parents[2] / "reports" / "template"
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     environment.filters.update(short=short, literal=repr)
     return environment.get_template(template).render(**values)

@@ -1,5 +1,4 @@
-"""Read result files into a `Report`, by the names in params.yaml and never by the files in a
-folder.
+"""Read result files into a `Report`, by the names in params.yaml and never by a folder's files.
 
 A row that was not run on this machine is the committed run's, and says so. For a row that was, the
 committed result is kept for comparison.
@@ -13,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from linattn import project
+from linattn import params, project
 from linattn.params import USUAL
 from linattn.report import studies
 from linattn.report.data import Data, Report, Result
 from linattn.report.words import NO_RESULT
-
-FIRST = "class"  # the role of anatomy and benchmark, and of an entry that names no role
 
 
 def read(
@@ -29,26 +26,22 @@ def read(
     teachers: Mapping[str, Any] | None = None,
     committed: bool = False,
 ) -> Report:
-    """Read the results of these students and no others; an entry is params.py's Student or
-    params.yaml's dictionary.
+    """Read the results of these students and no others.
 
-    `teachers` maps a role to params.py's Teacher, which gives its name; otherwise the result files
-    name the teacher. `committed` leaves out whatever was run on this machine.
+    An entry is params.py's Student or params.yaml's dictionary. `teachers` maps a role to
+    params.py's Teacher, whose folder tells its name and prompts; without it the result files do.
+    `committed` leaves out whatever was run on this machine.
     """
     entries = {name: _entry(entry) for name, entry in students.items()}
-    roles = dict.fromkeys(role_of(entry) for entry in entries.values()) or {FIRST: None}
+    roles = list(dict.fromkeys(entry["teacher"] for entry in entries.values()))
     parts = {}
-    for role in roles:
-        of_role = {name: entry for name, entry in entries.items() if role_of(entry) == role}
-        data = Data(profile, of_role, role, _teacher_name((teachers or {}).get(role)), show=show)
+    for role in roles or list(teachers or ())[:1]:
+        of_role = {name: entry for name, entry in entries.items() if entry["teacher"] == role}
+        teacher = (teachers or {}).get(role)
+        data = Data(profile, of_role, role, _name(teacher), _prompts(teacher), show=show)
         parts[role] = _fill(data, project.published if committed else project.local)
     _make_names_unique(parts)
     return Report(profile, parts, studies.read())
-
-
-def role_of(entry: Mapping[str, Any]) -> str:
-    """Return the role of an entry's teacher."""
-    return entry.get("teacher", FIRST)
 
 
 def options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,13 +54,28 @@ def options(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _entry(student: Any) -> Result:
     if isinstance(student, Mapping):
         return dict(student)
-    teacher = {} if student.teacher == FIRST else {"teacher": student.teacher}
-    return {"operator": student.operator, **student.options, **teacher, **student.settings}
+    entry = {"operator": student.operator, **student.options, "teacher": student.teacher}
+    return {**entry, **student.settings}
 
 
-def _teacher_name(teacher: Any) -> str:
+def _name(teacher: params.Teacher | None) -> str:
     """Return the last component of a folder or a hub id."""
     return Path(teacher.source).name if teacher is not None else ""
+
+
+def _prompts(teacher: params.Teacher | None) -> str:
+    """Return the key in words.PROMPTS of a teacher's prompts, or nothing where no folder tells.
+
+    The card of a teacher of classes holds their labels. A config with text in its attention reads
+    captions by joint attention.
+    """
+    card = teacher.folder / "card.json" if teacher and teacher.folder else None
+    if teacher is None or card is None or not card.is_file():
+        return ""
+    if "labels" in project.read_json(card):
+        return "labels"
+    _, _, has_text = params.shape_of(teacher)
+    return "joint" if has_text else "cross"
 
 
 def _make_names_unique(parts: Mapping[str, Data]) -> None:
@@ -79,9 +87,7 @@ def _make_names_unique(parts: Mapping[str, Data]) -> None:
 
 
 def _fill(data: Data, local: Callable[[str], Path]) -> Data:
-    """Read all files of a teacher into `data`; `local` gives the path of a file of this machine's
-    run.
-    """
+    """Read all files of a teacher; `local` gives the path of a file of this machine's run."""
     from linattn import world
 
     data.labels, data.shapes = world.LABELS, tuple(world.SHAPES)
@@ -89,14 +95,15 @@ def _fill(data: Data, local: Callable[[str], Path]) -> Data:
         _read_student(data, name, local)
     _read_teacher(data, local)
     files = {"teacher": project.teacher_row(data.role), **{name: name for name in data.students}}
-    if data.role == FIRST:
-        data.benchmark = _beside(data, "benchmark", "runs/benchmark.run.json", local)
-        data.anatomy = _beside(data, "anatomy", "results/anatomy.json", local)
-        files["anatomy"] = "anatomy"
+    files["anatomy"] = anatomy = project.anatomy_row(data.role)
+    benchmark = project.benchmark_row(data.role)
+    data.benchmark = _beside(data, "benchmark", f"runs/{benchmark}.run.json", local)
+    data.anatomy = _beside(data, "anatomy", f"results/{anatomy}.json", local)
     paths = {name: project.pictures(file) for name, file in files.items()}
     data.pictures = {name: _arrays(path) for name, path in paths.items() if path.exists()}
     lists = (result.get("captions") for result in (data.teacher, *data.results.values()))
     data.captions = tuple(next((captions for captions in lists if captions), ()))
+    data.prompts = data.prompts or ("captions" if data.captions else "labels")
     data.facts = next((run["facts"] for run in data.runs.values() if run.get("facts")), {})
     return data
 
@@ -121,7 +128,8 @@ def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
     data.folder = data.folder or data.teacher.get("folder") or ""
     chance_file = f"results/{project.chance_row(data.role)}.json"
     chances = [_json(path(chance_file)) or {} for path in (local, project.published)]
-    chance, committed_chance = ({} if _other_teacher(data, each) else each for each in chances)
+    chances = [{} if _other_teacher(data, chance) else chance for chance in chances]
+    chance, committed_chance = chances
     data.chance = committed_chance if row.published else chance
     if row.published:
         data.published.add("teacher")
@@ -130,8 +138,9 @@ def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
 
 
 def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> Result:
-    """Read what belongs to a teacher and is no row; the committed one only where the committed
-    teacher fits.
+    """Read what belongs to a teacher and is no row.
+
+    The committed file is read only where the committed teacher is the same.
     """
     here = _json(local(path))
     fits = "teacher" in data.published or data.committed.teacher
@@ -143,16 +152,13 @@ def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> R
 
 @dataclass(frozen=True)
 class Row:
-    """Hold one row: its run, its result or the problem with it, and the committed result beside one
-    made here.
-    """
+    """Hold one row: its run, and its result or the problem with it."""
 
     run: Result
     result: Result
     problem: str | None
-    committed: Result | None = None
-    # True: the row was not run here, and run and result are the committed ones
-    published: bool = False
+    committed: Result | None = None  # the committed result beside one that was made here
+    published: bool = False  # whether run and result are the committed ones
 
 
 def _row(name: str, local: Callable[[str], Path], misfit: Callable[[Result], str | None]) -> Row:
@@ -187,17 +193,13 @@ def _result(path: Path) -> tuple[Result, str | None]:
     except (OSError, ValueError) as error:
         return {}, f"the result file is damaged: {error}"
     if not isinstance(content, dict):
-        return (
-            {},
-            f"the result file is damaged: {path.name} holds a {type(content).__name__} and no object",
-        )
+        name = type(content).__name__
+        return {}, f"the result file is damaged: {path.name} holds a {name} and no object"
     return content, None
 
 
 def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | None:
-    """Say why a result is of other settings: params.yaml was edited and the stage has not run
-    since.
-    """
+    """Say why a result is of other settings: params.yaml was edited since the stage ran."""
     folder = result.get("folder") or data.folder
     actual = _settings_of_result(result) | {"folder": folder}
     expected = _settings_of_entry(data, name) | {"folder": data.folder or folder}
@@ -217,7 +219,7 @@ def _settings_of_result(result: Mapping[str, Any]) -> dict[str, Any]:
     }
     for key, default in USUAL.items():
         settings[key] = result.get(key, default)
-    return settings | {"teacher": result.get("teacher", FIRST)}
+    return settings | {"teacher": result.get("teacher")}
 
 
 def _settings_of_entry(data: Data, name: str) -> dict[str, Any]:
@@ -229,14 +231,15 @@ def _settings_of_entry(data: Data, name: str) -> dict[str, Any]:
 
 
 def _other_teacher(data: Data, result: Mapping[str, Any]) -> str | None:
-    """The same of a teacher: its role may have been given to another folder, or the profile
-    changed.
-    """
-    made, profile = result.get("folder"), result.get("profile")
-    if data.folder and made and made != data.folder:
-        return f"its result is of {made}, and params.yaml now names {data.folder}: make repro"
+    """Say why a result is of another folder or profile than params.yaml now names."""
+    folder, profile = result.get("folder"), result.get("profile")
+    if data.folder and folder and folder != data.folder:
+        return f"its result is of {folder}, and params.yaml now names {data.folder}: make repro"
     if profile and profile != data.profile:
-        return f"its result is of profile {profile}, and params.yaml now names {data.profile}: make repro"
+        return (
+            f"its result is of profile {profile}, and params.yaml now names {data.profile}: make "
+            "repro"
+        )
     return None
 
 

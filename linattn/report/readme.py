@@ -111,7 +111,7 @@ def pictures(data: report.Report) -> dict[str, Picture]:
 
 def place(role: str) -> str:
     """Return the path of a teacher's grid."""
-    return "docs/pictures.png" if role == "class" else f"docs/pictures-{role}.png"
+    return f"docs/pictures-{role}.png"
 
 
 def picture(data: report.Data) -> Picture:

@@ -76,9 +76,13 @@ def of_all(report: Report) -> Table:
 def _group(data: Data, columns: Sequence[Column]) -> Group:
     if data.waiting:
         waiting = f"no row yet, nor one of {listed(list(data.students))}: make repro makes them"
-        return Group(data.name, (), data.page, data.told, waiting)
+        return Group(data.name, (), data.page, data.prompts_in_words, waiting)
     rows = sorted(students(data, columns, note="control"), key=lambda row: row.kind != "control")
-    note = f"{data.told}; the committed run, not run here" if data.all_published else data.told
+    note = (
+        f"{data.prompts_in_words}; the committed run, not run here"
+        if data.all_published
+        else data.prompts_in_words
+    )
     return Group(data.name, (*references(data, columns), *rows), data.page, note)
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ROLES = {  # the prompts of a teacher of this role
-    "class": "class labels",
-    "text": "captions, read by cross-attention",
-    "text-joint": "captions, read by joint attention",
+PROMPTS = {  # what a teacher's prompts are, and how it reads captions
+    "labels": "class labels",
+    "captions": "captions",
+    "cross": "captions, read by cross-attention",
+    "joint": "captions, read by joint attention",
 }
 KINDS = {
     "reference": "References",
