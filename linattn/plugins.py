@@ -1,4 +1,4 @@
-"""The name under which the study of plug-ins is typed: `python -m linattn.plugins train control`."""
+"""The typed name of the study of plug-ins: `python -m linattn.plugins train control`."""
 
 import sys
 

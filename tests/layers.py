@@ -9,7 +9,7 @@ from linattn.testing.form import GRIDS, SHAPE, forms, relative as error, rotatio
 FORMS = {str(form): form for operator in OPERATORS.values() for form in forms(operator)}
 
 
-# Forms that mean something where no text attends, and of each operator the one with most parameters.
+# Forms that mean something where no text attends.
 PLAIN = {
     name: form
     for name, form in FORMS.items()

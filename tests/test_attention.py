@@ -1,4 +1,4 @@
-"""Operators by themselves, beside what linattn.testing holds each of them to (test_operators.py)."""
+"""Operators by themselves, beside what linattn.testing holds each of them to."""
 
 import copy
 import json

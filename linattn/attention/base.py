@@ -204,6 +204,10 @@ class Operator(nn.Module):
                 v.dtype
             )
 
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute `mix`. Layers call the operator, so that accelerate's hooks bring its weights."""
+        return self.mix(*args, **kwargs)
+
     def runs(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
         """Say which path `mix` takes on a device, and why; "none" where it would raise."""
         if self.max_head_dim is None:

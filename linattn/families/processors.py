@@ -51,7 +51,7 @@ class SelfAttention(Processor):
         x = normalised(attn, hidden_states, temb)  # (batch, tokens, width)
         q, k, v = projections(attn, x, grid)
         # (batch, tokens, heads, head_dim)
-        out = attn.linattn.mix(q, k, v, grid, x=x, noise=linattn.noise)
+        out = attn.linattn(q, k, v, grid, x=x, noise=linattn.noise)
         out = _projected_out(attn, out.flatten(2).to(q.dtype))  # (batch, tokens, width)
         if hidden_states.ndim == 4:
             out = out.transpose(1, 2).reshape(hidden_states.shape)
@@ -89,7 +89,7 @@ class JointAttention(Processor):
             "noise": linattn.noise,
             "position": position(image_rotary_emb),
         }
-        out = attn.linattn.mix(q, k, v, grid, **kwargs).flatten(2).to(q.dtype)
+        out = attn.linattn(q, k, v, grid, **kwargs).flatten(2).to(q.dtype)
         if text is None:
             return out
         text, picture = out.split_with_sizes([grid.text, grid.picture], 1)

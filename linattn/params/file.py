@@ -23,7 +23,8 @@ from linattn.reader import check_keys, mapping, read
 
 TOP = ("profile", "teachers", "teachers_of", "students", "profiles", "operators")
 OPERATOR_LISTS = ("anatomy", "benchmark")
-OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"  # how names of the report's other rows begin
+# How the names of the report's other rows begin.
+OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"
 
 
 def load(profile: str | None = None, path: Path | None = None) -> Params:
