@@ -14,6 +14,7 @@ from linattn.distillation import distill
 from linattn.distillation.config import DistillConfig
 from linattn.params import Student
 from linattn.surgery.conversion import converted
+from linattn.testing import students
 
 ENTRY = Student(operator="lit", layers=("first:1",), initialise="mlp_only", options={"kernel": 3})
 
@@ -109,3 +110,14 @@ def test_without_data_such_a_policy_is_refused_and_nothing_changes(copying):
     with pytest.raises(ValueError, match="ran no forward"):
         linattn.linearize(model, "lit", initialise="copying", data=lambda model: None)
     assert all(layer.operator is None for layer in families.layers(model))
+
+
+def test_a_training_with_such_a_policy_starts_from_its_first_batch(copying):
+    config = DistillConfig(
+        "lit", {"kernel": 3}, initialise="copying", layerwise_steps=0, steps=0, batch=4
+    )
+    teacher = students.teacher()
+    result = distill.distill(config, teacher, students.Pictures())
+    assert copying[0].x.shape[0] == config.batch
+    bias = families.layers(result.model)[0].attn.to_out[0].bias
+    assert torch.equal(bias, copying[0].x.mean((0, 1)))

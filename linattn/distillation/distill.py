@@ -12,6 +12,7 @@
 """
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,11 +66,14 @@ def distill(
         )
     teacher.to(accelerator.device)
     original = frozen(teacher.model)
-    student = convert(original, config)
+    diffusion, conditions = teacher.diffusion, teacher.conditions
+    teaching = Lesson(config, original, original, diffusion, conditions, samples, accelerator)
+    student = convert(original, config, teaching.show)
     before = evaluate(student) if evaluate else None
 
     history = History(config.log_every, shown=accelerator.is_main_process)
-    trained = train(config, teacher, student, samples, history, accelerator)
+    lesson = dataclasses.replace(teaching, student=student)
+    trained = train(lesson, config.recipe(teacher, samples), history)
     after = evaluate(student) if evaluate else None
     if folder and accelerator.is_main_process:
         surgery.save(student, folder)
@@ -87,25 +91,18 @@ def distill(
     )
 
 
-def train(
-    config: DistillConfig,
-    teacher: Teacher,
-    student: nn.Module,
-    samples: Data,
-    history: History,
-    accelerator: Accelerator,
-) -> int:
+def train(lesson: Lesson, recipe: dict[str, Any], history: History) -> int:
     """Train the student in both stages, and return how many parameters were trained."""
-    original, recipe = teacher.model, config.recipe(teacher, samples)
-    lesson = Lesson(
-        config, original, student, teacher.diffusion, teacher.conditions, samples, accelerator
-    )
+    config, student, accelerator = lesson.config, lesson.student, lesson.accelerator
     selected, matrices = select(student, config.trains), muon_matrices(student)
     inside = inside_attention(student, selected)
     layerwise_rate = config.layerwise_learning_rate
     layerwise = Stage("layerwise", config.layerwise_steps, layerwise_rate, lesson.layerwise)
     end_to_end = Stage("end-to-end", config.steps, config.learning_rate, lesson.end_to_end)
-    with scratch_folder(config.scratch) as scratch, compiled(config.compile, original, student):
+    with (
+        scratch_folder(config.scratch) as scratch,
+        compiled(config.compile, lesson.teacher, student),
+    ):
         for stage, learning in ((layerwise, inside), (end_to_end, selected)):
             if stage.steps and learning:
                 require(student, learning)
@@ -122,9 +119,14 @@ def frozen(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def convert(model: nn.Module, config: DistillConfig) -> nn.Module:
-    """Return a copy of the model with the student's operator in its layers."""
-    return converted(model, config, config.seed)
+def convert(
+    model: nn.Module, config: DistillConfig, data: Callable[[nn.Module], Any] | None = None
+) -> nn.Module:
+    """Return a copy of the model with the student's operator in its layers.
+
+    `data` runs the model once, for an initialise policy that starts from activations.
+    """
+    return converted(model, config, config.seed, data)
 
 
 @contextlib.contextmanager

@@ -89,13 +89,24 @@ class Lesson:
 
     def batch(self, step: int) -> Batch:
         """Return this process's slice of the batch of a step, on its device."""
-        drawn = draw(self.config, self.diffusion, self.samples, step)
         size = self.config.batch // self.accelerator.num_processes
         start = size * self.accelerator.process_index
-        local, device = slice(start, start + size), self.accelerator.device
-        clean, dropped = drawn.clean[local].to(device), drawn.dropped[local].to(device)
-        eps, t = drawn.eps[local].to(device), drawn.t[local].to(device)
-        prompts = drawn.prompts[local]
+        return self._taken(step, slice(start, start + size))
+
+    def show(self, model: nn.Module) -> Tensor:
+        """Run a model on the whole first batch, for initialise policies that start from data."""
+        batch = self._taken(0, slice(None))
+        return self.run(model, self.diffusion.noised(batch.clean, batch.eps, batch.t), batch)
+
+    def _taken(self, step: int, indices: slice) -> Batch:
+        """Take pictures out of the batch of a step, and bring them to this process's device."""
+        drawn, device = (
+            draw(self.config, self.diffusion, self.samples, step),
+            self.accelerator.device,
+        )
+        clean, dropped = drawn.clean[indices].to(device), drawn.dropped[indices].to(device)
+        eps, t = drawn.eps[indices].to(device), drawn.t[indices].to(device)
+        prompts = drawn.prompts[indices]
         conditioning = self.conditioning(prompts, dropped)
         return Batch(clean, prompts, dropped, eps, t, drawn.choice, conditioning)
 

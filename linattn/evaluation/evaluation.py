@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from linattn import params, project, surgery
+from linattn.attention import POLICIES
 from linattn.evaluation import costs
 from linattn.evaluation.bench import Bench, on_device, say
 from linattn.evaluation.rows import (
@@ -169,7 +170,10 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     for seed in other_seeds:
         model = distilled(bench, project.student(name, seed))
         trained.append(measure_trained(bench, model, f"{name} (seed {seed})"))
-    before = measure_undistilled(bench, converted(bench.teacher.model, student, first_seed), name)
+    before = None
+    if not starts_from_data(student):
+        model = converted(bench.teacher.model, student, first_seed)
+        before = measure_undistilled(bench, model, name)
     training = project.read_json(project.student(name) / "training.json")
     result = {
         "student": name,
@@ -179,8 +183,8 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         "seeds": list(recipe.seeds),
         "pictures": sizes(bench),
         "quality": _over_seeds([one.measures for one in trained]),
-        "undistilled": _plain(before.measures),
-        "by_noise": _by_noise(bench, [one.error_levels for one in trained], before.error_levels),
+        **({"undistilled": _plain(before.measures)} if before else {}),
+        "by_noise": _by_noise(bench, [one.error_levels for one in trained], before),
         "cost": cost(bench, first_model) | {"trained": training["trained"]},
         "confusion": confusion(bench, trained[0].pictures),
         "training": training,
@@ -188,7 +192,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     tensors = {
         "pictures": trained[0].pictures,
         "cross": trained[0].cross,
-        "undistilled": before.pictures,
+        **({"undistilled": before.pictures} if before else {}),
         "labels": bench.labels(bench.evaluation.pictures),
     }
     save_file(tensors, project.pictures(name, write=True))
@@ -241,15 +245,25 @@ def _over_seeds(measures: Sequence[Measures]) -> Measures:
 def _by_noise(
     bench: Bench,
     error_levels: Sequence[Sequence[Mapping[str, Any]]],
-    undistilled_levels: Sequence[Mapping[str, Any]],
+    before: Undistilled | None,
 ) -> dict[str, Any]:
     """Return the errors by noise level; `error_levels` has one list of levels for each seed."""
     by_level = zip(*error_levels, strict=True)
-    return {
+    by_noise: dict[str, Any] = {
         "noise": list(bench.evaluation.noise),
         "error": [combine(over_seeds, WITHIN["error"]) for over_seeds in by_level],
-        "undistilled": [plain(measure) for measure in undistilled_levels],
     }
+    if before:
+        by_noise["undistilled"] = [plain(measure) for measure in before.error_levels]
+    return by_noise
+
+
+def starts_from_data(student: params.Student) -> bool:
+    """Say whether the conversion needs the training's pictures, which are not evaluation's.
+
+    Such a student has no row "converted, not distilled".
+    """
+    return POLICIES[student.initialise].fit is not None
 
 
 def settings_of(student: params.Student) -> dict[str, Any]:

@@ -208,9 +208,13 @@ def _trained(form: Form, pictures: Pictures, scratch: str | None) -> dict[str, T
         warmup=1,
         scratch=scratch and str(Path(scratch)),
     )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        result = distill(config, teacher(), pictures)
+    return {name: tensor.detach().clone() for name, tensor in result.model.state_dict().items()}
+
+
+def teacher() -> Any:
+    """Build a tiny DiT as a teacher; its data are `Pictures`."""
     model = models.seeded(lambda: models.dit(side=6))
     betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
-    teacher: Any = Teacher(model, Diffusion((1 - betas).cumprod(0)))
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        result = distill(config, teacher, pictures)
-    return {name: tensor.detach().clone() for name, tensor in result.model.state_dict().items()}
+    return Teacher(model, Diffusion((1 - betas).cumprod(0)))
