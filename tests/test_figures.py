@@ -6,6 +6,7 @@ import torch
 
 from linattn.attention import OPERATORS
 from linattn.report import figures
+from linattn.report.figures.pictures import fitted, stacked
 from linattn.report.looks import looks
 from linattn.report.numbers import short
 from linattn.report.picture import Picture
@@ -151,9 +152,9 @@ def test_change_is_white_where_nothing_changed():
 
 def test_the_letters_of_a_long_name_shrink_until_it_fits_its_panel():
     name = "mediator-schedule, not distilled"
-    size = figures._fitted(name, 1.6, 9.5)
+    size = fitted(name, 1.6, 9.5)
     assert 0.66 * len(name) * size / 72 == pytest.approx(1.6)
-    assert figures._fitted("teacher", 1.6, 9.5) == 9.5
+    assert fitted("teacher", 1.6, 9.5) == 9.5
 
 
 def test_a_grid_with_room_for_more_pictures_is_narrower():
@@ -163,10 +164,10 @@ def test_a_grid_with_room_for_more_pictures_is_narrower():
 
 def test_a_caption_is_wrapped_to_its_picture_and_a_class_keeps_its_two_lines():
     caption = "a small blue heart below a large yellow cross on black stripes"
-    lines = figures._stacked(caption, 0.7).split("\n")
+    lines = stacked(caption, 0.7).split("\n")
     assert " ".join(lines) == caption
     assert max(map(len, lines)) <= 0.7 / 0.062
-    assert figures._stacked("red ring", 0.1) == "red\nring"
+    assert stacked("red ring", 0.1) == "red\nring"
     pictures = {"teacher": torch.rand(1, 3, 8, 8)}
     taller, usual = (figures.grid(pictures, [title], room=6) for title in (caption, "red ring"))
     assert taller.size[1] > usual.size[1] + 100  # room for the lines, not smaller pictures

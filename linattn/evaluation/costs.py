@@ -1,12 +1,6 @@
-"""Measure what a model costs: multiply-accumulates, parameters, memory, seconds.
+"""Measure what a model costs: multiply-accumulates, parameters, memory and seconds.
 
-- MACs are counted twice: by formula, as the papers do, and by torch's flop counter, which sees what
-  a fast path really multiplies, tiles and masked entries included. Neither count holds softmax,
-  norms, activations or other element-wise work.
-- Memory is the peak that PyTorch's allocator hands out during one call, above what was allocated
-  before. It holds every temporary that a kernel takes from the allocator. It does not hold inputs,
-  weights, or scratch inside a BLAS library. Unlike the resident set, it does not depend on what the
-  process did before.
+- macs.py counts and memory.py measures memory; their names are here too. This file times.
 - Every time stands beside that of `scaled_dot_product_attention`, which runs in the same loop.
   Repeats are interleaved, and the time is their median.
 - An operator is timed at no larger size once its last size predicts more than `limit` seconds; its
@@ -14,28 +8,41 @@
 """
 
 import math
-import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from linattn import attention, families
+from linattn import attention
 from linattn.attention.base import LayerShape
 from linattn.attention.grid import Grid
-from linattn.evaluation.growth import Row, exponent, exponents, predict  # noqa: F401 (costs.exponents is typed)
-from linattn.families import Layer
-from linattn.sampling import evaluating
-from linattn_kernels import flops, use_backend  # noqa: F401 (flops registers the operations with torch's flop counter)
+from linattn.evaluation.growth import Row, exponents, predict
+from linattn.evaluation.macs import count_macs, counted_macs, example, macs, parameters
+from linattn.evaluation.memory import forward_memory, peak_memory
+
+__all__ = [
+    "BASELINE",
+    "WITH_INPUTS",
+    "count_macs",
+    "counted_macs",
+    "example",
+    "exponents",
+    "facts",
+    "forward_memory",
+    "interleaved",
+    "macs",
+    "parameters",
+    "peak_memory",
+    "seconds_of",
+    "sides",
+    "time_operators",
+    "timed",
+    "with_inputs",
+]
 
 BASELINE = "scaled_dot_product_attention"
 # suffix of a label whose time includes what the operator computes before the projections
@@ -51,250 +58,6 @@ def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-# Multiply-accumulates
-# ---------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def macs(
-    model: nn.Module,
-    side: int | None = None,
-    noise: float = 0.5,
-    inputs: Mapping[str, Any] | None = None,
-) -> dict[str, int]:
-    """Count the MACs of one picture by formula: attention cores, their projections, and the rest.
-
-    The latents are side x side. `inputs` replaces the arguments of the forward, for example with a
-    text of its real length.
-
-    The core is the operator's `macs`, or 2 N^2 channels where the layer is dense. Linear layers,
-    convolutions and cross-attention are counted by hooks during one forward, on the meta device
-    too, so the count assumes nothing about the structure of a block.
-    """
-    model = families.model_of(model)
-    inputs = inputs or example(model, side, noise=noise)
-    layers = families.layers(model)
-    products = ProductCount(model, layers)
-    handles = products.hooks()
-    try:
-        with evaluating(model):
-            grids = families.grids(model, **inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    core = sum(_core_macs(layer, grid, noise) for layer, grid in zip(layers, grids, strict=True))
-    return {
-        "core": core,
-        "projections": products.projections,
-        "rest": products.rest,
-        "total": core + products.projections + products.rest,
-        "tokens": max(grid.tokens for grid in grids),
-    }
-
-
-class ProductCount:
-    """Count the multiplications of a forward outside the self-attention cores, by hooks."""
-
-    def __init__(self, model: nn.Module, layers: Sequence[Layer]):
-        self.model, self.projections, self.rest = model, 0, 0
-        self.attention_ids: set[int] = set()
-        self.operator_ids: set[int] = set()
-        for layer in layers:
-            self.attention_ids.update(id(module) for module in layer.attn.modules())
-            if layer.operator is not None:
-                self.operator_ids.update(id(module) for module in layer.operator.modules())
-
-    def hooks(self) -> list[Any]:
-        """Register the hooks and return their handles."""
-        handles: list[Any] = []
-        for module in self.model.modules():
-            is_product = isinstance(module, (nn.Linear, nn.Conv2d))
-            if is_product and id(module) not in self.operator_ids:
-                handles.append(module.register_forward_hook(self.count_product))
-        for attn in families.attentions(self.model):
-            if id(attn) not in self.attention_ids:
-                count = self.count_cross_attention
-                handles.append(attn.register_forward_hook(count, with_kwargs=True))
-        return handles
-
-    def count_product(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        count = output.numel() * _products_per_output(module)
-        if id(module) in self.attention_ids:
-            self.projections += count
-        else:
-            self.rest += count
-
-    def count_cross_attention(
-        self, attn: Any, args: tuple, kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        x, text = args[0] if args else kwargs["hidden_states"], kwargs["encoder_hidden_states"]
-        self.rest += 2 * x.shape[0] * x.shape[1] * text.shape[1] * attn.inner_dim
-
-
-def _products_per_output(module: nn.Module) -> int:
-    """Count the multiplications for one number of the output."""
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    convolution = cast(nn.Conv2d, module)
-    return convolution.in_channels // convolution.groups * math.prod(convolution.kernel_size)
-
-
-def _core_macs(layer: Any, grid: Grid, noise: float) -> int:
-    """Count the MACs of one self-attention core by formula."""
-    if layer.operator is None:
-        return 2 * grid.tokens**2 * layer.shape.channels
-    return layer.operator.macs(grid, noise)
-
-
-@torch.no_grad()
-def counted_macs(
-    model: nn.Module,
-    side: int | None = None,
-    noise: float = 0.5,
-    inputs: Mapping[str, Any] | None = None,
-) -> int:
-    """Count the MACs of the same forward by torch's flop counter.
-
-    Fused attention would count as nothing, so PyTorch's unfused attention runs here. The operators
-    run their PyTorch paths, whose tiles are the same on every machine.
-    """
-    model = families.model_of(model)
-    inputs = inputs or example(model, side, noise=noise)
-    with use_backend("torch"):
-        return count_macs(lambda: model(**inputs), model)
-
-
-def count_macs(call: Callable[[], Any], model: nn.Module | None = None) -> int:
-    """Count the MACs of one call by torch's flop counter, with `model` in evaluation mode."""
-    counter = FlopCounterMode(display=False)
-    evaluated = nn.Identity() if model is None else model
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), evaluating(evaluated), counter:
-        call()
-    return counter.get_total_flops() // 2
-
-
-def example(
-    model: nn.Module, side: int | None = None, batch: int = 1, noise: float = 0.5
-) -> dict[str, Any]:
-    """Return a forward's arguments at one noise level, in the model's dtype on its device."""
-    return families.family(model).example(model, side, batch, noise)
-
-
-# Parameters
-# ---------------------------------------------------------------------------------------------
-
-
-def parameters(model: nn.Module, trained: Iterable[str] | None = None) -> dict[str, int]:
-    """Count the parameters: in total, added by the operators, and trained.
-
-    The trained ones are those named in `trained`, or those that require a gradient where nothing is
-    named.
-    """
-    model = families.model_of(model)
-    named = dict(model.named_parameters())
-    if trained is None:
-        names = {name for name, parameter in named.items() if parameter.requires_grad}
-    else:
-        names = set(trained)
-        if unknown := sorted(names - named.keys()):
-            model_name = type(model).__name__
-            raise ValueError(
-                f"{unknown[0]!r} is no parameter of {model_name} ({len(unknown)} unknown names)"
-            )
-    operators = [layer.operator for layer in families.layers(model)]
-    return {
-        "total": sum(parameter.numel() for parameter in named.values()),
-        "added": sum(_added_parameters(operator) for operator in operators if operator),
-        "trained": sum(named[name].numel() for name in names),
-    }
-
-
-def _added_parameters(operator: attention.Operator) -> int:
-    """Count the parameters that an operator adds to its layer."""
-    named = dict(operator.named_parameters())
-    return sum(named[name].numel() for name in operator.new_parameters())
-
-
-# Memory
-# ---------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def peak_memory(
-    call: Callable[[], Any], device: str | torch.device = "cpu", warm: bool = False
-) -> int:
-    """Return the peak of allocated bytes during the second call, above the bytes allocated when it
-    began.
-
-    The first call fills caches; it is left out where the caches are `warm`. On the CPU,
-    torch.profiler records the allocator's events, which are summed in their order. On a GPU the
-    allocator keeps the peak itself.
-    """
-    if not warm:
-        call()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    recording = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _silent_stderr(), recording as profiler:
-        call()
-    return _peak_of(cast(Any, profiler).profiler.kineto_results.events())
-
-
-def _peak_of(events: Iterable[Any]) -> int:
-    """Return the peak of the allocator's events, summed in their order."""
-    allocations = [event for event in events if event.name() == "[memory]"]
-    allocated = peak = 0
-    for event in sorted(allocations, key=lambda event: event.start_ns()):
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    return peak
-
-
-@contextmanager
-def _silent_stderr() -> Generator[None, None, None]:
-    """Redirect the file descriptor of stderr to nothing.
-
-    Kineto announces itself there, whatever its log level.
-    """
-    try:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-    except (OSError, AttributeError):
-        yield
-        return
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(devnull)
-        os.close(stderr)
-
-
-def forward_memory(
-    model: nn.Module,
-    side: int | None = None,
-    batch: int = 1,
-    noise: float = 0.5,
-    inputs: Mapping[str, Any] | None = None,
-) -> int:
-    """Return the peak bytes of one forward without gradients."""
-    model = families.model_of(model)
-    inputs = inputs or example(model, side, batch, noise)
-    with evaluating(model):
-        return peak_memory(lambda: model(**inputs), next(model.parameters()).device)
-
-
-# Time
-# ---------------------------------------------------------------------------------------------
 
 
 def interleaved(
