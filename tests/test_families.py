@@ -14,8 +14,9 @@ from torch.utils import checkpoint
 
 import linattn
 from linattn import families
-from linattn.attention import OPERATORS, LayerShape, Operator
+from linattn.attention import LayerShape, Operator
 from linattn.attention.grid import Grid
+from linattn.testing import registered
 
 WINDOW = {"radius": 3}  # depends on the grid's shape, so a wrong grid shows
 # depends on the noise
@@ -43,10 +44,17 @@ class Probe(Operator):
     def dense(self, q, k, grid, values):
         return torch.eye(grid.tokens).expand(q.shape[0], q.shape[2], -1, -1)
 
+    def core(self, *_):
+        raise AssertionError("a probe has a `mix` of its own")
+
+    def cost(self, grid, values):
+        return 0
+
 
 @pytest.fixture(autouse=True)
-def _probe(monkeypatch):
-    monkeypatch.setitem(OPERATORS, "probe", Probe)
+def _probe():
+    with registered(Probe):
+        yield
 
 
 def probed(**shape) -> nn.Module:

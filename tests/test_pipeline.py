@@ -393,7 +393,7 @@ CLEAR = {
     ("path", "stages"),
     [
         ("linattn/report/figures.py", {"report"}),
-        ("linattn/params.py", set()),
+        ("linattn/params/schema.py", set()),
         ("linattn/attention/__init__.py", set()),
         ("linattn/attention/clear.py", CLEAR),
         ("notebooks/06_benchmark.ipynb", {"benchmark@class", "report"}),

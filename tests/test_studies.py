@@ -36,7 +36,7 @@ NAMING = {
     f"linattn/{name}/__init__.py" for name in ("distillation", "evaluation", "studies", "world")
 }
 # Packages that a stage depends on as on one thing.
-ROOMS = ("families", "pretraining", "redraw", "report", "samples", "surgery")
+ROOMS = ("families", "pretraining", "redraw", "report", "samples", "sampling", "surgery")
 WHOLE = tuple(f"linattn/{room}" for room in ROOMS)
 # Training a plug-in runs neither its marks nor the loss terms of distillation; measuring it does
 # not run its training.

@@ -225,8 +225,9 @@ def bias(title: str, tensor: Tensor | None, shape: tuple[int, ...], q: Tensor) -
             "may be read"
         )
     sizes = (1,) * (4 - tensor.ndim) + tuple(tensor.shape)
-    if len(sizes) > 4 or not all(
-        size in (1, wanted) for size, wanted in zip(sizes, shape, strict=True)
+    # Two comparisons: torch.compile asks no symbolic size whether it is `in` a tuple.
+    if len(sizes) > 4 or any(
+        size != 1 and size != wanted for size, wanted in zip(sizes, shape, strict=True)
     ):
         raise ValueError(f"{title} is {tuple(tensor.shape)}; it must broadcast to {shape}")
     if tensor.device != q.device:
