@@ -27,7 +27,7 @@ def test_an_operator_holds(check):
 def test_every_operator_and_every_check_is_there():
     assert {check.form.operator.name for check in EVERY} == set(OPERATORS)
     held = {check.name for check in EVERY}
-    assert held == {*testing.CONTRACT, *testing.STUDENTS, "resume"}
+    assert held == {*testing.CONTRACT, *testing.STUDENTS, *testing.ONCE}
     assert {check.backbone for check in EVERY} == {None, *testing.models.BACKBONES}
 
 
@@ -63,6 +63,25 @@ FORGETFUL = replaced(
     '        return {n: v for n, v in super().options.items() if n != "rows"}\n\n'
     "    def cost(",
 )
+FORMS = '    forms = {"two": {"rows": 2}}  # tests run the defaults and these\n'
+
+
+def formless(source: str) -> str:
+    return FORGETFUL(replaced(FORMS, "")(source))
+
+
+def idle(source: str) -> str:
+    table = replaced("whole(4, least=1)}", 'whole(4, least=1), "spare": whole(1, least=1)}')
+    return table(replaced('"rows": 2}}', '"rows": 2}, "spare": {"spare": 2}}')(source))
+
+
+UNSCHEDULED = replaced("values.rows", "self.values.rows")
+
+
+LARGE = replaced(
+    "return torch.cat(outputs, 1)",
+    "return torch.cat(outputs, 1) * (1.01 if grid.tokens > 512 else 1)",
+)
 
 
 def test_the_operator_of_contributing_holds():
@@ -76,8 +95,20 @@ def test_the_operator_of_contributing_holds():
         (SCALED, r"bands-definition: mix on Grid\(.* differs from its definition by .*0\.01"),
         (OFF_BY_ONE, r"bands-cost: .*counter sees \d+, of which 0 do not count.* differ by \+1"),
         (FORGETFUL, r"bands-two-options: option rows=2 is lost on save: options holds \[\]"),
+        (formless, r"bands-options: option rows=4 is lost on save: options holds \[\]"),
+        (idle, "bands-effect: option spare=2 changes nothing"),
+        (UNSCHEDULED, r"bands-two-schedule: schedule \[.*\] is ignored"),
+        (LARGE, r"bands-definition: mix on Grid\(height=33, width=17.* differs"),
     ],
-    ids=["core x 1.01", "cost + 1", "an option lost on save"],
+    ids=[
+        "core x 1.01",
+        "cost + 1",
+        "an option lost on save",
+        "an option without a form, lost on save",
+        "an option that changes nothing",
+        "an option that does not follow the noise",
+        "wrong above 512 tokens",
+    ],
 )
 def test_a_faulty_operator_is_named_with_what_differs(edit, says):
     with pytest.raises(AssertionError, match=says):

@@ -36,6 +36,11 @@ STUDENTS = {
     "layers": students.layers_are_the_definition,
     "folder": students.it_saves_restores_and_loads,
 }
+# Checks of all forms at once; they get the defaults.
+ONCE = {
+    "effect": contract.options_have_an_effect,
+    "resume": students.a_training_resumes,
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Check:
             return
         with registered(self.form.operator):
             if self.backbone is None:
-                students.a_training_resumes(self.form)
+                ONCE[self.name](self.form)
             else:
                 STUDENTS[self.name](self.form, self.backbone)
 
@@ -71,7 +76,8 @@ def checks(operator: type[Operator]) -> list[Check]:
         for backbone in students.backbones(form)
         for name in STUDENTS
     ]
-    return [*of_forms, *of_students, Check("resume", every[0])]
+    once = [Check(name, every[0]) for name in ONCE]
+    return [*of_forms, *of_students, *once]
 
 
 def check_operator(operator: type[Operator]) -> None:
@@ -79,7 +85,8 @@ def check_operator(operator: type[Operator]) -> None:
 
     - The operator must be its own definition (`dense`), in float64 with all gradients, at odd
       sizes, with text and rotary positions, and closely so in half precision.
-    - Its options must survive JSON, and its cost must be what PyTorch's counter sees.
+    - Its options must survive JSON, those that a form sets must change something, and its cost must
+      be what PyTorch's counter sees.
     - In tiny models of every family it must be its definition, save and load, and give the teacher
       back; a training with it must resume.
     """
@@ -88,13 +95,13 @@ def check_operator(operator: type[Operator]) -> None:
         try:
             check()
         except Exception as error:
-            failures.append(f"{check}: {_said(error)}")
+            failures.append(f"{check}: {_message(error)}")
     if failures:
         count = "1 check" if len(failures) == 1 else f"{len(failures)} checks"
         raise AssertionError(f"{count} of {operator.name} failed:\n" + "\n".join(failures))
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = str(error).strip()
     return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from linattn.attention import LayerShape, Operator
 from linattn.attention.grid import Grid
 from linattn.attention.registry import check_class
-from linattn.testing.form import GRIDS, SHAPE, Form, relative, rotation, tensors
+from linattn.testing.form import GRIDS, SHAPE, Form, forms, relative, rotation, tensors
 from linattn_kernels import flops  # noqa: F401 (teaches the counter the kernels' operations)
 
 EXACT = 1e-9  # float64 against float64
@@ -113,13 +113,12 @@ def options_build_the_same_operator(form: Form) -> None:
     """Take the options through JSON and back: nothing of them may be lost."""
     operator = form.build()
     saved = json.loads(json.dumps(operator.options))
-    for name, value in form.options.items():
+    for name, value in operator.values.by_name.items():
         if name not in saved:
             raise AssertionError(
                 f"option {name}={value!r} is lost on save: options holds {sorted(saved)}"
             )
-        kept = json.loads(json.dumps(operator.values.by_name[name]))
-        if saved[name] != kept:
+        if saved[name] != json.loads(json.dumps(value)):
             raise AssertionError(f"option {name}={value!r} is saved as {saved[name]!r}")
     again = form.operator(SHAPE, **saved).double()
     if again.options != saved:
@@ -129,6 +128,44 @@ def options_build_the_same_operator(form: Form) -> None:
     inputs = tensors(grid)
     if not torch.equal(again.mix(*inputs, grid), operator.mix(*inputs, grid)):
         raise AssertionError(f"built again from {saved} and its weights, mix gives something else")
+
+
+def options_have_an_effect(form: Form) -> None:
+    """Take each option out of the forms that set it: one of them at least must notice."""
+    forms_of: dict[str, list[Form]] = {}  # by the option that they set
+    for named in forms(form.operator):
+        for name in named.options:
+            forms_of.setdefault(name, []).append(named)
+    for name, setting in forms_of.items():
+        if all(_is_idle(name, named) for named in setting):
+            values = ", ".join(f"{name}={named.options[name]!r}" for named in setting)
+            raise AssertionError(
+                f"option {values} changes nothing: without it mix, cost and parameters are the same"
+            )
+
+
+def _is_idle(name: str, form: Form) -> bool:
+    rest = {option: value for option, value in form.options.items() if option != name}
+    try:
+        without = Form(form.operator, form.label, rest).build()
+    except ValueError:
+        return False  # the other options need this one
+    operator = form.build()
+    if _shapes(operator) != _shapes(without):
+        return False
+    grid = Grid(9, 13, 3)
+    inputs, position = tensors(grid), rotation(grid)
+    x = torch.linspace(-1, 1, 2 * grid.tokens * SHAPE.width, dtype=torch.float64)
+    x = x.sin().reshape(2, grid.tokens, SHAPE.width)
+    projected, others = operator.inputs(x, grid), without.inputs(x, grid)
+    if not all(map(torch.equal, projected, others)) or operator.macs(grid) != without.macs(grid):
+        return False
+    out = operator.mix(*inputs, grid, x, position=position)
+    return torch.equal(out, without.mix(*inputs, grid, x, position=position))
+
+
+def _shapes(operator: Operator) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in operator.state_dict().items()}
 
 
 def copies_are_independent(form: Form) -> None:
@@ -164,6 +201,22 @@ def a_scheduled_batch_is_each_picture_alone(form: Form) -> None:
         q, k, v = (tensor[i : i + 1] for tensor in inputs)
         alone = operator.mix(q, k, v, grid, noise=LEVELS[i : i + 1])
         _equal(together[i : i + 1], alone, f"picture {i} of a batch with schedule {schedule}")
+    _schedule_is_followed(form, operator, schedule)
+
+
+def _schedule_is_followed(form: Form, scheduled: Operator, schedule: list[dict[str, Any]]) -> None:
+    """Compare noise above `until` with the operator that has these options whatever the noise."""
+    constant, grid = form.build(), Grid(6, 7, 2)
+    if _shapes(constant) != _shapes(scheduled):
+        return  # the schedule keeps weights for all of its entries
+    constant.load_state_dict(scheduled.state_dict())
+    inputs = tensors(grid, batch=1)
+    out = scheduled.mix(*inputs, grid, noise=torch.tensor([0.9]))
+    if not torch.allclose(out, constant.mix(*inputs, grid), rtol=0, atol=EXACT):
+        raise AssertionError(
+            f"schedule {schedule} is ignored: at noise 0.9 mix differs from {form.options}; core "
+            "and dense read the options in `values`, not in self.values"
+        )
 
 
 def cost_is_what_is_multiplied(form: Form) -> None:

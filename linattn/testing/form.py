@@ -10,7 +10,7 @@ from linattn.attention import LayerShape, Operator
 from linattn.attention.grid import Grid
 
 SHAPE = LayerShape(width=16, heads=4, head_dim=4, has_text=True)
-SIDES = ((1, 1), (1, 7), (5, 3), (16, 16), (9, 13))
+SIDES = ((1, 1), (1, 7), (5, 3), (16, 16), (9, 13), (33, 17))  # the last is above 512 tokens
 GRIDS = [Grid(height, width, text) for height, width in SIDES for text in (0, 3)]
 
 
