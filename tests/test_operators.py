@@ -1,6 +1,7 @@
 """Every operator of the registry is held to linattn.testing, and so is a newcomer's."""
 
 import importlib.metadata
+import inspect
 import os
 import re
 import subprocess
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 import linattn
-from linattn import project, testing
+from linattn import params, project, testing
 from linattn.attention import OPERATORS, LayerShape, Operator, create
-from linattn.attention.registry import Registry
+from linattn.attention.options import Values
+from linattn.attention.registry import RESERVED, Registry
 from linattn.attention.softmax import Softmax
 
 EVERY = [check for operator in OPERATORS.values() for check in testing.checks(operator)]
@@ -201,6 +203,21 @@ class Typed(Softmax):
     table = {"conv": 3}
 
 
+class Listed(Softmax):
+    name = "listed"
+    table = ["conv"]
+
+
+class Misspelt(Softmax):
+    name = "misspelt"
+    forms = {"large": {"cnv": 5}}
+
+
+class Shadowing(Softmax):
+    name = "shadowing"
+    table = {**Softmax.table, "replace": Softmax.table["conv"]}
+
+
 @pytest.mark.parametrize(
     ("operator", "says"),
     [
@@ -208,6 +225,9 @@ class Typed(Softmax):
         (Twin, "is the name of linattn.attention.softmax.Softmax: choose another"),
         (Unfinished, "Unfinished lacks core, dense, cost"),
         (Typed, r"Typed.table\['conv'\] is 3; it must be an Option"),
+        (Listed, r"Listed.table is \['conv'\]; it must be a dictionary"),
+        (Misspelt, r"option of misspelt in .*forms\['large'\] 'cnv': did you mean 'conv'"),
+        (Shadowing, r"table\['replace'\]: 'replace' means something else already"),
         (int, "int is no operator: derive it from linattn.attention.Operator"),
         (3, "3 is no operator"),
     ],
@@ -217,6 +237,12 @@ def test_what_is_no_operator_is_refused(operator, says):
     with pytest.raises(ValueError, match=says):
         linattn.register(operator)
     assert list(OPERATORS) == list(dict.fromkeys(OPERATORS))
+
+
+def test_no_option_has_the_name_of_an_argument_or_a_students_key():
+    arguments = set(inspect.signature(linattn.linearize).parameters) - {"options"}
+    attributes = {name for name in dir(Values({})) if not name.startswith("_")}
+    assert arguments | attributes | set(params.schema.STUDENT_KEYS) <= RESERVED
 
 
 def test_operators_of_other_packages_join_by_their_entry_points(monkeypatch):

@@ -12,10 +12,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 
 from linattn.attention.base import Operator
-from linattn.attention.options import Option
+from linattn.attention.options import Option, check_names
 
 GROUP = "linattn.operators"
 REQUIRED = ("core", "dense", "cost")
+# Names that an option cannot have: what `Values` and every operator have already, the arguments of
+# `linearize`, and a student's own keys in params.yaml.
+RESERVED = {
+    *("schedule", "position", "by_name", "replace"),
+    *("model_or_pipeline", "name", "layers", "initialise", "keep_original", "backend", "data"),
+    *("operator", "teacher", "recipe"),
+}
 
 
 class Registry(Mapping[str, type[Operator]]):
@@ -87,11 +94,23 @@ def check_class(operator: type) -> None:
     ]
     if missing:
         raise ValueError(f"{shown} lacks {', '.join(missing)}: an operator writes {REQUIRED}")
-    if wrong := [key for key, option in operator.table.items() if not isinstance(option, Option)]:
+    for attribute in ("table", "forms"):
+        value = getattr(operator, attribute)
+        if not isinstance(value, dict):
+            raise ValueError(f"{shown}.{attribute} is {value!r}; it must be a dictionary")
+    for key, option in operator.table.items():
+        _check_option(f"{shown}.table[{key!r}]", key, option)
+    for label, options in operator.forms.items():
+        check_names(f"{operator.name} in {shown}.forms[{label!r}]", operator.table, options)
+
+
+def _check_option(shown: str, key: str, option: object) -> None:
+    if not isinstance(option, Option):
         raise ValueError(
-            f"{shown}.table[{wrong[0]!r}] is {operator.table[wrong[0]]!r}; it must be an Option, "
-            "as linattn.attention.options makes them"
+            f"{shown} is {option!r}; it must be an Option, as linattn.attention.options makes them"
         )
+    if key in RESERVED:
+        raise ValueError(f"{shown}: {key!r} means something else already; choose another name")
 
 
 def _origin(operator: type) -> str:
