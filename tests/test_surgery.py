@@ -773,7 +773,7 @@ DAMAGE = {
     "no base": (edit(base=...), r"linattn\.json is damaged"),
     "an unknown operator": (
         edit(layers__0__operator="cleer"),
-        r"unknown operator 'cleer': did you mean 'clear'",
+        r"unknown operator 'cleer': did you mean 'clear'.*joins by linattn.register\(Operator\)",
     ),
     "an unknown option": (edit(layers__0__options={"radios": 3}), r"radius"),
     "an unknown layer": (

@@ -19,7 +19,10 @@ OPERATORS = Registry(
 def create(name: str, shape: LayerShape, **options: Any) -> Operator:
     """Build the operator of one layer."""
     if name not in OPERATORS:
-        raise nearest("operator", name, OPERATORS)
+        raise ValueError(
+            f"{nearest('operator', name, OPERATORS)}; one of another package joins by "
+            "linattn.register(Operator)"
+        )
     return OPERATORS[name](shape, **options)
 
 
