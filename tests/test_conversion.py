@@ -103,6 +103,11 @@ def test_a_second_conversion_starts_from_the_teachers_activations_too(copying):
     assert torch.equal(again, copying[1].x)
 
 
+def test_a_policy_keeps_projections_that_there_are():
+    with pytest.raises(ValueError, match="policy keeps: 'to_kk': did you mean 'to_k'"):
+        Policy(("to_kk",))
+
+
 def test_without_data_such_a_policy_is_refused_and_nothing_changes(copying):
     model = tiny.model()
     with pytest.raises(ValueError, match="pass data=lambda model"):

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from linattn.attention.grid import Grid
+from linattn.names import known
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 
@@ -25,7 +26,8 @@ class Activations:
     """Hold what one layer of the teacher saw and gave for a batch of pictures.
 
     `x` is (batch, tokens, width), and `output` is what the attention gave for it after `to_out`,
-    text tokens first in both. `kwargs` hold the layer's text states and rotary positions, if any.
+    text tokens first. A layer with projections of its own for text has the picture alone in `x`
+    and the text in `kwargs["encoder_hidden_states"]`; `kwargs["image_rotary_emb"]` is (cos, sin).
     """
 
     x: Tensor
@@ -42,6 +44,10 @@ Fit = Callable[[Any, nn.Module, Activations], None]  # (operator, attn, activati
 class Policy:
     keeps: tuple[str, ...]
     fit: Fit | None = None  # None: no data
+
+    def __post_init__(self) -> None:
+        for name in self.keeps:
+            known(name, PROJECTIONS, "projection that a policy keeps:")
 
 
 POLICIES: dict[str, Policy] = {
