@@ -101,12 +101,12 @@ def artifact(relative: str, write: bool = False) -> Path:
     return path if path.exists() else ROOT / relative
 
 
-def samples(role: str = "class", write: bool = False) -> Path:
+def samples(role: str, write: bool = False) -> Path:
     """Return the folder of what a teacher drew for distillation."""
     return artifact(f"data/samples/{role}", write)
 
 
-def reference(role: str = "class", write: bool = False) -> Path:
+def reference(role: str, write: bool = False) -> Path:
     """Return the file of the teacher's latents and pictures that students are compared with."""
     return artifact(f"data/reference/{role}.safetensors", write)
 
@@ -137,12 +137,12 @@ def student(name: str, seed: int | None = None, write: bool = False) -> Path:
     return path if write or in_pipeline() or path.exists() else published(relative)
 
 
-def teacher_row(role: str = "class") -> str:
+def teacher_row(role: str) -> str:
     """Return the name of a teacher's row, of its pictures and of its run."""
     return f"teacher-{role}"
 
 
-def chance_row(role: str = "class") -> str:
+def chance_row(role: str) -> str:
     """Return the name of the row of a model that ignores what it is asked to draw."""
     return f"chance-{role}"
 

@@ -164,6 +164,16 @@ WRONG = {
         3,
         r"published.lit: 'stepz'.*'steps'",
     ),
+    "published operator": (
+        "profiles.paper.published.litt",
+        {"teacher": "class"},
+        r"operator in profiles.paper.published: 'litt': did you mean 'lit'",
+    ),
+    "published without a teacher": (
+        "profiles.paper.published.lit",
+        {"steps": 3},
+        r"profiles.paper.published.lit lacks teacher",
+    ),
     "published teacher": (
         "profiles.paper.published.lit.teacher",
         "txt",

@@ -342,7 +342,9 @@ def test_a_result_of_other_settings_is_refused(root, changes, says):
 )
 def test_a_result_with_further_settings_belongs_to_that_student_alone(root, settings):
     """The report reads the settings as the evaluation writes them."""
-    student = Student(operator="clear", name="clear", options={"radius": 4}, **settings)
+    student = Student(
+        operator="clear", name="clear", teacher="class", options={"radius": 4}, **settings
+    )
     path = project.result("clear")
     content = path.read_text()
     try:
@@ -378,6 +380,8 @@ def test_machines_that_differ_are_both_named(teacher):
 
 
 def test_entries_of_params_and_plain_ones_read_alike(root):
-    typed = {"clear": Student(operator="clear", name="clear", options={"radius": 4})}
+    typed = {
+        "clear": Student(operator="clear", name="clear", teacher="class", options={"radius": 4})
+    }
     entry = {"operator": "clear", "radius": 4, "teacher": "class"}
     assert report.read(typed, "nano").students == {"clear": entry}

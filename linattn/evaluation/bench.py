@@ -26,7 +26,7 @@ class Bench:
     """Hold the settings, teacher, judge and reference pictures that all rows share."""
 
     settings: params.Params
-    role: str = "class"
+    role: str
 
     @property
     def evaluation(self) -> params.Evaluate:

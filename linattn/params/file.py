@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from linattn import project, reader
+from linattn.attention import OPERATORS
 from linattn.names import known
 from linattn.params.operators import check_students
 from linattn.params.schema import (
@@ -112,6 +113,7 @@ def _profile(content: Any, common: Mapping[str, Teacher], path: str) -> Profile:
     teachers = {**common, **_teachers(entry["teachers"], f"{path}.teachers")}
     published = {}
     for name, recipe in mapping(entry["published"], f"{path}.published").items():
+        known(name, OPERATORS, f"operator in {path}.published:")
         recipe_path = f"{path}.published.{name}"
         published[name] = _published(recipe, sections["distill"], teachers, recipe_path)
     return Profile(teachers=teachers, published=published, **sections)
@@ -125,9 +127,10 @@ def _published(
     start = {key: changes.pop(key) for key in reader.keys_of(Published) if key in changes}
     changes = {"layerwise_steps": 0, **changes}
     trained = read(Distill, {**vars(common), **changes}, path)
-    known(start.get("teacher", "class"), teachers, f"{path}.teacher")
+    published = read(Published, start, path)
+    known(published.teacher, teachers, f"{path}.teacher")
     values = {name: getattr(trained, name) for name in changes}
-    return dataclasses.replace(read(Published, start, path), changes=values)
+    return dataclasses.replace(published, changes=values)
 
 
 def _students(content: Any, path: str) -> dict[str, Student]:

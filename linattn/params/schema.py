@@ -69,7 +69,7 @@ class Distill(Settings):
 class Published:
     """Hold what differs from the profile's `distill` in a paper's own training."""
 
-    teacher: str = "class"
+    teacher: str  # a role
     initialise: str = choice(POLICIES, default="all")
     changes: Plain = not_read(default_factory=dict)
 
@@ -109,8 +109,8 @@ class Student:
     """Describe one entry of `students`: an operator with its options, for one teacher."""
 
     operator: str
-    # each entry of `students` names its own, since DVC's templates know no default
-    teacher: str = "class"
+    # a role; entries of `students` must name one, those of `operators` belong to no teacher
+    teacher: str = ""
     layers: str | tuple[int | str, ...] = "all"
     initialise: str = choice(POLICIES, default="all")
     recipe: str = choice(RECIPES, default="protocol")
