@@ -170,7 +170,7 @@ def test_a_plugin_is_mounted_on_the_pipelines_device(name, settings, made, bench
     elsewhere = benches.Bench(settings)
     pipe = numbers.PLUGINS[name].mount(elsewhere.pipe(), numbers.folder(name))
     devices = set()
-    for component in (elsewhere.eye, *pipe.components.values()):
+    for component in (elsewhere.judge, *pipe.components.values()):
         if isinstance(component, torch.nn.Module):
             devices |= {parameter.device.type for parameter in component.parameters()}
     assert devices == {"meta"}
@@ -263,12 +263,12 @@ def grown(mask, by=2):
 
 
 def test_true_pictures_are_marked_right_and_others_wrong():
-    eye = judge.load(project.ROOT / "data" / "judge")
+    classifier = judge.load(project.ROOT / "data" / "judge")
     for name, trained in numbers.PLUGINS.items():
         for question in trained.questions(40, 9, 64).values():
             others = [*question.scenes[1:], question.scenes[0]]
-            right = trained.marks(eye, world.render(question.scenes, 64), question)
-            wrong = trained.marks(eye, world.render(others, 64), question)
+            right = trained.marks(classifier, world.render(question.scenes, 64), question)
+            wrong = trained.marks(classifier, world.render(others, 64), question)
             for mark in right:
                 assert right[mark].float().mean() > 0.97, (name, mark)
                 if mark != "dots":

@@ -167,8 +167,8 @@ class Operator(nn.Module):
         def at_position(position: int, *tensors: Tensor | None) -> Tensor:
             return function(self._values_at(position), *tensors)
 
-        places = schedules.positions(self.schedule, noise)
-        return schedules.by_position(at_position, places, *tensors)
+        positions = schedules.positions(self.schedule, noise)
+        return schedules.by_position(at_position, positions, *tensors)
 
     # What the layer calls
 

@@ -62,16 +62,16 @@ def changes(schedule: Sequence[Entry], position: int) -> Changes:
 
 
 def by_position(
-    function: Callable[..., Tensor], places: Sequence[int], *tensors: Tensor | None
+    function: Callable[..., Tensor], positions: Sequence[int], *tensors: Tensor | None
 ) -> Tensor:
     """Run function(position, *tensors) on the pictures of each position, in the batch's order."""
-    distinct = sorted(set(places))
+    distinct = sorted(set(positions))
     if len(distinct) == 1:
         return function(distinct[0], *tensors)
     device = next(tensor.device for tensor in tensors if tensor is not None)
     outputs, indices = [], []
     for position in distinct:
-        index = torch.tensor([i for i, p in enumerate(places) if p == position], device=device)
+        index = torch.tensor([i for i, p in enumerate(positions) if p == position], device=device)
         chosen = [None if tensor is None else tensor[index] for tensor in tensors]
         outputs.append(function(position, *chosen))
         indices.append(index)

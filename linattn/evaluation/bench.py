@@ -95,7 +95,7 @@ class Bench:
 
     def features(self, pictures: Tensor) -> Tensor:
         """Return the judge's features of 8-bit pictures."""
-        return judge_features(self.judge, unit(pictures))
+        return judge_features(self.judge, as_floats(pictures))
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
@@ -115,11 +115,11 @@ def eight_bits(pictures: Tensor) -> Tensor:
     return pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
 
-def unit(pictures: Tensor) -> Tensor:
+def as_floats(pictures: Tensor) -> Tensor:
     """Convert 8-bit pictures to floats in [0, 1]."""
     return pictures.float() / 255
 
 
 def on_device(pictures: Tensor) -> Tensor:
     """Convert 8-bit pictures to floats in [0, 1] on the project's device."""
-    return unit(pictures).to(project.device())
+    return as_floats(pictures).to(project.device())

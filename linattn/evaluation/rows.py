@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from linattn import families, sampling, world
 from linattn.evaluation import costs
-from linattn.evaluation.bench import Bench, eight_bits, on_device, say, unit
+from linattn.evaluation.bench import Bench, as_floats, eight_bits, on_device, say
 from linattn.evaluation.distance import distance as picture_distance, prediction_error, predictions
 from linattn.world import pairs
 from linattn.world.marks import judge_accuracy, judge_fid, judge_kid
@@ -112,7 +112,7 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
 def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
     """Measure the distance to the teacher's pictures, one by one and as sets in judge features."""
     seed, features = bench.evaluation.seed, bench.features(pictures)
-    measures = picture_distance(unit(pictures), unit(bench.reference[reference]), seed)
+    measures = picture_distance(as_floats(pictures), as_floats(bench.reference[reference]), seed)
     measures["kid_teacher"] = judge_kid(features, bench.known[reference], seed)
     measures["kid_world"] = judge_kid(features, bench.known["world"][: len(features)], seed)
     measures["fid_teacher"] = judge_fid(features, bench.known[reference], seed)
@@ -123,7 +123,7 @@ def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
     """Measure how often the judge finds the label or caption in the pictures."""
     count = len(pictures)
     single = bench.singles(count)
-    marks = judge_accuracy(bench.judge, unit(pictures[single]), bench.labels(count)[single])
+    marks = judge_accuracy(bench.judge, as_floats(pictures[single]), bench.labels(count)[single])
     if bench.captioned:
         marks |= pairs.shares(bench.judge, on_device(pictures[1::2]), bench.scenes(count)[1::2])
     return {f"{prefix}{name}": value for name, value in marks.items()}

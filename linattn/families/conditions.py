@@ -48,7 +48,7 @@ class Conditions:
         return self.config.in_channels
 
     @property
-    def unit(self) -> int:
+    def divisor(self) -> int:
         """Return the number of latent positions that must divide a side."""
         return self.config.patch_size
 

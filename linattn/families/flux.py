@@ -47,7 +47,7 @@ class JointCaptions(FlowCaptions):
         return self.config.in_channels // 4
 
     @property
-    def unit(self) -> int:
+    def divisor(self) -> int:
         return 2
 
     @property

@@ -32,7 +32,7 @@ class PooledCaptions(FlowCaptions):
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
-        tokens = like.shape[-2] * like.shape[-1] // self.unit**2
+        tokens = like.shape[-2] * like.shape[-1] // self.divisor**2
         scheduler.set_timesteps(steps, device=like.device, **shifted(scheduler, tokens))
 
 

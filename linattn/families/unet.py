@@ -33,7 +33,7 @@ class CrossCaptions(Captions):
     latent_argument = "sample"
 
     @property
-    def unit(self) -> int:
+    def divisor(self) -> int:
         return 1
 
     def encode(self, prompts: Prompts) -> Conditioning:

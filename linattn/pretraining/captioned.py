@@ -60,15 +60,15 @@ class Captioned(Backbone[Model]):
 
     def measure(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
         """Mark held-out captions of one thing and of two; the latter have chance beside them."""
-        eye, count = judge.load(project.ROOT / "data" / "judge"), recipe.gate["pictures"]
+        classifier, count = judge.load(project.ROOT / "data" / "judge"), recipe.gate["pictures"]
         one = world.scenes(count, recipe.seed, 1, world.HELD_OUT)
         two = world.scenes(count, recipe.seed, 2, world.HELD_OUT)
         single = self.drawn(folder, _captions(one), recipe)
         double = self.drawn(folder, _captions(two), recipe)
         save_grid(torch.cat([single[:36], double[:24]]), folder / "grid.png")
-        marks = judge_accuracy(eye, single, torch.tensor([scene.label for scene in one]))
-        chance = pairs.chance(eye, double, two)
-        for name, share in pairs.shares(eye, double, two).items():
+        marks = judge_accuracy(classifier, single, torch.tensor([scene.label for scene in one]))
+        chance = pairs.chance(classifier, double, two)
+        for name, share in pairs.shares(classifier, double, two).items():
             marks[name.replace("_", " ")] = {**share, "chance": round(chance[name], 4)}
         return marks
 

@@ -70,7 +70,7 @@ def trained_tokens(source: Source, prompts: Prompts, text: bool) -> int:
     height, width = sampling.latent_sides(source, None)
     states = source.conditions.encode(prompts[:1]).get("encoder_hidden_states") if text else None
     text_tokens = 0 if states is None else states.shape[1]
-    return height * width // source.conditions.unit**2 + text_tokens
+    return height * width // source.conditions.divisor**2 + text_tokens
 
 
 @contextmanager

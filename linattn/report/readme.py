@@ -106,10 +106,10 @@ def circumstances(data: report.Report) -> str:
 def pictures(data: report.Report) -> dict[str, Picture]:
     """Draw a grid for every teacher with results, by its path in the repository."""
     complete = [teacher for teacher in data.parts.values() if teacher.teacher and teacher.results]
-    return {place(teacher.role): picture(teacher) for teacher in complete}
+    return {picture_path(teacher.role): picture(teacher) for teacher in complete}
 
 
-def place(role: str) -> str:
+def picture_path(role: str) -> str:
     """Return the path of a teacher's grid."""
     return f"docs/pictures-{role}.png"
 

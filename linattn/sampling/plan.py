@@ -54,15 +54,15 @@ def latent_sides(source: Source, size: Size) -> tuple[int, int]:
 
 
 def _check_side(source: Source, side: int) -> None:
-    unit = source.factor * source.conditions.unit
-    if isinstance(side, int) and side >= unit and side % unit == 0:
+    divisor = source.factor * source.conditions.divisor
+    if isinstance(side, int) and side >= divisor and side % divisor == 0:
         return
     nearest = ""
     if isinstance(side, (int, float)):
-        nearest = f"; the nearest is {max(unit, round(side / unit) * unit)}"
+        nearest = f"; the nearest is {max(divisor, round(side / divisor) * divisor)}"
     raise ValueError(
-        f"a side of {side} px is no multiple of {unit} (VAE {source.factor} x patch "
-        f"{source.conditions.unit}){nearest}"
+        f"a side of {side} px is no multiple of {divisor} (VAE {source.factor} x patch "
+        f"{source.conditions.divisor}){nearest}"
     )
 
 

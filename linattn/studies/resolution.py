@@ -168,7 +168,7 @@ def growing(bench: Bench, settings: Settings, model: nn.Module) -> list[dict[str
     for side in settings.sides:
         sides = sampling.latent_sides(source, side)
         inputs = bench.teacher.conditions.example(*sides, bench.prompts(1))
-        tokens = sides[0] * sides[1] // source.conditions.unit**2
+        tokens = sides[0] * sides[1] // source.conditions.divisor**2
         if predict(_as_seconds(forwards, "macs"), tokens) > settings.limit:
             break
         macs = costs.macs(model, inputs=inputs)["total"]  # this forward also warms up the timed one

@@ -30,7 +30,7 @@ class Bench:
         return teachers.load(project.ROOT / self.settings.teacher, device=project.device())
 
     @cached_property
-    def eye(self) -> nn.Module:
+    def judge(self) -> nn.Module:
         """Load the judge."""
         return judge.load(project.ROOT / "data" / "judge").to(project.device())
 

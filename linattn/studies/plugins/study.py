@@ -35,8 +35,8 @@ def row(
     """Measure one row; return it with its pictures."""
     ours, plain = bench.draw(pipe, question, plugin), bench.without(body, question)
     measures = {
-        "with": shares(plugin.marks(bench.eye, ours, question)),
-        "without": shares(plugin.marks(bench.eye, plain, question)),
+        "with": shares(plugin.marks(bench.judge, ours, question)),
+        "without": shares(plugin.marks(bench.judge, plain, question)),
         "difference": intervals.summary((ours - plain).abs().flatten(1).mean(1)),
     }
     return {"body": body.name, "question": name, **measures}, ours
