@@ -13,7 +13,7 @@ from linattn.report.picture import Picture
 from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
 
-ENTRIES = {"clear": Student(operator="clear", name="clear", options={"radius": 2})}
+ENTRIES = {"clear": Student(operator="clear", name="clear", teacher="class", options={"radius": 2})}
 
 
 @pytest.fixture(scope="module")
