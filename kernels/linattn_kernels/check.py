@@ -225,7 +225,7 @@ def bias(title: str, tensor: Tensor | None, shape: tuple[int, ...], q: Tensor) -
             "may be read"
         )
     sizes = (1,) * (4 - tensor.ndim) + tuple(tensor.shape)
-    # Two comparisons: torch.compile asks no symbolic size whether it is `in` a tuple.
+    # compared one by one: torch.compile does not see that a size left open is in a tuple
     if len(sizes) > 4 or any(
         size != 1 and size != wanted for size, wanted in zip(sizes, shape, strict=True)
     ):
