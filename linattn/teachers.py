@@ -72,7 +72,7 @@ class Teacher:
 
     @property
     def classes(self) -> int:
-        """How many classes a class-conditional teacher has."""
+        """Return how many classes a class-conditional teacher has."""
         return cast(Any, self.conditions).classes
 
     def to(self, device: torch.device) -> None:

@@ -37,5 +37,5 @@ class Grid:
         return self.text + self.picture
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """The picture among (batch, tokens, ...) as (batch, height, width, ...), without a copy."""
+        """Return the picture's tokens as (batch, height, width, ...), without a copy."""
         return tokens[:, self.text :].unflatten(1, (self.height, self.width))

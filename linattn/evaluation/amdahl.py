@@ -24,7 +24,7 @@ from linattn.evaluation import costs
 from linattn.evaluation.costs import Row
 from linattn.sampling import evaluating
 
-DENSE, OTHER = "dense", "other"
+DENSE, REPLACED = "dense", "replaced"
 
 
 @torch.no_grad()
@@ -59,10 +59,10 @@ def time_steps(
 def _time_dense(model: nn.Module, side: int, repeats: int, limit: float) -> Row:
     """Time the dense step beside its attention alone, and return the attention's share."""
     inputs = costs.example(model, side)
-    calls = {DENSE: functools.partial(model, **inputs), OTHER: _dense_attention(model, inputs)}
+    calls = {DENSE: functools.partial(model, **inputs), REPLACED: _dense_attention(model, inputs)}
     with evaluating(model):
         seconds = costs.interleaved(calls, repeats, limit, next(model.parameters()).device)
-    step, attention = statistics.median(seconds[DENSE]), statistics.median(seconds[OTHER])
+    step, attention = statistics.median(seconds[DENSE]), statistics.median(seconds[REPLACED])
     share = min(attention / step, 1.0)
     most = None if share == 1 else 1 / (1 - share)
     timing = costs.timed(seconds[DENSE], step)
@@ -76,11 +76,11 @@ def _time_converted(
     inputs = costs.example(model, side)
     calls = {
         DENSE: functools.partial(model, **inputs),
-        OTHER: functools.partial(converted, **inputs),
+        REPLACED: functools.partial(converted, **inputs),
     }
     with evaluating(nn.ModuleList([model, converted])):
         seconds = costs.interleaved(calls, repeats, limit, next(model.parameters()).device)
-    timing = costs.timed(seconds[OTHER], statistics.median(seconds[DENSE]))
+    timing = costs.timed(seconds[REPLACED], statistics.median(seconds[DENSE]))
     return {**_described(converted, inputs), **timing}
 
 

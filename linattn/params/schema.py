@@ -27,13 +27,13 @@ class Teacher:
 
     @property
     def folder(self) -> Path | None:
-        """The teacher's folder in this repository, or None for one of the hub."""
+        """Return the teacher's folder in this repository, or None for one of the hub."""
         folder = project.ROOT / self.source
         return folder if self.source.startswith("data/") or folder.is_dir() else None
 
     @property
     def place(self) -> str:
-        """The first argument of `teachers.load`; `hub` holds the others."""
+        """Return the first argument of `teachers.load`; `hub` holds the others."""
         return str(self.folder or self.source)
 
     @property

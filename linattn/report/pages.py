@@ -55,7 +55,7 @@ def index_html(report: Report, notebooks: Sequence[Link] = ()) -> str:
     return _render(
         "index.html.j2",
         title=_title(report),
-        whole=report,
+        report=report,
         data=report,
         table=tables.table(report),
         parts_shown=shown,
@@ -82,7 +82,7 @@ def teacher_html(report: Report, role: str, notebooks: Sequence[Link] = ()) -> s
     return _render(
         "teacher.html.j2",
         title=_title_of(data, report.several),
-        whole=report,
+        report=report,
         data=data,
         table=tables.of_teacher(data),
         findings=sentences.of_teacher(data),
@@ -113,7 +113,7 @@ def student_html(report: Report, name: str, notebooks: Sequence[Link] = ()) -> s
     return _render(
         "student.html.j2",
         title=f"{student} in detail",
-        whole=report,
+        report=report,
         data=data,
         name=name,
         entry=entry,
