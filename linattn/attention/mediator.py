@@ -125,7 +125,10 @@ class Mediator(Operator):
         "tokens, and the tokens read them. A depth-wise convolution gives detail back."
     )
     paper = "Attention Mediators, arXiv 2408.05710"
-    text = "mediators read its keys, its queries read the mediators; mediators are pooled from the picture"
+    text = (
+        "mediators read its keys, its queries read the mediators; mediators are pooled from the "
+        "picture"
+    )
     hue = "#009e73"
     max_head_dim, core_in_float32 = MOST_SOFTMAX, False
     table = {
