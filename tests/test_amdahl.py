@@ -35,8 +35,8 @@ def test_ratio_share_and_bound_follow_from_the_times(monkeypatch):
     """Attention alone takes half of the dense step, so nothing can be more than twice as fast"""
 
     def interleaved(calls, repeats, limit, device):
-        assert list(calls) == [amdahl.DENSE, amdahl.OTHER]
-        return {amdahl.DENSE: [1.0], amdahl.OTHER: [other]}
+        assert list(calls) == [amdahl.DENSE, amdahl.REPLACED]
+        return {amdahl.DENSE: [1.0], amdahl.REPLACED: [other]}
 
     monkeypatch.setattr(amdahl.costs, "interleaved", interleaved)
     other = 0.5
