@@ -26,7 +26,7 @@ SHAPES = ("disc", "square")
 
 
 class State(NamedTuple):
-    """Hold what linear attention keeps of its keys; `merge` joins the states of two parts of a sequence.
+    """Hold what linear attention keeps of its keys; `merge` joins the states of two parts.
 
     values: (batch, heads, head_dim, value_dim), the mean of phi(k) v^T.
     keys: (batch, heads, head_dim), the mean of phi(k), or of phi(normaliser_k) where there is one.
