@@ -57,7 +57,8 @@ def test_floats_are_those_of_yaml_1_2(tmp_path, text):
     edited, count = re.subn(r"(?m)^(      learning_rate: ).*$", rf"\g<1>{text}", source)
     assert count
     (tmp_path / "params.yaml").write_text(edited)
-    assert params.load(path=tmp_path / "params.yaml").distill.learning_rate == 1e-4
+    settings = params.load(profile="nano", path=tmp_path / "params.yaml")
+    assert settings.distill.learning_rate == 1e-4
 
 
 WRONG = {

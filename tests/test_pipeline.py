@@ -392,7 +392,7 @@ CLEAR = {
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        ("linattn/report/figures.py", {"report"}),
+        ("linattn/report/figures/curves.py", {"report"}),
         ("linattn/params/schema.py", set()),
         ("linattn/attention/__init__.py", set()),
         ("linattn/attention/clear.py", CLEAR),
