@@ -18,10 +18,11 @@ export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup repro study publish test lab bench gpu-check lint clean
+.PHONY: help setup report repro study publish test lab bench gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make report  render the report of the committed run from Git, within a minute, and print its path"
 	@echo "make repro   run the pipeline and print the path of the report (some 40 minutes on 2 cores, said beforehand)"
 	@echo "make study STUDY=plugins   a study beside the pipeline: studies/<name>/dvc.yaml"
 	@echo "make publish this machine's finished run becomes the committed one: results, students, run files, README"
@@ -42,6 +43,9 @@ help:
 
 setup:
 	@sh .ci/setup "$(VENV)" "$(PYTHON)" $(PIP_ARGS)
+
+report: setup
+	@TRANSFORMERS_VERBOSITY=error python -m linattn.report
 
 repro: setup
 	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
@@ -73,7 +77,7 @@ lint: setup
 	@nbstripout --verify notebooks/*.ipynb studies/*/*.ipynb
 
 clean:
-	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/pages reports/notebooks reports/failed
+	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/pages reports/notebooks reports/failed reports/committed
 	@rm -rf data/samples data/reference data/pictures data/plugins reports/local/results reports/local/runs reports/local/students
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo "Removed scratch, reports and samples. What was computed is still in DVC's cache: make repro brings it back."

@@ -32,7 +32,9 @@ from linattn import params, project, world
 from linattn.names import known
 
 # folders with results of the profile that params.yaml names
-PUBLISHED = tuple(f"reports/{name}" for name in ("results", "runs", "students", "studies"))
+PUBLISHED = tuple(
+    f"reports/{name}" for name in ("results", "runs", "students", "studies", "pictures", "executed")
+)
 SKIPPED = {
     ".git",
     ".venv",
@@ -358,7 +360,8 @@ def files(root: Path | None = None) -> list[str]:
 
 MADE = (
     *(f"data/{name}/" for name in ("samples", "reference", "pictures")),
-    *(f"reports/{name}" for name in ("local/", "notebooks/", "pages/", "failed/", "index.html")),
+    *(f"reports/{name}/" for name in ("committed", "failed", "local", "notebooks", "pages")),
+    "reports/index.html",
 )
 
 

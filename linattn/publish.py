@@ -3,6 +3,8 @@
 - Results, students and run files of reports/local replace those that Git holds, and so do studies
   that were run here. The report is rendered anew, since it compares the two, and the README's
   tables and pictures follow.
+- Of the pictures each row's first are published, as many as the report shows, and of the executed
+  notebooks one of each stage: `make report` renders the pages from these alone.
 - params.yaml says which files are published. Nothing is copied while a file is missing or failed,
   while a stage is behind the code, or where a row was made by code that no commit holds.
 """
@@ -13,10 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linattn import params, pipeline, project
-from linattn.report import readme
+from safetensors.numpy import load_file
 
-FOLDERS = ("results", "runs", "students")
+from linattn import params, pipeline, project
+from linattn.report import readme, sheet
+
+COPIED = ("results", "runs", "students")
+FOLDERS = (*COPIED, "pictures", "executed")
 
 
 def publish() -> int:
@@ -24,7 +29,9 @@ def publish() -> int:
     settings = params.load()
     files = expected(settings)
     refuse(settings, files)
-    drafts = {name: draft(name, files) for name in FOLDERS}
+    drafts = {name: draft(name, files) for name in COPIED}
+    drafts["pictures"] = sheets(files, settings.report.pictures)
+    drafts["executed"] = notebooks(settings)
     for name, folder in drafts.items():
         shutil.rmtree(project.published(name), ignore_errors=True)
         folder.rename(project.published(name))
@@ -85,12 +92,16 @@ def refuse(settings: params.Params, files: list[str]) -> None:
 
 def _missing(files: list[str]) -> list[str]:
     """Name the files that this machine's run lacks, and the rows that lack their pictures."""
-    results = [path for path in files if path.startswith("results/") and "chance-" not in path]
-    names = [Path(path).stem for path in results]
     missing = [path for path in files if not project.local(path).exists()]
     return missing + [
-        f"pictures of {name}" for name in names if not project.pictures(name).exists()
+        f"pictures of {name}" for name in _drawn(files) if not project.pictures(name).exists()
     ]
+
+
+def _drawn(files: list[str]) -> list[str]:
+    """Name the rows of results that have pictures: all but guessing."""
+    results = [path for path in files if path.startswith("results/")]
+    return [Path(path).stem for path in results if "chance-" not in path]
 
 
 def _commit(run: Mapping[str, Any]) -> str:
@@ -99,12 +110,50 @@ def _commit(run: Mapping[str, Any]) -> str:
 
 def draft(name: str, files: list[str]) -> Path:
     """Copy the files of one folder beside the published folder, which they are to replace."""
-    folder = project.published(f".{name}.draft")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = _empty(name)
     for path in (Path(path) for path in files if path.startswith(f"{name}/")):
         source = project.local(str(path))
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / path.name)
+    return folder
+
+
+def sheets(files: list[str], count: int) -> Path:
+    """Write each row's first pictures as a sheet, and copy the maps of the anatomies."""
+    folder = _empty("pictures")
+    for name in _drawn(files):
+        source = project.pictures(name)
+        if name.startswith("anatomy-"):
+            shutil.copy2(source, folder / source.name)
+        else:
+            sheet.write(load_file(source), folder / f"{name}.png", count)
+    return folder
+
+
+def notebooks(settings: params.Params) -> Path:
+    """Copy an executed notebook of each stage: the first teacher's, and its first method's."""
+    folder = _empty("executed")
+    for name in examples(settings):
+        target = folder / f"{name}.ipynb"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(project.executed(name), target)
+    return folder
+
+
+def examples(settings: params.Params) -> list[str]:
+    """Name the executed notebooks that are published and are there."""
+    role = next(role for role, teacher in settings.teachers.items() if teacher.folder)
+    names = settings.of_teacher(role)
+    methods = [name for name in names if settings.students[name].operator != "softmax"]
+    stages = [f"{stage}/{role}" for stage in ("02_sample", "03_anatomy", "06_benchmark")]
+    stages += [f"{stage}/{name}" for name in methods[:1] for stage in ("04_distill", "05_evaluate")]
+    return [name for name in stages if project.executed(name).exists()]
+
+
+def _empty(name: str) -> Path:
+    """Make the empty folder that is to become the published one of this name."""
+    folder = project.published(f".{name}.draft")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     return folder
 
 

@@ -3,11 +3,13 @@
 import shutil
 import types
 
+import numpy as np
 import pytest
 import synthetic_results
+from safetensors.numpy import load_file
 
 from linattn import params, pipeline, project, publish
-from linattn.report import readme
+from linattn.report import readme, sheet
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear")}
 
@@ -28,7 +30,8 @@ def clone(tmp_path, monkeypatch):
     settings = types.SimpleNamespace(
         teachers={"class": teacher},
         teachers_of={"anatomy": ["class"], "benchmark": ["class"]},
-        students=FEW,
+        students={name: types.SimpleNamespace(**entry) for name, entry in FEW.items()},
+        report=types.SimpleNamespace(pictures=4),
         of_teacher=lambda role: list(FEW),
     )
     monkeypatch.setattr(params, "load", lambda: settings)
@@ -49,9 +52,32 @@ def files(folder):
 def test_what_ran_here_becomes_what_is_published(clone):
     assert publish.main() == 0
     assert set(files(clone / "reports" / "students")) == {f"{name}/linattn.json" for name in FEW}
-    for name in publish.FOLDERS:
+    for name in publish.COPIED:
         assert files(clone / "reports" / name) == files(clone / project.LOCAL / name)
     assert not project.published("results/removed.json").exists()
+
+
+def test_the_first_pictures_of_each_row_are_published_without_loss(clone):
+    assert publish.main() == 0
+    names = [*FEW, "teacher-class"]
+    anatomy = "anatomy-class.safetensors"
+    folder = clone / "reports" / "pictures"
+    assert set(files(folder)) == {anatomy, *(f"{name}.png" for name in names)}
+    assert (folder / anatomy).read_bytes() == project.pictures("anatomy-class").read_bytes()
+    for name in names:
+        drawn, kept = load_file(project.pictures(name)), sheet.read(folder / f"{name}.png")
+        assert set(kept) == set(drawn)
+        for key, pictures in kept.items():
+            np.testing.assert_array_equal(pictures, drawn[key][:4], err_msg=f"{name}: {key}")
+
+
+def test_an_executed_notebook_of_each_stage_is_published(clone):
+    executed = ("02_sample/class", "04_distill/softmax", "04_distill/clear", "05_evaluate/clear")
+    for name in executed:
+        project.executed(name, write=True).write_text(name)
+    assert publish.main() == 0
+    published = {"02_sample/class", "04_distill/clear", "05_evaluate/clear"}
+    assert set(files(clone / "reports" / "executed")) == {f"{name}.ipynb" for name in published}
 
 
 def test_what_params_no_longer_names_is_not_published(clone):

@@ -41,7 +41,7 @@ SHOWN = [("At other sizes", '<p>Twice the side, <a href="https://example.org">el
 
 def test_a_study_with_result_and_module_is_a_section_of_the_first_page(root, monkeypatch):
     result(root)
-    module(monkeypatch, lambda: SHOWN)
+    module(monkeypatch, lambda file: SHOWN)
     page = check(report.index_html(report.read(FEW, "nano")))
     assert "#study-resolution-at-other-sizes" in page.links
     assert "Twice the side, elsewhere." in page.text
@@ -49,7 +49,7 @@ def test_a_study_with_result_and_module_is_a_section_of_the_first_page(root, mon
 
 def test_with_several_teachers_a_study_stands_on_the_first_page_alone(root, monkeypatch):
     result(root)
-    module(monkeypatch, lambda: SHOWN)
+    module(monkeypatch, lambda file: SHOWN)
     data = report.read({**FEW, "sd-lit": synthetic_results.ALL["sd-lit"]}, "nano")
     assert "At other sizes" in check(report.index_html(data)).text
     assert "At other sizes" not in report.teacher_html(data, "text")
@@ -60,12 +60,12 @@ def test_a_study_without_its_result_or_module_is_not_shown(root, monkeypatch, th
     if there == "result":
         result(root)
     elif there == "module":
-        module(monkeypatch, lambda: SHOWN)
+        module(monkeypatch, lambda file: SHOWN)
     assert studies.read() == []
 
 
 def test_a_broken_study_is_named_and_the_report_is_made(root, monkeypatch):
-    def broken():
+    def broken(file):
         raise KeyError("sides <1>")
 
     result(root)

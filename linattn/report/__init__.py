@@ -45,7 +45,8 @@ or are absent. Keys that do not apply are absent or null.
     noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order and query of the
     maps; layer_names where the layers' grids differ; text, a sentence on how captions are read
 
-Pictures (project.pictures): safetensors with `pictures` (N, 3, side, side) uint8 or in [0, 1],
+Pictures (project.pictures; of the committed run the first few of each row, as the PNG sheets of
+sheet.py in reports/pictures): safetensors with `pictures` (N, 3, side, side) uint8 or in [0, 1],
 `labels`, and for a student also `undistilled`; the same row is the same noise and class or caption
 in every file of one teacher. In pictures("anatomy-<role>"): `picture` (3, side, side) and
 `map.<name>` (height, width) for the teacher and every operator.
@@ -58,6 +59,7 @@ from linattn.report.notebook import executed
 from linattn.report.pages import index_html, student_html, teacher_html, write
 from linattn.report.pictures import column_names
 from linattn.report.reading import read
+from linattn.report.release import committed
 from linattn.report.sentences import findings
 from linattn.report.tables import Cell, Group, Row, Table, table
 
@@ -73,6 +75,7 @@ __all__ = [
     "Table",
     "all_sizes",
     "column_names",
+    "committed",
     "counts",
     "executed",
     "findings",

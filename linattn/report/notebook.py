@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from linattn import project
@@ -9,8 +10,8 @@ from linattn.report.data import Data, Report
 from linattn.report.markup import without_addresses
 
 
-def executed(report: Report) -> dict[str, Path]:
-    """Map titles to the notebooks that have run.
+def executed(report: Report, file: Callable[[str], Path] = project.executed) -> dict[str, Path]:
+    """Map titles to the notebooks that have run; `file` gives the path of an executed notebook.
 
     With several teachers a title begins with the teacher's name.
     """
@@ -19,7 +20,7 @@ def executed(report: Report) -> dict[str, Path]:
         names |= _of_teacher(data, f"{data.name}: " if report.several else "")
     names |= {f"{name}: distillation": f"04_distill/{name}" for name in report.students}
     names |= {f"{name}: evaluation": f"05_evaluate/{name}" for name in report.students}
-    paths = {title: project.executed(name) for title, name in names.items()}
+    paths = {title: file(name) for title, name in names.items()}
     return {title: path for title, path in paths.items() if path.exists()}
 
 

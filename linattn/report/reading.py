@@ -14,8 +14,8 @@ import numpy as np
 
 from linattn import params, project
 from linattn.params import USUAL
-from linattn.report import studies
-from linattn.report.data import Data, Report, Result
+from linattn.report import sheet, studies
+from linattn.report.data import Data, Measured, Report, Result
 from linattn.report.words import NO_RESULT
 
 
@@ -30,7 +30,8 @@ def read(
 
     An entry is params.py's Student or params.yaml's dictionary. `teachers` maps a role to
     params.py's Teacher, whose folder tells its name and prompts; without it the result files do.
-    `committed` leaves out whatever was run on this machine.
+    `committed` leaves out whatever was run on this machine and marks no row as the committed run's:
+    the pages are those of the machine that made it.
     """
     entries = {name: _entry(entry) for name, entry in students.items()}
     roles = list(dict.fromkeys(entry["teacher"] for entry in entries.values()))
@@ -39,9 +40,21 @@ def read(
         of_role = {name: entry for name, entry in entries.items() if entry["teacher"] == role}
         teacher = (teachers or {}).get(role)
         data = Data(profile, of_role, role, _name(teacher), _prompts(teacher), show=show)
-        parts[role] = _fill(data, project.published if committed else project.local)
+        parts[role] = _fill(data, _nowhere if committed else project.local)
+        if committed:
+            data.published, data.committed = set(), Measured()
     _make_names_unique(parts)
-    return Report(profile, parts, studies.read())
+    file = _published_study if committed else project.study
+    return Report(profile, parts, studies.read(file))
+
+
+def _nowhere(path: str) -> Path:
+    """Return a path at which no run leaves a file."""
+    return project.ROOT / "reports" / "nowhere" / path
+
+
+def _published_study(file: str) -> Path:
+    return project.published(f"studies/{file}")
 
 
 def options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,8 +112,8 @@ def _fill(data: Data, local: Callable[[str], Path]) -> Data:
     benchmark = project.benchmark_row(data.role)
     data.benchmark = _beside(data, "benchmark", f"runs/{benchmark}.run.json", local)
     data.anatomy = _beside(data, "anatomy", f"results/{anatomy}.json", local)
-    paths = {name: project.pictures(file) for name, file in files.items()}
-    data.pictures = {name: _arrays(path) for name, path in paths.items() if path.exists()}
+    drawn = {name: _pictures(file, name in data.published) for name, file in files.items()}
+    data.pictures = {name: pictures for name, pictures in drawn.items() if pictures}
     lists = (result.get("captions") for result in (data.teacher, *data.results.values()))
     data.captions = tuple(next((captions for captions in lists if captions), ()))
     data.prompts = data.prompts or ("captions" if data.captions else "labels")
@@ -243,7 +256,18 @@ def _other_teacher(data: Data, result: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _pictures(file: str, published: bool) -> dict[str, np.ndarray]:
+    """Read a row's pictures: those of this machine's run, or the committed run's few from Git.
+
+    An anatomy's maps are few anyway, and Git has their file as it was made.
+    """
     from safetensors.numpy import load_file
 
-    return load_file(path)
+    path = project.pictures(file)
+    if published:
+        path, committed_sheet = (
+            project.published(f"pictures/{file}{suffix}") for suffix in (path.suffix, ".png")
+        )
+        if committed_sheet.exists():
+            return sheet.read(committed_sheet)
+    return load_file(path) if path.exists() else {}

@@ -1,16 +1,18 @@
 """Side studies in the report: each study's module has a function `sections` that shows its
 <name>.json.
 
-- The result of a run on this machine is shown in place of the published one.
-- `sections()` returns (title, HTML) pairs; a study without its JSON or without its module is not
-  shown.
+- The result of a run on this machine is shown in place of the published one, unless `file`, which
+  gives the path of a study's file, knows the published ones alone.
+- `sections(file)` returns (title, HTML) pairs; a study without its JSON or its module is not shown.
 - A study that cannot be shown is named with the reason; the report is made without it.
 """
 
 import html
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from linattn import project
 from linattn.report.markup import slug, without_addresses
@@ -25,25 +27,20 @@ class Section:
     body: str  # HTML
 
 
-def read() -> list[Section]:
+def read(file: Callable[[str], Path] = project.study) -> list[Section]:
     """Return the sections of all studies with a result."""
     sections = []
     for name, module in STUDIES.items():
-        if has_result(name):
-            sections += _sections(name, module)
+        if file(f"{name}.json").is_file():
+            sections += _sections(name, module, file)
     return sections
 
 
-def has_result(name: str) -> bool:
-    """Say whether the study has run, here or in the committed run."""
-    return project.study(f"{name}.json").is_file()
-
-
-def _sections(name: str, module: str) -> list[Section]:
+def _sections(name: str, module: str, file: Callable[[str], Path]) -> list[Section]:
     try:
         if not _exists(module):
             return []
-        titled = importlib.import_module(module).sections()
+        titled = importlib.import_module(module).sections(file)
         return [
             Section(f"study-{name}-{slug(title)}", title, without_addresses(body))
             for title, body in titled

@@ -37,9 +37,14 @@ def run(study: str, notebook: str, stage: str, **names: str) -> int:
     return 0
 
 
+def run_name(study: str) -> str:
+    """Name the file of a study's seconds and of the machine on which they were measured."""
+    return f"{study}.run.json"
+
+
 def run_file(study: str, write: bool = False) -> Path:
-    """Return the file of a study's seconds and of the machine on which they were measured."""
-    return project.study(f"{study}.run.json", write=write)
+    """Return the path of this file: of the run here, or the published one."""
+    return project.study(run_name(study), write=write)
 
 
 def measured_on(facts: Mapping[str, Any]) -> str:

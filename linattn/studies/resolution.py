@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import html
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,19 +258,22 @@ def sheet(role: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def sections() -> list[tuple[str, str]]:
-    """Return (title, HTML) of each teacher, and nothing where the study was not run."""
-    if not project.study(RESULT).exists():
+def sections(file: Callable[[str], Path] = project.study) -> list[tuple[str, str]]:
+    """Return (title, HTML) of each teacher, and nothing where the study was not run.
+
+    `file` gives the path of a study's file.
+    """
+    if not file(RESULT).exists():
         return []
-    result = project.read_json(project.study(RESULT))
-    path = studyparts.run_file("resolution")
+    result = project.read_json(file(RESULT))
+    path = file(studyparts.run_name("resolution"))
     run = project.read_json(path) if path.exists() else {}
     times = run.get("times", {})
     titled = [("Other resolutions", _intro(result, run.get("facts")))]
     for role, teacher in result["teachers"].items():
         body = table(teacher["rows"]) + growth(teacher["forwards"], times.get(role, {}))
-        if project.study(sheet(role)).exists():
-            body += _pictures(teacher, project.study(sheet(role)))
+        if file(sheet(role)).exists():
+            body += _pictures(teacher, file(sheet(role)))
         titled.append((f"{teacher['folder']} from {_first_side(teacher)} px on", body))
     return titled
 

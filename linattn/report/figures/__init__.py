@@ -6,13 +6,23 @@
 """
 
 from linattn.report.figures.curves import bars, by_noise, quality_cost, speed, training
-from linattn.report.figures.pictures import attention_over, change, difference, grid, strip
+from linattn.report.figures.overview import blocks
+from linattn.report.figures.pictures import (
+    as_bytes,
+    attention_over,
+    change,
+    difference,
+    grid,
+    strip,
+)
 from linattn.report.figures.tables import confusion, heatmap
 
 __all__ = [
+    "as_bytes",
     "strip",
     "change",
     "grid",
+    "blocks",
     "difference",
     "attention_over",
     "quality_cost",

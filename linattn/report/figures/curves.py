@@ -15,9 +15,18 @@ from linattn.report.picture import DPI, FAINT, INK, PAPER, SOFT, WIDTH, Look, Pi
 
 @drawn
 def quality_cost(
-    points: Sequence[Mapping[str, Any]], *, x: str, y: str, log: bool = True
+    points: Sequence[Mapping[str, Any]],
+    *,
+    x: str,
+    y: str,
+    log: bool = True,
+    log_y: bool = False,
+    markers: Mapping[str, str] | None = None,
 ) -> Picture:
-    """Draw points {name, x, y, low?, high?, look?}; those without a look are grey references."""
+    """Draw points {name, x, y, low?, high?, look?}; those without a look are grey references.
+
+    `markers` maps the names of a legend to markers, where these mean something.
+    """
     figure, axis = new_figure(height=3.9)
     for point in points:
         look = point.get("look") or REFERENCE
@@ -32,8 +41,16 @@ def quality_cost(
         axis.xaxis.set_minor_formatter(NullFormatter())
         values = [point["x"] for point in points]
         axis.set_xlim(min(values) / 1.5, max(values) * 2.1)
+    if log_y:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set(xlabel=x, ylabel=y)
     axis.margins(y=0.12)
+    for name, marker in (markers or {}).items():
+        axis.plot([], [], marker, color=SOFT, label=name)
+    if markers:
+        figure.legend(loc="outside upper right", ncols=len(markers), handletextpad=0.2)
     _label_points(figure, axis, points)
     texts = [f"{point['name']} {short(point['y'])} at {short(point['x'])}" for point in points]
     return finish(figure, f"Scatter plot of {y} against {x}: {'; '.join(texts)}.")

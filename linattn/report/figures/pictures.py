@@ -14,7 +14,7 @@ from linattn.report.figures.canvas import drawn, finish, new_figure
 from linattn.report.picture import SOFT, WIDTH, Picture
 
 
-def _bytes(pictures: Any) -> np.ndarray:
+def as_bytes(pictures: Any) -> np.ndarray:
     """Turn any array (count, 3, height, width) in [0, 1] into bytes (count, height, width, 3)."""
     array = np.asarray(pictures.detach().cpu() if hasattr(pictures, "detach") else pictures)
     if array.ndim == 3:
@@ -34,7 +34,7 @@ def strip(
 
     Each pixel is `scale` dots wide.
     """
-    frames = _bytes(pictures).repeat(scale, 1).repeat(scale, 2)
+    frames = as_bytes(pictures).repeat(scale, 1).repeat(scale, 2)
     count, height, width, _ = frames.shape
     across = min(columns or count, count)
     down = -(-count // across)
@@ -53,7 +53,7 @@ def change(teacher: Any, student: Any, gain: float = 1.0) -> np.ndarray:
 
     White is no difference, dark red the whole range.
     """
-    left, right = (_bytes(pictures).astype(np.float64) / 255 for pictures in (teacher, student))
+    left, right = (as_bytes(pictures).astype(np.float64) / 255 for pictures in (teacher, student))
     if left.shape != right.shape:
         raise ValueError(f"pictures of shapes {left.shape} and {right.shape} cannot be compared")
     amount = np.clip(np.abs(left - right).mean(-1) * gain, 0, 1)
@@ -68,7 +68,7 @@ def grid(
 
     The width has room for `room` pictures or more.
     """
-    names, frames = list(rows), [_bytes(pictures) for pictures in rows.values()]
+    names, frames = list(rows), [as_bytes(pictures) for pictures in rows.values()]
     count = max(map(len, frames))
     cell = (WIDTH - 1.1) / max(count, room)
     titles = [stacked(title, cell) for title in columns]
@@ -115,7 +115,7 @@ def difference(
     teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "student")
 ) -> Picture:
     """Draw one picture of the teacher, one of the student, and their difference with its scale."""
-    left, right = _bytes(teacher)[0], _bytes(student)[0]
+    left, right = as_bytes(teacher)[0], as_bytes(student)[0]
     gap = np.abs(left.astype(float) - right.astype(float)).mean(-1) / 255
     figure, axes = new_figure(WIDTH, 2.0, 1, 3)
     for axis, image, title in zip(axes, (left, right, gap), (*names, "difference"), strict=True):
@@ -150,7 +150,7 @@ def attention_over(
     `weights` are rows of the attention maps, (height, width). Each panel has a scale of its own, up
     to its 99.5th percentile, and states this value.
     """
-    frame = _bytes(picture)[0]
+    frame = as_bytes(picture)[0]
     panels = {name: np.asarray(array, dtype=float) for name, array in weights.items()}
     columns = min(columns, len(panels))
     down = -(-len(panels) // columns)

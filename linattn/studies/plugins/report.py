@@ -6,13 +6,14 @@ where a plug-in does nothing on a student.
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from linattn import project
 from linattn.report import figures
 from linattn.report.picture import Picture
-from linattn.report.studyparts import Cell, cell, measured_on, read_sheet, run_file, table
+from linattn.report.studyparts import Cell, cell, measured_on, read_sheet, run_name, table
 from linattn.report.words import percent, with_interval
 from linattn.studies.plugins import settings
 
@@ -47,14 +48,17 @@ BITS = {
 }
 
 
-def sections() -> list[tuple[str, str]]:
-    """Return (title, HTML) of every section, and nothing where the study has not run."""
-    path = project.study(settings.RESULT)
+def sections(file: Callable[[str], Path] = project.study) -> list[tuple[str, str]]:
+    """Return (title, HTML) of every section, and nothing where the study has not run.
+
+    `file` gives the path of a study's file.
+    """
+    path = file(settings.RESULT)
     if not path.exists():
         return []
     result = json.loads(path.read_text())
-    shots = _shots(result)
-    titled = [("Plug-ins beside replaced attention", _summary(result))]
+    shots = _shots(result, file(settings.SHEET))
+    titled = [("Plug-ins beside replaced attention", _summary(result, file(run_name("plugins"))))]
     for name in result["order"]:
         section = _section(name, result["plugins"][name], shots.get(name, {}))
         titled.append((TITLES.get(name, name), section))
@@ -115,21 +119,20 @@ def _marks(row: Row, obeys: Sequence[str]) -> list[str]:
     return [*obeys, *(mark for mark in row["with"] if mark not in obeys)]
 
 
-def _summary(result: Mapping[str, Any]) -> str:
+def _summary(result: Mapping[str, Any], run: Path) -> str:
     intro = (
         f"Trained on the softmax teacher {result['teacher']} alone, stored in the published "
         "formats, loaded by diffusers' own loaders, drawn by its own pipelines: on the teacher, "
         f"and on students that never met them. {result['pictures']} pictures a row, "
         f"{result['steps']} steps, guidance {result['guidance']:g}, seed {result['seed']}; "
         "intervals are Wilson's, of 95 %. Change is the mean difference of a pixel, of a range "
-        f"of 1, between the pictures with and without it.{_where()}"
+        f"of 1, between the pictures with and without it.{_where(run)}"
     )
     return f"<p>{html.escape(intro)}</p>\n{_bits(result)}"
 
 
-def _where() -> str:
-    path = run_file("plugins")
-    return f" Measured on {measured_on(project.read_json(path)['facts'])}." if path.exists() else ""
+def _where(run: Path) -> str:
+    return f" Measured on {measured_on(project.read_json(run)['facts'])}." if run.exists() else ""
 
 
 def _bits(result: Mapping[str, Any]) -> str:
@@ -177,9 +180,8 @@ def _cells(row: Row, marks: Sequence[str]) -> list[Cell]:
     return [*with_plugin, *without, f"{row['difference']['value']:.3f}"]
 
 
-def _shots(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _shots(result: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     """Cut the sheet into pictures by plug-in and row."""
-    path = project.study(settings.SHEET)
     shots: dict[str, dict[str, Any]] = {}
     if path.exists():
         for (name, row), pictures in read_sheet(map(tuple, result["sheet"]), path).items():

@@ -1,0 +1,53 @@
+"""The report of the committed run, from what Git holds: nothing is trained, drawn or timed for it.
+
+Results, run files and studies are the published ones. Pictures are the first of each row, which
+`make publish` wrote as lossless sheets; executed notebooks are one example of each stage.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from linattn import params, project
+from linattn.report.data import Report
+from linattn.report.notebook import executed
+from linattn.report.pages import write
+from linattn.report.reading import read
+
+
+def committed() -> Report:
+    """Read the committed run, whatever was run here and whatever profile params.yaml names."""
+    settings = params.load(profile())
+    return read(
+        settings.students,
+        settings.profile,
+        settings.report.pictures,
+        settings.teachers,
+        committed=True,
+    )
+
+
+def profile() -> str | None:
+    """Return the profile of the committed results, or None where there are none."""
+    results = sorted(project.published("results").glob("*.json"))
+    profiles = (project.read_json(path).get("profile") for path in results)
+    return next(filter(None, profiles), None)
+
+
+def render(folder: Path) -> Path:
+    """Write the committed run's pages to `folder` and return the first.
+
+    They are written beside it and take its place when all are there.
+    """
+    report = committed()
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    write(report, draft, executed(report, notebook))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+    return folder / "index.html"
+
+
+def notebook(name: str) -> Path:
+    """Return the path of a committed executed notebook, e.g. of `04_distill/clear`."""
+    return project.published(f"executed/{name}.ipynb")
