@@ -334,7 +334,7 @@ def test_the_study_is_the_same_twice_and_the_report_reads_it(
         "tiny, not distilled",
     ]
     assert all(row["with"]["shape"]["n"] == 3 and row["difference"]["value"] > 0 for row in rows)
-    shots = report._shots(first)
+    shots = report._shots(first, tmp_path / numbers.SHEET)
     shown = numbers.PLUGINS["adapter"].questions(3, PART.seed, SIDE)["no caption"].shown
     read = torch.tensor(shots["adapter"]["shown"]) / 255  # a JPEG of 16 px pictures
     assert (read - shown[:2]).abs().mean() < 0.02

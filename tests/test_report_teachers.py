@@ -1,6 +1,7 @@
 """The report of several teachers: a table over all, a page for each, teachers without results."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ from pages import Page, check
 
 from linattn import project, report
 from linattn.params import Student
-from linattn.report import limits, sentences, tables
+from linattn.report import limits, overview, sentences, tables
+from linattn.report.numbers import short
 
 NAMES = (
     "softmax",
@@ -370,3 +372,75 @@ def test_a_teachers_page_links_its_own_notebooks(data):
     shown = Page(report.teacher_html(data, "text", links)).links
     numbered = [link for link in shown if re.search(r"/\d\.html", link)]
     assert numbered == ["../pages/0.html", "../pages/1.html"]
+
+
+# The first screen
+
+
+def test_the_finding_names_who_is_closest_to_each_teacher(data):
+    sentence = sentences.headline(data)
+    assert sentence == (
+        "No one idea comes closest to every teacher: lit to dit-nano (6.5\u00a0%), "
+        "sd-lit to sd-nano (5.0\u00a0%) and flux-clear to flux-nano (10.0\u00a0%)."
+    )
+
+
+def test_students_whose_intervals_touch_share_the_first_place(root):
+    chosen = {name: synthetic_results.ALL[name] for name in ("clear", "lit", "sd-lit")}
+    data = report.read(chosen, "nano", teachers=TEACHERS)
+    error = data.results["lit"]["quality"]["error"]
+    data.results["clear"]["quality"]["error"] = {**error, "value": error["high"]}
+    assert sentences.headline(data) == (
+        "lit can be closest to every teacher: lit or clear to dit-nano (6.5\u00a0%) and "
+        "sd-lit to sd-nano (5.0\u00a0%)."
+    )
+
+
+def test_without_a_method_there_is_no_finding_and_no_picture(root):
+    data = report.read({"softmax": SOME["softmax"]}, "nano", teachers=TEACHERS)
+    assert sentences.headline(data) == ""
+    assert overview.plot(data) is None
+    assert 'class="lede"' not in report.index_html(data)
+
+
+def test_the_first_screen_comes_before_every_other_section(written, data):
+    for text in (written.read_text(), page(written, "teacher-class")):
+        first = text.index('class="first wide"')
+        assert text.index('class="lede"') < first < text.index('<nav class="contents"')
+        assert text[first:].index("Pictures from the same noise") < text[first:].index("Scatter")
+
+
+def test_the_first_pictures_are_those_of_each_ideas_closest_student(data):
+    described = overview.pictures(data).alt
+    assert "dit-nano (teacher, softmax, clear, lit)" not in described, "a control has its own page"
+    assert "dit-nano (teacher, clear, lit)" in described
+    assert "sd-nano (teacher, lit, linfusion)" in described
+    assert overview.ideas(data.parts["text"]) == {"lit": "sd-lit", "linfusion": "sd-linfusion"}
+
+
+def test_error_against_cost_is_relative_to_the_teachers_softmax(data):
+    described = overview.plot(data).alt
+    error, cost = 6.5, synthetic_results.CORE_MACS["lit"] / 100.7e6
+    assert f"; lit {short(error)} at {short(cost)}" in described
+    assert "softmax" not in described
+
+
+# On a phone
+
+
+def test_every_cell_names_its_column_since_a_phone_hides_the_heads(written):
+    for path in (written, *(written.parent / "pages").iterdir()):
+        for cell in re.findall(r"<td\b[^>]*>", path.read_text()):
+            labelled = re.search(r'data-label="[^"]+"', cell)
+            assert labelled or "colspan" in cell or 'class="none"' in cell, (path.name, cell)
+
+
+def test_a_table_on_a_phone_is_a_list_of_cards():
+    template = Path(__file__).resolve().parents[1] / "reports" / "template"
+    style = (template / "style.css").read_text()
+    phone = style.partition("@media (max-width: 40rem)")[2].partition("@media print")[0]
+    for rule in (
+        "td::before { content: attr(data-label)",
+        ".scroll, .across { overflow-x: visible",
+    ):
+        assert rule in phone

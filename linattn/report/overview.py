@@ -1,6 +1,5 @@
 """The first screen: the pictures of every idea, and error against cost, over all teachers."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from linattn.report import figures
@@ -48,9 +47,8 @@ def plot(report: Report) -> Picture | None:
     markers = dict(zip(report.parts, MARKERS, strict=False))
     points = []
     for role, data in report.parts.items():
-        softmax = measure(data.teacher, "core_macs", "cost")
-        for name in data.methods if softmax else ():
-            point = _point(data, name, softmax, report.looks[name], markers.get(role, "o"))
+        for name in data.methods:
+            point = _point(data, name, report.looks[name], markers.get(role, "o"))
             points += [point] if point else []
     if len(points) < 2:
         return None
@@ -64,12 +62,12 @@ def plot(report: Report) -> Picture | None:
     )
 
 
-def _point(
-    data: Data, name: str, softmax: Mapping[str, Any], look: Look, marker: str
-) -> dict[str, Any] | None:
+def _point(data: Data, name: str, look: Look, marker: str) -> dict[str, Any] | None:
+    """Return a student's point, or None where its error, its cost or the teacher's is missing."""
     error = measure(data.results[name], "error")
     cost = measure(data.results[name], "core_macs", "cost")
-    if not error or not cost:
+    softmax = measure(data.teacher, "core_macs", "cost")
+    if not error or not cost or not softmax:
         return None
     ends = [end for end in ("low", "high") if error.get(end) is not None]
     return {

@@ -6,7 +6,16 @@ from typing import Any
 
 from linattn import project
 from linattn.attention import OPERATORS
-from linattn.report import agreement, circumstances, limits, pictures, sentences, steps, tables
+from linattn.report import (
+    agreement,
+    circumstances,
+    limits,
+    overview,
+    pictures,
+    sentences,
+    steps,
+    tables,
+)
 from linattn.report.charts import plots, student_plots
 from linattn.report.columns import COLUMNS
 from linattn.report.data import Data, Report
@@ -57,6 +66,7 @@ def index_html(report: Report, notebooks: Sequence[Link] = ()) -> str:
         title=_title(report),
         report=report,
         data=report,
+        first=_first(report),
         table=tables.table(report),
         parts_shown=shown,
         findings=sentences.of_all(report),
@@ -84,6 +94,7 @@ def teacher_html(report: Report, role: str, notebooks: Sequence[Link] = ()) -> s
         title=_title_of(data, report.several),
         report=report,
         data=data,
+        first=_first(Report(report.profile, {role: data})),
         table=tables.of_teacher(data),
         findings=sentences.of_teacher(data),
         plots=plots(data),
@@ -155,6 +166,15 @@ def _title_of(data: Data, several: bool) -> str:
     if several:
         return f"{data.name}: {number(len(data.students), 'student')} of one teacher"
     return f"Linear attention for {data.name}: {len(data.students)} students of one teacher"
+
+
+def _first(report: Report) -> dict[str, Any]:
+    """Return the first screen: the finding, the pictures of every idea, error against cost."""
+    return {
+        "headline": sentences.headline(report),
+        "pictures": overview.pictures(report),
+        "plot": overview.plot(report),
+    }
 
 
 def _glimpse(data: Data) -> dict[str, Any]:

@@ -36,6 +36,39 @@ def in_short(data: Data) -> list[str]:
     return _sentences(data, (_failures, _closest, _shapes, _two_things))
 
 
+def headline(report: Report) -> str:
+    """Return the finding in one sentence: who comes closest to each teacher.
+
+    Students whose intervals touch the closest one's share its place.
+    """
+    firsts = {data.name: _firsts(data) for data in report.parts.values() if closest(data)}
+    if not firsts:
+        return ""
+    if not report.several:
+        ((teacher, (names, error)),) = firsts.items()
+        return f"Closest to {teacher}: {' or '.join(names)} ({error})."
+    clauses = []
+    for teacher, (names, error) in firsts.items():
+        clauses.append(f"{' or '.join(names)} to {teacher} ({error})")
+    operators = {data.name: _operators(data, firsts) for data in report.parts.values()}
+    shared = set.intersection(*(operators[teacher] for teacher in firsts))
+    same = f"{listed(sorted(shared))} can be closest to every teacher" if shared else ""
+    return f"{same or 'No one idea comes closest to every teacher'}: {listed(clauses)}."
+
+
+def _firsts(data: Data) -> tuple[list[str], str]:
+    """Name the closest student and those that cannot be told from it, and write its error."""
+    ranked = ranking(data, "error", "lower")
+    error = ranked[0][1]
+    return [name for name, value in ranked if not apart(error, value)], percent(error["value"])
+
+
+def _operators(data: Data, firsts: Mapping[str, tuple[list[str], str]]) -> set[str]:
+    """Return the operators of the students that come closest to a teacher."""
+    names, _ = firsts.get(data.name, ([], ""))
+    return {data.students[name]["operator"] for name in names}
+
+
 def _sentences(data: Data, subjects: Iterable[Callable[[Data], Iterable[str]]]) -> list[str]:
     sentences: list[str] = []
     for subject in subjects:

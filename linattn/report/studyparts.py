@@ -80,18 +80,22 @@ def cell(measure: Mapping[str, Any], scale: float = 100, digits: int = 1) -> Cel
 
 def table(label: str, heads: Iterable[str], rows: Iterable[tuple[str, Iterable[Cell]]]) -> str:
     """Write a table in HTML; a row is a name and cells, and screen readers read the label."""
-    top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
-    body = "\n".join(_tr(name, cells) for name, cells in rows)
+    titles = list(heads)
+    top = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    body = "\n".join(_tr(name, cells, titles[1:]) for name, cells in rows)
     element = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     region = f'class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0"'
     return f"<div {region}>\n{element}\n</div>"
 
 
-def _tr(name: str, cells: Iterable[Cell]) -> str:
-    return f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(_td, cells))}</tr>'
+def _tr(name: str, cells: Iterable[Cell], titles: Iterable[str]) -> str:
+    line = "".join(_td(cell, title) for cell, title in zip(cells, titles, strict=True))
+    return f'<tr><th scope="row">{html.escape(name)}</th>{line}</tr>'
 
 
-def _td(cell: Cell) -> str:
+def _td(cell: Cell, title: str) -> str:
+    """Write a cell; on a phone, where a table has no heads, its label is the column's title."""
     text, interval = (cell, "") if isinstance(cell, str) else cell
     span = f' <span class="interval">{html.escape(interval)}</span>' if interval else ""
-    return f"<td>{html.escape(text)}{span}</td>"
+    empty = ' class="none"' if text == "–" else ""
+    return f'<td data-label="{html.escape(title)}"{empty}>{html.escape(text)}{span}</td>'

@@ -196,6 +196,7 @@ class Idea:
     student: str
     text: str
     best: bool
+    teacher: str
 
 
 def ideas(report: Report) -> list[tuple[str, list[Idea | None]]]:
@@ -220,5 +221,5 @@ def _least(data: Data) -> dict[str, Idea]:
     texts = [(name, percent(error["value"])) for name, error in ranking(data, "error", "lower")]
     for name, text in texts:
         best = text == texts[0][1]  # errors that print alike are both best
-        least.setdefault(data.students[name]["operator"], Idea(name, text, best))
+        least.setdefault(data.students[name]["operator"], Idea(name, text, best, data.name))
     return least

@@ -258,11 +258,12 @@ def sheet(role: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def sections(file: Callable[[str], Path] = project.study) -> list[tuple[str, str]]:
+def sections(file: Callable[[str], Path] | None = None) -> list[tuple[str, str]]:
     """Return (title, HTML) of each teacher, and nothing where the study was not run.
 
-    `file` gives the path of a study's file.
+    `file` gives the path of a study's file; by default of the run here, else the published one.
     """
+    file = file or project.study
     if not file(RESULT).exists():
         return []
     result = project.read_json(file(RESULT))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from linattn.evaluation.growth import exponents
 from linattn.report.figures.canvas import REFERENCE, drawn, finish, new_figure
@@ -43,6 +43,7 @@ def quality_cost(
         axis.set_xlim(min(values) / 1.5, max(values) * 2.1)
     if log_y:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
         axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set(xlabel=x, ylabel=y)

@@ -48,11 +48,12 @@ BITS = {
 }
 
 
-def sections(file: Callable[[str], Path] = project.study) -> list[tuple[str, str]]:
+def sections(file: Callable[[str], Path] | None = None) -> list[tuple[str, str]]:
     """Return (title, HTML) of every section, and nothing where the study has not run.
 
-    `file` gives the path of a study's file.
+    `file` gives the path of a study's file; by default of the run here, else the published one.
     """
+    file = file or project.study
     path = file(settings.RESULT)
     if not path.exists():
         return []
