@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from linattn.redraw import upscale
     from linattn.surgery import attention_map, describe, linearize, load, restore, save
 
+__version__ = "0.1.0"  # the one place; pyproject.toml reads it, CHANGELOG.md says what is in it
+
 # Found when first asked for: importing the package alone costs nothing, and neither torch nor
 # diffusers is loaded.
 _HOMES = {
