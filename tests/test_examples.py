@@ -15,7 +15,7 @@ from linattn.testing import check_operator
 
 SCRIPTS = sorted((project.ROOT / "examples").glob("*.py"))
 NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
-LIMIT = 120  # seconds of computing for all of them together; 41 on one core of an AMD EPYC
+LIMIT = 120  # seconds of computing for all of them together; 50 on one core of an AMD EPYC
 # Imported by Python before the script: whatever asks for an address or a connection fails.
 OFFLINE = """
 import socket
@@ -55,7 +55,7 @@ def in_the_clone():
 
 
 def children_seconds():
-    """Return what processes started here have computed: their time on a core, whatever else runs."""
+    """Return how long processes that ended have computed, whatever else ran beside them."""
     times = os.times()
     return times.children_user + times.children_system
 
