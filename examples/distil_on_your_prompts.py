@@ -18,12 +18,15 @@ picture, and prints beside the training's progress
 import argparse
 from pathlib import Path
 
+import torch
+
 import linattn
 from linattn import figures, samples, sampling, teachers
 from linattn.distill import DistillConfig, distill
 from linattn.evaluation.distance import prediction_error
 
 MODEL = Path(__file__).resolve().parents[1] / "data/teachers/sd-nano"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATOR, OPTIONS = "linfusion", {}
 PICTURES = 32  # that the teacher draws to learn from
 STEPS = 40  # of training layer by layer, and as many end to end
@@ -45,7 +48,7 @@ def main():
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         parser.error(f"{args.prompts} holds no prompt; write one a line")
-    teacher = teachers.load(args.model)
+    teacher = teachers.load(args.model, DEVICE)
 
     data = samples.write(teacher, args.out / "samples", PICTURES, captions=prompts, steps=10)
     training = {"layerwise_steps": STEPS, "steps": STEPS, "batch": 8}
@@ -53,9 +56,9 @@ def main():
     linattn.save(distilled, args.out / "layers")
 
     # Loaded again into a fresh pipeline, as somebody else would.
-    student = teachers.load(args.model)
+    student = teachers.load(args.model, DEVICE)
     linattn.load(student.pipe, args.out / "layers")
-    undistilled = teachers.load(args.model)
+    undistilled = teachers.load(args.model, DEVICE)
     linattn.linearize(undistilled.pipe, OPERATOR, **OPTIONS)
 
     # Both are judged on latents of other noise than those that the student learned from.

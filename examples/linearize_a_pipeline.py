@@ -26,6 +26,7 @@ from diffusers.utils import make_image_grid
 import linattn
 
 MODEL = Path(__file__).resolve().parents[1] / "data/teachers/sd-nano"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATOR, OPTIONS = "clear", {"radius": 3}
 PROMPTS = ["a yellow square on black", "a red ring on sand stripes", "a green heart on slate"]
 
@@ -35,7 +36,7 @@ def main():
     parser.add_argument("--model", default=str(MODEL), help="a folder or hub id of diffusers")
     parser.add_argument("--out", default="linearized.png", help="the picture to write")
     args = parser.parse_args()
-    pipe = DiffusionPipeline.from_pretrained(args.model)
+    pipe = DiffusionPipeline.from_pretrained(args.model).to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
 
     before = draw(pipe)
