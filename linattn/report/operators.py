@@ -1,4 +1,4 @@
-"""The README's table of operators: what each of them says of itself."""
+"""The table of docs/operators.md: what each operator says of itself."""
 
 from linattn.attention import OPERATORS, Operator
 from linattn.report import markdown

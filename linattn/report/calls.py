@@ -1,0 +1,58 @@
+"""Times of one attention call at 64K tokens on a GPU, by operator, from reports/gpu/bench.csv.
+
+Only what was timed has a number: LiT's few wide heads and CLEAR's pooled keys were not.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TOKENS = 65536
+DENSE = "softmax"
+# The benchmark's case of an operator at the heads of a model; `{}` is the model and the mode.
+CASES = {
+    "clear": ("window r=16 text=512 {}", "window r=16 text=0 {}"),
+    "linfusion": ("linear {}",),
+    "mediator": ("mediator m=64 {}",),
+}
+FORMS = {
+    "clear": "`clear` of radius 16 without pooled keys",
+    "linfusion": "`linfusion` without its MLPs",
+    "mediator": "64 mediators",
+}
+PEER = "sdpa-cudnn"
+
+
+@dataclass(frozen=True)
+class Call:
+    """Hold one operator's time and peak memory, and the time of cuDNN's softmax beside it."""
+
+    ms: float
+    memory_mb: float
+    dense_ms: float | None
+
+    @property
+    def times_less(self) -> float | None:
+        return self.dense_ms / self.ms if self.dense_ms else None
+
+
+def at_64k(
+    timings: Iterable[Mapping[str, Any]], model: str, mode: str = "forward"
+) -> dict[str, Call]:
+    """Return the calls at the heads of a model by operator, softmax among them."""
+    timed = {(row["case"], row["provider"]): row for row in timings if not row["skipped"]}
+    calls = {}
+    for operator, names in CASES.items():
+        for name in names:
+            case = name.format(f"{model} {TOKENS} {mode}")
+            ours, peer = timed.get((case, "ours")), timed.get((case, PEER))
+            if ours:
+                calls[operator] = _call(ours, peer)
+            # A window's call may have text tokens besides, so softmax's time is the linear case's.
+            if peer and operator == "linfusion":
+                calls[DENSE] = _call(peer, None)
+    return calls
+
+
+def _call(row: Mapping[str, Any], peer: Mapping[str, Any] | None) -> Call:
+    return Call(row["ms"], float(row["memory_mb"]), peer["ms"] if peer else None)

@@ -1,0 +1,56 @@
+"""The tables of docs/protocol.md: teachers, profiles and stages, from params.yaml and dvc.yaml."""
+
+from collections.abc import Callable
+
+from linattn import params, project, reader
+from linattn.params import Params
+from linattn.report import markdown
+from linattn.report.words import with_interval
+
+NAMES = ("tiny", "nano", "full", "paper")
+LINES: dict[str, Callable[[Params], str]] = {
+    "pictures that the teacher draws": lambda p: f"{p.sample.pictures:,} of {p.sample.steps} steps",
+    "layer by layer": lambda p: f"{p.distill.layerwise_steps:,} steps",
+    "then end to end": lambda p: f"{p.distill.steps:,} steps",
+    "batch": lambda p: f"{p.distill.batch}",
+    "optimiser, rate": lambda p: f"{p.distill.optimizer}, {p.distill.learning_rate:g}",
+    "training seeds": lambda p: f"{len(p.distill.seeds)}",
+    "pictures of a row": lambda p: f"{p.evaluate.pictures:,} of {p.evaluate.steps} steps",
+    "latents of the error": lambda p: f"{p.evaluate.errors:,}",
+}
+
+
+def profiles() -> str:
+    """Return what each profile of params.yaml spends, a column a profile."""
+    settings = [params.load(name) for name in NAMES]
+    lines = [["", *(f"`{name}`" for name in NAMES)], markdown.rule(len(NAMES))]
+    for title, text in LINES.items():
+        lines.append([title, *(text(of_profile) for of_profile in settings)])
+    return markdown.table(lines)
+
+
+def teachers() -> str:
+    """Return a row for each small teacher, from its card."""
+    settings = params.load("nano")
+    heads = ["role", "teacher", "side", "steps, guidance", "shapes right at its gate", "students"]
+    lines = [heads, [*["---"] * 2, *["---:"] * 4]]
+    for role, teacher in settings.teachers.items():
+        card = project.read_json(project.ROOT / teacher.source / "card.json")
+        shape = card["gate"].get("both") or card["gate"]["shape"]
+        drawn = f"{card['steps']}, {card['guidance']:g}"
+        right = with_interval(shape).replace("\u00a0", " ")
+        students = f"{len(settings.of_teacher(role))}, {teacher.minutes} minutes"
+        name = teacher.source.rpartition("/")[2]
+        lines.append([f"`{role}`", name, f"{card['side']} px", drawn, right, students])
+    return markdown.table(lines)
+
+
+def stages() -> str:
+    """Return the stages of dvc.yaml, each with its notebook and what it does."""
+    lines = [["stage", "notebook", "what it does"], ["---"] * 3]
+    for name, stage in reader.read_yaml(project.ROOT / "dvc.yaml")["stages"].items():
+        body = stage.get("do", stage)
+        notebook = next(dep for dep in body["deps"] if dep.startswith("notebooks/"))
+        link = f"[{notebook.rpartition('/')[2].removesuffix('.ipynb')}](../{notebook})"
+        lines.append([f"`{name}`", link, body["desc"]])
+    return markdown.table(lines)
