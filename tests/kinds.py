@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 KINDS = tuple(models.BACKBONES)
-# What the README's table of families promises: its rows, and by which kinds or by which refusal
+# What the table of docs/families.md promises: its rows, and by which kinds or by which refusal
 # they are tested.
 FAMILIES = {
     "DiT": ("dit",),

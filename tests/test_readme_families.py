@@ -1,4 +1,4 @@
-"""The README's table of families and operators: each cell is a tested case or a refusal."""
+"""The table of families and operators in docs/families.md: a cell is a tested case or a refusal."""
 
 import itertools
 
@@ -16,10 +16,10 @@ HEADER = ["family", *OPERATORS]
 @pytest.fixture(scope="module")
 def table():
     """Read the table, whose columns are the operators in their order: {label: cells}."""
-    lines = iter((project.ROOT / "README.md").read_text().splitlines())
+    lines = iter((project.ROOT / "docs" / "families.md").read_text().splitlines())
     header = next((line for line in lines if cells(line) == HEADER), None)
     if header is None:
-        pytest.fail(f"README.md has no table with the columns | {' | '.join(HEADER)} |")
+        pytest.fail(f"docs/families.md has no table with the columns | {' | '.join(HEADER)} |")
     next(lines)  # the rule below the header
     labelled = {}
     for line in itertools.takewhile(lambda line: line.startswith("|"), lines):
