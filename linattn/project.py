@@ -251,8 +251,9 @@ def commit() -> str | None:
     head = _git("rev-parse", "--short=12", "HEAD")
     if head is None:
         return None
-    # Results are left out, because a run writes them and the code stays the same.
-    changed = _git("status", "--porcelain", "--", ".", ":!reports", ":!*dvc.lock", ":!README.md")
+    # Results and pages are left out, because a run writes them and the code stays the same.
+    results = (":!reports", ":!*dvc.lock", ":!README.md", ":!docs")
+    changed = _git("status", "--porcelain", "--", ".", *results)
     return f"{head}+changes" if changed else head
 
 

@@ -1,8 +1,8 @@
 """Publish this machine's finished run (`make publish`): it becomes the committed one.
 
 - Results, students and run files of reports/local replace those that Git holds, and so do studies
-  that were run here. The report is rendered anew, since it compares the two, and the README's
-  tables and pictures follow.
+  that were run here. The report is rendered anew, since it compares the two, and the
+  tables and pictures of README.md and docs/ follow.
 - Of the pictures each row's first are published, as many as the report shows, and of the executed
   notebooks one of each stage: `make report` renders the pages from these alone.
 - params.yaml says which files are published. Nothing is copied while a file is missing or failed,
