@@ -11,6 +11,7 @@ import re
 import pytest
 
 from linattn import params, project
+from linattn.attention import OPERATORS
 from linattn.report import calls, gpu
 
 PAGES = (
@@ -207,6 +208,12 @@ def test_seven_heads_are_built_for_hopper():
 def test_the_minutes_that_the_readme_promises_are_those_of_params():
     minutes = sum(teacher.minutes for teacher in params.load("nano").teachers.values())
     assert f"some {round(minutes, -1)} minutes on 2 cores" in text("README.md")
+
+
+def test_as_many_ideas_as_the_readme_says():
+    published = [operator for operator in OPERATORS.values() if operator.paper != "control"]
+    words = {4: "four"}
+    assert f"{words[len(published)]} published ideas" in prose("README.md")
 
 
 def test_as_many_students_as_results_says():

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from linattn.report import calls, gpu, markdown
+from linattn.report import calls, gpu, markdown, sentences
 from linattn.report.columns import Measure, measure
 from linattn.report.data import Data, Report
+from linattn.report.ranking import ranking
 from linattn.report.words import listed, percent
 
 # What a reader calls the small teachers.
@@ -29,25 +30,16 @@ def least(data: Data) -> dict[str, tuple[str, Measure]]:
 
 
 def finding(report: Report) -> str:
-    """Say which idea is nearest to each teacher, and which is farthest from any."""
-    teachers = [(data, _methods(data)) for data in report.parts.values()]
-    ranked = [(data, methods) for data, methods in teachers if methods]
-    if not ranked:
+    """Say who is closest to each teacher, who is farthest from any, and what a call costs."""
+    headline = sentences.headline(report)
+    if not headline:
         return NONE
-    firsts, farthest = [], []
-    for data, methods in ranked:
-        errors = [(error["value"], operator) for operator, (_, error) in methods.items()]
-        (first, nearest), (last, worst) = errors[0], errors[-1]
-        firsts.append(f"{nearest} on the {backbone(data)} ({percent(first)})")
-        farthest.append((last, f"{worst} on the {backbone(data)} ({percent(last)})"))
-    _, worst = max(farthest)
-    sentence = f"Nearest to its teacher, by squared error, is {listed(firsts)}; farthest is "
-    return f"{sentence}{worst}.{_speed()}".replace("\u00a0", " ")
-
-
-def _methods(data: Data) -> dict[str, tuple[str, Measure]]:
-    best = least(data)
-    return {operator: best[operator] for operator in best if operator != calls.DENSE}
+    errors = []
+    for data in report.parts.values():
+        errors += [(error["value"], name) for name, error in ranking(data, "error", "lower")]
+    value, farthest = max(errors)
+    text = f"{headline} Farthest from its teacher is {farthest} ({percent(value)}).{_speed()}"
+    return text.replace("\u00a0", " ")
 
 
 def _speed() -> str:
