@@ -9,6 +9,7 @@ import test_family_kinds
 from linattn import families, project
 from linattn.attention import OPERATORS
 from linattn.families.registry import REFUSED
+from linattn.report import families as families_table
 
 HEADER = ["family", *OPERATORS]
 
@@ -41,6 +42,11 @@ def test_every_row_is_tested_with_every_operator(table):
 
 def test_the_rows_hold_all_tested_models():
     assert sorted(itertools.chain.from_iterable(kinds.FAMILIES.values())) == sorted(kinds.KINDS)
+
+
+def test_the_rows_are_those_of_the_tests():
+    assert tuple(kinds.FAMILIES) == families_table.NAMES
+    assert tuple(kinds.REFUSED) == families_table.REFUSED
 
 
 def test_every_family_of_the_registry_has_a_row():

@@ -61,7 +61,9 @@ def small(png: bytes) -> bytes:
     Without the means of k-means cyan became blue and green.
     """
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(256, kmeans=3).save(buffer, "PNG", optimize=True)
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256, kmeans=3).save(
+        buffer, "PNG", optimize=True
+    )
     return buffer.getvalue()
 
 

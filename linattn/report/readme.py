@@ -14,7 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from linattn import project
-from linattn.report import choices, gpu, grids, ideas, operators, profiles, release, results
+from linattn.report import (
+    choices,
+    families,
+    gpu,
+    grids,
+    ideas,
+    operators,
+    profiles,
+    release,
+    results,
+)
 from linattn.report.blocks import Block
 from linattn.report.data import Report
 from linattn.report.picture import Picture
@@ -24,6 +34,7 @@ BLOCKS = (
     Block("README.md", "ideas", ideas.table),
     Block("docs/results.md", "results", results.whole),
     Block("docs/operators.md", "operators", lambda report: operators.table()),
+    Block("docs/families.md", "families", lambda report: families.table()),
     Block("docs/kernels.md", "kernels", lambda report: gpu.in_markdown(gpu.read())),
     Block("docs/protocol.md", "teachers", lambda report: profiles.teachers()),
     Block("docs/protocol.md", "profiles", lambda report: profiles.profiles()),
