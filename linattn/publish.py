@@ -25,7 +25,7 @@ FOLDERS = (*COPIED, "pictures", "executed")
 
 
 def publish() -> int:
-    """Replace the published run by this machine's, render the report and update the README."""
+    """Replace the published run by this machine's, render the report and update the pages."""
     settings = params.load()
     files = expected(settings)
     refuse(settings, files)

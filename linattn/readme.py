@@ -1,4 +1,4 @@
-"""The command that writes the README's tables: `python -m linattn.readme`."""
+"""The command that writes passages of README.md and docs/: `python -m linattn.readme`."""
 
 import sys
 
