@@ -7,7 +7,7 @@ import sys
 import pytest
 from test_readme_numbers import PAGES
 
-from linattn import pipeline, project
+from linattn import pipeline, project, reader
 from linattn.report import readme
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -107,11 +107,18 @@ def test_other_commands_of_a_page_are_there(page):
         assert (project.ROOT / path).is_file(), path
 
 
-def test_the_citation_is_one_entry_that_closes():
+def test_the_citation_is_that_of_citation_cff():
     (entry,) = blocks("README.md", "bibtex")
     assert entry.startswith("@software{linattn,")
     assert entry.count("{") == entry.count("}")
-    assert "The linattn authors" in entry
+    fields = dict(re.findall(r"(\w+) = \{+(.*?)\}", entry))
+    cited = reader.read_yaml(project.ROOT / "CITATION.cff")
+    assert fields == {
+        "author": cited["authors"][0]["name"],
+        "title": cited["title"],
+        "version": str(cited["version"]),
+        "year": cited["date-released"][:4],
+    }
 
 
 # Links
