@@ -47,7 +47,11 @@ class Backend(NamedTuple):
 
 @contextmanager
 def use_backend(path: str) -> Generator[None]:
-    """Make every call inside the block take this path; "triton" raises where it cannot run."""
+    """Make every call inside the block take this path; "triton" raises where it cannot run.
+
+    Args:
+        path: "triton", "torch" or "reference".
+    """
     entry = [valid(path)]
     _requests.append(entry)
     try:
@@ -65,7 +69,7 @@ def valid(path: str) -> str:
 def backend(tensor: Tensor, kernel: str = "linear", asked: str | None = None) -> Backend:
     """Return the path that a call with this tensor takes, and why.
 
-    Arguments:
+    Args:
         tensor: q of the call.
         kernel: "linear", "window" or "mediator".
         asked: the call's own `backend=`, if it has one.

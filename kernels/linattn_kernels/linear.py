@@ -36,7 +36,7 @@ def linear_attention(
 
     A query whose denominator is 0 reads 0.
 
-    Arguments:
+    Args:
         q: queries of shape (batch, queries, heads, head_dim).
         k: keys of shape (batch, keys, heads, head_dim).
         v: values of shape (batch, keys, heads, value_dim).

@@ -30,7 +30,7 @@ def mediator_attention(
 
     A query or a mediator whose scores are all -inf reads 0.
 
-    Arguments:
+    Args:
         q: queries of shape (batch, queries, heads, head_dim).
         k: keys of shape (batch, keys, heads, head_dim).
         v: values of shape (batch, keys, heads, value_dim).

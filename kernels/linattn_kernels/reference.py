@@ -28,9 +28,11 @@ SHAPES = ("disc", "square")
 class State(NamedTuple):
     """Hold what linear attention keeps of its keys; `merge` joins the states of two parts.
 
-    values: (batch, heads, head_dim, value_dim), the mean of phi(k) v^T.
-    keys: (batch, heads, head_dim), the mean of phi(k), or of phi(normaliser_k) where there is one.
-    count: (batch,), how many keys the means are of.
+    Args:
+        values: (batch, heads, head_dim, value_dim), the mean of phi(k) v^T.
+        keys: (batch, heads, head_dim), the mean of phi(k), or of phi(normaliser_k) where there is
+            one.
+        count: (batch,), how many keys the means are of.
     """
 
     values: Tensor

@@ -35,7 +35,7 @@ def window_attention(
 
     The text tokens, which come first, see all tokens and are seen by all.
 
-    Arguments:
+    Args:
         q: queries of shape (batch, text + height * width, heads, head_dim), the picture row by row
             after the text.
         k: keys of the same shape.
