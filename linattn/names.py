@@ -5,7 +5,13 @@ from collections.abc import Iterable, Sequence
 
 
 def known(name: str, valid: Iterable[str], noun: str) -> str:
-    """Return `name` if it is valid; else raise the error that `nearest` makes."""
+    """Return `name` if it is valid; else raise the error that `nearest` makes.
+
+    Args:
+        name: the name that was passed.
+        valid: all names that are valid.
+        noun: what the names are of, for the error.
+    """
     valid = list(valid)
     if name not in valid:
         raise nearest(noun, name, valid)

@@ -43,9 +43,13 @@ WORDS = {
 def between(
     least: float, most: float = math.inf, *, different: bool = False, **options: Any
 ) -> Any:
-    """Declare a number from `least` to `most`, both included, or a tuple of such numbers.
+    """Declare a number, or a tuple of such numbers.
 
-    The numbers of a tuple must all be different where `different` says so.
+    Args:
+        least: the smallest number that is allowed.
+        most: the largest number that is allowed.
+        different: whether the numbers of a tuple must all be different.
+        options: further arguments of `dataclasses.field`, such as default.
     """
     rules = {"least": least, "most": most, "different": different}
     return dataclasses.field(metadata=rules, **options)
@@ -96,7 +100,13 @@ def read_yaml(path: Path) -> Any:
 
 
 def read(settings: type[T], content: Any, path: str) -> T:
-    """Build a dataclass from a mapping; a field without a default is a required key."""
+    """Build a dataclass from a mapping; a field without a default is a required key.
+
+    Args:
+        settings: the dataclass; its fields say what is allowed.
+        content: the mapping that the file holds.
+        path: where the mapping stands in the file, for errors.
+    """
     entry = mapping(content, path)
     names = keys_of(settings)
     fields = {f.name: f for f in dataclasses.fields(cast(Any, settings)) if f.name in names}

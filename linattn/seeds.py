@@ -20,6 +20,10 @@ def of_picture(seed: int, number: int) -> torch.Generator:
 
     The seed is hashed to an offset among 2**32 states, and picture `number` takes the state
     `number` after it, so that no two pictures of one seed share a state.
+
+    Args:
+        seed: the seed of the draw.
+        number: the number of the picture.
     """
     return torch.Generator("cpu").manual_seed((_hash(f"{seed:d}") + number) % 2**32)
 

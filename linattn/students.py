@@ -99,6 +99,7 @@ def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, lis
 
 
 def main() -> None:
+    """Distil the student that the command line names, once for each seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True, help="a name of params.yaml")
     parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")

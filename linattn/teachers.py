@@ -28,6 +28,8 @@ from linattn.diffusion import Diffusion, Process
 from linattn.names import hint
 from linattn.sampling import Source
 
+__all__ = ["Teacher", "default_card", "labels", "load"]
+
 # Messages of these loggers that need no attention, by a phrase: of every DiT's label names, and of
 # what torchvision would do.
 HARMLESS = {
@@ -38,9 +40,11 @@ HARMLESS = {
 
 @dataclass(frozen=True)
 class Teacher:
+    """Hold a pipeline and the card that says how it is sampled."""
+
     pipe: Any  # a diffusers pipeline
-    card: dict[str, Any]
-    folder: str
+    card: dict[str, Any]  # how the teacher is sampled: steps, guidance, side
+    folder: str  # the folder or hub id that it was loaded from
 
     @property
     def model(self) -> nn.Module:
@@ -89,7 +93,14 @@ class Teacher:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:
-    """Load a pipeline folder or hub id with its card, or with diffusers' defaults."""
+    """Load a pipeline folder or hub id with its card, or with diffusers' defaults.
+
+    Args:
+        folder: a pipeline folder, or a repository id of the hub.
+        device: where the pipeline's models are moved.
+        options: keyword arguments of `DiffusionPipeline.from_pretrained`, such as torch_dtype or
+            revision.
+    """
     _check(folder)
     with _quiet():
         pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
@@ -150,7 +161,11 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
 
 
 def default_card(pipe: Any) -> dict[str, Any]:
-    """Return the card of a pipeline that has none: diffusers' defaults."""
+    """Return the card of a pipeline that has none: diffusers' defaults.
+
+    Args:
+        pipe: a diffusers pipeline of a supported family.
+    """
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     conditioning = conditions.of(pipe)
     card = {**conditioning.defaults(), "side": conditioning.side * factor}
@@ -160,7 +175,11 @@ def default_card(pipe: Any) -> dict[str, Any]:
 
 
 def labels(pipe: Any) -> list[str]:
-    """Return the classes' names in their order; of synonyms the alphabetically first."""
+    """Return the classes' names in their order; of synonyms the alphabetically first.
+
+    Args:
+        pipe: a diffusers pipeline; one without labels gives an empty list.
+    """
     names: dict[int, str] = {}
     for name, number in getattr(pipe, "labels", {}).items():
         names.setdefault(number, name)

@@ -17,7 +17,13 @@ OPERATORS = Registry(
 
 
 def create(name: str, shape: LayerShape, **options: Any) -> Operator:
-    """Build the operator of one layer."""
+    """Build the operator of one layer.
+
+    Args:
+        name: one of `OPERATORS`.
+        shape: the layer's width, heads and text.
+        options: options of the operator; those left out have their defaults.
+    """
     if name not in OPERATORS:
         raise ValueError(
             f"{nearest('operator', name, OPERATORS)}; one of another package joins by "
@@ -27,7 +33,11 @@ def create(name: str, shape: LayerShape, **options: Any) -> Operator:
 
 
 def register(operator: type[Operator]) -> type[Operator]:
-    """Add an operator of another package under its name; also a decorator of its class."""
+    """Add an operator of another package under its name; also a decorator of its class.
+
+    Args:
+        operator: a subclass of `Operator` with name, core, dense and cost.
+    """
     return OPERATORS.add(operator)
 
 

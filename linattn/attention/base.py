@@ -31,16 +31,20 @@ from linattn.attention.policies import POLICIES, Activations, draw_afresh
 from linattn.names import nearest
 from linattn_kernels.launch import Backend, choose
 
+__all__ = ["LayerShape", "Operator", "Position", "attend", "common", "scores"]
+
 Position = tuple[Tensor, Tensor]  # cos and sin of rotary positions, (tokens, head_dim)
 
 
 @dataclass(frozen=True)
 class LayerShape:
+    """Describe one self-attention layer as far as its operator must know it."""
+
     width: int  # channels of what the attention is given
-    heads: int
-    head_dim: int
-    has_text: bool = False
-    index: int = 0
+    heads: int  # how many heads the layer has
+    head_dim: int  # channels of a head
+    has_text: bool = False  # whether text tokens are in the same sequence
+    index: int = 0  # the layer's number in forward order
     # tokens, text included, at the size the model was trained at, where its config says
     trained: int | None = None
 
@@ -55,7 +59,12 @@ class LayerShape:
 
 
 class Operator(nn.Module):
-    """Replace the softmax attention of one layer; a subclass has name, core, dense and cost."""
+    """Replace the softmax attention of one layer; a subclass has name, core, dense and cost.
+
+    Args:
+        shape: the layer's width, heads and text.
+        options: values of `table`, and `schedule`: entries that hold up to a noise level (`until`).
+    """
 
     name: ClassVar[str]
     table: ClassVar[dict[str, Option]] = {}
@@ -188,7 +197,14 @@ class Operator(nn.Module):
     ) -> Tensor:
         """Compute the attention, (batch, tokens, heads, head_dim) like v.
 
-        `noise` is (batch,), and 1 is pure noise. `x` is what the layer's projections saw.
+        Args:
+            q: queries, (batch, tokens, heads, head_dim), text first.
+            k: keys of the same shape.
+            v: values of the same shape.
+            grid: how the tokens lie: text, height and width.
+            x: hidden states that the layer's projections saw, (batch, tokens, width).
+            noise: noise levels, (batch,); 1 is pure noise.
+            position: rotary positions (cos, sin), each (tokens, head_dim).
         """
         self._fits(grid, q, k, v)
         dtype = common(q, k, v, least=torch.float32 if self.core_in_float32 else None)
@@ -315,15 +331,36 @@ class Operator(nn.Module):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        """Compute the attention, shaped like v, without an N x N tensor or the convolution."""
+        """Compute the attention, shaped like v, without an N x N tensor or the convolution.
+
+        Args:
+            q: queries, (batch, tokens, heads, head_dim), text first.
+            k: keys of the same shape.
+            v: values of the same shape.
+            grid: how the tokens lie: text, height and width.
+            x: hidden states that the layer's projections saw, (batch, tokens, width), or None.
+            values: the options that hold at this noise level, and `position`.
+        """
         raise NotImplementedError
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
-        """Return the N x N matrix, by the letter of the paper."""
+        """Return the N x N matrix, by the letter of the paper.
+
+        Args:
+            q: queries, (batch, tokens, heads, head_dim), text first.
+            k: keys of the same shape.
+            grid: how the tokens lie: text, height and width.
+            values: the options that hold at this noise level, and `position`.
+        """
         raise NotImplementedError
 
     def cost(self, grid: Grid, values: Values) -> int:
-        """Count the multiply-accumulates of one picture, without the convolution."""
+        """Count the multiply-accumulates of one picture, without the convolution.
+
+        Args:
+            grid: how the tokens lie: text, height and width.
+            values: the options that hold at this noise level.
+        """
         raise NotImplementedError
 
     def uncounted(self, grid: Grid, values: Values) -> int | Literal["pairs"] | None:
@@ -360,7 +397,12 @@ _SCHEDULE = {"schedule": Option(None, lambda value: value, scheduled=False)}
 
 
 def common(*tensors: Tensor, least: torch.dtype | None = None) -> torch.dtype:
-    """Return the dtype that holds them all, and `least`."""
+    """Return the dtype that holds them all, and `least`.
+
+    Args:
+        tensors: tensors, at least one where `least` is None.
+        least: the narrowest dtype that may be returned.
+    """
     dtype = least or tensors[0].dtype
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -376,11 +418,24 @@ def _plain(value: Any) -> Any:
 
 
 def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Return scale * q k^T of every head, (batch, heads, queries, keys)."""
+    """Return scale * q k^T of every head, (batch, heads, queries, keys).
+
+    Args:
+        q: queries, (batch, queries, heads, head_dim).
+        k: keys, (batch, keys, heads, head_dim).
+        scale: what the products are multiplied by, usually head_dim ** -0.5.
+    """
     return torch.einsum("bihd,bjhd->bhij", q, k) * scale
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Compute PyTorch's softmax attention of (batch, tokens, heads, head_dim)."""
+    """Compute PyTorch's softmax attention of (batch, tokens, heads, head_dim).
+
+    Args:
+        q: queries, (batch, queries, heads, head_dim).
+        k: keys, (batch, keys, heads, head_dim).
+        v: values, (batch, keys, heads, head_dim).
+        scale: what the scores are multiplied by, usually head_dim ** -0.5.
+    """
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (batch, heads, tokens, head_dim)
     return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)

@@ -15,9 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    height: int
-    width: int
-    text: int = 0
+    """Say how the tokens of a picture lie: row by row, after the text."""
+
+    height: int  # rows of the picture's tokens
+    width: int  # columns of the picture's tokens
+    text: int = 0  # how many text tokens come before the picture
 
     def __post_init__(self):
         for name, least in (("height", 1), ("width", 1), ("text", 0)):

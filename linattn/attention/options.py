@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from linattn.names import hint, nearest
 
+__all__ = ["Option", "Values", "choice", "flag", "kernel", "number", "whole"]
+
 
 class Values:
     """Hold options by attribute, at one noise level.
 
     torch.compile can build this class inside a graph, which it cannot do with SimpleNamespace.
+
+    Args:
+        by_name: the value of every option.
     """
 
     def __init__(self, by_name: dict[str, Any]):
@@ -35,9 +40,11 @@ class Values:
 
 @dataclass(frozen=True)
 class Option:
-    default: Any
+    """Declare an option: its default, its check, and where it means something."""
+
+    default: Any  # the value where none is passed
     check: Callable[[Any], Any]  # the canonical value, or ValueError("what it must be")
-    scheduled: bool = True
+    scheduled: bool = True  # whether the option may follow the noise
     # "text": it means something only where a layer's tokens begin with text; "rotation": only where
     # the family also rotates queries and keys.
     needs: str = ""
@@ -76,7 +83,14 @@ def _is_integer(value: Any) -> bool:
 def number(
     default: float, *, least: float = -math.inf, above: float = -math.inf, scheduled: bool = True
 ) -> Option:
-    """Take a finite number, at least `least` and above `above`."""
+    """Take a finite number.
+
+    Args:
+        default: the value where none is passed.
+        least: the smallest number that is allowed.
+        above: a number that the value must exceed.
+        scheduled: whether the option may follow the noise.
+    """
     bound = ""
     if above > -math.inf:
         bound = f" above {above:g}"
@@ -93,7 +107,13 @@ def number(
 
 
 def whole(default: int | None, *, least: int, scheduled: bool = True) -> Option:
-    """Take a whole number; None is allowed where it is the default."""
+    """Take a whole number; None is allowed where it is the default.
+
+    Args:
+        default: the value where none is passed.
+        least: the smallest number that is allowed.
+        scheduled: whether the option may follow the noise.
+    """
     none = " or None" if default is None else ""
 
     def checked(value: Any) -> int | None:
@@ -107,7 +127,11 @@ def whole(default: int | None, *, least: int, scheduled: bool = True) -> Option:
 
 
 def kernel(default: int) -> Option:
-    """Take the side of a depth-wise convolution; 0 is none."""
+    """Take the side of a depth-wise convolution; 0 is none.
+
+    Args:
+        default: the side where none is passed, an odd number or 0.
+    """
 
     def checked(value: Any) -> int:
         if not _is_integer(value) or value < 0 or (value and value % 2 == 0):
@@ -118,7 +142,12 @@ def kernel(default: int) -> Option:
 
 
 def flag(default: bool, *, scheduled: bool = False) -> Option:
-    """Take true or false."""
+    """Take true or false.
+
+    Args:
+        default: the value where none is passed.
+        scheduled: whether the option may follow the noise.
+    """
 
     def checked(value: Any) -> bool:
         if not isinstance(value, bool):
@@ -129,7 +158,14 @@ def flag(default: bool, *, scheduled: bool = False) -> Option:
 
 
 def choice(default: str, names: Iterable[str], needs: str = "") -> Option:
-    """Take one of the names; the error names the nearest."""
+    """Take one of the names; the error names the nearest.
+
+    Args:
+        default: the name where none is passed.
+        names: all names that are allowed.
+        needs: "text" or "rotation" where the option means something only in layers with text, or
+            with text and rotary positions.
+    """
     names = tuple(names)
 
     def checked(value: Any) -> str:

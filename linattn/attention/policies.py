@@ -30,11 +30,11 @@ class Activations:
     and the text in `kwargs["encoder_hidden_states"]`; `kwargs["image_rotary_emb"]` is (cos, sin).
     """
 
-    x: Tensor
-    output: Tensor
-    grid: Grid
-    noise: Tensor | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    x: Tensor  # hidden states, (batch, tokens, width)
+    output: Tensor  # what the attention gave for them
+    grid: Grid  # how the tokens lie
+    noise: Tensor | None = None  # noise levels, (batch,)
+    kwargs: dict[str, Any] = field(default_factory=dict)  # what else the layer was called with
 
 
 Fit = Callable[[Any, nn.Module, Activations], None]  # (operator, attn, activations)
@@ -42,7 +42,9 @@ Fit = Callable[[Any, nn.Module, Activations], None]  # (operator, attn, activati
 
 @dataclass(frozen=True)
 class Policy:
-    keeps: tuple[str, ...]
+    """Say which projections of the teacher stay, and how a layer starts from data."""
+
+    keeps: tuple[str, ...]  # projections that keep the teacher's weights, of PROJECTIONS
     fit: Fit | None = None  # None: no data
 
     def __post_init__(self) -> None:
@@ -59,7 +61,12 @@ POLICIES: dict[str, Policy] = {
 
 
 def register_policy(name: str, policy: Policy) -> Policy:
-    """Add a policy under a name that `initialise` takes."""
+    """Add a policy under a name that `initialise` takes.
+
+    Args:
+        name: the policy's name, which no other policy has.
+        policy: which projections stay, and how the operator starts from data.
+    """
     if name in POLICIES and POLICIES[name] != policy:
         raise ValueError(f"there is an initialise policy {name!r} already; choose another name")
     POLICIES[name] = policy

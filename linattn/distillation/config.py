@@ -34,12 +34,12 @@ class Data(Protocol):
 class DistillConfig(Settings):
     """Describe one student with its seed; the settings of its training are inherited."""
 
-    operator: str = choice(OPERATORS)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    layers: Any = "all"
-    initialise: str = choice(POLICIES, default="all")
-    seed: int = 0
-    compile: bool = False
+    operator: str = choice(OPERATORS)  # one of OPERATORS
+    options: Mapping[str, Any] = field(default_factory=dict)  # values of the operator's options
+    layers: Any = "all"  # which layers are replaced, as in `linearize`
+    initialise: str = choice(POLICIES, default="all")  # one of POLICIES
+    seed: int = 0  # of the operator's new weights, the batches, their times and noise
+    compile: bool = False  # whether the blocks of teacher and student are compiled
     # folder of the checkpoints; None keeps none, and a killed run starts from the beginning
     scratch: str | None = None
 

@@ -34,13 +34,15 @@ from linattn.teachers import Teacher
 
 @dataclass(frozen=True)
 class Result:
-    model: nn.Module
+    """Hold a trained student, and how its training went."""
+
+    model: nn.Module  # the trained student
     # means between two log steps: stage, step, seconds, loss terms, gradient norm
     history: list[dict[str, Any]]
-    seconds: float
-    samples_per_second: float
+    seconds: float  # time of the training
+    samples_per_second: float  # pictures that the training saw in a second
     trained: int  # parameters
-    added: int
+    added: int  # parameters that the teacher does not have
     before: Any = None  # result of `evaluate` after the conversion
     after: Any = None  # result of `evaluate` after training
     folder: str | None = None  # the saved student
@@ -58,6 +60,15 @@ def distill(
     """Convert a copy of the teacher, train it, and save the replaced layers into `folder`.
 
     With `config.scratch`, the same call after a kill goes on from the last checkpoint.
+
+    Args:
+        config: the student: its operator with options, and how it is trained.
+        teacher: the teacher; its model does not change.
+        samples: latents with prompts, as `linattn.samples` reads them.
+        folder: where the student is saved; None saves nothing.
+        evaluate: called with the student after the conversion and after the training; the results
+            are in `before` and `after`.
+        accelerator: an accelerator of the caller's; None makes one for the teacher's device.
     """
     accelerator = accelerator or Accelerator(cpu=teacher.device.type == "cpu")
     if config.batch % accelerator.num_processes:

@@ -30,24 +30,26 @@ class Settings:
 
     layerwise_steps: int = between(0, default=50)  # on every layer's output, all layers at once
     steps: int = between(0, default=100)  # then on the whole model
-    batch: int = between(1, default=16)
-    layerwise_learning_rate: float = between(0, default=8e-3)
-    learning_rate: float = between(0, default=8e-3)
-    optimizer: str = choice(OPTIMIZERS, default="muon")
-    schedule: str = choice(SCHEDULES, default="cosine")
+    batch: int = between(1, default=16)  # pictures in one step
+    layerwise_learning_rate: float = between(0, default=8e-3)  # of the layerwise steps
+    learning_rate: float = between(0, default=8e-3)  # of the steps on the whole model
+    optimizer: str = choice(OPTIMIZERS, default="muon")  # one of OPTIMIZERS
+    schedule: str = choice(SCHEDULES, default="cosine")  # one of SCHEDULES, of the learning rate
     warmup: int = between(0, default=10)  # steps in which the learning rate rises
-    weight_decay: float = between(0, default=0.0)
+    weight_decay: float = between(0, default=0.0)  # as the optimizer applies it
     ema: float = between(0, 0.999999, default=0.9)  # decay of the average that is kept; 0: none
     clip: float | None = between(0, default=1.0)  # largest gradient norm
     label_drop: float = between(0, 1, default=0.1)  # share of prompts that are replaced by none
+    # how the noise levels of a batch are drawn, of TIMES
     times: str = choice(TIMES, default="teacher")
+    # the loss: a preset's name, weights by term, or an Objective
     objective: str | Mapping[str, float | str] | Objective = accepted_by(
         objectives.create, default="protocol"
     )
-    trains: str = choice(TRAINS, default="attention")
-    dtype: str = choice(DTYPES, default="float32")
-    log_every: int = between(1, default=20)
-    checkpoint_every: int = between(1, default=50)
+    trains: str = choice(TRAINS, default="attention")  # which weights are trained, of TRAINS
+    dtype: str = choice(DTYPES, default="float32")  # of the models' forward, of DTYPES
+    log_every: int = between(1, default=20)  # steps between two entries of the history
+    checkpoint_every: int = between(1, default=50)  # steps between two checkpoints
 
     def __post_init__(self) -> None:
         reader.check(self)

@@ -14,6 +14,8 @@ _NAMES = {
     "told": ("linattn.report.markdown", "of_row"),
 }
 
+__all__ = ["evaluate"]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:

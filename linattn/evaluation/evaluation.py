@@ -276,7 +276,12 @@ def settings_of(student: params.Student) -> dict[str, Any]:
 
 
 def evaluate(name: str, profile: str | None = None) -> dict[str, Any]:
-    """Evaluate a student, or a teacher under the name teacher-ROLE, and return its row."""
+    """Evaluate a student, or a teacher under the name teacher-ROLE, and return its row.
+
+    Args:
+        name: a student of params.yaml, or teacher-ROLE for a teacher.
+        profile: a profile of params.yaml; None takes the one that the file names.
+    """
     settings = params.load(profile)
     for role in settings.teachers:
         if name == project.teacher_row(role):

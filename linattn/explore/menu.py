@@ -18,6 +18,9 @@ def choices(teacher: Any) -> list[tuple[str, int | str]]:
     """Return what the teacher can draw, as text and value.
 
     These are classes, or captions of one thing and of two in turn.
+
+    Args:
+        teacher: a Teacher or a pipeline.
     """
     if getattr(getattr(teacher, "pipe", teacher), "tokenizer", None) is not None:
         captions = [world.scene(0, index, 1 + index % 2).caption for index in range(CAPTIONS)]
@@ -40,9 +43,12 @@ def teachers() -> dict[str, str]:
 def students(entries: Mapping[str, Any] | None = None, teacher: str | None = None) -> list[str]:
     """Name the students to choose from: those distilled here, then every student converted.
 
-    Controls come last in both groups. `teacher` is the name of one of `teachers()`, which limits
-    the choice to its students; where no role names this teacher, all students are offered,
-    converted.
+    Controls come last in both groups.
+
+    Args:
+        entries: the students by name; None takes those of params.yaml.
+        teacher: a name of `teachers()`, which limits the choice to its students. Where no role
+            names this teacher, all students are offered, converted.
     """
     entries = params.load().students if entries is None else entries
     roles = [role for role, name in _folder_names().items() if name == teacher] if teacher else []
@@ -57,6 +63,12 @@ def student(name: str, teacher: Any, entries: Mapping[str, Any] | None = None) -
 
     A student that is not distilled is the report's: it is converted with the first seed of its
     distillation.
+
+    Args:
+        name: a student of params.yaml, with ", not distilled" after it for one that is only
+            converted.
+        teacher: the teacher of this student.
+        entries: the students by name; None takes those of params.yaml.
     """
     entries = params.load().students if entries is None else entries
     short = known(name.removesuffix(UNTRAINED), entries, "student")

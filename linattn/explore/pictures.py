@@ -15,7 +15,14 @@ from linattn.report.picture import Picture
 def beside(
     teacher: Trace, student: Trace, step: int, names: tuple[str, str] = ("teacher", "student")
 ) -> Picture:
-    """Show the finished picture that each predicts at one step, and the difference."""
+    """Show the finished picture that each predicts at one step, and the difference.
+
+    Args:
+        teacher: how the teacher drew the picture.
+        student: how the student drew it from the same noise.
+        step: the number of the step.
+        names: titles of the two pictures.
+    """
     return figures.difference(teacher.beliefs[step], student.beliefs[step], names)
 
 
@@ -27,7 +34,16 @@ def looking(
     token: int,
     number: int | None = None,
 ) -> Picture:
-    """Show the attention of a token in each model, over the first model's picture at `step`."""
+    """Show the attention of a token in each model, over the first model's picture at `step`.
+
+    Args:
+        models: the models by name.
+        traces: how each of them drew the picture, by the same names.
+        step: the number of the step.
+        layer: the number of the layer in forward order.
+        token: the number of the picture's token, row by row.
+        number: the number of the head; None takes the mean over heads.
+    """
     first = next(iter(traces.values()))
     weights = {
         name: head(attention(model, traces[name], step, layer, token), number)
@@ -40,7 +56,12 @@ def looking(
 
 
 def token_colours(picture: Tensor, grid: Grid) -> list[str]:
-    """Return the mean colour of each token's patch as #rrggbb, row by row."""
+    """Return the mean colour of each token's patch as #rrggbb, row by row.
+
+    Args:
+        picture: (3, side, side) in [0, 1].
+        grid: how the tokens lie.
+    """
     sides = (grid.height, grid.width)
     patches = torch.nn.functional.adaptive_avg_pool2d(picture[None].float(), sides)[0]
     values = (patches.clamp(0, 1) * 255).round().int().flatten(1).T.tolist()  # (tokens, 3)

@@ -19,10 +19,10 @@ class Trace:
     """Record how one picture was drawn; step 0 is the first prediction from pure noise."""
 
     label: int | str  # the class or the caption of the picture
-    seed: int
+    seed: int  # of the picture's noise
     beliefs: Tensor  # (steps, 3, side, side): the finished picture that the model predicts
     inputs: tuple[dict[str, Any], ...]  # of each step, without guidance's unconditional half
-    grid: Grid
+    grid: Grid  # how the model's tokens lie
     levels: tuple[float, ...]  # the noise level of each step
 
     @property
@@ -43,7 +43,16 @@ def trace(
     steps: int | None = None,
     size: int | None = None,
 ) -> Trace:
-    """Draw one picture of a class or a caption; a seed gives the same noise to every model."""
+    """Draw one picture of a class or a caption, and record every step.
+
+    Args:
+        teacher: a Teacher or a pipeline.
+        label: the class or the caption.
+        seed: the same seed gives the same noise to every model.
+        model: draws in place of the teacher's own model, as a student does.
+        steps: steps of a draw; None takes the card's value.
+        size: side of the picture in px; None takes the card's value.
+    """
     source = sampling.Source.of(teacher, model)
     beliefs: list[Tensor] = []
     inputs: list[dict[str, Any]] = []
@@ -84,6 +93,11 @@ def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[
     """Return a call's tensors by name, for the first picture alone.
 
     With guidance this is the conditional half of the batch: the unconditional half comes after it.
+
+    Args:
+        model: the model that was called.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
     """
     return _first_row(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
@@ -105,5 +119,10 @@ def _first_row(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def distance(first: Trace, second: Trace) -> list[float]:
-    """Return the mean squared difference of the two predicted pictures at every step."""
+    """Return the mean squared difference of the two predicted pictures at every step.
+
+    Args:
+        first: how one model drew the picture.
+        second: how another drew it, in as many steps.
+    """
     return (first.beliefs - second.beliefs).square().mean((1, 2, 3)).tolist()

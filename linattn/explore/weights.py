@@ -10,10 +10,17 @@ from linattn.explore.tracing import Trace
 
 @torch.no_grad()
 def attention(model: nn.Module, trace: Trace, step: int, layer: int, token: int) -> Tensor:
-    """Return the attention weights of `token` at `step`: (heads, height, width).
+    """Return the attention weights of one token at one step: (heads, height, width).
 
     The model runs on the inputs that the trace recorded. The weights are one row of the layer's
     attention map.
+
+    Args:
+        model: the teacher's model, or a student's.
+        trace: how the picture was drawn.
+        step: the number of the step, from 0 at pure noise.
+        layer: the number of the layer in forward order.
+        token: the number of the picture's token, row by row.
     """
     layers = families.layers(model)
     check("step", step, trace.steps)
@@ -30,7 +37,13 @@ def attention(model: nn.Module, trace: Trace, step: int, layer: int, token: int)
 
 
 def covering(token: int, grid: Grid, other: Grid) -> int:
-    """Return the token of another grid that covers the middle of this token."""
+    """Return the token of another grid that covers the middle of this token.
+
+    Args:
+        token: the number of a token of `grid`, row by row.
+        grid: the grid of the token.
+        other: the grid in which to look.
+    """
     row, column = divmod(token, grid.width)
     row = (2 * row + 1) * other.height // (2 * grid.height)
     column = (2 * column + 1) * other.width // (2 * grid.width)
@@ -38,10 +51,14 @@ def covering(token: int, grid: Grid, other: Grid) -> int:
 
 
 def head(weights: Tensor, number: int | None) -> Tensor:
-    """Return one head of the weights, or the mean over heads where `number` is None.
+    """Return one head of the weights, or the mean over heads.
 
     The last head stands for a number that is too high, since a student may have fewer heads than
     its teacher.
+
+    Args:
+        weights: (heads, height, width).
+        number: the number of the head; None takes the mean.
     """
     return weights.mean(0) if number is None else weights[min(number, len(weights) - 1)]
 

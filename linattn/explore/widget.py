@@ -18,8 +18,11 @@ CELL = "18px"
 class Explorer:
     """Offer menus and sliders over the functions of this package, shown as a cell's last value.
 
-    `teachers` maps a name to a folder or to a loaded teacher. `offered` lists the students of all
-    teachers, or `offered(name)` those of one. `build(name, teacher)` makes a student.
+    Args:
+        teachers: maps a name to a folder or to a loaded teacher.
+        offered: the students of all teachers, or a function from a teacher's name to its students.
+        build: called as `build(name, teacher)`; returns a student.
+        steps: steps of a draw.
     """
 
     models: dict[str, nn.Module]  # the teacher's and the student's
@@ -171,6 +174,11 @@ class Explorer:
 
 
 def explore(names: Iterable[str] | None = None, steps: int = 12) -> Explorer:
-    """Return the widget for the teachers of data/teachers/ and the students of params.yaml."""
+    """Return the widget for the teachers of data/teachers/ and the students of params.yaml.
+
+    Args:
+        names: students to offer; None offers those of params.yaml.
+        steps: steps of a draw.
+    """
     offered = list(names) if names else lambda teacher: students(teacher=teacher)
     return Explorer(teachers(), offered, student, steps)

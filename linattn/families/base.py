@@ -51,8 +51,9 @@ class Layer:
     """Hold one self-attention of a model."""
 
     name: str  # as in named_modules
-    attn: Attention
-    shape: LayerShape
+    attn: Attention  # diffusers' attention module
+    shape: LayerShape  # width, heads, text and number of the layer
+    # what diffusers calls in the layer once it is linearised
     processor: type[Processor] = SelfAttention
 
     @property
@@ -135,7 +136,13 @@ def _layer(index: int, slot: Slot) -> Layer:
 
 
 def noise_level(timestep: Any, sample: Tensor, steps: int = 1000) -> Tensor | None:
-    """Return noise levels (batch,) in [0, 1] from one timestep or one a sample, in [0, steps]."""
+    """Return noise levels (batch,) in [0, 1] from one timestep or one a sample, in [0, steps].
+
+    Args:
+        timestep: one time, one a sample, or None, for which None is returned.
+        sample: the latents, for their batch and device.
+        steps: the time that is pure noise.
+    """
     if timestep is None:
         return None
     timestep = torch.as_tensor(timestep, device=sample.device).flatten().float()

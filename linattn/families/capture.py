@@ -19,9 +19,15 @@ MORE = ("encoder_hidden_states", "image_rotary_emb")
 
 
 def apply(layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = None, **more: Any) -> Tensor:
-    """Return the output of one layer, linearised or not, for hidden states x, text first.
+    """Return the output of one layer, linearised or not, text first.
 
-    x is (batch, tokens, width).
+    Args:
+        layer: one of `layers`.
+        x: hidden states, (batch, tokens, width); of the picture alone where text has projections of
+            its own.
+        grid: how the layer's tokens lie.
+        noise: noise levels, (batch,); an operator with a schedule needs them.
+        more: what `capture` records as "more": encoder_hidden_states and image_rotary_emb.
     """
     context = {} if layer.operator is None else {KEY: Context.of(grid, noise, x)}
     return joined(layer.attn(x, **more, **context))
@@ -31,6 +37,9 @@ def joined(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Return an attention's output as (batch, text + picture, width).
 
     Joint attention gives (picture, text).
+
+    Args:
+        output: a tensor, which is returned as it is, or a pair of picture and text.
     """
     return torch.cat(output[1::-1], 1) if isinstance(output, tuple) else output
 
@@ -44,7 +53,11 @@ def capture(
     An entry is {"input": x, "more": text and RoPE where the layer takes them, "output": what the
     attention gave after to_out, text first, "grid": Grid, "noise": (batch,) or None}; `apply(layer,
     input, grid, noise, **more)` gives the output. Tensors keep their graph, so a loss on them
-    reaches the weights; `detach` cuts it.
+    reaches the weights.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher, linearised or not.
+        detach: whether to cut the graph.
     """
     model = model_of(model_or_pipeline)
     recorder = Recorder(layers(model), detach)
@@ -117,7 +130,12 @@ class Recorder:
 
 
 def grids(model_or_pipeline: Any, **inputs: Any) -> list[Grid]:
-    """Return every self-attention's own grid in one forward."""
+    """Return every self-attention's own grid in one forward.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher.
+        inputs: keyword arguments of the model's forward.
+    """
     model = model_of(model_or_pipeline)
     grids: dict[int, Grid] = {}
 
@@ -168,6 +186,13 @@ def attention_map(
     """Return how much each token reads of each in this layer, float32 or wider.
 
     The map is (batch, heads, tokens, tokens).
+
+    Args:
+        layer: one of `layers`.
+        x: hidden states, (batch, tokens, width).
+        grid: how the layer's tokens lie.
+        noise: noise levels, (batch,); an operator with a schedule needs them.
+        more: what `capture` records as "more": encoder_hidden_states and image_rotary_emb.
     """
     text, rope = (more.get(name) for name in MORE)
     q, k, _ = projections(layer.attn, normalised(layer.attn, x), grid, text, rope)

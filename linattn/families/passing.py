@@ -20,7 +20,11 @@ Call = tuple[tuple, dict[str, Any]]
 
 
 def watch(model: nn.Module) -> None:
-    """Make every forward of the model hand grid and noise to its layers from now on."""
+    """Make every forward of the model hand grid and noise to its layers from now on.
+
+    Args:
+        model: a diffusers model of a supported family.
+    """
     unwatch(model)
     model_family = family(model)
     key = model_family.handed_down
@@ -34,7 +38,11 @@ def watch(model: nn.Module) -> None:
 
 
 def unwatch(model: nn.Module) -> None:
-    """Remove the hooks that `watch` put on the model."""
+    """Remove the hooks that `watch` put on the model.
+
+    Args:
+        model: a diffusers model of a supported family.
+    """
     _remove(model, _send)
     for module in family(model).levels(model):
         _remove(module, _narrow)
@@ -56,7 +64,11 @@ def arguments_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def attentions(model: nn.Module) -> list[Attention]:
-    """Return every attention, cross-attentions included: all are handed the same arguments."""
+    """Return every attention, cross-attentions included: all are handed the same arguments.
+
+    Args:
+        model: a diffusers model.
+    """
     return [
         module
         for module in model.modules()
@@ -132,7 +144,11 @@ def _remove(module: nn.Module, function: Any) -> None:
 
 
 def reattach(model_or_pipeline: Any) -> None:
-    """Put our processor back on every layer that has an operator."""
+    """Put our processor back on every layer that has an operator.
+
+    Args:
+        model_or_pipeline: a linearised model, or a pipeline or Teacher that holds one.
+    """
     for layer in layers(model_of(model_or_pipeline)):
         if layer.operator is not None:
             layer.attn.set_processor(layer.processor())

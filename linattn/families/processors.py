@@ -103,6 +103,13 @@ def projections(
     """Return q, k, v as the layer's attention takes them, linearised or not.
 
     They are (batch, tokens, heads, head_dim), text first.
+
+    Args:
+        attn: a self-attention of diffusers, linearised or not.
+        x: hidden states after the layer's norm, (batch, tokens, width).
+        grid: how the layer's tokens lie.
+        text: hidden states of the text, where it has projections of its own.
+        rope: rotary positions as the family's model makes them.
     """
     operator = getattr(attn, "linattn", None)
     inputs = (x, x, x) if operator is None else operator.inputs(x, grid)

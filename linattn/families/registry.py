@@ -39,6 +39,9 @@ def family(model: nn.Module) -> Family:
     """Return the family of a model by its class and that class's parents.
 
     The folder's config is not asked, because old checkpoints name other classes there.
+
+    Args:
+        model: a diffusers model; one that is not supported is refused with the reason.
     """
     names = [ancestor.__name__ for ancestor in type(model).__mro__]
     for name in names:
@@ -75,6 +78,9 @@ def model_of(model_or_pipeline: Any) -> nn.Module:
     """Return the denoising model of a pipeline, a Teacher or a model.
 
     torch.compile's and DDP's wrappers are taken off.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher.
     """
     is_model = isinstance(model_or_pipeline, nn.Module)
     for name in ("_orig_mod", "module") if is_model else ("transformer", "unet", "model"):
@@ -90,6 +96,10 @@ def model_of(model_or_pipeline: Any) -> nn.Module:
 
 
 def layers(model_or_pipeline: Any) -> list[Layer]:
-    """Return every self-attention, numbered in forward order; cross-attentions are none of them."""
+    """Return every self-attention, numbered in forward order; cross-attentions are none of them.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher, linearised or not.
+    """
     model = model_of(model_or_pipeline)
     return family(model).layers(model)

@@ -16,14 +16,25 @@ Rope = tuple[Tensor, Tensor]
 
 
 def rotated(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate x (batch, tokens, heads, head_dim), text first."""
+    """Rotate x (batch, tokens, heads, head_dim), text first.
+
+    Args:
+        x: queries or keys, (batch, tokens, heads, head_dim), text first.
+        rope: rotary positions as the family's model makes them: (cos, sin), or Qwen-Image's complex
+            factors of picture and text.
+    """
     if _is_complex(rope):
         return apply_rotary_emb_qwen(x, _text_first(rope), use_real=False)
     return apply_rotary_emb(x, rope, sequence_dim=1)
 
 
 def position(rope: Rope | None) -> Rope | None:
-    """Return the positions that operators take: (cos, sin), (tokens, head_dim), text first."""
+    """Return the positions that operators take: (cos, sin), (tokens, head_dim), text first.
+
+    Args:
+        rope: rotary positions as the family's model makes them: (cos, sin), or Qwen-Image's complex
+            factors of picture and text.
+    """
     if rope is None or not _is_complex(rope):
         return rope
     factors = _text_first(rope).repeat_interleave(2, 1)

@@ -29,13 +29,24 @@ OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"
 
 
 def load(profile: str | None = None, path: Path | None = None) -> Params:
-    """Return the parameters of the profile that the file names, or of another by name."""
+    """Return the parameters of the profile that the file names, or of another by name.
+
+    Args:
+        profile: a profile's name; None takes the one that the file names.
+        path: the file; None takes params.yaml of this repository.
+    """
     path = Path(path or project.ROOT / "params.yaml")
     return parse(reader.read_yaml(path), profile, path.name)
 
 
 def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -> Params:
-    """Return the parameters of one profile from the content of the file."""
+    """Return the parameters of one profile from the content of the file.
+
+    Args:
+        content: what the YAML file holds.
+        profile: a profile's name; None takes the one that the content names.
+        file: the file's name, for errors.
+    """
     top = mapping(content, file)
     check_keys(top, TOP, TOP, file)
     teachers = _teachers(top["teachers"], "teachers")

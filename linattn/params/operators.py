@@ -30,7 +30,11 @@ def check_students(params: Params) -> None:
 
 
 def shape_of(teacher: Teacher) -> tuple[int, int, bool]:
-    """Return (heads, head_dim, has text) of the first layer, from the folder where there is one."""
+    """Return (heads, head_dim, has text) of the first layer, from the folder where there is one.
+
+    Args:
+        teacher: where the teacher is, and its shape where no folder says it.
+    """
     for model, read_shape in (("transformer", _transformer_shape), ("unet", _unet_shape)):
         config = teacher.folder and teacher.folder / model / "config.json"
         if config and config.is_file():
@@ -50,7 +54,15 @@ def _unet_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
 
 
 def check_operator(student: Student, heads: int, head_dim: int, text: bool, path: str) -> None:
-    """Raise ValueError if a layer of this shape cannot have the student's operator."""
+    """Raise ValueError if a layer of this shape cannot have the student's operator.
+
+    Args:
+        student: the student with its operator and options.
+        heads: heads of the layer.
+        head_dim: channels of a head.
+        text: whether text tokens take part in self-attention.
+        path: where the student stands in params.yaml, for the error.
+    """
     known(student.operator, attention.OPERATORS, f"{path}.operator")
     shape = attention.LayerShape(
         width=heads * head_dim, heads=heads, head_dim=head_dim, has_text=text

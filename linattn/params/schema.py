@@ -20,9 +20,9 @@ class Teacher:
     source: str  # a folder of this repository, or a hub id
     # of the nano profile on two cores: samples, students, evaluation
     minutes: int | None = between(1, default=None)
-    revision: str | None = None
-    heads: int = between(1, default=4)
-    head_dim: int = between(1, default=32)
+    revision: str | None = None  # a branch, tag or commit of the hub's repository
+    heads: int = between(1, default=4)  # heads of the first layer
+    head_dim: int = between(1, default=32)  # channels of a head
     text: bool = False  # text tokens take part in self-attention
 
     @property
@@ -43,26 +43,30 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    pictures: int = between(1)
-    steps: int = between(1, 1000)
-    seed: int = between(0)
-    shard: int = between(1)
-    batch: int = between(1)
+    """Say what each teacher draws for its students to learn from."""
+
+    pictures: int = between(1)  # pictures that each teacher draws for its students
+    steps: int = between(1, 1000)  # steps of a draw
+    seed: int = between(0)  # of labels or captions and of noise
+    shard: int = between(1)  # pictures in one file
+    batch: int = between(1)  # pictures drawn at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    pictures: int = between(1)
-    noise: tuple[float, ...] = between(0, 1)
+    """Say how the teachers' attention is looked at."""
+
+    pictures: int = between(1)  # over which the measures are averaged
+    noise: tuple[float, ...] = between(0, 1)  # noise levels that are looked at, in [0, 1]
     layers: int | None = between(1)  # how many, evenly spread; null: all
-    seed: int = between(0)
+    seed: int = between(0)  # of the noise, and of the new weights of converted layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Settings):
     """Hold the training settings of a profile; each student is trained once with each seed."""
 
-    seeds: tuple[int, ...] = between(0, different=True)
+    seeds: tuple[int, ...] = between(0, different=True)  # a training for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,37 +74,43 @@ class Published:
     """Hold what differs from the profile's `distill` in a paper's own training."""
 
     teacher: str  # a role
-    initialise: str = choice(POLICIES, default="all")
-    changes: Plain = not_read(default_factory=dict)
+    initialise: str = choice(POLICIES, default="all")  # one of POLICIES
+    changes: Plain = not_read(default_factory=dict)  # training settings by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
+    """Say how students are measured beside their teacher."""
+
     pictures: int = between(4)  # at least two of one thing and two of two, where captions are read
-    steps: int = between(1, 1000)
+    steps: int = between(1, 1000)  # steps of a draw
     quick_pictures: int = between(4)  # of the rows that only bound the others
-    quick_steps: int = between(1, 1000)
+    quick_steps: int = between(1, 1000)  # steps of those rows
     cross: int = between(2, 64)  # times the side it was trained at
-    cross_pictures: int = between(4)
-    noise: tuple[float, ...] = between(0, 1)
+    cross_pictures: int = between(4)  # pictures at that side
+    noise: tuple[float, ...] = between(0, 1)  # levels at which predictions are compared
     errors: int = between(2)  # pictures for the distance of predictions
-    batch: int = between(1)
-    seed: int = between(0)
+    batch: int = between(1)  # pictures at once
+    seed: int = between(0)  # of the evaluation's pictures and their noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    tokens: tuple[int, ...] = between(1)
-    heads: int = between(1)
-    head_dim: int = between(1)
-    repeats: int = between(1)
+    """Say how attention is timed."""
+
+    tokens: tuple[int, ...] = between(1)  # lengths of the sequence that are timed
+    heads: int = between(1)  # heads of the timed attention
+    head_dim: int = between(1)  # channels of a head
+    repeats: int = between(1)  # how often a point is timed
     seconds: float = between(0)  # most for one point; a slower one is not repeated
     sides: tuple[int, ...] = between(1)  # of the latents that whole steps are timed at
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    pictures: int = between(1)
+    """Say how much the report shows."""
+
+    pictures: int = between(1)  # pictures in a row
     query: int = between(0)  # the token whose map is shown
 
 
@@ -108,14 +118,15 @@ class Report:
 class Student:
     """Describe one entry of `students`: an operator with its options, for one teacher."""
 
-    operator: str
+    operator: str  # one of OPERATORS
     # a role; entries of `students` must name one, those of `operators` belong to no teacher
     teacher: str = ""
-    layers: str | tuple[int | str, ...] = "all"
-    initialise: str = choice(POLICIES, default="all")
+    layers: str | tuple[int | str, ...] = "all"  # which layers are replaced, as in `linearize`
+    initialise: str = choice(POLICIES, default="all")  # one of POLICIES
+    # one of RECIPES: the profile's training, or that of the paper
     recipe: str = choice(RECIPES, default="protocol")
-    name: str = not_read(default="")
-    options: Plain = not_read(default_factory=dict)
+    name: str = not_read(default="")  # of the entry
+    options: Plain = not_read(default_factory=dict)  # values of the operator's options
 
     @property
     def settings(self) -> Plain:
@@ -140,22 +151,24 @@ SECTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
+    """Hold the numbers of one profile."""
+
     teachers: dict[str, Teacher]  # by role
-    sample: Sample
-    anatomy: Anatomy
-    distill: Distill
+    sample: Sample  # what the teachers draw for their students
+    anatomy: Anatomy  # how the teachers' attention is looked at
+    distill: Distill  # how students are trained
     published: dict[str, Published]  # by operator
-    evaluate: Evaluate
-    benchmark: Benchmark
-    report: Report
+    evaluate: Evaluate  # how students are measured
+    benchmark: Benchmark  # how attention is timed
+    report: Report  # what the report shows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params(Profile):
     """Hold all of params.yaml, with the numbers of one profile."""
 
-    profile: str
-    students: dict[str, Student]
+    profile: str  # the profile's name
+    students: dict[str, Student]  # by name
     operators: dict[str, dict[str, Student]]  # lists of their own for anatomy and benchmark
     teachers_of: dict[str, tuple[str, ...]]  # roles for which anatomy and benchmark are run
 

@@ -16,7 +16,13 @@ TILING = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")  # of di
 
 @contextmanager
 def positions(model: nn.Module, ntk: float) -> Generator[None]:
-    """Multiply RoPE's base by `ntk` on all axes meanwhile, as CLEAR's pipeline does."""
+    """Multiply RoPE's base by `ntk` on all axes meanwhile, as CLEAR's pipeline does.
+
+    Args:
+        model: the model whose positions change; one without rotary positions is refused where ntk
+            is not 1.
+        ntk: what the base is multiplied by; 1 changes nothing.
+    """
     if ntk == 1:
         yield
         return
@@ -35,7 +41,13 @@ def positions(model: nn.Module, ntk: float) -> Generator[None]:
 
 @contextmanager
 def proportions(source: Source, prompts: Prompts, enabled: bool) -> Generator[None]:
-    """Switch on CLEAR's scale by the number of tokens meanwhile, in each layer with that option."""
+    """Switch on CLEAR's scale by the number of tokens meanwhile, in each layer with that option.
+
+    Args:
+        source: the model with what is needed to count its trained tokens.
+        prompts: prompts of the draw; the length of the first one's text counts.
+        enabled: False changes nothing.
+    """
     if not enabled:
         yield
         return
@@ -66,7 +78,13 @@ def _scalable(model: nn.Module) -> list[Operator]:
 
 
 def trained_tokens(source: Source, prompts: Prompts, text: bool) -> int:
-    """Count the tokens of a picture at the card's side, plus those of its caption if `text`."""
+    """Count the tokens of a picture at the card's side, plus those of its caption if `text`.
+
+    Args:
+        source: model, card and conditions.
+        prompts: prompts of the draw; the first one's caption is encoded.
+        text: whether the tokens of the caption count.
+    """
     height, width = sampling.latent_sides(source, None)
     states = source.conditions.encode(prompts[:1]).get("encoder_hidden_states") if text else None
     text_tokens = 0 if states is None else states.shape[1]
@@ -75,7 +93,13 @@ def trained_tokens(source: Source, prompts: Prompts, text: bool) -> int:
 
 @contextmanager
 def tiles(vae: Any, side: int, tile: int | None) -> Generator[None]:
-    """Switch on the VAE's own tiling meanwhile, if it has one and the picture exceeds a tile."""
+    """Switch on the VAE's own tiling meanwhile, if it has one and the picture exceeds a tile.
+
+    Args:
+        vae: diffusers' autoencoder.
+        side: the longer side of the picture in px.
+        tile: side of a tile in px; None never tiles.
+    """
     if tile is None or side <= tile or not all(hasattr(vae, name) for name in TILING):
         yield
         return

@@ -10,7 +10,11 @@ from torch.nn import functional as F
 
 
 def pictures(image: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
-    """Return pictures as a tensor (N, 3, height, width) in [0, 1]; PIL images are read as RGB."""
+    """Return pictures as a tensor (N, 3, height, width) in [0, 1]; PIL images are read as RGB.
+
+    Args:
+        image: a tensor, which is returned as it is, or PIL images of one size.
+    """
     if isinstance(image, Tensor):
         return image
     images = [image] if isinstance(image, Image.Image) else list(image)
@@ -40,5 +44,10 @@ def check(image: Tensor) -> None:
 
 
 def enlarged(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge pictures bicubically, clamped to [0, 1]."""
+    """Enlarge pictures bicubically, clamped to [0, 1].
+
+    Args:
+        image: pictures (N, 3, height, width).
+        size: the new height and width in px.
+    """
     return F.interpolate(image.float(), size=size, mode="bicubic", align_corners=False).clamp(0, 1)

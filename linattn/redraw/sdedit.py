@@ -36,9 +36,24 @@ def upscale(
 ) -> Tensor:
     """Return pictures (N, 3, height, width) in [0, 1] at `factor` times their size.
 
-    `pipe` is a teacher or pipeline, linearized or not; `model` draws in its place where given.
-    `asked` holds the prompts, one label or caption a picture. For several doublings, upscale the
-    result again.
+    For several doublings, upscale the result again.
+
+    Args:
+        pipe: a teacher or pipeline, linearised or not.
+        image: pictures (N, 3, height, width) in [0, 1], or PIL images of one size.
+        factor: how many times the height and the width grow.
+        strength: the share of the steps that are drawn again: 0.3 keeps the composition, 1 starts
+            at pure noise.
+        asked: the prompts, one label or caption a picture.
+        steps: steps of the whole draw; None takes the card's value.
+        guidance: scale of the guidance; None takes the card's value.
+        seed: picture i's noise depends on this seed and i alone.
+        model: draws in place of the pipeline's own model where it is passed.
+        batch: how many pictures are drawn at once.
+        ntk: what FLUX's RoPE base is multiplied by (CLEAR: 10), for sides longer than the trained
+            one.
+        proportional: whether CLEAR's scores are scaled with the number of tokens.
+        tile: side in px above which a VAE that can tile does so; None never tiles.
     """
     source, image = Source.of(pipe, model), images.pictures(image)
     images.check(image)
@@ -78,7 +93,16 @@ def redrawn(
     strength: float,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """Noise clean latents to where the last `strength` of the steps begin, and take those steps."""
+    """Noise clean latents to where the last `strength` of the steps begin, and take those steps.
+
+    Args:
+        source: model, VAE, scheduler, card and conditions.
+        plan: size, steps, guidance and sampler of the draw.
+        prompts: one label or caption a picture.
+        clean: clean latents, (batch, channels, height, width).
+        strength: the share of the steps that are taken.
+        generators: one a picture, for its noise.
+    """
     scheduler = sampling.scheduler_of(source.scheduler, plan.sampler)
     source.conditions.set_times(scheduler, plan.steps, clean)
     # PNDM lists one time more than it has steps, and Heun lists two a step. The stock pipelines
@@ -106,6 +130,10 @@ def first_step(steps: int, strength: float) -> int:
     """Return the number of the first step that is drawn again; at least one step is.
 
     The count rounds down as in Stable Diffusion's img2img. FLUX's pipeline rounds up.
+
+    Args:
+        steps: steps of the whole draw.
+        strength: the share of the steps that are drawn again.
     """
     return steps - max(1, min(int(steps * strength), steps))
 

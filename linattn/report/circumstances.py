@@ -12,7 +12,11 @@ HALVES = "by which shape and colour are judged, half two."
 
 
 def sizes(data: Data) -> str:
-    """Say how many pictures and steps each column has."""
+    """Say how many pictures and steps each column has.
+
+    Args:
+        data: the data of one teacher.
+    """
     sentence = _sizes(data)
     if not sentence or not data.captions:
         return sentence
@@ -20,7 +24,11 @@ def sizes(data: Data) -> str:
 
 
 def all_sizes(report: Report) -> list[str]:
-    """Say the same of all teachers, with a sentence that holds for every teacher only once."""
+    """Say the same of all teachers, with a sentence that holds for every teacher only once.
+
+    Args:
+        report: the report of all teachers.
+    """
     if not report.several:
         return [sentence for sentence in map(sizes, report.parts.values()) if sentence]
     teachers: dict[str, list[str]] = {}  # by the sentence that holds for them
@@ -52,7 +60,11 @@ def _sizes(data: Data) -> str:
 def machine(data: Data | Report, name: str | None = None) -> list[tuple[str, str]]:
     """Return the machine and versions as (title, text) lines.
 
-    Where runs differ, the text names the rows of each. `name` limits the lines to one row's run.
+    Where runs differ, the text names the rows of each.
+
+    Args:
+        data: one teacher's data, or the whole report.
+        name: limits the lines to this row's run.
     """
     runs = {}
     for row, run in data.runs.items():
@@ -98,7 +110,11 @@ def _facts(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def counts(data: Data | Report) -> list[tuple[str, str]]:
-    """Return numbers of pictures, steps and seeds as (title, text) lines."""
+    """Return numbers of pictures, steps and seeds as (title, text) lines.
+
+    Args:
+        data: one teacher's data, or the whole report.
+    """
     results = data.results.values()
     seeds = sorted(set().union(*(result.get("seeds") or [] for result in results)))
     lines = (

@@ -11,12 +11,14 @@ Measure = Mapping[str, Any]  # {"value", "low", "high", "n"}, see report/__init_
 
 @dataclass(frozen=True)
 class Column:
-    key: str
-    title: str
-    note: str
+    """Say which measure a column shows, and how it is written."""
+
+    key: str  # the measure's name in the result file
+    title: str  # the head of the column
+    note: str  # what is measured, in a sentence
     better: str  # "higher" or "lower"
-    scale: float = 1.0
-    digits: int = 1
+    scale: float = 1.0  # what values are multiplied by to be shown
+    digits: int = 1  # digits after the point
     section: str = "quality"  # of the result file
 
     def read(self, result: Mapping[str, Any]) -> Measure | None:

@@ -27,24 +27,25 @@ class Measured:
 class Data:
     """Hold all data of one teacher; `students` maps names to entries in params.yaml's order."""
 
-    profile: str
-    students: dict[str, Result]
-    role: str = ""
+    profile: str  # the profile's name
+    students: dict[str, Result]  # entries of params.yaml by name
+    role: str = ""  # of the teacher in params.yaml
     folder: str = ""  # the teacher's name
     prompts: str = "labels"  # a key of words.PROMPTS
-    results: dict[str, Result] = field(default_factory=dict)
-    runs: dict[str, Result] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    teacher: Result = field(default_factory=dict)
-    teacher_failure: str = ""
-    chance: Result = field(default_factory=dict)
-    benchmark: Result = field(default_factory=dict)
-    anatomy: Result = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)  # result files by student
+    runs: dict[str, Result] = field(default_factory=dict)  # run files by row
+    failures: dict[str, str] = field(default_factory=dict)  # what failed, in one line, by student
+    teacher: Result = field(default_factory=dict)  # the teacher's result file
+    teacher_failure: str = ""  # what failed, in one line
+    chance: Result = field(default_factory=dict)  # the result of guessing
+    benchmark: Result = field(default_factory=dict)  # times of attention
+    anatomy: Result = field(default_factory=dict)  # measures of the teacher's attention
+    # arrays by row and name
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # names of the classes
     captions: tuple[str, ...] = ()  # one for each picture, where the prompts are captions
-    shapes: tuple[str, ...] = ()
-    facts: Result = field(default_factory=dict)
+    shapes: tuple[str, ...] = ()  # names of the shapes that the judge knows
+    facts: Result = field(default_factory=dict)  # of the machine and the versions
     show: int = 8  # pictures in a row
     # rows that were not run here: the committed run's are shown
     published: set[str] = field(default_factory=set)
@@ -119,9 +120,9 @@ class Data:
 class Report:
     """Hold all teachers by role, in the order in which the students name them, and the studies."""
 
-    profile: str
-    parts: dict[str, Data]
-    studies: list[Section] = field(default_factory=list)
+    profile: str  # the profile's name
+    parts: dict[str, Data]  # data by the teacher's role
+    studies: list[Section] = field(default_factory=list)  # what the studies found
 
     @property
     def published(self) -> set[str]:

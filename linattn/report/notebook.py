@@ -14,6 +14,9 @@ def executed(report: Report, file: Callable[[str], Path] = project.executed) -> 
     """Map titles to the notebooks that have run; `file` gives the path of an executed notebook.
 
     With several teachers a title begins with the teacher's name.
+
+    Args:
+        report: the report whose teachers and students have notebooks.
     """
     names: dict[str, str] = {}  # by title
     for data in report.parts.values():

@@ -32,7 +32,10 @@ Link = Mapping[str, str]
 def write(report: Report, folder: Path, notebooks: Mapping[str, Path] | None = None) -> Path:
     """Write `folder`/index.html and `folder`/pages/*.html.
 
-    `notebooks` maps a title to an executed notebook.
+    Args:
+        report: the report of all teachers.
+        folder: where the pages are written; it is made where it is missing.
+        notebooks: maps a title to an executed notebook.
     """
     folder = Path(folder)
     (folder / "pages").mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,12 @@ def _write(path: Path, text: str) -> Path:
 
 
 def index_html(report: Report, notebooks: Sequence[Link] = ()) -> str:
-    """Return the first page: everything of the only teacher, or one table over several teachers."""
+    """Return the first page: everything of the only teacher, or one table over several teachers.
+
+    Args:
+        report: the report of all teachers.
+        notebooks: links to notebooks' pages, each with title and href.
+    """
     if not report.several:
         return teacher_html(report, report.only.role, notebooks)
     shown = []
@@ -84,7 +92,13 @@ def index_html(report: Report, notebooks: Sequence[Link] = ()) -> str:
 
 
 def teacher_html(report: Report, role: str, notebooks: Sequence[Link] = ()) -> str:
-    """Return the page of one teacher, which is the first page if there is no other teacher."""
+    """Return the page of one teacher, which is the first page if there is no other teacher.
+
+    Args:
+        report: the report of all teachers.
+        role: the teacher's role in params.yaml.
+        notebooks: links to notebooks' pages, each with title and href.
+    """
     data = report.parts[role]
     agreed = agreement.of_teacher(data)
     names = [data.name, *data.students]
@@ -117,7 +131,13 @@ def teacher_html(report: Report, role: str, notebooks: Sequence[Link] = ()) -> s
 
 
 def student_html(report: Report, name: str, notebooks: Sequence[Link] = ()) -> str:
-    """Return the page of one student."""
+    """Return the page of one student.
+
+    Args:
+        report: the report of all teachers.
+        name: the student's name in params.yaml.
+        notebooks: links to notebooks' pages, each with title and href.
+    """
     data = report.of(name)
     entry = data.students[name]
     student = f"{name}: one student of {data.name}" if report.several else f"{name}: one student"

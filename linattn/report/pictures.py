@@ -33,7 +33,11 @@ def strip(data: Data, name: str, pictures: np.ndarray, words: str) -> Picture:
 
 
 def column_names(data: Data) -> list[str]:
-    """Return the prompts: captions, or the names of the classes."""
+    """Return the prompts: captions, or the names of the classes.
+
+    Args:
+        data: the data of one teacher.
+    """
     if data.captions:
         return list(data.captions[: data.show])
     for entry in data.pictures.values():

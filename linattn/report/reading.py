@@ -28,10 +28,14 @@ def read(
 ) -> Report:
     """Read the results of these students and no others.
 
-    An entry is params.py's Student or params.yaml's dictionary. `teachers` maps a role to
-    params.py's Teacher, whose folder tells its name and prompts; without it the result files do.
-    `committed` leaves out whatever was run on this machine and marks no row as the committed run's:
-    the pages are those of the machine that made it.
+    Args:
+        students: maps a name to params.py's Student or to params.yaml's dictionary.
+        profile: the profile's name, which the pages show.
+        show: how many pictures a row has.
+        teachers: maps a role to params.py's Teacher, whose folder tells its name and prompts;
+            without it the result files do.
+        committed: whether to leave out whatever was run on this machine. No row is then marked as
+            the committed run's: the pages are those of the machine that made it.
     """
     entries = {name: _entry(entry) for name, entry in students.items()}
     roles = list(dict.fromkeys(entry["teacher"] for entry in entries.values()))

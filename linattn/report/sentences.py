@@ -16,7 +16,11 @@ from linattn.report.words import listed, percent, with_interval
 
 
 def findings(report: Report) -> list[str]:
-    """Return all sentences; with several teachers each one's begin with its name."""
+    """Return all sentences; with several teachers each one's begin with its name.
+
+    Args:
+        report: the report of all teachers.
+    """
     if not report.several:
         return of_teacher(report.only)
     sentences = of_all(report)

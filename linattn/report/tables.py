@@ -16,35 +16,43 @@ from linattn.report.words import KINDS, listed, percent
 
 @dataclass(frozen=True)
 class Cell:
-    text: str
-    interval: str = ""
-    best: bool = False
+    """Hold one value of a table, written out, with its interval."""
+
+    text: str  # the value as it is written
+    interval: str = ""  # its 95 % interval
+    best: bool = False  # whether the column has no better value
     close: bool = False  # not the best, but its interval reaches the best value
 
 
 @dataclass(frozen=True)
 class Row:
-    name: str
-    kind: str
-    cells: tuple[Cell, ...] = ()
-    failure: str = ""
-    page: str = ""
-    note: str = ""
+    """Hold one row of a table: its name and its cells, or what failed."""
+
+    name: str  # the student's, or the teacher's
+    kind: str  # reference, student or control
+    cells: tuple[Cell, ...] = ()  # one for each column
+    failure: str = ""  # what failed, in one line; shown instead of cells
+    page: str = ""  # the row's own page
+    note: str = ""  # a remark under the name
 
 
 @dataclass(frozen=True)
 class Group:
-    heading: str
-    rows: tuple[Row, ...]
-    page: str = ""
-    note: str = ""
+    """Hold rows of a table under a heading."""
+
+    heading: str  # what the rows have in common: their teacher, or what they are
+    rows: tuple[Row, ...]  # from top to bottom
+    page: str = ""  # the heading's own page
+    note: str = ""  # a remark under the heading
     waiting: str = ""  # shown instead of rows where nothing ran yet
 
 
 @dataclass(frozen=True)
 class Table:
-    columns: tuple[Column, ...]
-    groups: tuple[Group, ...]
+    """Hold a table: its columns, and its rows in groups."""
+
+    columns: tuple[Column, ...]  # from left to right
+    groups: tuple[Group, ...]  # one for each teacher, or for each sort of row
 
     @property
     def rows(self) -> list[Row]:
@@ -52,7 +60,11 @@ class Table:
 
 
 def table(report: Report) -> Table:
-    """Return the first page's table: of all teachers, or the full table of the only one."""
+    """Return the first page's table: of all teachers, or the full table of the only one.
+
+    Args:
+        report: the report of all teachers.
+    """
     return of_all(report) if report.several else of_teacher(report.only)
 
 

@@ -12,10 +12,14 @@ from linattn.conditions import Conditions, Labels, Prompts
 def prompts_of(
     conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None
 ) -> Prompts:
-    """Return the prompts of pictures `numbers`: balanced labels, or captions.
+    """Return the prompts of pictures: balanced labels, or captions.
 
-    Captions are those of scenes by default; of `captions`, picture i gets caption i modulo their
-    number.
+    Args:
+        conditions: how the teacher's pipeline is prompted: by labels or by captions.
+        numbers: the numbers of the pictures.
+        seed: picture i's prompt depends on this seed and i alone.
+        captions: captions to repeat: picture i gets caption i modulo their number. None takes those
+            of the world's scenes.
     """
     if isinstance(conditions, Labels):
         return balanced_labels(numbers, seed, conditions.classes)
@@ -25,14 +29,24 @@ def prompts_of(
 
 
 def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
-    """Return scenes of one thing for even numbers and of two things for odd numbers."""
+    """Return scenes of one thing for even numbers and of two things for odd numbers.
+
+    Args:
+        numbers: the numbers of the pictures.
+        seed: picture i's scene depends on this seed and i alone.
+    """
     return [world.scene(seed, number, 1 + number % 2) for number in numbers]
 
 
 def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
-    """Return labels of pictures `numbers`.
+    """Return labels of pictures.
 
     Every run of `classes` pictures is a shuffle of all classes.
+
+    Args:
+        numbers: the numbers of the pictures.
+        seed: picture i's label depends on this seed and i alone.
+        classes: how many classes there are.
     """
     if classes < 1:
         raise ValueError(f"{classes} classes; a label needs at least 1")

@@ -18,7 +18,11 @@ from linattn.samples.shards import Shard
 class Samples:
     """Read the samples that `write` left in a folder.
 
-    A shard is read when it is first needed, and `keep` shards stay in memory.
+    A shard is read when it is first needed.
+
+    Args:
+        folder: the folder with the manifest and the shards.
+        keep: how many shards stay in memory.
     """
 
     def __init__(self, folder: str | Path, keep: int = 64):

@@ -21,7 +21,18 @@ def describe(
     guidance: float | None = None,
     sampler: str = "card",
 ) -> dict[str, Any]:
-    """Return the recipe: everything the pictures depend on, with the card's values filled in."""
+    """Return the recipe: everything the pictures depend on, with the card's values filled in.
+
+    Args:
+        teacher: the Teacher that draws.
+        seed: noise, labels and captions depend on it.
+        captions: the caller's captions in place of the world's, for a teacher that reads text.
+        shard: pictures in one file.
+        size: side of the pictures in px; None takes the card's value.
+        steps: steps of a draw; None takes the card's value.
+        guidance: scale of the guidance; None takes the card's value.
+        sampler: one of `linattn.sampling.SAMPLERS`; "card" is the pipeline's own scheduler.
+    """
     source = sampling.Source.of(teacher)
     plan = sampling.Plan.of(source, size, steps, guidance, sampler)
     return {

@@ -27,10 +27,23 @@ def write(
     batch: int = 64,
     progress: Any = None,
 ) -> Samples:
-    """Draw the missing ones of `count` pictures, and call `progress(done, count)` after each shard.
+    """Draw the missing ones of `count` pictures, and return the samples.
 
-    `captions` replaces the world's for a teacher that reads text: picture i gets caption i modulo
-    their number.
+    Args:
+        teacher: the Teacher that draws.
+        folder: where the shards and the manifest are written; undamaged shards of the same recipe
+            stay.
+        count: how many pictures the folder holds in the end.
+        seed: picture i, with its label or caption, depends on this seed and i alone.
+        captions: captions to repeat in place of the world's, for a teacher that reads text: picture
+            i gets caption i modulo their number.
+        shard: pictures in one file.
+        size: side of the pictures in px; None takes the card's value.
+        steps: steps of a draw; None takes the card's value.
+        guidance: scale of the guidance; None takes the card's value.
+        sampler: one of `linattn.sampling.SAMPLERS`; "card" is the pipeline's own scheduler.
+        batch: pictures drawn at once; the same pictures come out at every batch but for rounding.
+        progress: called as `progress(done, count)` after each shard.
     """
     folder = Path(folder)
     if count < 1 or shard < 1:

@@ -12,7 +12,13 @@ from linattn.sampling.source import Source
 
 @torch.no_grad()
 def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
-    """Decode latents to pictures in [0, 1], as the pipeline itself does."""
+    """Decode latents to pictures in [0, 1], as the pipeline itself does.
+
+    Args:
+        teacher_or_pipe: a Teacher, a pipeline or a `Source`.
+        latents: scaled as the model draws them, (N, channels, height, width).
+        batch: how many are decoded at once.
+    """
     source = Source.of(teacher_or_pipe)
     vae, pictures = source.vae, []
     with upcast(vae):
@@ -25,7 +31,13 @@ def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
 
 @torch.no_grad()
 def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
-    """Encode pictures in [0, 1] to latents, the posterior's mean, float32 on the VAE's device."""
+    """Encode pictures in [0, 1] to latents, the posterior's mean, float32 on the VAE's device.
+
+    Args:
+        teacher_or_pipe: a Teacher, a pipeline or a `Source`.
+        pictures: (N, 3, height, width) in [0, 1].
+        batch: how many are encoded at once.
+    """
     source = Source.of(teacher_or_pipe)
     means = []
     with upcast(source.vae):
@@ -42,6 +54,9 @@ def upcast(vae: Any) -> Generator[None, None, None]:
 
     Its activations pass 65,504, and stock SDXL does the same. A bfloat16 VAE stays, because
     bfloat16 has float32's range. Casting the weights to float32 and back changes no bit of them.
+
+    Args:
+        vae: diffusers' autoencoder.
     """
     is_half = next(vae.parameters()).dtype == torch.float16
     needs_upcast = is_half and getattr(vae.config, "force_upcast", False)

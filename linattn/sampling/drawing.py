@@ -37,9 +37,20 @@ def draw(
 ) -> Tensor:
     """Draw pictures (N, 3, height, width) in [0, 1], float32 on the CPU.
 
-    None takes the card's value. `prompts` holds a label (DiT) or a caption for each picture. `size`
-    is a side or (height, width). `start` is the number of the first picture, so that a shard draws
-    the pictures that one long call would draw there.
+    Args:
+        teacher_or_pipe: a Teacher, a pipeline or a `Source`.
+        prompts: a label (DiT) or a caption for each picture.
+        size: a side in px, or (height, width); None takes the card's side.
+        steps: steps of a draw; None takes the card's value.
+        guidance: scale of the guidance; None takes the card's value, and 1 is none.
+        seed: picture i's noise depends on this seed and i alone.
+        sampler: one of `SAMPLERS`; "card" is the pipeline's own scheduler.
+        model: draws in place of the teacher's own model, as a student does.
+        batch: how many pictures are drawn at once.
+        callback: called after each step of a batch with the step's number, the latents and the
+            clean latents that the model predicts.
+        start: the number of the first picture, so that a shard draws the pictures that one long
+            call would draw there.
     """
     latents = draw_latents(
         teacher_or_pipe,
@@ -72,7 +83,22 @@ def draw_latents(
     callback: Callback | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Draw latents (N, channels, height, width), float32 on the CPU, which `draw` would decode."""
+    """Draw latents (N, channels, height, width), float32 on the CPU, which `draw` would decode.
+
+    Args:
+        teacher_or_pipe: a Teacher, a pipeline or a `Source`.
+        prompts: a label (DiT) or a caption for each picture.
+        size: a side in px, or (height, width); None takes the card's side.
+        steps: steps of a draw; None takes the card's value.
+        guidance: scale of the guidance; None takes the card's value, and 1 is none.
+        seed: picture i's noise depends on this seed and i alone.
+        sampler: one of `SAMPLERS`; "card" is the pipeline's own scheduler.
+        model: draws in place of the teacher's own model, as a student does.
+        batch: how many pictures are drawn at once.
+        callback: called after each step of a batch with the step's number, the latents and the
+            clean latents that the model predicts.
+        start: the number of the first picture.
+    """
     source = Source.of(teacher_or_pipe, model)
     plan = Plan.of(source, size, steps, guidance, sampler)
     prompts = source.conditions.check(prompts)

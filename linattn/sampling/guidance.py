@@ -18,9 +18,9 @@ class GuidedBatch:
     Where guidance needs two predictions, the empty conditioning is appended.
     """
 
-    conditioning: Conditioning
-    guidance: float
-    doubled: bool
+    conditioning: Conditioning  # keyword arguments of the model's forward, by name
+    guidance: float  # scale of the guidance
+    doubled: bool  # whether the empty conditioning is appended
 
     @classmethod
     def of(cls, source: Source, prompts: Prompts, plan: Plan) -> "GuidedBatch":
@@ -41,6 +41,12 @@ def predict(
     """Return the guided prediction and the raw variance for latents that share the time t.
 
     The variance is an empty tensor where the model predicts none.
+
+    Args:
+        source: the model with its conditions.
+        latents: noisy latents, (batch, channels, height, width).
+        t: the time that they share, as the scheduler counts.
+        guided: the conditioning of the batch and the scale of its guidance.
     """
     weight = next(source.model.parameters())
     inputs = torch.cat([latents, latents]) if guided.doubled else latents

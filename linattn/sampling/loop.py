@@ -39,7 +39,16 @@ def stepped(
     generators: list[torch.Generator],
     first: int = 0,
 ) -> Steps:
-    """Take the scheduler's steps from number `first` on; yield latents and clean estimate."""
+    """Take the scheduler's steps from number `first` on; yield latents and clean estimate.
+
+    Args:
+        source: the model with its conditions.
+        scheduler: a fresh scheduler whose times are set.
+        guided: the conditioning of the batch and the scale of its guidance.
+        latents: where the draw starts, (batch, channels, height, width).
+        generators: one a picture, for the noise of stochastic steps.
+        first: the position in the scheduler's times at which to start.
+    """
     process = Diffusion.of(scheduler)
     # One generator a picture makes a stochastic scheduler draw the same noise whatever the batch.
     draws_noise = "generator" in inspect.signature(scheduler.step).parameters

@@ -11,6 +11,9 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
     """Put the model in eval mode meanwhile, and every submodule back into its own mode afterwards.
 
     A DiT in training mode would drop labels at random.
+
+    Args:
+        model: the model, whose submodules may be in different modes.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()

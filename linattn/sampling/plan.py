@@ -19,9 +19,9 @@ class Plan:
     """
 
     sides: tuple[int, int]  # of the latents: height, width
-    steps: int
-    guidance: float
-    sampler: str
+    steps: int  # steps of the whole draw
+    guidance: float  # scale of the guidance; 1 is none
+    sampler: str  # one of SAMPLERS
 
     @classmethod
     def of(
@@ -39,7 +39,12 @@ class Plan:
 
 
 def latent_sides(source: Source, size: Size) -> tuple[int, int]:
-    """Return (height, width) in latents, or raise if the model cannot draw that size."""
+    """Return (height, width) in latents, or raise if the model cannot draw that size.
+
+    Args:
+        source: the model with its VAE, scheduler and card.
+        size: a side in px, or (height, width); None takes the default side.
+    """
     size = source.side if size is None else size
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     for side in sides:

@@ -15,6 +15,10 @@ def scheduler_of(scheduler: Any, sampler: str) -> Any:
 
     diffusers fills in its own defaults where a config is silent, and DDIM's default clips latents
     to [-1, 1].
+
+    Args:
+        scheduler: the pipeline's scheduler; its config is read.
+        sampler: one of `SAMPLERS`; "card" keeps the scheduler's class.
     """
     config = scheduler.config
     if sampler == "ddim":
@@ -37,7 +41,12 @@ def is_ancestral(source: Source, plan: Plan) -> bool:
 
 
 def ddpm_times(scheduler: Any, steps: int) -> Tensor:
-    """Return the times (steps,) that DDPMScheduler would visit with the same spacing, rising."""
+    """Return the times (steps,) that DDPMScheduler would visit with the same spacing, rising.
+
+    Args:
+        scheduler: a diffusers scheduler; its config is read.
+        steps: steps of a draw.
+    """
     ddpm: Any = DDPMScheduler.from_config(scheduler.config)
     ddpm.set_timesteps(steps)
     return ddpm.timesteps.flip(0)
@@ -46,7 +55,13 @@ def ddpm_times(scheduler: Any, steps: int) -> Tensor:
 def noise_levels(
     teacher_or_pipe: Any, steps: int | None = None, sampler: str = "card"
 ) -> list[float]:
-    """Return the noise levels that a draw visits, from noise to picture; 1 is pure noise."""
+    """Return the noise levels that a draw visits, from noise to picture; 1 is pure noise.
+
+    Args:
+        teacher_or_pipe: a Teacher, a pipeline or a `Source`.
+        steps: steps of a draw; None takes the card's value.
+        sampler: one of `SAMPLERS`; "card" is the pipeline's own scheduler.
+    """
     source = Source.of(teacher_or_pipe)
     plan = Plan.of(source, None, steps, None, sampler)
     return [

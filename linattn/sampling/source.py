@@ -16,11 +16,11 @@ from linattn.conditions import Conditions
 class Source:
     """Hold the parts of a teacher or a pipeline that a draw needs."""
 
-    model: nn.Module
+    model: nn.Module  # the denoising model, a teacher's or a student's
     vae: Any  # diffusers' autoencoder
-    scheduler: Any
-    card: Mapping[str, Any]
-    conditions: Conditions
+    scheduler: Any  # a diffusers scheduler
+    card: Mapping[str, Any]  # steps, guidance and side, where the pipeline has a card
+    conditions: Conditions  # how the pipeline is prompted
 
     @classmethod
     def of(cls, teacher_or_pipe: Any, model: nn.Module | None = None) -> "Source":

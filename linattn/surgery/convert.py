@@ -42,10 +42,21 @@ def linearize(
     """Replace the attention of chosen self-attention layers in place, and return the argument.
 
     A second call on other layers mixes operators. A second call on the same layers starts from
-    their original weights. `keep_original=False` saves the memory of a CPU copy and gives up
-    `restore`. `backend` is triton, torch or reference; None leaves the choice to the device, and
-    `describe` names the one that runs. `data` is for an initialise policy that starts from
-    activations: it is called with the teacher's model and runs that once.
+    their original weights.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher.
+        name: the operator's name, one of `OPERATORS`.
+        layers: "all", "every:2" (0, 2, ...), "first:4", "last:4", "except:" before one of these, a
+            layer's number or name, a list of these, or a predicate of the layer.
+        initialise: the policy by which projections keep the teacher's weights, one of `POLICIES`.
+        keep_original: whether to keep a copy of the replaced weights on the CPU. Without it
+            `restore` is impossible.
+        backend: triton, torch or reference; None leaves the choice to the device, and `describe`
+            names the one that runs.
+        data: runs the model once on data, for a policy that starts from activations. It is called
+            with the teacher's model.
+        options: options of the operator, such as `radius` for clear.
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     if initialise not in attention.POLICIES:
@@ -131,8 +142,12 @@ def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
     """Restore the original model in place, bit for bit.
 
     No copy is kept of weights outside the replaced layers. If such weights were trained, `restore`
-    raises an error that names them, and changes nothing. `strict=False` restores the replaced
-    layers and leaves the others trained.
+    raises an error that names them, and changes nothing.
+
+    Args:
+        model_or_pipeline: a linearised model, or a pipeline or Teacher that holds one.
+        strict: whether to raise that error. Without it the replaced layers are restored and the
+            others stay trained.
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     conversion = require_conversion(model)

@@ -38,6 +38,10 @@ def save(model_or_pipeline: Any, folder: str | Path) -> Path:
     """Write the replaced layers and all that differs from the base, and return the folder.
 
     The base itself is not written.
+
+    Args:
+        model_or_pipeline: a linearised model, or a pipeline or Teacher that holds one.
+        folder: where to write linattn.json and linattn.safetensors; it is made where it is missing.
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     conversion = require_conversion(model)
@@ -90,12 +94,21 @@ def load(
     """Turn the base into a saved student in place, and return `model_or_pipeline`.
 
     A model that is already a student is restored first. A base of another class, public config or
-    weights is refused. `strict=False` takes any base whose tensors have the same shapes, for
-    instance a fine-tune, and warns about the differences. Nothing is unpickled. `backend` has the
-    meaning it has in `linearize`; it belongs to the machine, so no folder holds it.
+    weights is refused. Nothing is unpickled. The weights that LinFusion and CLEAR released are read
+    too (linfusion.py, clear.py); their files name no base.
 
-    The weights that LinFusion and CLEAR released are read too (linfusion.py, clear.py). Their files
-    name no base, and CLEAR's files name no radius: `options` gives what a file lacks.
+    Args:
+        model_or_pipeline: the base: a diffusers model, a pipeline or a Teacher.
+        folder_or_hub_id: a folder that `save` wrote, or a repository of the hub with the same
+            files.
+        strict: whether the base must be the very one that was saved. Without it any base whose
+            tensors have the same shapes is taken, for instance a fine-tune, with a warning about
+            the differences.
+        keep_original: whether to keep a copy of the replaced weights on the CPU. Without it
+            `restore` is impossible.
+        revision: a branch, tag or commit of the hub's repository.
+        backend: as in `linearize`. It belongs to the machine, so no folder holds it.
+        options: what the files of released weights lack, such as CLEAR's radius.
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     check_backend(backend)

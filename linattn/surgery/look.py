@@ -13,7 +13,11 @@ from linattn_kernels.launch import Backend
 
 
 def describe(model_or_pipeline: Any) -> list[dict[str, Any]]:
-    """Describe every self-attention layer, linearised or not, in one dictionary a layer."""
+    """Describe every self-attention layer, linearised or not, in one dictionary a layer.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher, linearised or not.
+    """
     return [_describe(layer) for layer in families.layers(model_or_pipeline)]
 
 
@@ -39,13 +43,21 @@ def _backend(layer: Layer) -> Backend:
 
 
 def backends(model_or_pipeline: Any) -> dict[str, str]:
-    """Return the backend of every layer on the model's device with the reason, for a run file."""
+    """Return the backend of every layer on the model's device with the reason, for a run file.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher, linearised or not.
+    """
     descriptions = describe(model_or_pipeline)
     return {layer["name"]: f"{layer['backend']}: {layer['because']}" for layer in descriptions}
 
 
 def attention_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
-    """List all parameters inside the replaced layers."""
+    """List all parameters inside the replaced layers.
+
+    Args:
+        model_or_pipeline: a linearised model, or a pipeline or Teacher that holds one.
+    """
     parameters = []
     for layer in families.layers(model_or_pipeline):
         if layer.operator is not None:
@@ -55,7 +67,11 @@ def attention_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter
 
 
 def new_parameters(model_or_pipeline: Any) -> list[tuple[str, nn.Parameter]]:
-    """List the parameters of the operators that the teacher does not have."""
+    """List the parameters of the operators that the teacher does not have.
+
+    Args:
+        model_or_pipeline: a linearised model, or a pipeline or Teacher that holds one.
+    """
     parameters = []
     for layer in families.layers(model_or_pipeline):
         if layer.operator is not None:
@@ -71,6 +87,12 @@ def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs
 
     The map is (batch, heads, tokens, tokens), in float32, or in float64 where the model is. The
     model may be a teacher or a student. What a convolution adds is no part of the map.
+
+    Args:
+        model_or_pipeline: a diffusers model, a pipeline or a Teacher, linearised or not.
+        layer: the layer's number in forward order, or its name.
+        args: positional arguments of the model's forward.
+        inputs: keyword arguments of the model's forward.
     """
     model = families.model_of(model_or_pipeline)
     if len(chosen := select(families.layers(model), layer)) != 1:

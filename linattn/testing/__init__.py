@@ -47,9 +47,9 @@ ONCE = {
 class Check:
     """Hold one check of one form; `backbone` is a tiny model that it runs on."""
 
-    name: str
-    form: Form
-    backbone: str | None = None
+    name: str  # of CONTRACT, STUDENTS or ONCE
+    form: Form  # the operator with its options
+    backbone: str | None = None  # a tiny model to run on, where the check needs one
 
     def __str__(self) -> str:
         return "-".join(filter(None, (str(self.form), self.name, self.backbone)))
@@ -66,7 +66,11 @@ class Check:
 
 
 def checks(operator: type[Operator]) -> list[Check]:
-    """List every check of every form of an operator, on every family of backbones."""
+    """List every check of every form of an operator, on every family of backbones.
+
+    Args:
+        operator: the class to check; it need not be registered.
+    """
     contract.check_class(operator)
     every = forms(operator)
     of_forms = [Check(name, form) for form in every for name in CONTRACT]
@@ -89,6 +93,9 @@ def check_operator(operator: type[Operator]) -> None:
       be what PyTorch's counter sees.
     - In tiny models of every family it must be its definition, save and load, and give the teacher
       back; a training with it must resume.
+
+    Args:
+        operator: the class to check; it need not be registered.
     """
     failures = []
     for check in checks(operator):
@@ -108,7 +115,11 @@ def _message(error: Exception) -> str:
 
 @contextlib.contextmanager
 def registered(operator: type[Operator]) -> Iterator[None]:
-    """Register an operator inside the block, if it is not."""
+    """Register an operator inside the block, if it is not.
+
+    Args:
+        operator: the class to register.
+    """
     new = operator.name not in OPERATORS
     OPERATORS.add(operator)
     try:

@@ -16,9 +16,11 @@ GRIDS = [Grid(height, width, text) for height, width in SIDES for text in (0, 3)
 
 @dataclass(frozen=True)
 class Form:
-    operator: type[Operator]
-    label: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    """Name an operator with the options that a check runs it in."""
+
+    operator: type[Operator]  # the class
+    label: str = ""  # as in the operator's `forms`; empty for its defaults
+    options: dict[str, Any] = field(default_factory=dict)  # values of the operator's options
 
     def __str__(self) -> str:
         return f"{self.operator.name}-{self.label}" if self.label else self.operator.name
@@ -35,7 +37,11 @@ class Form:
 
 
 def forms(operator: type[Operator]) -> list[Form]:
-    """List an operator's defaults and the forms that it names."""
+    """List an operator's defaults and the forms that it names.
+
+    Args:
+        operator: the class whose `forms` are listed.
+    """
     named = [Form(operator, label, options) for label, options in operator.forms.items()]
     return [Form(operator), *named]
 
