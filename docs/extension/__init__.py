@@ -1,0 +1,1 @@
+"""What Sphinx learns for this site: docstrings, notebooks, and pages without scripts."""
