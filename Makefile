@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report repro study publish test lab bench gpu-check lint clean
+.PHONY: help setup report repro study publish test lab bench gpu-check docs lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make lab     open JupyterLab at the tour"
 	@echo "make bench   time attention against tokens on this machine: the operators, then the kernels beside their peers"
 	@echo "make gpu-check   all that only a GPU shows, under ten minutes: numbers, graphs, a million tokens, times"
+	@echo "make docs    the site: docs, every public function with its arguments, notebooks and the report; in half a minute"
 	@echo "make lint    what CI checks besides the tests"
 	@echo "make clean   remove what can be made again; the environment and DVC's cache stay"
 	@echo
@@ -69,6 +70,12 @@ bench: setup
 
 gpu-check: setup
 	@python kernels/gpu_check.py --out reports/gpu
+
+# A broken reference is an error. Everything is read again: Sphinx does not follow what an API page is made of.
+docs: setup
+	@rm -rf .scratch/docs
+	@python -m sphinx -E -W --keep-going -q -c docs -d .scratch/doctrees . .scratch/docs
+	@echo "The site: $(CURDIR)/.scratch/docs/index.html"
 
 lint: setup
 	@ruff check .

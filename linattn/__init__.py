@@ -1,12 +1,12 @@
 """linattn: replace the quadratic self-attention of a pre-trained diffusion model, distil it, and
 compare honestly.
 
-import linattn
-linattn.linearize(pipe, "clear", radius=8)   # in place, any supported diffusers pipeline or model
-linattn.save(pipe, "my-student")             # the replaced layers and linattn.json
-linattn.load(fresh_pipe, "my-student")       # a folder or a hub id
-linattn.restore(pipe)                        # the original, bit for bit
-linattn.upscale(pipe, pictures, 2, 0.4, asked=captions)   # drawn again at twice the side
+    import linattn
+    linattn.linearize(pipe, "clear", radius=8)  # in place, any supported pipeline or model
+    linattn.save(pipe, "my-student")            # the replaced layers and linattn.json
+    linattn.load(fresh_pipe, "my-student")      # a folder or a hub id
+    linattn.restore(pipe)                       # the original, bit for bit
+    linattn.upscale(pipe, pictures, 2, 0.4, asked=captions)  # drawn again at twice the side
 """
 
 import importlib

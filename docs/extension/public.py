@@ -49,20 +49,24 @@ def pages() -> dict[str, str]:
 
 def arguments(value: Any) -> list[str]:
     """List the arguments of a function or of a class's constructor."""
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return []
     return [name for name in inspect.signature(value).parameters if name != "self"]
 
 
 def documented(value: Any) -> set[str]:
     """Return the arguments that the docstring or the comments of the fields describe."""
-    lines = (inspect.getdoc(value) or "").splitlines()
-    names = {match[1] for match in map(ARGUMENT.match, lines[_start(lines) :]) if match}
+    names = {match[1] for match in map(ARGUMENT.match, _section(value)) if match}
     return names | {name for name, comment in comments(value).items() if comment}
 
 
-def _start(lines: list[str]) -> int:
-    return lines.index("Args:") if "Args:" in lines else len(lines)
+def _section(value: Any) -> list[str]:
+    """Return the lines below "Args:", up to the next heading."""
+    _, _, section = (inspect.getdoc(value) or "").partition("\nArgs:\n")
+    return re.split(r"^\S", section, maxsplit=1, flags=re.M)[0].splitlines()
 
 
+@functools.cache
 def comments(value: Any) -> dict[str, str]:
     """Return the comment of every field of a dataclass, inherited fields included."""
     if not (inspect.isclass(value) and dataclasses.is_dataclass(value)):

@@ -16,7 +16,12 @@ TEACHERS: dict[str, tuple[Backbone[Any], Recipe]] = {
 
 
 def make(folder: Path, device: str | None = None) -> Path:
-    """Train the teacher that the folder is named after."""
+    """Train the teacher that the folder is named after.
+
+    Args:
+        folder: where the teacher is written; its name is one of `TEACHERS`.
+        device: where the training runs; None takes a GPU where there is one.
+    """
     backbone, recipe = TEACHERS[Path(folder).name]
     return store.make(folder, backbone, recipe, device)
 

@@ -16,11 +16,11 @@ class Stage:
     The learning rate falls linearly from `rate` to `final`.
     """
 
-    side: int
-    steps: int
-    rate: float
-    final: float
-    batch: int = 64
+    side: int  # of the pictures, in px
+    steps: int  # of the training
+    rate: float  # the learning rate at the start
+    final: float  # the learning rate at the end
+    batch: int = 64  # pictures in one step
 
     def rate_at(self, step: int, warmup: int) -> float:
         falling = self.rate + (self.final - self.rate) * step / self.steps
@@ -29,22 +29,26 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    stages: tuple[Stage, ...]
-    kind: str = "dit"
-    pictures: int = 32768
+    """Say how a small teacher is built and trained, and what its pictures must pass."""
+
+    stages: tuple[Stage, ...]  # one after the other, at growing sides
+    kind: str = "dit"  # of the backbone: dit, sd or flux
+    pictures: int = 32768  # how many pictures of the world it learns from
     width: int | tuple[int, ...] = 128  # of a UNet one for each level
-    layers: int = 6
-    heads: int | tuple[int, ...] = 4
+    layers: int = 6  # blocks of the model; of a UNet, of each level
+    heads: int | tuple[int, ...] = 4  # of a UNet one for each level
     text: tuple[int, int, int] | None = None  # width, layers and heads of the text encoder
     muon: float = 4.0  # times the rate: a hidden matrix tolerates larger steps than AdamW's
-    warmup: int = 100
-    ema: float = 0.998
-    label_drop: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
+    warmup: int = 100  # steps in which the learning rate rises
+    ema: float = 0.998  # decay of the average that is kept
+    label_drop: float = 0.1  # share of prompts that are replaced by none
+    clip: float = 1.0  # largest gradient norm
+    seed: int = 0  # of the weights, the batches and their noise
+    # settings of its training, or "of": the teacher whose autoencoder is taken
     autoencoder: dict[str, Any] = field(default_factory=dict)
+    # least marks, and the pictures and the seed that they are measured on
     gate: dict[str, Any] = field(default_factory=dict)
-    sampler: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)  # steps, guidance and side of the card
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -122,11 +122,13 @@ LABELS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 
 @dataclass(frozen=True)
 class Thing:
-    shape: str
-    colour: str
+    """Describe one thing of a scene."""
+
+    shape: str  # one of SHAPES
+    colour: str  # one of COLOURS
     size: float  # radius of the circle it is drawn in
-    x: float
-    y: float
+    x: float  # of its centre, from the left, in [0, 1]
+    y: float  # of its centre, from above, in [0, 1]
     rotation: float  # radians
 
     @property
@@ -140,8 +142,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    kind: str
-    colour: str
+    """Describe what the things of a scene stand before."""
+
+    kind: str  # one of BACKGROUNDS
+    colour: str  # one of TONES
     scale: float  # period of the pattern
 
     def __str__(self) -> str:
@@ -150,8 +154,10 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    things: tuple[Thing, ...]
-    background: Background
+    """Describe a picture of the world by what it shows."""
+
+    things: tuple[Thing, ...]  # one or two, the first named first
+    background: Background  # what they stand before
 
     @property
     def label(self) -> int:
@@ -171,7 +177,12 @@ class Scene:
 
 
 def relation(first: Any, second: Any) -> str:
-    """Name the relation of the first to the second; both have a position (x, y)."""
+    """Name the relation of the first to the second; both have a position (x, y).
+
+    Args:
+        first: a thing, or whatever has x and y.
+        second: another of them.
+    """
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return RELATIONS[0] if dx < 0 else RELATIONS[1]
@@ -179,7 +190,11 @@ def relation(first: Any, second: Any) -> str:
 
 
 def label_parts(label: int) -> tuple[int, int]:
-    """Return the (shape, colour) indices of a class."""
+    """Return the (shape, colour) indices of a class.
+
+    Args:
+        label: the number of a class, a position in `LABELS`.
+    """
     if not 0 <= label < len(LABELS):
         raise ValueError(
             f"label {label} is not one of the {len(LABELS)} classes 0..{len(LABELS) - 1}"
@@ -188,7 +203,14 @@ def label_parts(label: int) -> tuple[int, int]:
 
 
 def scene(seed: int, index: int, objects: int = 1, label: int | None = None) -> Scene:
-    """Return scene `index` of the world `seed`; `label` fixes what its first thing is."""
+    """Return one scene of a world.
+
+    Args:
+        seed: the number of the world.
+        index: the number of the scene; seed and index decide everything that is left open.
+        objects: how many things it shows, 1 or 2.
+        label: the class of its first thing; None draws one.
+    """
     if objects not in (1, 2):
         raise ValueError(f"a scene has 1 or 2 objects, not {objects}")
     generator = random.Random((seed << 32) + index)
@@ -228,12 +250,24 @@ def _two_things(generator: random.Random, first: tuple[str, str]) -> tuple[Thing
 
 
 def scenes(count: int, seed: int, objects: int = 1, start: int = 0) -> list[Scene]:
-    """Return `count` scenes of the world `seed`, from index `start` on."""
+    """Return scenes of a world that follow one another.
+
+    Args:
+        count: how many scenes.
+        seed: the number of the world.
+        objects: how many things each shows, 1 or 2.
+        start: the number of the first scene.
+    """
     return [scene(seed, index, objects) for index in range(start, start + count)]
 
 
 def render(scenes: Sequence[Scene], side: int) -> Tensor:
-    """Draw the scenes as pictures (batch, 3, side, side) in [0, 1]."""
+    """Draw the scenes as pictures (batch, 3, side, side) in [0, 1].
+
+    Args:
+        scenes: what to draw.
+        side: height and width of the pictures in px.
+    """
     if not SIDES[0] <= side <= SIDES[1]:
         raise ValueError(f"a side of {side} px is outside {SIDES[0]}..{SIDES[1]}")
     batch = max(1, PIXELS_AT_ONCE // side**2)
