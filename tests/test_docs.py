@@ -254,10 +254,20 @@ def test_a_notebook_is_marked_as_run_or_not(tmp_path):
     from extension import notebooks
 
     path = ROOT / "notebooks" / "00_tour.ipynb"
-    source = notebooks.markdown(path.read_text(), Path("notebooks/00_tour.ipynb"), False)
+    source = notebooks.markdown(path.read_text(), Path("notebooks/00_tour.ipynb"), None)
     assert source.startswith("# ")
     assert "without outputs" in source
-    assert "as it ran" in notebooks.markdown(path.read_text(), path, True)
+    assert "as it ran for `clear`" in notebooks.markdown(
+        path.read_text(), path, Path("clear.ipynb")
+    )
+
+
+def test_stages_are_shown_as_they_ran():
+    from extension import notebooks
+
+    shown = {path.stem for path in ROOT.glob("notebooks/*.ipynb") if notebooks.ran(path)}
+    assert shown == {path.name for path in (ROOT / "reports" / "executed").iterdir()}
+    assert shown
 
 
 def test_links_to_folders_become_text_and_others_stay():

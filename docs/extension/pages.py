@@ -9,6 +9,8 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+from linattn.report import release
+
 ROOT = Path(__file__).parents[2]
 CONTENTS = "docs/index"
 ENTRY = re.compile(r"- \[(?P<title>[^]]+)\]\((?P<target>[^)]+)\).*\n?")
@@ -83,20 +85,5 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     """Write the report into the site, and the home page under the name that browsers open."""
     if error is None and app.builder.format == "html":
         outdir = Path(app.outdir)
-        write_report(outdir / "report")
+        release.render(outdir / "report")
         shutil.copyfile(outdir / f"{app.config.root_doc}.html", outdir / "index.html")
-
-
-def write_report(folder: Path) -> None:
-    """Render the pages of the committed run into a folder."""
-    from linattn import params, report
-
-    settings = params.load()
-    data = report.read(
-        settings.students,
-        settings.profile,
-        show=settings.report.pictures,
-        teachers=settings.teachers,
-        committed=True,
-    )
-    report.write(data, folder)

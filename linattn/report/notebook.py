@@ -11,12 +11,13 @@ from linattn.report.markup import without_addresses
 
 
 def executed(report: Report, file: Callable[[str], Path] = project.executed) -> dict[str, Path]:
-    """Map titles to the notebooks that have run; `file` gives the path of an executed notebook.
+    """Map titles to the notebooks that have run.
 
     With several teachers a title begins with the teacher's name.
 
     Args:
         report: the report whose teachers and students have notebooks.
+        file: gives the path of an executed notebook.
     """
     names: dict[str, str] = {}  # by title
     for data in report.parts.values():
