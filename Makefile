@@ -74,7 +74,7 @@ gpu-check: setup
 # A broken reference is an error. Everything is read again: Sphinx does not follow what an API page is made of.
 docs: setup
 	@rm -rf .scratch/docs
-	@python -m sphinx -E -W --keep-going -q -c docs -d .scratch/doctrees . .scratch/docs
+	@TRANSFORMERS_VERBOSITY=error python -m sphinx -E -W --keep-going -q -c docs -d .scratch/doctrees . .scratch/docs
 	@echo "The site: $(CURDIR)/.scratch/docs/index.html"
 
 lint: setup
