@@ -248,6 +248,7 @@ def test_markup_of_another_language_stays_text():
     from extension.docstrings import escaped
 
     assert escaped("`a * b` and a * b, x_ of to_q") == r"`a * b` and a \* b, x\_ of to_q"
+    assert escaped("a *measure* of **kwargs") == r"a *measure* of \*\*kwargs"
 
 
 def test_a_notebook_is_marked_as_run_or_not(tmp_path):

@@ -1,6 +1,7 @@
 """Docstrings as this repository writes them, made what autodoc and napoleon read.
 
-- Names stand in single backticks; all else is text, whatever it would mean in reStructuredText.
+- Names stand in single backticks, and a word may be *emphasised*; all else is text, whatever it
+  would mean in reStructuredText.
 - In a module's docstring an indented block is code.
 - The arguments of a dataclass are its fields, described by their comments.
 - A type is linked if it has a page. Types of other packages are not, since nothing here may ask the
@@ -18,13 +19,14 @@ from sphinx.application import Sphinx
 from extension import public
 
 OURS = ("linattn", "linattn_kernels")
-QUOTED = re.compile(r"(``?[^`]+``?)")
+KEPT = re.compile(r"(``?[^`]+``?|(?<![\w*])\*\w+\*(?![\w*]))")
 MARKUP = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
 SHORT = 80  # characters of a constant that is shown
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", describe, priority=400)  # napoleon comes at 500
+    app.connect("autodoc-process-signature", readable)
     app.connect("autodoc-skip-member", skip)
     app.connect("source-read", with_constants)
     app.connect("missing-reference", resolve)
@@ -54,12 +56,18 @@ def describe(app: Sphinx, what: str, name: str, value: Any, options: Any, lines:
         lines += [f"    {field}: {escaped(text)}" for field, text in comments.items()]
 
 
+def readable(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, result: Any
+) -> tuple[str | None, Any]:
+    """Write `...` for a default that a factory makes, since `<factory>` is no Python."""
+    return signature and signature.replace("<factory>", "..."), result
+
+
 def escaped(line: str) -> str:
-    """Escape what reStructuredText would read as markup, outside backticks."""
-    pieces = QUOTED.split(line)
-    return "".join(
-        piece if piece.startswith("`") else MARKUP.sub(r"\\\g<0>", piece) for piece in pieces
-    )
+    """Escape what reStructuredText would read as markup, outside backticks and emphasis."""
+    pieces = KEPT.split(line)  # every second one is kept
+    pieces[::2] = [MARKUP.sub(r"\\\g<0>", piece) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def _constant(name: str, value: Any) -> list[str]:
