@@ -119,6 +119,8 @@ def test_every_document_has_a_page(site):
 
 def test_the_report_is_inside_and_every_page_links_it(site):
     assert "<table" in (site / "report" / "index.html").read_text()
+    home = (site / "index.html").read_text().partition("<article")[2]
+    assert 'href="report/index.html"' in home
     for path, link in (("index.html", ""), ("docs/index.html", "../"), ("genindex.html", "")):
         assert f"{link}report/index.html" in Page.read(site / path).targets["href"]
 

@@ -14,6 +14,10 @@ from linattn.report import release
 ROOT = Path(__file__).parents[2]
 CONTENTS = "docs/index"
 ENTRY = re.compile(r"- \[(?P<title>[^]]+)\]\((?P<target>[^)]+)\).*\n?")
+WHERE = (
+    'In this site: <a href="report/index.html">the report of the committed run</a>, '
+    "[all pages](docs/index.md), [the API](docs/api/linattn.md)."
+)
 LINK = re.compile(r"\[(?P<text>[^]]+)\]\((?P<target>[^)\s:#]+)\)")
 HEADING = re.compile(r"## (?P<title>.+)")
 
@@ -26,13 +30,15 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 
 def extend(app: Sphinx, docname: str, content: list[str]) -> None:
-    """Give the root its toctrees and the page of examples their code; unlink folders."""
+    """Give the root its links and toctrees, and the page of examples their code; unlink folders."""
     folder = Path(app.env.doc2path(docname)).parent
     content[0] = LINK.sub(functools.partial(_without_folder, folder), content[0])
     if docname == CONTENTS:
         content[0] = ENTRY.sub(_if_there, content[0])
     if docname == app.config.root_doc:
         index = (ROOT / f"{CONTENTS}.md").read_text()
+        title, _, text = content[0].partition("\n")
+        content[0] = f"{title}\n\n{WHERE}\n{text}"
         content[0] += toctree("", [f"Contents </{CONTENTS}>"])
         for caption, entries in contents(index):
             content[0] += toctree(caption, entries)
