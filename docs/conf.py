@@ -5,6 +5,8 @@ link of a Markdown file leads to the same file here and on a page of a Git host.
 import sys
 from pathlib import Path
 
+import linattn
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
@@ -13,6 +15,7 @@ project = "linattn"
 author = "The linattn authors"
 copyright = author
 language = "en"
+release = linattn.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
