@@ -223,6 +223,13 @@ def test_a_link_that_leads_nowhere_is_named(target, problem, tmp_path):
     assert broken(tmp_path) == ([f"page.html: {target}: {problem}"] if problem else [])
 
 
+def test_no_page_fetches_from_the_network(site):
+    fetched = set()
+    for path in site.rglob("*.html"):
+        fetched |= {urlsplit(target).scheme for target in Page.read(path).targets["src"]}
+    assert fetched <= {"", "data"}
+
+
 def test_no_page_but_the_search_has_a_script(site):
     found = {path for path in site.rglob("*.html") if Page.read(path).scripts}
     assert found == {site / "search.html"}
