@@ -30,7 +30,7 @@ def site(tmp_path_factory):
         capture_output=True,
         text=True,
     )
-    assert built.returncode == 0, built.stderr[-4000:]
+    assert built.returncode == 0, built.stderr[-1500:]
     return folder / "html"
 
 
