@@ -61,6 +61,8 @@ REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "PYTHONHASHSEED
 # GNU's default of 300,000, two threads beside other work stand still. 40 steps of sd-nano take
 # 7.1 s alone with either, and 34 beside a process that takes both cores (docs/LOG.md, 2026-11-28).
 WAITING = {"GOMP_SPINCOUNT": "10000"}
+# What a process of the pipeline starts with, unless its caller chose otherwise.
+PROCESS = {**ALLOCATOR, **REPEATABLE, **WAITING}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -192,8 +194,7 @@ def check_names(notebook: Path, names: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _environment(in_pipeline: bool) -> Generator[None]:
     """Set the kernel's environment meanwhile: where results go, and what repository it imports."""
-    defaults = {**ALLOCATOR, **REPEATABLE, **WAITING}
-    changes = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    changes = {name: os.environ.get(name, value) for name, value in PROCESS.items()}
     changes |= {
         project.PIPELINE: "1" if in_pipeline else "0",
         "PYTHONPATH": project.python_path(),

@@ -79,11 +79,12 @@ def _roles(settings: params.Params, only: str | None) -> tuple[list[str], list[s
     if foreign and not roles:
         raise ValueError(by_hand(settings, foreign[0]))
     for role in roles:
-        _check_folder(role, settings.teachers[role])
+        check_folder(role, settings.teachers[role])
     return roles, foreign
 
 
-def _check_folder(role: str, teacher: params.Teacher) -> None:
+def check_folder(role: str, teacher: params.Teacher) -> None:
+    """Raise a ValueError where a teacher's folder is not there."""
     if teacher.folder and (teacher.folder / "model_index.json").exists():
         return
     raise ValueError(
@@ -362,6 +363,7 @@ MADE = (
     *(f"data/{name}/" for name in ("samples", "reference", "pictures")),
     *(f"reports/{name}/" for name in ("committed", "failed", "local", "notebooks", "pages")),
     "reports/index.html",
+    "reports/leaderboard.html",
 )
 
 
@@ -371,8 +373,8 @@ def _listed_by_git(root: Path) -> list[str] | None:
     return done.stdout.split("\0") if done.returncode == 0 else None
 
 
-def elsewhere(profile: str, teacher: str | None = None) -> int:
-    """Run another profile in a copy, and return the exit code."""
+def elsewhere(profile: str, words: Sequence[str], module: str = "linattn.pipeline") -> int:
+    """Run a command of this library for another profile in a copy, and return the exit code."""
     folder = copy(project.ROOT / ".scratch" / "profiles" / profile, profile)
     name = folder.relative_to(project.ROOT)
     print(f"Profile {profile} runs in a copy, {name}: nothing here changes.", flush=True)
@@ -381,8 +383,7 @@ def elsewhere(profile: str, teacher: str | None = None) -> int:
         "PYTHONPATH": project.python_path(folder),
         "LINATTN_COMMIT": project.commit() or "",
     }
-    words = ["--teacher", teacher] if teacher else []
-    command = [sys.executable, "-m", "linattn.pipeline", *words]
+    command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, cwd=folder, env=environment).returncode
 
 
@@ -408,7 +409,8 @@ def main(arguments: list[str] | None = None) -> int:
             return study(options.study)
         if options.profile and options.profile != params.load().profile:
             params.load(options.profile)  # a misspelt name is refused before anything is copied
-            return elsewhere(options.profile, options.teacher)
+            words = ["--teacher", options.teacher] if options.teacher else []
+            return elsewhere(options.profile, words)
         with project.pipeline():  # never what was made by hand
             return repro(options.teacher)
     except (ValueError, RuntimeError) as error:

@@ -28,11 +28,16 @@ NOT_IN_CURVE = ("seconds",)  # times belong in the run file
 
 
 def make(name: str, profile: str | None = None) -> list[Result]:
-    """Distil student `name` for every seed of its recipe.
+    """Distil student `name` of params.yaml for every seed of its recipe."""
+    return make_of(params.load(profile), name)
 
-    The first seed is written into the student's folder, the others into folders below it.
+
+def make_of(settings: params.Params, name: str, **origin: str) -> list[Result]:
+    """Distil a student of these settings, which params.yaml need not hold.
+
+    The first seed is written into the student's folder, the others into folders below it. `origin`
+    names what else a checkpoint depends on: the file of an operator that is not of this repository.
     """
-    settings = params.load(profile)
     student, recipe = settings.student(name), settings.recipe(name)
     entry = settings.teacher(student.teacher)
     accelerator = Accelerator(cpu=project.device() == "cpu")
@@ -42,7 +47,7 @@ def make(name: str, profile: str | None = None) -> list[Result]:
     for seed in recipe.seeds:
         config = of_params(student, recipe, seed)
         identity = config.recipe(teacher, samples)
-        scratch = project.scratch(f"distill-{name}", code=project.code(), **identity)
+        scratch = project.scratch(f"distill-{name}", code=project.code(), **origin, **identity)
         folder = project.student(name, None if seed == recipe.seeds[0] else seed, write=True)
         config = dataclasses.replace(config, scratch=str(scratch))
         result = distill(config, teacher, samples, folder=folder, accelerator=accelerator)

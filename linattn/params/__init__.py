@@ -8,7 +8,7 @@
 """
 
 from linattn.names import known
-from linattn.params.file import load, parse
+from linattn.params.file import load, parse, read_student
 from linattn.params.operators import check_operator, shape_of
 from linattn.params.schema import (
     USUAL,
@@ -44,5 +44,6 @@ __all__ = [
     "load",
     "parse",
     "read",
+    "read_student",
     "shape_of",
 ]

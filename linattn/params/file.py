@@ -147,14 +147,18 @@ def _published(
 def _students(content: Any, path: str) -> dict[str, Student]:
     students = {}
     for name, value in mapping(content, path).items():
-        student_path = f"{path}.{name}"
-        _check_name(name, student_path)
-        if re.match(OTHER_ROWS, name):
-            raise ValueError(
-                f"{student_path}: {name!r} is the name of another row of the report; choose another"
-            )
-        students[name] = _student(name, mapping(value, student_path), student_path)
+        students[name] = read_student(name, value, f"{path}.{name}")
     return students
+
+
+def read_student(name: str, content: Any, path: str) -> Student:
+    """Read one entry of `students`; `path` names it in errors."""
+    _check_name(name, path)
+    if re.match(OTHER_ROWS, name):
+        raise ValueError(
+            f"{path}: {name!r} is the name of another row of the report; choose another"
+        )
+    return _student(name, mapping(content, path), path)
 
 
 def _student(name: str, entry: Mapping[str, Any], path: str) -> Student:

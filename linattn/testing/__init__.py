@@ -11,7 +11,7 @@ or one test for each check:
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,12 @@ def checks(operator: type[Operator]) -> list[Check]:
     return [*of_forms, *of_students, *once]
 
 
-def check_operator(operator: type[Operator]) -> None:
+def check_operator(
+    operator: type[Operator], progress: Callable[[int, int], None] | None = None
+) -> None:
     """Run every check, and raise one AssertionError that names all that failed.
+
+    `progress` is called after each check with how many are done, and of how many.
 
     - The operator must be its own definition (`dense`), in float64 with all gradients, at odd
       sizes, with text and rotary positions, and closely so in half precision.
@@ -98,11 +102,14 @@ def check_operator(operator: type[Operator]) -> None:
         operator: the class to check; it need not be registered.
     """
     failures = []
-    for check in checks(operator):
+    listed = checks(operator)
+    for number, check in enumerate(listed, 1):
         try:
             check()
         except Exception as error:
             failures.append(f"{check}: {_message(error)}")
+        if progress:
+            progress(number, len(listed))
     if failures:
         count = "1 check" if len(failures) == 1 else f"{len(failures)} checks"
         raise AssertionError(f"{count} of {operator.name} failed:\n" + "\n".join(failures))
