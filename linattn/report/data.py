@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from linattn.report.contributed import Contributed
 from linattn.report.looks import looks
 from linattn.report.picture import Look
 from linattn.report.studies import Section
@@ -123,6 +124,8 @@ class Report:
     profile: str  # the profile's name
     parts: dict[str, Data]  # data by the teacher's role
     studies: list[Section] = field(default_factory=list)  # what the studies found
+    # rows that operators' files gave, by role
+    contributed: dict[str, list[Contributed]] = field(default_factory=dict)
 
     @property
     def published(self) -> set[str]:

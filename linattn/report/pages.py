@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linattn import project
 from linattn.attention import OPERATORS
 from linattn.report import (
     agreement,
     circumstances,
+    leaderboard,
     limits,
     overview,
     pictures,
@@ -21,8 +21,8 @@ from linattn.report.columns import COLUMNS
 from linattn.report.data import Data, Report
 from linattn.report.markup import slug
 from linattn.report.notebook import notebook_body
-from linattn.report.numbers import short
 from linattn.report.reading import options
+from linattn.report.render import render as _render, write_page as _write
 from linattn.report.timing import baseline
 from linattn.report.words import number
 
@@ -30,7 +30,7 @@ Link = Mapping[str, str]
 
 
 def write(report: Report, folder: Path, notebooks: Mapping[str, Path] | None = None) -> Path:
-    """Write `folder`/index.html and `folder`/pages/*.html.
+    """Write `folder`/index.html, its leaderboard.html and `folder`/pages/*.html.
 
     Args:
         report: the report of all teachers.
@@ -49,12 +49,8 @@ def write(report: Report, folder: Path, notebooks: Mapping[str, Path] | None = N
     if report.several:
         for role, data in report.parts.items():
             _write(folder / data.page, teacher_html(report, role, links))
+    leaderboard.write(report, folder)
     return _write(folder / "index.html", index_html(report, links))
-
-
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def index_html(report: Report, notebooks: Sequence[Link] = ()) -> str:
@@ -230,20 +226,3 @@ def _numbers(data: Data, name: str) -> list[dict[str, Any]]:
         line = {"title": column.title, "note": column.note, "better": column.better}
         lines.append({**line, "cells": [tables.cell(column, measure) for measure in measures]})
     return lines
-
-
-def _render(template: str, **values: Any) -> str:
-    import jinja2
-
-    folder = project.ROOT / "reports" / "template"
-    if not folder.is_dir():  # the working directory is not the clone that holds this package
-        folder = Path(__file__).resolve().parents[2] / "reports" / "template"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(short=short, literal=repr)
-    return environment.get_template(template).render(**values)

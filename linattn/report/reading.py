@@ -14,7 +14,7 @@ import numpy as np
 
 from linattn import params, project
 from linattn.params import USUAL
-from linattn.report import sheet, studies
+from linattn.report import contributed, sheet, studies
 from linattn.report.data import Data, Measured, Report, Result
 from linattn.report.words import NO_RESULT
 
@@ -49,7 +49,7 @@ def read(
             data.published, data.committed = set(), Measured()
     _make_names_unique(parts)
     file = _published_study if committed else project.study
-    return Report(profile, parts, studies.read(file))
+    return Report(profile, parts, studies.read(file), contributed.read(parts, committed))
 
 
 def _nowhere(path: str) -> Path:
