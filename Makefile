@@ -1,5 +1,5 @@
 # Two commands: `make repro` runs the pipeline and ends with the report, `make test` runs every test.
-# Both set up .venv by themselves. Variables: PROFILE, TEACHER, STUDY, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
+# Both set up .venv by themselves. Variables: PROFILE, TEACHER, STUDY, OPERATOR, OPTIONS, NAME, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
 
 PYTHON ?=
 PIP_ARGS ?=
@@ -8,6 +8,10 @@ PROFILE ?=
 TEACHER ?=
 STUDY ?=
 PYTEST_ARGS ?=
+# From the command line alone: some systems have a NAME in their environment, which is no row's.
+OPERATOR :=
+OPTIONS :=
+NAME :=
 BIN := $(abspath $(VENV))/bin
 
 export PATH := $(BIN):$(PATH)
@@ -18,12 +22,13 @@ export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report repro study publish test lab bench gpu-check docs lint clean
+.PHONY: help setup report repro row study publish test lab bench gpu-check docs lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report  render the report of the committed run from Git, within a minute, and print its path"
 	@echo "make repro   run the pipeline and print the path of the report (some 40 minutes on 2 cores, said beforehand)"
+	@echo "make row OPERATOR=path.py TEACHER=class   a row of the leaderboard from one operator's file (docs/leaderboard.md)"
 	@echo "make study STUDY=plugins   a study beside the pipeline: studies/<name>/dvc.yaml"
 	@echo "make publish this machine's finished run becomes the committed one: results, students, run files, README"
 	@echo "make test    run every test there is on this machine, and say what was skipped and why"
@@ -36,6 +41,7 @@ help:
 	@echo
 	@echo "  PROFILE=tiny|nano|full|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
 	@echo "  TEACHER=class|text|text-joint  make repro for one teacher and its students alone"
+	@echo "  OPTIONS='rows=2' NAME=bands-two   make row with options of the operator, and another name than the operator's"
 	@echo "  PYTEST_ARGS='-n 0 -k window'   some of the tests, in one process (make test takes one a core, eight at most)"
 	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
 	@echo "  PIP_ARGS='--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple'"
@@ -50,6 +56,9 @@ report: setup
 
 repro: setup
 	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
+
+row: setup
+	@TRANSFORMERS_VERBOSITY=error python -m linattn.row --operator "$(OPERATOR)" --teacher "$(TEACHER)" --options "$(OPTIONS)" --name "$(NAME)" $(if $(PROFILE),--profile $(PROFILE))
 
 study: setup
 	@python -m linattn.pipeline --study "$(STUDY)"
@@ -84,8 +93,9 @@ lint: setup
 	@nbstripout --verify notebooks/*.ipynb studies/*/*.ipynb
 
 clean:
-	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/pages reports/notebooks reports/failed reports/committed
+	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/leaderboard.html reports/pages reports/notebooks reports/failed reports/committed
 	@rm -rf data/samples data/reference data/pictures data/plugins reports/local/results reports/local/runs reports/local/students
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo "Removed scratch, reports and samples. What was computed is still in DVC's cache: make repro brings it back."
+	@test ! -d reports/local/rows || echo "Kept reports/local/rows: no cache holds the rows of operators' files."
 	@test ! -d reports/local/studies || echo "Kept reports/local/studies: no cache holds the results of studies."

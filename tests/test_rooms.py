@@ -29,7 +29,7 @@ FLOORS = (
     ("students", "evaluation", "notebooks"),
     ("report",),
     ("linattn", "explore", "pipeline", "testing"),
-    ("studies", "publish"),
+    ("studies", "publish", "row"),
     # short names for modules that lie in rooms
     ("distill", "figures", "readme", "plugins", "resolution"),
 )

@@ -1,0 +1,77 @@
+"""Distil and evaluate a row's student as those of params.yaml are, and put its files together.
+
+All is drafted in scratch, in a folder for this operator's file, these settings and this code. The
+row's folder appears when it is whole, and replaces an older row of its name.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from linattn import project, students
+from linattn.evaluation import evaluation
+from linattn.evaluation.bench import Bench
+from linattn.report import contributed, sheet
+from linattn.row.request import Request
+
+
+def is_made(request: Request) -> bool:
+    """Say whether the row is there whole, of the same file, options and settings."""
+    row = contributed.read_row(request.folder)
+    return not row.problem and row.result.get("identity") == request.identity
+
+
+def make(request: Request) -> dict[str, Any]:
+    """Compute a row, write its folder, and return its result."""
+    name, settings = request.name, request.settings
+    key = f"row-{request.role}-{name}"
+    draft = project.scratch(key, identity=request.identity, code=project.code())
+    with project.writing_to(draft):
+        if not project.run_result(f"{name}.distill", write=True).exists():
+            students.make_of(settings, name, operator_file=request.source.digest)
+        result = evaluation.evaluate_student(Bench(settings, request.role), name)
+    result = {**result, "identity": request.identity, "file": described(request)}
+    write(request, draft, result)
+    shutil.rmtree(draft)
+    return result
+
+
+def described(request: Request) -> dict[str, str]:
+    """Describe the operator's file for pages, which do not import it."""
+    source = request.source
+    return {
+        "name": source.path.name,
+        "class": source.operator.__qualname__,
+        "digest": source.digest,
+        "paper": source.operator.paper,
+    }
+
+
+def write(request: Request, draft: Path, result: dict[str, Any]) -> None:
+    """Put the files of a row together beside its folder, then replace the folder."""
+    name, folder = request.name, request.folder
+    beside = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    (beside / contributed.OPERATOR).write_text(request.source.text)
+    with project.writing_to(draft):
+        project.write_json(beside / contributed.RUN, project.read_json(project.run_result(name)))
+        shutil.copytree(project.student(name), beside / contributed.STUDENT)
+        drawn = load_file(project.pictures(name))
+    shown = {key: drawn[key] for key in ("pictures", "labels")}
+    sheet.write(shown, beside / contributed.STRIP, contributed.SHOWN)
+    project.write_json(beside / contributed.RESULT, result)
+    replace(beside, folder)
+
+
+def replace(beside: Path, folder: Path) -> None:
+    """Rename a finished folder into its place; an older one is there until it is."""
+    old = folder.with_name(f".{folder.name}.old.draft")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(beside, folder)
+    shutil.rmtree(old, ignore_errors=True)
