@@ -152,7 +152,13 @@ def _students(content: Any, path: str) -> dict[str, Student]:
 
 
 def read_student(name: str, content: Any, path: str) -> Student:
-    """Read one entry of `students`; `path` names it in errors."""
+    """Read one entry of `students`.
+
+    Args:
+        name: the student's name.
+        content: the mapping that the entry holds.
+        path: where the entry stands, for errors.
+    """
     _check_name(name, path)
     if re.match(OTHER_ROWS, name):
         raise ValueError(

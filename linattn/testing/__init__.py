@@ -89,8 +89,6 @@ def check_operator(
 ) -> None:
     """Run every check, and raise one AssertionError that names all that failed.
 
-    `progress` is called after each check with how many are done, and of how many.
-
     - The operator must be its own definition (`dense`), in float64 with all gradients, at odd
       sizes, with text and rotary positions, and closely so in half precision.
     - Its options must survive JSON, those that a form sets must change something, and its cost must
@@ -100,6 +98,7 @@ def check_operator(
 
     Args:
         operator: the class to check; it need not be registered.
+        progress: called after each check with how many are done, and of how many.
     """
     failures = []
     listed = checks(operator)
