@@ -345,7 +345,7 @@ def test_the_check_sees_a_changed_number_or_machine_and_names_the_block(clone, s
     readme.main([])
     assert not readme.behind(several)
     several.facts["hardware"]["cores"] += 1
-    assert readme.behind(several) == ["results of docs/results.md"]
+    assert "results of docs/results.md" in readme.behind(several)
     several.facts["hardware"]["cores"] -= 1
     several.results["clear"]["quality"]["error"]["value"] += 0.05
     assert "nearest of docs/which-operator.md" in readme.behind(several)
