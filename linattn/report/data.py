@@ -124,7 +124,7 @@ class Report:
     profile: str  # the profile's name
     parts: dict[str, Data]  # data by the teacher's role
     studies: list[Section] = field(default_factory=list)  # what the studies found
-    # rows that operators' files gave, by role
+    # the rows that operators' files gave, by the teacher's role
     contributed: dict[str, list[Contributed]] = field(default_factory=dict)
 
     @property
