@@ -115,9 +115,15 @@ def test_a_cell_is_a_number_with_its_interval_or_a_dash():
     assert studyparts.cell(dict.fromkeys(measure)) == "–"
 
 
-def test_a_table_escapes_its_texts():
-    table = studyparts.table('a "b"', ["", "<h>"], [("<r>", ["<1>", ("<2>", "<3> to 4")])])
+def test_a_table_escapes_its_texts_and_each_cell_has_its_columns_title():
+    table = studyparts.table('a "b"', ["", "<h>", "i"], [("<r>", ["<1>", ("<2>", "<3> to 4")])])
     assert 'aria-label="a &quot;b&quot;"' in table
     assert '<th scope="col">&lt;h&gt;</th>' in table
-    row = '<td>&lt;1&gt;</td><td>&lt;2&gt; <span class="interval">&lt;3&gt; to 4</span></td>'
+    interval = ' <span class="interval">&lt;3&gt; to 4</span>'
+    row = f'<td data-label="&lt;h&gt;">&lt;1&gt;</td><td data-label="i">&lt;2&gt;{interval}</td>'
     assert f'<tr><th scope="row">&lt;r&gt;</th>{row}</tr>' in table
+
+
+def test_a_table_refuses_a_row_that_its_heads_do_not_fit():
+    with pytest.raises(ValueError, match="shorter"):
+        studyparts.table("a", ["", "one"], [("row", ["1", "2"])])
