@@ -18,7 +18,8 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from linattn import params, pipeline, project
-from linattn.report import readme, sheet
+from linattn.passages import readme
+from linattn.report import sheet
 
 COPIED = ("results", "runs", "students")
 FOLDERS = (*COPIED, "pictures", "executed")

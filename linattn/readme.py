@@ -2,7 +2,7 @@
 
 import sys
 
-from linattn.report.readme import main
+from linattn.passages.readme import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,8 @@ import synthetic_results
 from safetensors.numpy import load_file
 
 from linattn import params, pipeline, project, publish
-from linattn.report import readme, sheet
+from linattn.passages import readme
+from linattn.report import sheet
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear")}
 

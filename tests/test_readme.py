@@ -11,7 +11,8 @@ from PIL import Image
 
 from linattn import project, report
 from linattn.attention import OPERATORS
-from linattn.report import blocks, calls, choices, grids, ideas, operators, readme, release, results
+from linattn.passages import blocks, calls, choices, grids, ideas, operators, readme, results
+from linattn.report import release
 
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 NO_RUN = report.Report("nano", {})
@@ -410,7 +411,7 @@ def test_the_operators_table_says_what_every_operator_is_and_does():
 
 
 def test_every_profile_is_a_column_with_its_own_numbers():
-    from linattn.report import profiles
+    from linattn.passages import profiles
 
     (table,) = tables(profiles.profiles())
     assert table[0][1:] == [f"`{name}`" for name in profiles.NAMES]

@@ -9,7 +9,7 @@ import test_family_kinds
 from linattn import families, project
 from linattn.attention import OPERATORS
 from linattn.families.registry import REFUSED
-from linattn.report import families as families_table
+from linattn.passages import families as families_table
 
 HEADER = ["family", *OPERATORS]
 

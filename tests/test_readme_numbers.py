@@ -12,7 +12,8 @@ import pytest
 
 from linattn import params, project
 from linattn.attention import OPERATORS
-from linattn.report import calls, gpu
+from linattn.passages import calls
+from linattn.report import gpu
 
 PAGES = (
     "README.md",

@@ -8,7 +8,7 @@ import pytest
 from test_readme_numbers import PAGES
 
 from linattn import pipeline, project, reader
-from linattn.report import readme
+from linattn.passages import readme
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")

@@ -28,7 +28,7 @@ FLOORS = (
     ("params",),
     ("students", "evaluation", "notebooks"),
     ("report",),
-    ("linattn", "explore", "pipeline", "testing"),
+    ("linattn", "explore", "passages", "pipeline", "testing"),
     ("studies", "publish", "row"),
     # short names for modules that lie in rooms
     ("distill", "figures", "readme", "plugins", "resolution"),

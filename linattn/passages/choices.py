@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from linattn import project
-from linattn.report import calls, gpu, markdown, sentences, steps
+from linattn.passages import calls
+from linattn.passages.ideas import backbone
+from linattn.report import gpu, markdown, sentences, steps
 from linattn.report.columns import measure
 from linattn.report.data import Data, Report
-from linattn.report.ideas import backbone
 from linattn.report.ranking import Ranking, ranking
 from linattn.report.timing import baseline, timed
 from linattn.report.words import listed, with_interval

@@ -14,19 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from linattn import project
-from linattn.report import (
-    choices,
-    families,
-    gpu,
-    grids,
-    ideas,
-    leaderboard,
-    operators,
-    profiles,
-    release,
-    results,
-)
-from linattn.report.blocks import Block
+from linattn.passages import choices, families, grids, ideas, operators, profiles, results
+from linattn.passages.blocks import Block
+from linattn.report import gpu, leaderboard, release
 from linattn.report.data import Report
 from linattn.report.picture import Picture
 
@@ -88,7 +78,7 @@ def _put(block: Block, content: str) -> None:
 def _page(path: str) -> Path:
     page = project.ROOT / path
     if not page.is_file():
-        raise FileNotFoundError(f"{path} is named in linattn/report/readme.py and does not exist")
+        raise FileNotFoundError(f"{path} is named in linattn/passages/readme.py and does not exist")
     return page
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from linattn.report import calls, gpu, markdown, sentences
+from linattn.passages import calls
+from linattn.report import gpu, markdown, sentences
 from linattn.report.columns import Measure, measure
 from linattn.report.data import Data, Report
 from linattn.report.ranking import ranking
