@@ -423,7 +423,7 @@ def test_dvc_lock_is_in_step_with_the_code(committed):
 def test_the_published_results_are_those_that_dvc_lock_records(committed, tmp_path):
     """Copied over this machine's results, they leave no stage to run."""
     shutil.copytree(committed, tmp_path / "clone")
-    for folder in publish.FOLDERS:
+    for folder in publish.COPIED:
         local = tmp_path / "clone" / project.LOCAL / folder
         shutil.copytree(committed / "reports" / folder, local)
     changed = pipeline.stale(tmp_path / "clone")

@@ -1,6 +1,7 @@
 """The study of sizes measures edges and costs, and writes its sections."""
 
 import dataclasses
+import re
 
 import pytest
 import tiny
@@ -97,5 +98,6 @@ def test_the_report_shows_the_study_once_it_has_run(tmp_path, monkeypatch):
     assert "a &lt;b&gt;" in bodies[1]
     assert "2.0 GiB" in bodies[1]
     # seconds are in a run file that is not here
-    assert "<td>–</td><td>1.00</td><td>1.93</td>" in bodies[1]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", bodies[1])
+    assert cells[-3:] == ["–", "1.00", "1.93"]
     assert "100.0" not in bodies[1]  # identical pictures have no distance worth a number
