@@ -58,6 +58,8 @@ def replaced(old: str, new: str):
 
 SCALED = replaced("return torch.cat(outputs, 1)", "return 1.01 * torch.cat(outputs, 1)")
 OFF_BY_ONE = replaced("return 2 * pairs *", "return 1 + 2 * pairs *")
+FRACTION = replaced("return 2 * pairs *", "return 2.0 * pairs *")
+LEAVES = replaced("outputs = [", 'raise SystemExit("square only")\n        outputs = [')
 FORGETFUL = replaced(
     "    def cost(",
     "    @property\n"
@@ -96,6 +98,8 @@ def test_the_operator_of_contributing_holds():
     [
         (SCALED, r"bands-definition: mix on Grid\(.* differs from its definition by .*0\.01"),
         (OFF_BY_ONE, r"bands-cost: .*counter sees \d+, of which 0 do not count.* differ by \+1"),
+        (FRACTION, r"bands-cost: on Grid\(.*\) cost is 65536\.0; it must be a whole number"),
+        (LEAVES, "bands-definition: SystemExit: square only"),
         (FORGETFUL, r"bands-two-options: option rows=2 is lost on save: options holds \[\]"),
         (formless, r"bands-options: option rows=4 is lost on save: options holds \[\]"),
         (idle, "bands-effect: option spare=2 changes nothing"),
@@ -105,6 +109,8 @@ def test_the_operator_of_contributing_holds():
     ids=[
         "core x 1.01",
         "cost + 1",
+        "cost of a fraction's type",
+        "core that leaves Python",
         "an option lost on save",
         "an option without a form, lost on save",
         "an option that changes nothing",

@@ -16,7 +16,7 @@ OPERATORS = Registry(
 )
 
 
-def create(name: str, shape: LayerShape, **options: Any) -> Operator:
+def create(name: str, shape: LayerShape, /, **options: Any) -> Operator:
     """Build the operator of one layer.
 
     Args:

@@ -101,7 +101,10 @@ def check_class(operator: type) -> None:
     for key, option in operator.table.items():
         _check_option(f"{shown}.table[{key!r}]", key, option)
     for label, options in operator.forms.items():
-        check_names(f"{operator.name} in {shown}.forms[{label!r}]", operator.table, options)
+        form = f"{shown}.forms[{label!r}]"
+        if not isinstance(options, dict):
+            raise ValueError(f"{form} is {options!r}; it must be a dictionary of options")
+        check_names(f"{operator.name} in {form}", operator.table, options)
 
 
 def _check_option(shown: str, key: str, option: object) -> None:

@@ -21,7 +21,7 @@ def read(
     owner: str, entries: Sequence[Changes], checked: Callable[[Changes], Changes]
 ) -> list[Entry]:
     """Return the entries in canonical form, or raise a ValueError that says what is wrong."""
-    if isinstance(entries, (str, dict)) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(e, dict) for e in entries):
         raise ValueError(f"{owner}: schedule is a list like {SHOWN}, not {entries!r}")
     schedule: list[Entry] = []
     for entry in entries:

@@ -26,6 +26,7 @@ TOP = ("profile", "teachers", "teachers_of", "students", "profiles", "operators"
 OPERATOR_LISTS = ("anatomy", "benchmark")
 # How the names of the report's other rows begin.
 OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"
+LONGEST = 80  # characters of a name: file systems take 255 bytes, and files add words to a name
 
 
 def load(profile: str | None = None, path: Path | None = None) -> Params:
@@ -110,6 +111,11 @@ def _check_name(name: Any, path: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(name)):
         raise ValueError(
             f"{path}: a name is made of a-z, 0-9 and '-', since it becomes a folder and a stage"
+        )
+    if len(str(name)) > LONGEST:
+        raise ValueError(
+            f"{path}: a name has at most {LONGEST} characters, since it becomes a folder, and "
+            f"this one has {len(str(name))}"
         )
 
 

@@ -72,6 +72,9 @@ def check_operator(student: Student, heads: int, head_dim: int, text: bool, path
             attention.create(student.operator, shape, **student.options)
     except (ValueError, TypeError) as error:
         raise ValueError(_message(student, path, str(error))) from None
+    except Exception as error:  # an operator of anybody's may raise anything
+        message = f"{student.operator} cannot be built: {type(error).__name__}: {error}"
+        raise ValueError(f"{path}: {message}") from error
 
 
 def _message(student: Student, path: str, message: str) -> str:

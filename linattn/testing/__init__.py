@@ -105,7 +105,7 @@ def check_operator(
     for number, check in enumerate(listed, 1):
         try:
             check()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failures.append(f"{check}: {_message(error)}")
         if progress:
             progress(number, len(listed))
@@ -114,7 +114,7 @@ def check_operator(
         raise AssertionError(f"{count} of {operator.name} failed:\n" + "\n".join(failures))
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception | SystemExit) -> str:
     text = str(error).strip()
     return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
 

@@ -223,6 +223,9 @@ def cost_is_what_is_multiplied(form: Form) -> None:
     """Compare `cost` with what PyTorch's counter sees, or with the entries of a sparse map."""
     for grid in (Grid(8, 8), Grid(9, 13, 3)):
         operator = form.build().float()
+        counted = operator.cost(grid, operator.values)
+        if not isinstance(counted, int):
+            raise AssertionError(f"on {grid} cost is {counted!r}; it must be a whole number")
         cost, seen = operator.macs(grid), _counted(operator, grid)
         uncounted = operator.uncounted(grid, operator.values)
         if uncounted == "pairs":
