@@ -17,6 +17,7 @@
 
 import argparse
 import contextlib
+import filecmp
 import os
 import re
 import shutil
@@ -318,14 +319,12 @@ def copy(folder: Path, profile: str) -> Path:
     for path in PUBLISHED:
         shutil.rmtree(folder / path, ignore_errors=True)
     for path in files():
-        if not path.startswith(("dvc.lock", *PUBLISHED)):
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(project.ROOT / path, target)
+        if not path.startswith(("dvc.lock", "params.yaml", *PUBLISHED)):
+            _refresh(project.ROOT / path, folder / path)
     for gone in set(files(folder)) - set(files()):
         if gone.startswith(("linattn/", "notebooks/", "kernels/", "tests/")):
             (folder / gone).unlink()
-    choose(folder, profile)
+    _choose(folder, profile)
     local = folder / ".dvc" / "config.local"
     local.write_text(
         f"[core]\n    no_scm = true\n[cache]\n    dir = {project.ROOT / '.dvc' / 'cache'}\n"
@@ -333,13 +332,29 @@ def copy(folder: Path, profile: str) -> Path:
     return folder
 
 
-def choose(folder: Path, profile: str) -> None:
-    """Write another profile into the params.yaml of a folder."""
-    path = folder / "params.yaml"
+def _refresh(source: Path, target: Path) -> None:
+    """Copy a file that differs; another run in the copy finds the old one or the new one."""
+    if target.is_file() and filecmp.cmp(source, target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft(target)
+    shutil.copy2(source, draft)
+    os.replace(draft, target)
+
+
+def _choose(folder: Path, profile: str) -> None:
+    """Write params.yaml with another profile into a folder, whole at any moment."""
+    path = project.ROOT / "params.yaml"
     text, count = re.subn(r"^profile: .*$", f"profile: {profile}", path.read_text(), flags=re.M)
     if count != 1:
         raise ValueError(f"{path} has {count} lines that begin with 'profile:'; it needs one")
-    path.write_text(text)
+    draft = _draft(folder / path.name)
+    draft.write_text(text)
+    os.replace(draft, folder / path.name)
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.draft")
 
 
 def files(root: Path | None = None) -> list[str]:
