@@ -58,7 +58,7 @@ repro: setup
 	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
 
 row: setup
-	@TRANSFORMERS_VERBOSITY=error python -m linattn.row --operator "$(OPERATOR)" --teacher "$(TEACHER)" --options "$(OPTIONS)" --name "$(NAME)" $(if $(PROFILE),--profile $(PROFILE))
+	@TRANSFORMERS_VERBOSITY=error python -m linattn.row --operator="$(OPERATOR)" --teacher="$(TEACHER)" --options="$(OPTIONS)" --name="$(NAME)" $(if $(PROFILE),--profile $(PROFILE))
 
 study: setup
 	@python -m linattn.pipeline --study "$(STUDY)"

@@ -56,7 +56,7 @@ def typed(**arguments):
     """Return the command's arguments at profile nano."""
     words = ["--profile", "nano"]
     for name, text in arguments.items():
-        words += [f"--{name}", str(text)]
+        words.append(f"--{name}={text}")
     return words
 
 
@@ -78,9 +78,14 @@ def refusal(capsys, **arguments):
         ({"operator": ""}, "no operator is named: make row OPERATOR=path.py TEACHER=class"),
         ({"operator": "nowhere/bands.py"}, r"OPERATOR=nowhere/bands.py is not there"),
         ({"operator": "/"}, "OPERATOR=/ is a folder"),
+        ({"operator": os.devnull}, f"OPERATOR={os.devnull} is no file"),
+        ({"operator": f"/{'long' * 99}.py"}, "long.py is not there"),
         ({"operator": "claer"}, r"OPERATOR=claer is no file, .*did you mean 'clear'\?"),
         ({"teacher": ""}, "no teacher is named: .* one of class, text, text-joint"),
         ({"teacher": "clas"}, r"unknown teacher 'clas': did you mean 'class'\?"),
+        ({"teacher": "dit-nano"}, "TEACHER=dit-nano is a teacher, .* its role: class"),
+        ({"name": "b" * 81}, "NAME=b+: a name has at most 80 characters, .* has 81"),
+        ({"name": "-b"}, "NAME=-b: a name is made of"),
         ({"name": "clear"}, "'clear' is the name of a student here: .*NAME=clear-2"),
         ({"name": "Bands"}, "NAME=Bands: a name is made of a-z, 0-9 and '-'"),
         ({"name": "teacher-mine"}, "'teacher-mine' is the name of another row"),
@@ -90,6 +95,9 @@ def refusal(capsys, **arguments):
         ({"options": "rows= pool=2"}, "'rows=' is no option=value"),
         ({"options": "rows=[1"}, "OPTIONS: '.1' is not valid YAML"),
         ({"options": "rows=2 rows=4"}, "'rows' stands there 2 times; keep one"),
+        ({"options": "rows='2"}, "OPTIONS: .* has a quotation mark without its twin"),
+        ({"options": "schedule=3"}, "OPTIONS.schedule is 3: .*schedule is a list like"),
+        ({"options": "name=3"}, "OPTIONS.name is 3: unknown option of bands 'name'"),
         ({"options": "layers=1"}, "'layers' belongs to the student"),
     ],
 )
@@ -123,6 +131,11 @@ def test_the_name_of_another_operator_is_refused(file, nothing_computed, capsys,
         ),
         ('CODE\nBands.name = "clear"\n', "named 'clear', which is the name of linattn.attention"),
         ("CODE\nBands.table = 3\n", "table is 3; it must be a dictionary"),
+        ('CODE\nBands.forms = {"two": 2}\n', "forms.'two'. is 2; it must be a dictionary of"),
+        (
+            "CODE\n    def __init__(self, shape, **options):\n        [][0]\n",
+            "OPTIONS: bands cannot be built: IndexError: list index out of range",
+        ),
     ],
 )
 def test_a_file_that_is_no_operator_is_refused_in_one_line(
@@ -136,6 +149,11 @@ def test_a_file_that_is_no_operator_is_refused_in_one_line(
 def test_a_base_class_in_the_file_is_no_operator_of_its_own(file):
     file.write_text(f'{code()}\n\nclass Narrow(Bands):\n    name = "narrow"\n')
     assert find(str(file)).operator.name == "narrow"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_operators_code(file):
+    file.write_text(code(), encoding="utf-8-sig")
+    assert find(str(file)).text == code()
 
 
 def test_a_files_import_leaves_nothing_beside_it(file):
@@ -165,7 +183,7 @@ def test_another_profile_runs_the_same_command_in_a_copy(file, monkeypatch, noth
     other = "nano" if params.load().profile == "tiny" else "tiny"
     typed = ["--operator", "bands.py", "--teacher", "class", "--options", "rows=2"]
     assert command.main([*typed, "--profile", other]) == 0
-    words = ["--operator", str(file), "--teacher", "class", "--options", "rows=2", "--name", ""]
+    words = [f"--operator={file}", "--teacher=class", "--options=rows=2", "--name="]
     assert seen == [(other, words, "linattn.row")]
 
 
@@ -175,7 +193,7 @@ def test_make_hands_over_what_was_typed_and_no_name_of_the_environment():
     environment = {**os.environ, "NAME": "a-machine", "OPTIONS": "of something else"}
     options = {"cwd": project.ROOT, "env": environment, "capture_output": True, "text": True}
     printed = subprocess.run(words, **options).stdout
-    expected = '--operator "a b.py" --teacher "class" --options "rows=2 conv=3" --name ""'
+    expected = '--operator="a b.py" --teacher="class" --options="rows=2 conv=3" --name=""'
     assert f"python -m linattn.row {expected}" in printed
     assert "--profile" not in printed
     assert "--profile tiny" in subprocess.run([*words, "PROFILE=tiny"], **options).stdout
@@ -218,6 +236,44 @@ def test_a_wrong_operator_is_refused_with_what_differs_and_nothing_is_written(
     assert re.search(r"bands-definition: mix on Grid\(.* differs from its definition", printed.err)
     assert re.search(r"(\d+) of \1 checks", printed.out)
     assert not project.local("rows/class/bands-wrong").exists()
+
+
+def test_two_processes_do_not_make_one_row(file, nothing_computed, capsys):
+    request = requested(params.load("nano"), find(str(file)), "class", "", "bands-twice")
+    OPERATORS.remove("bands")
+    with command.alone(request):
+        line = refusal(capsys, operator=file, teacher="class", name="bands-twice")
+    assert "bands-twice is being made by another process" in line
+
+
+def test_other_rows_and_later_runs_are_free(file):
+    first = requested(params.load("nano"), find(str(file)), "class", "", "bands-one")
+    second = requested(params.load("nano"), find(str(file)), "class", "", "bands-two")
+    with command.alone(first), command.alone(second):
+        pass
+    with command.alone(first):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "last"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device; no row was written"),
+        (KeyError("late"), "KeyError: 'late'; no row was written"),
+    ],
+)
+def test_what_fails_midway_ends_in_a_sentence(error, last, file, monkeypatch, capsys):
+    monkeypatch.setattr(command, "check_operator", lambda *_: None)
+    monkeypatch.setattr(supplies, "provide", lambda *_: None)
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(making, "make", fails)
+    assert command.main(typed(operator=file, teacher="class", name="bands-late")) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert last in lines[-1]
+    assert ("Traceback" in lines[0]) == isinstance(error, KeyError)
 
 
 # What is made first

@@ -1,8 +1,14 @@
 """Run the steps of `make row` one after another, and say what each of them does."""
 
 import argparse
+import contextlib
+import os
 import sys
+import traceback
+from collections.abc import Generator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from linattn import params, pipeline, project, report
 from linattn.report import budget, leaderboard, markdown
@@ -10,6 +16,8 @@ from linattn.row import making, supplies
 from linattn.row.request import Request, requested
 from linattn.row.source import find
 from linattn.testing import check_operator
+
+KEPT = "no row was written, and the same command goes on from the last checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,13 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (AssertionError, ArithmeticError, RuntimeError, ValueError) as error:
         print(f"linattn: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"linattn: {error}; {KEPT}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(
-            "linattn: interrupted; no row was written, and the same command goes on from the last "
-            "checkpoint",
-            file=sys.stderr,
-        )
+        print(f"linattn: interrupted; {KEPT}", file=sys.stderr)
         return 130
+    except Exception as error:  # the operator's, most likely: its author needs the lines above
+        traceback.print_exc()
+        print(f"linattn: {type(error).__name__}: {error}; {KEPT}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,19 +59,34 @@ def _run(typed: argparse.Namespace) -> int:
     request = requested(settings, source, typed.teacher, typed.options, typed.name)
     if settings.profile != params.load().profile:
         return pipeline.elsewhere(settings.profile, _words(typed, source.path), "linattn.row")
-    if making.is_made(request):
-        print(f"The row is there, made from the same file: {request.folder}")
-    else:
-        _compute(request)
+    with alone(request):
+        if making.is_made(request):
+            print(f"The row is there, made from the same file: {request.folder}")
+        else:
+            _compute(request)
     print("\n".join(render(request)))
     return 0
 
 
+@contextlib.contextmanager
+def alone(request: Request) -> Generator[None]:
+    """Keep others from the row meanwhile: two would write to one draft."""
+    locks = project.scratch("locks")
+    try:
+        with FileLock(locks / f"row-{request.role}-{request.name}", timeout=0):
+            yield
+    except Timeout:
+        raise RuntimeError(
+            f"{request.name} is being made by another process: wait for it, or choose another "
+            f"name, as in NAME={request.name}-2"
+        ) from None
+
+
 def _words(typed: argparse.Namespace, path: Path) -> list[str]:
     """Return the arguments of the same command in another working directory."""
-    operator = str(path.resolve()) if Path(typed.operator).exists() else typed.operator
-    words = ["--operator", operator, "--teacher", typed.teacher]
-    return [*words, "--options", typed.options, "--name", typed.name]
+    operator = str(path.resolve()) if os.path.exists(typed.operator) else typed.operator
+    values = {**vars(typed), "operator": operator}
+    return [f"--{key}={values[key]}" for key in ("operator", "teacher", "options", "name")]
 
 
 def _compute(request: Request) -> None:

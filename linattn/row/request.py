@@ -71,6 +71,9 @@ def _teacher(settings: params.Params, role: str) -> params.Teacher:
     if not role:
         roles = ", ".join(settings.teachers)
         raise ValueError(f"no teacher is named: TEACHER=ROLE, where ROLE is one of {roles}")
+    for named, teacher in settings.teachers.items():
+        if role in (teacher.source, Path(teacher.source).name):
+            raise ValueError(f"TEACHER={role} is a teacher, and TEACHER takes its role: {named}")
     teacher = settings.teachers[known(role, settings.teachers, "teacher")]
     if not teacher.folder:
         raise ValueError(pipeline.by_hand(settings, role))
@@ -90,7 +93,7 @@ def _check_free(settings: params.Params, source: Source, name: str) -> None:
 def read_options(text: str) -> dict[str, Any]:
     """Read an operator's options: `radius=4 pool=2`, or a YAML mapping `radius: 4, pool: 2`."""
     if "=" in text.partition(":")[0] or not text.strip():
-        pairs = [_pair(word) for word in shlex.split(text)]
+        pairs = [_pair(word) for word in _words(text)]
     else:
         pairs = list(_mapping(text).items())
     names = [str(key) for key, _ in pairs]
@@ -103,6 +106,13 @@ def read_options(text: str) -> dict[str, Any]:
         if names.count(key) > 1:
             raise ValueError(f"OPTIONS: {key!r} stands there {names.count(key)} times; keep one")
     return {str(key): value for key, value in pairs}
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise ValueError(f"OPTIONS: {text!r} has a quotation mark without its twin") from None
 
 
 def _pair(word: str) -> tuple[str, Any]:

@@ -1,6 +1,7 @@
 """Find the operator of a row: in a file that lies anywhere, or registered under a name."""
 
 import inspect
+import os
 import re
 import sys
 import types
@@ -30,11 +31,10 @@ def find(typed: str) -> Source:
     if not typed:
         raise ValueError("no operator is named: make row OPERATOR=path.py TEACHER=class")
     path = Path(typed).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file it takes a name that no file can have
         return _of_file(path)
-    if path.suffix == ".py" or len(path.parts) > 1 or path.exists():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise ValueError(f"OPERATOR={typed} {what}: name the file of one operator")
+    if path.suffix == ".py" or len(path.parts) > 1 or os.path.exists(path):
+        raise ValueError(f"OPERATOR={typed} {_no_file(path)}: name the file of one operator")
     if typed in OPERATORS:
         path = Path(inspect.getfile(OPERATORS[typed]))
         return Source(path, path.read_text(), OPERATORS[typed])
@@ -45,9 +45,15 @@ def find(typed: str) -> Source:
     )
 
 
+def _no_file(path: Path) -> str:
+    if os.path.isdir(path):
+        return "is a folder"
+    return "is no file" if os.path.exists(path) else "is not there"
+
+
 def _of_file(path: Path) -> Source:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     operator = _only_operator(_module(path, text), path)
