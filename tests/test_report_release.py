@@ -108,7 +108,7 @@ def test_without_committed_results_there_is_no_profile(tmp_path, monkeypatch):
 # The command
 
 
-@pytest.mark.parametrize("there", ["a file", "other files"])
+@pytest.mark.parametrize("there", ["a file", "other files", "a site"])
 def test_a_folder_of_other_files_is_refused_and_kept(tmp_path, capsys, there):
     folder = tmp_path / "mine"
     if there == "a file":
@@ -116,9 +116,28 @@ def test_a_folder_of_other_files_is_refused_and_kept(tmp_path, capsys, there):
     else:
         folder.mkdir()
         (folder / "letter.txt").write_text("mine")
+    if there == "a site":  # its first page has the name that a report's has
+        (folder / "index.html").write_text("mine")
     assert command.main(["--out", str(folder)]) == 1
     assert str(folder) in capsys.readouterr().err
     assert (folder if there == "a file" else folder / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["result.json", "picture.png"])
+def test_a_damaged_file_is_named_and_the_former_report_stays(name, tmp_path, capsys, monkeypatch):
+    folder, damaged = tmp_path / "out", tmp_path / name
+    (folder / "pages").mkdir(parents=True)
+    for page in ("index.html", "leaderboard.html"):
+        (folder / page).write_text("former")
+    if name.endswith("png"):
+        Image.new("RGB", (64, 64)).save(damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-20] if damaged.exists() else b"{")
+    read = sheet.read if name.endswith("png") else project.read_json
+    monkeypatch.setattr(release, "committed", lambda: read(damaged))
+    assert command.main(["--out", str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"linattn: {damaged} is damaged: ")
+    assert (folder / "index.html").read_text() == "former"
 
 
 def test_an_interrupted_rendering_leaves_the_former_report(clone, patch, monkeypatch):

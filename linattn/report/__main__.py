@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 from linattn import project
+from linattn.report import leaderboard
 from linattn.report.release import render
 
 FOLDER = project.ROOT / "reports" / "committed"
+CONTENT = {"index.html", leaderboard.FILE, "pages"}  # of a report, which may be replaced
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     if problem := _unfit(folder):
         print(f"linattn: {folder} {problem}", file=sys.stderr)
         return 1
-    print(f"The report of the committed run: {render(folder)}")
+    try:
+        page = render(folder)
+    except (OSError, ValueError) as error:
+        print(f"linattn: {error}; {folder} is as it was", file=sys.stderr)
+        return 1
+    print(f"The report of the committed run: {page}")
     return 0
 
 
@@ -27,7 +34,8 @@ def _unfit(folder: Path) -> str:
     """Say why a folder cannot be replaced by a report."""
     if folder.exists() and not folder.is_dir():
         return "is a file; name a folder"
-    others = folder.is_dir() and any(folder.iterdir()) and not (folder / "index.html").is_file()
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = present - CONTENT or (present and CONTENT - present)
     return "holds other files than a report; name an empty folder" if others else ""
 
 

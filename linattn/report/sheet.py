@@ -35,8 +35,11 @@ def write(drawn: Mapping[str, np.ndarray], path: Path, count: int) -> Path:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Return each set as bytes, (count, 3, side, side), and the labels where the sheet has them."""
-    with Image.open(path) as image:
-        pixels, text = np.asarray(image.convert("RGB")), image.info.get(TEXT)
+    try:
+        with Image.open(path) as image:
+            pixels, text = np.asarray(image.convert("RGB")), image.info.get(TEXT)
+    except (OSError, SyntaxError) as error:  # Pillow's errors do not name the file
+        raise ValueError(f"{path} is damaged: {error}") from None
     if text is None:
         raise ValueError(
             f"{path} does not say which pictures it holds; take it from Git again: "
