@@ -114,5 +114,6 @@ def _note(
     forms = ", ".join(calls.FORMS[operator] for operator in timed if operator in calls.FORMS)
     return (
         f"{sentence} 64K: one forward of 65,536 tokens at DiT-XL's heads, bf16, "
-        f"{timings[0]['hardware']}, with the times less than cuDNN; {forms}."
+        f"{timings[0]['hardware']}, in brackets how many times less than cuDNN timed beside it; "
+        f"{forms}."
     )
