@@ -33,9 +33,12 @@ PROMPTS = ["a yellow square on black", "a red ring on sand stripes", "a green he
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(MODEL), help="a folder or hub id of diffusers")
-    parser.add_argument("--out", default="linearized.png", help="the picture to write")
+    parser.add_argument("--model", default=str(MODEL), help="a folder or hub id that takes prompts")
+    parser.add_argument("--out", type=Path, default=Path("linearized.png"), help="the picture")
     args = parser.parse_args()
+    if args.out.suffix not in (".png", ".jpg"):
+        parser.error(f"--out {args.out} is no picture's name, as in linearized.png")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     pipe = DiffusionPipeline.from_pretrained(args.model).to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
 

@@ -195,6 +195,14 @@ def test_linearizing_changes_pictures_and_restoring_gives_them_back(runs):
     assert sum(": clear, " in line for line in run.lines) == 7
 
 
+def test_linearizing_refuses_what_is_no_name_of_a_picture_before_it_draws(tmp_path):
+    script = project.ROOT / "examples" / "linearize_a_pipeline.py"
+    process = python(tmp_path, script, "--out", "pictures")
+    assert process.returncode == 2
+    assert "pictures is no picture's name, as in linearized.png" in process.stderr
+    assert not written(tmp_path)
+
+
 def test_distilling_brings_the_student_close_and_saves_it(runs):
     run = runs["distil_on_your_prompts.py"]
     undistilled, distilled = numbers(run, "not distilled: "), numbers(run, "distilled: ")
