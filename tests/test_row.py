@@ -187,6 +187,19 @@ def test_another_profile_runs_the_same_command_in_a_copy(file, monkeypatch, noth
     assert seen == [(other, words, "linattn.row")]
 
 
+def test_a_copy_that_another_command_refreshes_keeps_its_profile_meanwhile(tmp_path, monkeypatch):
+    folder = pipeline.copy(tmp_path / "copy", "tiny")
+    before = {path: path.stat().st_ino for path in folder.rglob("*.py")}
+    params_file, choose, seen = folder / "params.yaml", pipeline._choose, []
+    monkeypatch.setattr(
+        pipeline, "_choose", lambda *_: (seen.append(params_file.read_text()), choose(*_))
+    )
+    pipeline.copy(folder, "tiny")
+    assert re.findall("^profile: (.*)$", seen[0], re.M) == ["tiny"]
+    assert {path: path.stat().st_ino for path in folder.rglob("*.py")} == before
+    assert not list(folder.rglob("*.draft"))
+
+
 def test_make_hands_over_what_was_typed_and_no_name_of_the_environment():
     """Some systems have a NAME in their environment."""
     words = ["make", "-n", "row", "OPERATOR=a b.py", "TEACHER=class", "OPTIONS=rows=2 conv=3"]

@@ -63,7 +63,8 @@ def read_row(folder: Path, in_git: bool = False) -> Contributed:
         pictures = sheet.read(strip)["pictures"] if strip.is_file() else None
         problem = _problem(folder, content[RESULT])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"its files are not whole ({type(error).__name__}: {error})"
+        message = str(error).replace(f"{folder}/", "")  # a page names no folder of this machine
+        problem = f"its files are not whole ({type(error).__name__}: {message})"
     return Contributed(
         folder.name, folder, content[RESULT], content[RUN], in_git, problem, pictures
     )
