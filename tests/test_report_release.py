@@ -95,6 +95,14 @@ def test_what_was_run_here_since_does_not_change_it(clone, patch):
     assert report.read(SOME, "nano", 4, SETTINGS.teachers).results["clear"] == result
 
 
+def test_a_student_that_joined_since_is_not_part_of_it(clone, patch):
+    patch.setattr(project, "ROOT", clone)
+    joined = {**SOME, "mine": {"operator": "clear", "teacher": "class"}}
+    patch.setattr(SETTINGS, "students", joined)
+    assert list(release.committed().students) == list(SOME)
+    patch.setattr(SETTINGS, "students", SOME)
+
+
 def test_the_profile_is_that_of_the_committed_results(clone, patch):
     patch.setattr(project, "ROOT", clone)
     assert release.profile() == "nano"

@@ -24,9 +24,18 @@ from linattn.row.source import find
 
 
 def code() -> str:
-    """Return the operator of CONTRIBUTING.md."""
+    """Return the operator of CONTRIBUTING.md under a name that nobody who tries it out takes."""
     text = (project.ROOT / "CONTRIBUTING.md").read_text()
-    return re.search(r"```python\n(# linattn/attention/bands.py.*?)```", text, re.S).group(1)
+    (shown,) = re.findall(r"```python\n(# linattn/attention/bands.py.*?)```", text, re.S)
+    assert shown.count('name = "bands"') == 1
+    return shown.replace('name = "bands"', 'name = "stripes"')
+
+
+@pytest.fixture
+def at_nano(monkeypatch):
+    """Let params.yaml name the profile nano, whatever it names in this clone."""
+    load = params.load
+    monkeypatch.setattr(params, "load", lambda profile=None: load(profile or "nano"))
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +48,8 @@ def unregistered():
 
 
 @pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "bands.py"
+def file(tmp_path, at_nano):
+    path = tmp_path / "stripes.py"
     path.write_text(code())
     return path
 
@@ -76,7 +85,7 @@ def refusal(capsys, **arguments):
     ("arguments", "message"),
     [
         ({"operator": ""}, "no operator is named: make row OPERATOR=path.py TEACHER=class"),
-        ({"operator": "nowhere/bands.py"}, r"OPERATOR=nowhere/bands.py is not there"),
+        ({"operator": "nowhere/stripes.py"}, r"OPERATOR=nowhere/stripes.py is not there"),
         ({"operator": "/"}, "OPERATOR=/ is a folder"),
         ({"operator": os.devnull}, f"OPERATOR={os.devnull} is no file"),
         ({"operator": f"/{'long' * 99}.py"}, "long.py is not there"),
@@ -87,7 +96,7 @@ def refusal(capsys, **arguments):
         ({"name": "b" * 81}, "NAME=b+: a name has at most 80 characters, .* has 81"),
         ({"name": "-b"}, "NAME=-b: a name is made of"),
         ({"name": "clear"}, "'clear' is the name of a student here: .*NAME=clear-2"),
-        ({"name": "Bands"}, "NAME=Bands: a name is made of a-z, 0-9 and '-'"),
+        ({"name": "Mine"}, "NAME=Mine: a name is made of a-z, 0-9 and '-'"),
         ({"name": "teacher-mine"}, "'teacher-mine' is the name of another row"),
         ({"options": "radius=4"}, r"OPTIONS.radius is 4: .*radius"),
         ({"options": "rows=0"}, "OPTIONS.rows is 0: .*1"),
@@ -97,7 +106,7 @@ def refusal(capsys, **arguments):
         ({"options": "rows=2 rows=4"}, "'rows' stands there 2 times; keep one"),
         ({"options": "rows='2"}, "OPTIONS: .* has a quotation mark without its twin"),
         ({"options": "schedule=3"}, "OPTIONS.schedule is 3: .*schedule is a list like"),
-        ({"options": "name=3"}, "OPTIONS.name is 3: unknown option of bands 'name'"),
+        ({"options": "name=3"}, "OPTIONS.name is 3: unknown option of stripes 'name'"),
         ({"options": "layers=1"}, "'layers' belongs to the student"),
     ],
 )
@@ -134,7 +143,7 @@ def test_the_name_of_another_operator_is_refused(file, nothing_computed, capsys,
         ('CODE\nBands.forms = {"two": 2}\n', "forms.'two'. is 2; it must be a dictionary of"),
         (
             "CODE\n    def __init__(self, shape, **options):\n        [][0]\n",
-            "OPTIONS: bands cannot be built: IndexError: list index out of range",
+            "OPTIONS: stripes cannot be built: IndexError: list index out of range",
         ),
     ],
 )
@@ -181,7 +190,7 @@ def test_another_profile_runs_the_same_command_in_a_copy(file, monkeypatch, noth
     monkeypatch.setattr(pipeline, "elsewhere", lambda *words: seen.append(words) or 0)
     monkeypatch.chdir(file.parent)
     other = "nano" if params.load().profile == "tiny" else "tiny"
-    typed = ["--operator", "bands.py", "--teacher", "class", "--options", "rows=2"]
+    typed = ["--operator", "stripes.py", "--teacher", "class", "--options", "rows=2"]
     assert command.main([*typed, "--profile", other]) == 0
     words = [f"--operator={file}", "--teacher=class", "--options=rows=2", "--name="]
     assert seen == [(other, words, "linattn.row")]
@@ -244,24 +253,26 @@ def test_a_wrong_operator_is_refused_with_what_differs_and_nothing_is_written(
     file.write_text(code().replace(right, "return 1.01 * torch.cat(outputs, 1)"))
     for module, name in ((supplies, "provide"), (making, "make")):
         monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
-    assert command.main(typed(operator=file, teacher="class", name="bands-wrong")) == 1
+    assert command.main(typed(operator=file, teacher="class", name="stripes-wrong")) == 1
     printed = capsys.readouterr()
-    assert re.search(r"bands-definition: mix on Grid\(.* differs from its definition", printed.err)
+    assert re.search(
+        r"stripes-definition: mix on Grid\(.* differs from its definition", printed.err
+    )
     assert re.search(r"(\d+) of \1 checks", printed.out)
-    assert not project.local("rows/class/bands-wrong").exists()
+    assert not project.local("rows/class/stripes-wrong").exists()
 
 
 def test_two_processes_do_not_make_one_row(file, nothing_computed, capsys):
-    request = requested(params.load("nano"), find(str(file)), "class", "", "bands-twice")
-    OPERATORS.remove("bands")
+    request = requested(params.load("nano"), find(str(file)), "class", "", "stripes-twice")
+    OPERATORS.remove("stripes")
     with command.alone(request):
-        line = refusal(capsys, operator=file, teacher="class", name="bands-twice")
-    assert "bands-twice is being made by another process" in line
+        line = refusal(capsys, operator=file, teacher="class", name="stripes-twice")
+    assert "stripes-twice is being made by another process" in line
 
 
 def test_other_rows_and_later_runs_are_free(file):
-    first = requested(params.load("nano"), find(str(file)), "class", "", "bands-one")
-    second = requested(params.load("nano"), find(str(file)), "class", "", "bands-two")
+    first = requested(params.load("nano"), find(str(file)), "class", "", "stripes-one")
+    second = requested(params.load("nano"), find(str(file)), "class", "", "stripes-two")
     with command.alone(first), command.alone(second):
         pass
     with command.alone(first):
@@ -283,7 +294,7 @@ def test_what_fails_midway_ends_in_a_sentence(error, last, file, monkeypatch, ca
         raise error
 
     monkeypatch.setattr(making, "make", fails)
-    assert command.main(typed(operator=file, teacher="class", name="bands-late")) == 1
+    assert command.main(typed(operator=file, teacher="class", name="stripes-late")) == 1
     lines = capsys.readouterr().err.splitlines()
     assert last in lines[-1]
     assert ("Traceback" in lines[0]) == isinstance(error, KeyError)
@@ -333,7 +344,7 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    path = tmp_path_factory.mktemp("elsewhere") / "bands.py"
+    path = tmp_path_factory.mktemp("elsewhere") / "stripes.py"
     path.write_text(code())
     return path
 
@@ -359,7 +370,7 @@ def inside(clone, monkeypatch, first):
     monkeypatch.setenv("LINATTN_COMMIT", "abc")
 
 
-ROW = "reports/local/rows/class/bands"
+ROW = "reports/local/rows/class/stripes"
 WORDS = ("--teacher", "class", "--options", "rows=2")
 
 
@@ -375,7 +386,7 @@ def test_a_right_operator_becomes_a_row(first, clone, outside):
     error = result["quality"]["error"]
     assert error["low"] < error["value"] < error["high"]
     assert result["cost"]["core_macs"] > 0
-    assert (result["operator"], result["options"]) == ("bands", {"rows": 2})
+    assert (result["operator"], result["options"]) == ("stripes", {"rows": 2})
     assert (result["profile"], result["teacher"]) == ("tiny", "class")
     assert result["file"]["class"] == "Bands"
     run = project.read_json(folder / "run.json")
@@ -386,18 +397,20 @@ def test_a_right_operator_becomes_a_row(first, clone, outside):
 
 
 def test_nothing_else_of_the_copy_holds_the_row(first, clone):
-    assert not list(clone.glob("reports/local/*/bands*"))
-    assert not list((clone / ".scratch").glob("*bands*"))
-    assert not list((clone / "data" / "pictures").glob("bands*"))
+    assert not list(clone.glob("reports/local/*/stripes*"))
+    assert not list((clone / ".scratch").glob("*stripes*"))
+    assert not list((clone / "data" / "pictures").glob("stripes*"))
 
 
 def test_the_leaderboard_has_the_row_and_its_path_is_printed(first, clone):
     page = clone / "reports" / "leaderboard.html"
     assert f"The leaderboard: {page}" in first.stdout
-    assert re.search(r"bands: rank \d of \d for dit-nano; error [\d.]+ % \([\d.]+ to", first.stdout)
+    assert re.search(
+        r"stripes: rank \d of \d for dit-nano; error [\d.]+ % \([\d.]+ to", first.stdout
+    )
     text = page.read_text()
-    assert "bands rows=2" in text
-    assert "made on this machine: bands.py" in text
+    assert "stripes rows=2" in text
+    assert "made on this machine: stripes.py" in text
 
 
 def test_the_student_of_a_row_loads_once_its_operator_is_registered(inside, clone, outside):
@@ -406,7 +419,7 @@ def test_the_student_of_a_row_loads_once_its_operator_is_registered(inside, clon
     teacher = teachers.load(clone / "data/teachers/dit-nano")
     find(str(outside))
     model = surgery.load(teacher.model, clone / ROW / "student")
-    assert {layer["operator"] for layer in surgery.describe(model)} == {"bands"}
+    assert {layer["operator"] for layer in surgery.describe(model)} == {"stripes"}
 
 
 def test_the_same_file_is_not_computed_again(inside, outside, nothing_computed, capsys):
@@ -444,7 +457,7 @@ def test_an_interrupted_run_leaves_the_row_and_goes_on_where_it_was(
     monkeypatch.setattr(students, "make_of", lambda *_, **__: pytest.fail("distilled again"))
     assert command.main(["--operator", str(outside), *WORDS]) == 0
     assert (clone / ROW / "operator.py").read_text() == outside.read_text()
-    assert {path.name for path in (clone / ROW).parent.iterdir()} == {"bands"}
+    assert {path.name for path in (clone / ROW).parent.iterdir()} == {"stripes"}
 
 
 def test_the_row_of_an_edited_comment_has_the_same_numbers(inside, first, clone):
@@ -469,7 +482,7 @@ def test_a_failed_stage_keeps_the_row_and_says_why(inside, outside, clone, monke
 
 def test_a_row_given_to_git_is_a_contributed_one(inside, clone):
     """Committed rows are those files without the weights."""
-    folder = clone / "reports" / "rows" / "class" / "bands"
+    folder = clone / "reports" / "rows" / "class" / "stripes"
     folder.mkdir(parents=True)
     for name in ("operator.py", "result.json", "run.json", "pictures.png"):
         (folder / name).write_bytes((clone / ROW / name).read_bytes())
@@ -477,4 +490,4 @@ def test_a_row_given_to_git_is_a_contributed_one(inside, clone):
     data = report.read(settings.students, "tiny", teachers=settings.teachers, committed=True)
     (row,) = data.contributed["class"]
     assert (row.in_git, row.problem) == (True, "")
-    assert "| contributed: bands.py |" in leaderboard.markdown_table(data)
+    assert "| contributed: stripes.py |" in leaderboard.markdown_table(data)

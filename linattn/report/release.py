@@ -16,15 +16,23 @@ from linattn.report.reading import read
 
 
 def committed() -> Report:
-    """Read the committed run, whatever was run here and whatever profile params.yaml names."""
+    """Read the committed run, whatever was run here and whatever profile params.yaml names.
+
+    A student that joined params.yaml since is not part of it.
+    """
     settings = params.load(profile())
+    students = settings.students
     return read(
-        settings.students,
+        {name: students[name] for name in students if _has_result(name)},
         settings.profile,
         settings.report.pictures,
         settings.teachers,
         committed=True,
     )
+
+
+def _has_result(name: str) -> bool:
+    return project.published(f"results/{name}.json").is_file()
 
 
 def profile() -> str | None:
