@@ -20,7 +20,7 @@ FLOORS = (
     ("linattn_kernels", "names", "digests", "seeds"),
     ("project", "reader", "checkpoint", "intervals", "diffusion", "lab"),
     ("attention",),
-    ("families", "world"),
+    ("families", "world", "eye"),
     ("conditions",),
     ("surgery", "sampling"),
     ("teachers", "samples", "redraw"),
