@@ -5,6 +5,7 @@ compare honestly.
     linattn.linearize(pipe, "clear", radius=8)  # in place, any supported pipeline or model
     linattn.save(pipe, "my-student")            # the replaced layers and linattn.json
     linattn.load(fresh_pipe, "my-student")      # a folder or a hub id
+    linattn.push("my-student", "me/my-student")  # to the hub, with a model card
     linattn.restore(pipe)                       # the original, bit for bit
     linattn.upscale(pipe, pictures, 2, 0.4, asked=captions)  # drawn again at twice the side
 """
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from linattn.attention import OPERATORS, register
     from linattn.attention.grid import Grid
     from linattn.redraw import upscale
-    from linattn.surgery import attention_map, describe, linearize, load, restore, save
+    from linattn.surgery import attention_map, describe, linearize, load, push, restore, save
 
 __version__ = "0.1.0"  # the one place; pyproject.toml reads it, CHANGELOG.md says what is in it
 
@@ -28,7 +29,8 @@ _HOMES = {
     "Grid": "linattn.attention.grid",
     "upscale": "linattn.redraw",
     **dict.fromkeys(
-        ("attention_map", "describe", "linearize", "load", "restore", "save"), "linattn.surgery"
+        ("attention_map", "describe", "linearize", "load", "push", "restore", "save"),
+        "linattn.surgery",
     ),
 }
 # Modules that notebooks ask this package for, as in `from linattn import costs`: the room that each
@@ -48,6 +50,7 @@ __all__ = [
     "describe",
     "linearize",
     "load",
+    "push",
     "register",
     "restore",
     "save",

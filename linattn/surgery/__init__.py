@@ -13,6 +13,7 @@ from linattn.surgery.look import (
     describe,
     new_parameters,
 )
+from linattn.surgery.push import push
 
 __all__ = [
     "CARD",
@@ -24,6 +25,7 @@ __all__ = [
     "linearize",
     "load",
     "new_parameters",
+    "push",
     "restore",
     "save",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from linattn.surgery import card, linfusion
 
 CARDS = [card.CARD, linfusion.CONFIG]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 
 
 def local(folder_or_hub_id: str | Path, revision: str | None) -> Path:
@@ -17,7 +18,7 @@ def local(folder_or_hub_id: str | Path, revision: str | None) -> Path:
         raise ValueError(
             f"{path} is a file; a student is a folder with {card.CARD} and {card.WEIGHTS}"
         )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
+    if not HUB_ID.fullmatch(str(folder_or_hub_id)):
         raise ValueError(
             f"there is no folder {str(path)!r}, and it is no id of the Hugging Face hub "
             "(owner/name)"
