@@ -109,7 +109,8 @@ def test_no_file_holds_a_path_of_this_machine():
 def test_no_file_is_too_large_for_git():
     sizes = {path: (ROOT / path).stat().st_size for path in FILES}
     assert not [path for path, size in sizes.items() if size > 16 * 2**20]
-    assert sum(size for path, size in sizes.items() if path.startswith("data/")) < 45e6
+    # Three teachers take 44 MB, the eye 7.
+    assert sum(size for path, size in sizes.items() if path.startswith("data/")) < 55e6
 
 
 def test_weights_of_all_teachers_are_small():
