@@ -7,7 +7,7 @@ compare honestly.
     linattn.load(fresh_pipe, "my-student")      # a folder or a hub id
     linattn.push("my-student", "me/my-student")  # to the hub, with a model card
     linattn.restore(pipe)                       # the original, bit for bit
-    linattn.upscale(pipe, pictures, 2, 0.4, asked=captions)  # drawn again at twice the side
+    linattn.upscale(pipe, pictures, 2, 0.4, prompts=captions)  # drawn again at twice the side
 """
 
 import importlib

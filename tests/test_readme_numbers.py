@@ -126,7 +126,7 @@ QUOTED = (
     ("docs/operators.md", "and 64 below it", "params.yaml", "until: 0.0, count: 64"),
     ("docs/protocol.md", "89 of 89 figures agreed", "docs/LOG.md", "89 of 89 figures agree"),
     ("docs/protocol.md", "([the log], 2026-11-28)", "docs/LOG.md", "### 2026-11-28 · Another"),
-    ("docs/upscaling.md", "here 0.4, is", "docs/upscaling.md", "pictures, 2, 0.4, asked"),
+    ("docs/upscaling.md", "here 0.4, is", "docs/upscaling.md", "pictures, 2, 0.4, prompts"),
     ("docs/limits.md", "at most 288 channels", "kernels/linattn_kernels/check.py", "MOST = 288"),
     ("docs/which-operator.md", "At 64K tokens", "kernels/targets.json", "dit 65536 forward"),
     ("docs/which-operator.md", "At 256 tokens no whole step", "params.yaml", "sides: [16, 32, 64]"),

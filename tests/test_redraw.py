@@ -106,7 +106,7 @@ def _same_as_stock(made, kind, strength, monkeypatch):
 def test_every_family_is_drawn_larger_and_a_student_differs(kind, operator):
     made = source(kind)
     pipe = getattr(made, "pipe", made)
-    kwargs = {"asked": prompts_of(kind), "steps": 4, "guidance": 1.0, "seed": 3}
+    kwargs = {"prompts": prompts_of(kind), "steps": 4, "guidance": 1.0, "seed": 3}
     plain = linattn.upscale(made, IMAGE, 2, 0.5, **kwargs)
     assert plain.shape == (2, 3, 64, 64)
     if operator:
@@ -117,16 +117,15 @@ def test_every_family_is_drawn_larger_and_a_student_differs(kind, operator):
 
 
 def test_sides_may_differ_and_a_fraction_is_a_factor():
-    drawn = linattn.upscale(reader("unet"), IMAGE[:1, :, :, :24], 1.5, 0.3, asked=CAPTIONS[:1])
+    drawn = linattn.upscale(reader("unet"), IMAGE[:1, :, :, :24], 1.5, 0.3, prompts=CAPTIONS[:1])
     assert drawn.shape == (1, 3, 48, 36)
 
 
 def test_a_picture_does_not_depend_on_its_batch():
     made = reader("unet")
-    together = linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2)
-    torch.testing.assert_close(
-        linattn.upscale(made, IMAGE, asked=CAPTIONS, steps=2, batch=1), together, rtol=0, atol=1e-4
-    )
+    together = linattn.upscale(made, IMAGE, prompts=CAPTIONS, steps=2)
+    alone = linattn.upscale(made, IMAGE, prompts=CAPTIONS, steps=2, batch=1)
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)
 
 
 def test_less_strength_stays_closer_to_the_picture():
@@ -151,7 +150,7 @@ def test_pil_pictures_are_read():
     pixels = (IMAGE.permute(0, 2, 3, 1) * 255).round().byte().numpy()
     images = [Image.fromarray(array) for array in pixels]
     assert np.allclose(redraw.pictures(images).numpy() * 255, pixels.transpose(0, 3, 1, 2))
-    assert linattn.upscale(reader("unet"), images[0], asked=CAPTIONS[:1], steps=1).shape == (
+    assert linattn.upscale(reader("unet"), images[0], prompts=CAPTIONS[:1], steps=1).shape == (
         1,
         3,
         64,
@@ -162,9 +161,9 @@ def test_pil_pictures_are_read():
 def test_pil_pictures_of_two_sizes_are_refused():
     images = [Image.new("RGB", size) for size in ((32, 32), (48, 32))]
     with pytest.raises(ValueError, match="pictures of 32 x 32 px and 48 x 32 px in one call"):
-        linattn.upscale(reader("unet"), images, asked=CAPTIONS)
+        linattn.upscale(reader("unet"), images, prompts=CAPTIONS)
     with pytest.raises(ValueError, match="no pictures"):
-        linattn.upscale(reader("unet"), [], asked=CAPTIONS)
+        linattn.upscale(reader("unet"), [], prompts=CAPTIONS)
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
@@ -177,17 +176,17 @@ def test_a_learned_variance_is_refused_and_the_remedy_draws(kind, variance, monk
         ValueError,
         match=rf"{kind.__name__} with variance_type '{variance}'.*DDIMScheduler.from_config",
     ):
-        linattn.upscale(pipe, IMAGE, asked=prompts_of("dit"), steps=2)
+        linattn.upscale(pipe, IMAGE, prompts=prompts_of("dit"), steps=2)
     monkeypatch.undo()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    assert linattn.upscale(pipe, IMAGE, asked=prompts_of("dit"), steps=2).isfinite().all()
+    assert linattn.upscale(pipe, IMAGE, prompts=prompts_of("dit"), steps=2).isfinite().all()
 
 
 def test_ntk_turns_the_positions_while_it_draws():
     made = reader("flux")
     rope = made.pipe.transformer.pos_embed
     before = rope.theta
-    kwargs = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
+    kwargs = {"prompts": CAPTIONS, "steps": 2, "guidance": 1.0}
     plain, turned = (linattn.upscale(made, IMAGE, 2, 1.0, ntk=ntk, **kwargs) for ntk in (1.0, 10.0))
     assert (plain - turned).abs().max() > 1e-4
     assert rope.theta == before
@@ -198,7 +197,7 @@ def test_ntk_turns_the_positions_while_it_draws():
 def test_proportional_sets_clears_option_meanwhile():
     made = reader("flux")
     linattn.linearize(made.pipe, "clear", radius=2)
-    kwargs = {"asked": CAPTIONS, "steps": 2, "guidance": 1.0}
+    kwargs = {"prompts": CAPTIONS, "steps": 2, "guidance": 1.0}
     plain, scaled = (
         linattn.upscale(made, IMAGE, 2, 1.0, proportional=wanted, **kwargs)
         for wanted in (False, True)
@@ -217,7 +216,7 @@ def test_the_proportional_scale_is_one_at_the_cards_side():
     seen, layer = [], families.layers(made.pipe)[0].operator
     real = layer.scale
     layer.scale = lambda grid, values: seen.append((grid, real(grid, values))) or seen[-1][1]
-    kwargs = {"asked": CAPTIONS, "steps": 1, "guidance": 1.0, "proportional": True}
+    kwargs = {"prompts": CAPTIONS, "steps": 1, "guidance": 1.0, "proportional": True}
     linattn.upscale(made, IMAGE, made.card["side"] / IMAGE.shape[-1], 1.0, **kwargs)
     grid, scale = seen[0]
     assert grid.tokens == redraw.trained_tokens(sampling.Source.of(made), CAPTIONS, text=True)
@@ -231,12 +230,12 @@ def test_large_pictures_are_decoded_in_tiles_and_small_ones_are_not():
     made.vae.decoder.forward = lambda latents, *more: (
         sizes.append(latents.shape[-1]) or decode(latents, *more)
     )
-    linattn.upscale(made, IMAGE[:1], 2, 0.3, asked=CAPTIONS[:1], tile=32)
+    linattn.upscale(made, IMAGE[:1], 2, 0.3, prompts=CAPTIONS[:1], tile=32)
     assert max(sizes) == 8
     assert len(sizes) > 1
     assert made.vae.use_tiling is False
     sizes.clear()
-    linattn.upscale(made, IMAGE[:1], 2, 0.3, asked=CAPTIONS[:1], tile=64)
+    linattn.upscale(made, IMAGE[:1], 2, 0.3, prompts=CAPTIONS[:1], tile=64)
     assert sizes == [16]
 
 
@@ -245,7 +244,7 @@ WRONG = {
     "smaller": ({"factor": 0.5}, "factor of 0.5"),
     "no strength": ({"strength": 0}, "strength of 0"),
     "too much": ({"strength": 1.2}, "strength of 1.2"),
-    "one caption": ({"asked": CAPTIONS[:1]}, "2 pictures and 1"),
+    "one caption": ({"prompts": CAPTIONS[:1]}, "2 pictures and 1"),
     "no rope": ({"ntk": 10}, "rotates no positions"),
     "a schedule": ({"proportional": True}, "follow a schedule"),
     "no clear": ({"proportional": True}, "layers of clear"),
@@ -257,7 +256,7 @@ WRONG = {
 def test_wrong_arguments_are_refused_before_anything_is_drawn(name, monkeypatch):
     changes, message = WRONG[name]
     monkeypatch.setattr(sampling, "stepped", lambda *_: pytest.fail("something was drawn"))
-    kwargs, made = {"image": IMAGE, "asked": CAPTIONS, **changes}, reader("unet")
+    kwargs, made = {"image": IMAGE, "prompts": CAPTIONS, **changes}, reader("unet")
     if name == "a schedule":
         linattn.linearize(made.pipe, "clear", radius=2, schedule=[{"until": 0.5, "radius": 4}])
     with pytest.raises(ValueError, match=message):

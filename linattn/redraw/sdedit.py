@@ -24,7 +24,7 @@ def upscale(
     factor: float = 2,
     strength: float = 0.4,
     *,
-    asked: Prompts,
+    prompts: Prompts,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -44,7 +44,7 @@ def upscale(
         factor: how many times the height and the width grow.
         strength: the share of the steps that are drawn again: 0.3 keeps the composition, 1 starts
             at pure noise.
-        asked: the prompts, one label or caption a picture.
+        prompts: the prompts, one label or caption a picture.
         steps: steps of the whole draw; None takes the card's value.
         guidance: scale of the guidance; None takes the card's value.
         seed: picture i's noise depends on this seed and i alone.
@@ -62,7 +62,7 @@ def upscale(
     height, width = image.shape[-2:]
     size = (round(height * factor), round(width * factor))
     plan = Plan.of(source, size, steps, guidance, "card")
-    prompts = source.conditions.check(asked)
+    prompts = source.conditions.check(prompts)
     if len(prompts) != len(image):
         raise ValueError(
             f"{len(image)} pictures and {len(prompts)} labels or captions; pass one for each "

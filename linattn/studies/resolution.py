@@ -79,7 +79,7 @@ def chain(
             pictures[-1],
             settings.factor,
             strength,
-            asked=prompts,
+            prompts=prompts,
             steps=settings.steps,
             seed=settings.seed + 1 + level,
             model=model,
