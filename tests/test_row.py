@@ -315,10 +315,23 @@ def test_what_lacks_is_made_by_the_pipelines_stages_and_its_failure_is_named(
     ran = []
     failed = SimpleNamespace(returncode=1)
     monkeypatch.setattr(pipeline, "dvc", lambda *words: ran.append(words) or failed)
+    monkeypatch.setattr(pipeline, "stale", lambda: [])
     with pytest.raises(RuntimeError, match="sample@class, reference@class failed.*is kept"):
         supplies.provide(settings, "class")
     assert ran == [("repro", "--single-item", "sample@class", "reference@class")]
     assert re.search(r"sample@class, reference@class, some \d minutes on a GPU", *_outs(capsys))
+
+
+@pytest.mark.parametrize("behind", [[], ["sample@text"], ["reference@class", "report"]])
+def test_samples_and_reference_are_made_anew_where_dvc_calls_them_stale(
+    behind, tmp_path, monkeypatch
+):
+    """An edit of the code or the teacher alters what they would be, though their files are here."""
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    monkeypatch.setattr(pipeline, "stale", lambda: behind)
+    project.samples("class", write=True).mkdir()
+    project.reference("class", write=True).touch()
+    assert supplies.missing("class") == [stage for stage in behind if stage == "reference@class"]
 
 
 def _outs(capsys):

@@ -61,8 +61,8 @@ def write(request: Request, draft: Path, result: dict[str, Any]) -> None:
         project.write_json(beside / contributed.RUN, project.read_json(project.run_result(name)))
         shutil.copytree(project.student(name), beside / contributed.STUDENT)
         drawn = load_file(project.pictures(name))
-    shown = {key: drawn[key] for key in ("pictures", "labels")}
-    sheet.write(shown, beside / contributed.STRIP, contributed.SHOWN)
+    drawn.pop("undistilled", None)  # the leaderboard shows what a row draws in the end
+    sheet.write(drawn, beside / contributed.STRIP, contributed.SHOWN)
     project.write_json(beside / contributed.RESULT, result)
     replace(beside, folder)
 
