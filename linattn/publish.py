@@ -18,6 +18,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from linattn import params, pipeline, project
+from linattn.notebooks import STAGES
 from linattn.passages import readme
 from linattn.report import sheet
 
@@ -123,10 +124,11 @@ def sheets(files: list[str], count: int) -> Path:
     folder = _empty("pictures")
     for name in _drawn(files):
         source = project.pictures(name)
-        if name.startswith("anatomy-"):
+        drawn = load_file(source)
+        if "pictures" in drawn:
+            sheet.write(drawn, folder / f"{name}.png", count)
+        else:  # the maps of an anatomy
             shutil.copy2(source, folder / source.name)
-        else:
-            sheet.write(load_file(source), folder / f"{name}.png", count)
     return folder
 
 
@@ -145,9 +147,11 @@ def examples(settings: params.Params) -> list[str]:
     role = next(role for role, teacher in settings.teachers.items() if teacher.folder)
     names = settings.of_teacher(role)
     methods = [name for name in names if settings.students[name].operator != "softmax"]
-    stages = [f"{stage}/{role}" for stage in ("02_sample", "03_anatomy", "06_benchmark")]
-    stages += [f"{stage}/{name}" for name in methods[:1] for stage in ("04_distill", "05_evaluate")]
-    return [name for name in stages if project.executed(name).exists()]
+    shown = {"teacher": [role], "student": methods[:1], "": []}
+    paths: list[str] = []
+    for stage in STAGES.values():
+        paths += [f"{stage.notebook}/{name}" for name in shown[stage.takes]]
+    return [path for path in paths if project.executed(path).exists()]
 
 
 def _empty(name: str) -> Path:

@@ -38,6 +38,11 @@ TEACHERS = {
     "text": params.Teacher(source="data/teachers/sd-nano"),
     "text-joint": params.Teacher(source="data/teachers/flux-nano"),
 }
+MODELS = {
+    "class": "DiTTransformer2DModel",
+    "text": "UNet2DConditionModel",
+    "text-joint": "FluxTransformer2DModel",
+}
 ERRORS = {  # before distillation, after it
     "softmax": (0.0, 0.001),
     "softmax-conv": (0.0, 0.0012),
@@ -201,7 +206,7 @@ def _facts(role: str) -> None:
     """Write what a teacher's folder says of its prompts."""
     folder = TEACHERS[role].folder
     project.write_json(folder / "card.json", {"labels": []} if role == "class" else {})
-    config = {"num_attention_heads": 4, "attention_head_dim": 32}
+    config = {"num_attention_heads": 4, "attention_head_dim": 32, "_class_name": MODELS[role]}
     if role == "text-joint":
         config["joint_attention_dim"] = 96
     project.write_json(folder / "transformer" / "config.json", config)

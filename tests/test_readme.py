@@ -1,5 +1,6 @@
 """The passages of README.md and docs/ that are written from results, on invented results."""
 
+import dataclasses
 import io
 import shutil
 from pathlib import Path
@@ -165,6 +166,13 @@ def test_each_operator_has_one_row_with_its_best_student_of_every_teacher(severa
     assert "`linfusion`" not in column(table, "error on DiT")  # it failed
 
 
+def test_a_teacher_is_called_by_its_backbone_whatever_its_name_is(several):
+    data = next(iter(several.parts.values()))
+    stranger = dataclasses.replace(data, folder="mine", model="PixArtTransformer2DModel")
+    assert ideas.backbone(stranger) == "PixArt"
+    assert ideas.backbone(dataclasses.replace(stranger, model="Mine")) == "mine"
+
+
 def test_of_two_students_of_one_operator_the_nearer_one_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(project, "ROOT", tmp_path)
     monkeypatch.setenv(project.PIPELINE, "1")
@@ -173,7 +181,7 @@ def test_of_two_students_of_one_operator_the_nearer_one_is_shown(tmp_path, monke
     text = ideas.table(report.read(both, "nano", teachers=synthetic_results.TEACHERS))
     (table,) = tables(text)
     assert column(table, "error on DiT") == {"`clear`": "**6.0** (5.4–6.6)"}
-    assert "`clear` is clear-pool there" in text
+    assert "(`clear`: clear-pool)" in text
 
 
 def test_the_finding_is_the_reports_and_names_the_farthest(several):
@@ -194,13 +202,13 @@ def test_a_call_of_64k_tokens_is_compared_with_cudnn_in_the_same_case():
         timing("mediator m=64 dit 65536 forward", "ours", 0.3) | {"skipped": "no GPU"},
     ]
     by_operator = calls.at_64k(timings, "dit")
-    assert list(by_operator) == ["clear", "linfusion", "softmax"]
+    assert list(by_operator) == ["softmax", "clear", "linfusion"]
     assert (by_operator["linfusion"].times_less, by_operator["clear"].times_less) == (100.0, None)
     assert by_operator["softmax"].ms == 50.0
     assert not calls.at_64k(timings, "flux")
 
 
-@pytest.mark.parametrize("write", [ideas.finding, ideas.table, results.whole])
+@pytest.mark.parametrize("write", [ideas.finding, ideas.table, results.section])
 def test_without_a_run_a_passage_says_how_to_make_one(write):
     assert "make repro" in write(NO_RUN)
 
@@ -414,7 +422,7 @@ def test_every_profile_is_a_column_with_its_own_numbers():
     from linattn.passages import profiles
 
     (table,) = tables(profiles.profiles())
-    assert table[0][1:] == [f"`{name}`" for name in profiles.NAMES]
+    assert table[0][1:] == [f"`{name}`" for name in ("nano", "tiny", "full", "paper")]
     assert column(table, "`nano`")["then end to end"] == "100 steps"
     (stages,) = tables(profiles.stages())
     assert ["`distill`", "[04_distill](../notebooks/04_distill.ipynb)"] in [

@@ -10,7 +10,7 @@ from pages import Page, check
 
 from linattn import project, report
 from linattn.params import Student
-from linattn.report import limits, overview, sentences, tables
+from linattn.report import limits, overview, ranking, sentences, tables
 from linattn.report.numbers import short
 
 NAMES = (
@@ -219,7 +219,8 @@ AGREEMENT = {
 @pytest.mark.parametrize("name", AGREEMENT)
 def test_the_closest_ideas_are_named_among_those_that_the_teachers_share(name, monkeypatch):
     teachers, endings = AGREEMENT[name]
-    monkeypatch.setattr(sentences, "closest", lambda teacher: teacher.ranked)
+    for module in (ranking, sentences):
+        monkeypatch.setattr(module, "closest", lambda teacher: teacher.ranked)
     parts = {teacher[0]: ranked(*teacher) for teacher in teachers}
     findings = sentences.of_all(SimpleNamespace(parts=parts))
     among = "Of the ideas that dit and sd share (clear and lit)"
@@ -415,7 +416,7 @@ def test_the_first_pictures_are_those_of_each_ideas_closest_student(data):
     assert "dit-nano (teacher, softmax, clear, lit)" not in described, "a control has its own page"
     assert "dit-nano (teacher, clear, lit)" in described
     assert "sd-nano (teacher, lit, linfusion)" in described
-    assert overview.ideas(data.parts["text"]) == {"lit": "sd-lit", "linfusion": "sd-linfusion"}
+    assert ranking.ideas(data.parts["text"]) == {"lit": "sd-lit", "linfusion": "sd-linfusion"}
 
 
 def test_error_against_cost_is_relative_to_the_teachers_softmax(data):

@@ -80,6 +80,8 @@ class Family:
     `model` is always of a class that `registry.FAMILIES` names.
     """
 
+    backbone = ""  # its name in the head of a table
+    models = ""  # the models that are of this family, as their users call them
     # how the model is told what to draw; None: it is converted, saved and looked into, not drawn
     conditions: type[Conditions] | None = None
     # the argument that diffusers passes on to every attention

@@ -59,6 +59,8 @@ class Labels(Conditions):
 
 
 class DiT(Family):
+    backbone = "DiT"
+    models = "DiT"
     conditions = Labels
     squares_only = True  # the model's last step takes the root of the number of tokens
 

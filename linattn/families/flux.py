@@ -85,6 +85,8 @@ class JointCaptions(FlowCaptions):
 
 
 class Flux(Family):
+    backbone = "FLUX"
+    models = "FLUX.1"
     conditions = JointCaptions
     handed_down = "joint_attention_kwargs"
     rotates = True

@@ -40,6 +40,8 @@ class MaskedCaptions(Captions):
 
 
 class PixArt(DiT):
+    backbone = "PixArt"
+    models = "PixArt alpha, Sigma"
     conditions = MaskedCaptions
     squares_only = False
 

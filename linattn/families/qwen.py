@@ -23,6 +23,8 @@ SIDE = 64  # Qwen-Image's tokens a side at 1,024 px
 
 
 class QwenImage(Family):
+    backbone = "Qwen-Image"
+    models = "Qwen-Image"
     handed_down = "attention_kwargs"
     rotates = True
 

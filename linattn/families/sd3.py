@@ -37,6 +37,8 @@ class PooledCaptions(FlowCaptions):
 
 
 class SD3(Family):
+    backbone = "SD3"
+    models = "SD3, SD3.5"
     conditions = PooledCaptions
     handed_down = "joint_attention_kwargs"
 

@@ -63,6 +63,8 @@ class SizedCaptions(CrossCaptions):
 
 
 class UNet(Family):
+    backbone = "UNet"
+    models = "SD 1.5, 2.1, SDXL"
     conditions = CrossCaptions
 
     def conditions_of(self, pipe: Any, card: Mapping[str, Any]) -> Conditions:

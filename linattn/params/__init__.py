@@ -9,7 +9,7 @@
 
 from linattn.names import known
 from linattn.params.file import load, parse, read_student
-from linattn.params.operators import check_operator, shape_of
+from linattn.params.operators import check_operator, class_of, shape_of
 from linattn.params.schema import (
     USUAL,
     Anatomy,
@@ -40,6 +40,7 @@ __all__ = [
     "Teacher",
     "between",
     "check_operator",
+    "class_of",
     "known",
     "load",
     "parse",

@@ -35,10 +35,9 @@ def shape_of(teacher: Teacher) -> tuple[int, int, bool]:
     Args:
         teacher: where the teacher is, and its shape where no folder says it.
     """
-    for model, read_shape in (("transformer", _transformer_shape), ("unet", _unet_shape)):
-        config = teacher.folder and teacher.folder / model / "config.json"
-        if config and config.is_file():
-            return read_shape(project.read_json(config))
+    for part, read_shape in SHAPES.items():
+        if config := _config(teacher, part):
+            return read_shape(config)
     return teacher.heads, teacher.head_dim, teacher.text
 
 
@@ -47,10 +46,29 @@ def _transformer_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
     return config["num_attention_heads"], config["attention_head_dim"], has_text
 
 
+def class_of(teacher: Teacher) -> str:
+    """Return the class of the model in a teacher's folder, or nothing where no folder says it.
+
+    Args:
+        teacher: where the teacher is.
+    """
+    configs = (_config(teacher, part) for part in SHAPES)
+    return next(filter(None, configs), {}).get("_class_name", "")
+
+
+def _config(teacher: Teacher, part: str) -> Mapping[str, Any]:
+    """Return the config of a part of a teacher's pipeline, or nothing where it has no such part."""
+    path = teacher.folder and teacher.folder / part / "config.json"
+    return project.read_json(path) if path and path.is_file() else {}
+
+
 def _unet_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
     heads = config["attention_head_dim"]  # of a UNet this is how many, whatever the name says
     heads = heads[0] if isinstance(heads, (list, tuple)) else heads
     return heads, config["block_out_channels"][0] // heads, False
+
+
+SHAPES = {"transformer": _transformer_shape, "unet": _unet_shape}  # by the part of a pipeline
 
 
 def check_operator(student: Student, heads: int, head_dim: int, text: bool, path: str) -> None:

@@ -20,6 +20,8 @@ FORMS = {
     "linfusion": "`linfusion` without its MLPs",
     "mediator": "64 mediators",
 }
+# A window's call may have text tokens besides, so softmax's own time is the linear case's.
+DENSE_CASE = "linear {}"
 PEER = "sdpa-cudnn"
 
 
@@ -41,16 +43,14 @@ def at_64k(
 ) -> dict[str, Call]:
     """Return the calls at the heads of a model by operator, softmax among them."""
     timed = {(row["case"], row["provider"]): row for row in timings if not row["skipped"]}
+    size = f"{model} {TOKENS} {mode}"
     calls = {}
+    if dense := timed.get((DENSE_CASE.format(size), PEER)):
+        calls[DENSE] = _call(dense, None)
     for operator, names in CASES.items():
-        for name in names:
-            case = name.format(f"{model} {TOKENS} {mode}")
-            ours, peer = timed.get((case, "ours")), timed.get((case, PEER))
-            if ours:
-                calls[operator] = _call(ours, peer)
-            # A window's call may have text tokens besides, so softmax's time is the linear case's.
-            if peer and operator == "linfusion":
-                calls[DENSE] = _call(peer, None)
+        for case in (name.format(size) for name in names):
+            if ours := timed.get((case, "ours")):
+                calls[operator] = _call(ours, timed.get((case, PEER)))
     return calls
 
 

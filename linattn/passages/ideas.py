@@ -1,8 +1,10 @@
 """The README's first screen: the finding in a few sentences, and a row for each idea."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from linattn.families import FAMILIES
 from linattn.passages import calls
 from linattn.report import gpu, markdown, sentences
 from linattn.report.columns import Measure, measure
@@ -10,14 +12,14 @@ from linattn.report.data import Data, Report
 from linattn.report.ranking import ranking
 from linattn.report.words import listed, percent
 
-# What a reader calls the small teachers.
-BACKBONES = {"dit-nano": "DiT", "sd-nano": "UNet", "flux-nano": "FLUX"}
 HEADS = "dit"  # the model at whose heads all timed kernels were run
 NONE = "No run is committed yet: `make repro` makes one, `make publish` commits it."
 
 
 def backbone(data: Data) -> str:
-    return BACKBONES.get(data.name, data.name)
+    """Return what the teacher's family calls its backbone, or the teacher's own name."""
+    family = FAMILIES.get(data.model)
+    return family.backbone if family else data.name
 
 
 def least(data: Data) -> dict[str, tuple[str, Measure]]:
@@ -66,13 +68,14 @@ def table(report: Report) -> str:
     timed = calls.at_64k(timings, HEADS)
     operators = dict.fromkeys(entry["operator"] for entry in report.students.values())
     best = [least(data) for data in teachers]
+    students = [_of_several(data) for data in teachers]
     lines = [heads, markdown.rule(len(heads) - 1)]
     for operator in operators:
         cells = [_error(operator, of_teacher) for of_teacher in best]
         if any(cells):
             shown = [cell or "–" for cell in cells]
             lines.append([f"`{operator}`", *shown, *_call(timed.get(operator))])
-    return f"{markdown.table(lines)}\n\n{_note(timings, timed, best)}"
+    return f"{markdown.table(lines)}\n\n{_note(timings, timed, students)}"
 
 
 def _error(operator: str, best: Mapping[str, tuple[str, Measure]]) -> str:
@@ -96,18 +99,28 @@ def _call(call: calls.Call | None) -> tuple[str, str]:
     return f"{call.ms:.3g}{ratio}", f"{call.memory_mb:.0f}"
 
 
+def _of_several(data: Data) -> dict[str, str]:
+    """Map each method with several students of this teacher to the best, if its name differs."""
+    counts = Counter(data.students[name]["operator"] for name in data.methods)
+    best = {operator: name for operator, (name, _) in least(data).items() if counts[operator] > 1}
+    return {operator: name for operator, name in best.items() if name != operator}
+
+
 def _note(
     timings: list[dict[str, Any]],
     timed: Mapping[str, calls.Call],
-    best: list[dict[str, tuple[str, Measure]]],
+    students: list[dict[str, str]],
 ) -> str:
     """Say what the numbers are: the error, which students, and the calls that were timed."""
-    bests = [name for of_teacher in best for name, _ in of_teacher.values()]
-    pooled = [name for name in bests if name.endswith("-pool")]
-    students = f"; `clear` is {listed(pooled)} there" if pooled else ""
+    names: dict[str, list[str]] = {}
+    for of_teacher in students:
+        for operator, name in of_teacher.items():
+            names.setdefault(operator, []).append(name)
+    bests = ", ".join(f"`{operator}`: {listed(best)}" for operator, best in names.items())
     sentence = (
         "Error: squared distance to the teacher's prediction, in % of its square, with the 95 % "
-        f"interval, of each operator's best student{students}. `softmax` is kept and trained alike."
+        f"interval, of each operator's best student{f' ({bests})' if bests else ''}. `softmax` is "
+        "kept and trained alike."
     )
     if not timed:
         return sentence

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 from linattn import params, project, reader
 from linattn.params import Params
-from linattn.report import markdown
+from linattn.report import markdown, release
 from linattn.report.words import with_interval
 
-NAMES = ("tiny", "nano", "full", "paper")
 LINES: dict[str, Callable[[Params], str]] = {
     "pictures that the teacher draws": lambda p: f"{p.sample.pictures:,} of {p.sample.steps} steps",
     "layer by layer": lambda p: f"{p.distill.layerwise_steps:,} steps",
@@ -22,8 +21,9 @@ LINES: dict[str, Callable[[Params], str]] = {
 
 def profiles() -> str:
     """Return what each profile of params.yaml spends, a column a profile."""
-    settings = [params.load(name) for name in NAMES]
-    lines = [["", *(f"`{name}`" for name in NAMES)], markdown.rule(len(NAMES))]
+    names = list(reader.read_yaml(project.ROOT / "params.yaml")["profiles"])
+    settings = [params.load(name) for name in names]
+    lines = [["", *(f"`{name}`" for name in names)], markdown.rule(len(names))]
     for title, text in LINES.items():
         lines.append([title, *(text(of_profile) for of_profile in settings)])
     return markdown.table(lines)
@@ -31,7 +31,7 @@ def profiles() -> str:
 
 def teachers() -> str:
     """Return a row for each small teacher, from its card."""
-    settings = params.load("nano")
+    settings = params.load(release.profile())
     heads = ["role", "teacher", "side", "steps, guidance", "shapes right at its gate", "students"]
     lines = [heads, [*["---"] * 2, *["---:"] * 4]]
     for role, teacher in settings.teachers.items():

@@ -23,7 +23,7 @@ from linattn.report.picture import Picture
 BLOCKS = (
     Block("README.md", "finding", ideas.finding),
     Block("README.md", "ideas", ideas.table),
-    Block("docs/results.md", "results", results.whole),
+    Block("docs/results.md", "results", results.section),
     Block("docs/leaderboard.md", "leaderboard", leaderboard.markdown_table),
     Block("docs/operators.md", "operators", lambda report: operators.table()),
     Block("docs/families.md", "families", lambda report: families.table()),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from linattn.report import markdown
+from linattn.report import budget, markdown
 from linattn.report.circumstances import all_sizes
 from linattn.report.columns import COLUMNS, Column, measure
 from linattn.report.data import Report
@@ -90,16 +90,8 @@ def legend(report: Report) -> str:
     return "\n".join([*meanings, undistilled]) + f"\n\n{best}"
 
 
-def _commits(report: Report) -> str:
-    """Name the commits of all rows: a stage that is up to date keeps the commit at which it ran."""
-    facts = [run.get("facts", {}) for run in report.runs.values()]
-    commits = sorted({fact["commit"] for fact in facts if fact.get("commit")})
-    return f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'unknown'}"
-
-
 def circumstances(report: Report) -> str:
     """Say how many pictures, which seeds and which machine the numbers come from."""
-    facts = report.facts
     training_seeds = {tuple(result["seeds"]) for result in report.results.values()}
     sizes = [teacher.teacher.get("pictures") for teacher in report.parts.values()]
     evaluation_seeds = sorted({str(size["seed"]) for size in sizes if size})
@@ -108,16 +100,12 @@ def circumstances(report: Report) -> str:
         f"evaluation seed {', '.join(evaluation_seeds) or 'unknown'}",
         f"training seeds {', '.join(str(list(seeds)) for seeds in sorted(training_seeds))}",
     ]
-    if facts:
-        hardware, versions = facts["hardware"], facts["versions"]
-        words += [
-            f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores",
-            f"torch {versions['torch']}, diffusers {versions['diffusers']}, {_commits(report)}",
-        ]
+    if machine := budget.machine(report):
+        words.append(machine)
     return "; ".join(words) + "."
 
 
-def whole(report: Report) -> str:
+def section(report: Report) -> str:
     """Return the tables, the meaning of their columns and the circumstances."""
     if not report.results:
         return NONE

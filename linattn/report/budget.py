@@ -91,7 +91,10 @@ def training(data: Data) -> str:
 
 
 def machine(report: Report) -> str:
-    """Name the machine, the versions and the commits that made the rows."""
+    """Name the machine, the versions and the commits that made the rows.
+
+    A stage that is up to date keeps the commit at which it ran.
+    """
     facts = [run["facts"] for run in report.runs.values() if run.get("facts")]
     if not facts:
         return ""

@@ -32,6 +32,7 @@ class Data:
     students: dict[str, Result]  # entries of params.yaml by name
     role: str = ""  # of the teacher in params.yaml
     folder: str = ""  # the teacher's name
+    model: str = ""  # the class of the teacher's model
     prompts: str = "labels"  # a key of words.PROMPTS
     results: dict[str, Result] = field(default_factory=dict)  # result files by student
     runs: dict[str, Result] = field(default_factory=dict)  # run files by row

@@ -6,7 +6,7 @@ from linattn.report import figures
 from linattn.report.columns import measure
 from linattn.report.data import Data, Report
 from linattn.report.picture import Look, Picture
-from linattn.report.ranking import closest
+from linattn.report.ranking import ideas
 
 MARKERS = ("o", "s", "D", "^", "v")
 SHOWN = 9  # pictures in a line, over all teachers
@@ -32,14 +32,6 @@ def pictures(report: Report, count: int | None = None) -> Picture | None:
     names = dict.fromkeys(("teacher", *(entry["operator"] for entry in report.students.values())))
     shown = [name for name in names if any(name in models for models in teachers.values())]
     return figures.blocks(teachers, shown)
-
-
-def ideas(data: Data) -> dict[str, str]:
-    """Map each operator to its closest student, the closest operator first."""
-    by_operator: dict[str, str] = {}
-    for name in closest(data):
-        by_operator.setdefault(data.students[name]["operator"], name)
-    return by_operator
 
 
 def plot(report: Report) -> Picture | None:

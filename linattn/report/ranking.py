@@ -18,6 +18,14 @@ def closest(data: Data) -> list[str]:
     return [name for name, _ in ranking(data, "error", "lower")]
 
 
+def ideas(data: Data) -> dict[str, str]:
+    """Map each operator to its closest student, the closest operator first."""
+    by_operator: dict[str, str] = {}
+    for name in closest(data):
+        by_operator.setdefault(data.students[name]["operator"], name)
+    return by_operator
+
+
 def apart(first: Measure, second: Measure) -> bool:
     """Say whether two intervals do not touch or, without intervals, whether the values differ."""
     low, high = sorted((first, second), key=lambda interval: interval["value"])

@@ -43,7 +43,9 @@ def read(
     for role in roles or list(teachers or ())[:1]:
         of_role = {name: entry for name, entry in entries.items() if entry["teacher"] == role}
         teacher = (teachers or {}).get(role)
-        data = Data(profile, of_role, role, _name(teacher), _prompts(teacher), show=show)
+        model = params.class_of(teacher) if teacher else ""
+        prompts = _prompts(teacher)
+        data = Data(profile, of_role, role, _name(teacher), model, prompts, show=show)
         parts[role] = _fill(data, _nowhere if committed else project.local)
         if committed:
             data.published, data.committed = set(), Measured()

@@ -10,7 +10,7 @@ from typing import Any
 
 from linattn.report.columns import Measure, measure
 from linattn.report.data import Data, Report
-from linattn.report.ranking import apart, closest, ranking, reaches, touch
+from linattn.report.ranking import apart, closest, ideas, ranking, reaches, touch
 from linattn.report.timing import baseline, timed
 from linattn.report.words import listed, percent, with_interval
 
@@ -85,26 +85,18 @@ def _sentences(data: Data, subjects: Iterable[Callable[[Data], Iterable[str]]]) 
 
 def of_all(report: Report) -> list[str]:
     """Name the student closest to each teacher, among the ideas that the teachers share."""
-    ideas = {data.name: _ideas(data) for data in report.parts.values() if closest(data)}
-    if len(ideas) < 2:
+    by_teacher = {data.name: ideas(data) for data in report.parts.values() if closest(data)}
+    if len(by_teacher) < 2:
         return []
-    shared = set.intersection(*map(set, ideas.values()))
+    shared = set.intersection(*map(set, by_teacher.values()))
     if len(shared) < 2:
         return []
     firsts = []
-    for teacher, students in ideas.items():
+    for teacher, students in by_teacher.items():
         student = next(name for idea, name in students.items() if idea in shared)
         firsts.append(f"{student} to {teacher}")
-    among = f"Of the ideas that {listed(list(ideas))} share ({listed(sorted(shared))})"
+    among = f"Of the ideas that {listed(list(by_teacher))} share ({listed(sorted(shared))})"
     return [f"{among}, closest are {listed(firsts)}."]
-
-
-def _ideas(data: Data) -> dict[str, str]:
-    """Map each operator to its closest student, the closest operator first."""
-    ideas: dict[str, str] = {}
-    for name in closest(data):
-        ideas.setdefault(data.students[name]["operator"], name)
-    return ideas
 
 
 # One teacher
