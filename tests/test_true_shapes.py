@@ -6,14 +6,6 @@ import json
 
 import pytest
 import torch
-from diffusers import (
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    PixArtTransformer2DModel,
-    QwenImageTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-)
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from layers import richest
 from safetensors.torch import save_file
@@ -21,87 +13,13 @@ from safetensors.torch import save_file
 import linattn
 from linattn import families
 from linattn.attention import OPERATORS
+from linattn.shapes import SHAPES
 
-SD = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-}
-SD21 = {
-    **SD,
-    "sample_size": 96,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-}
-SDXL = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-DIT = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "out_channels": 8,
-    "patch_size": 2,
-    "num_embeds_ada_norm": 1000,
-}
-PIXART = {**DIT, "sample_size": 128, "caption_channels": 4096, "use_additional_conditions": False}
-del PIXART["num_embeds_ada_norm"]
-SD35 = {
-    "sample_size": 128,
-    "num_layers": 24,
-    "num_attention_heads": 24,
-    "caption_projection_dim": 1536,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
 # Class, config, layers, the first one's (width, heads, head_dim), what makes it less deep, to fit
 # into memory.
 MODELS = {
-    "DiT-XL/2": (
-        DiTTransformer2DModel,
-        {**DIT, "sample_size": 32},
-        28,
-        (1152, 16, 72),
-        {"num_layers": 2},
-    ),
-    "PixArt-Sigma": (PixArtTransformer2DModel, PIXART, 28, (1152, 16, 72), {"num_layers": 2}),
-    "SD 1.5": (UNet2DConditionModel, SD, 16, (320, 8, 40), {}),
-    "SD 2.1": (UNet2DConditionModel, SD21, 16, (320, 5, 64), {"layers_per_block": 1}),
-    "SDXL": (
-        UNet2DConditionModel,
-        SDXL,
-        70,
-        (640, 10, 64),
-        {"layers_per_block": 1, "transformer_layers_per_block": 1},
-    ),
-    "SD3.5-M": (
-        SD3Transformer2DModel,
-        SD35,
-        37,
-        (1536, 24, 64),
-        {"num_layers": 2, "dual_attention_layers": (0,)},
-    ),
-    "FLUX.1-dev": (
-        FluxTransformer2DModel,
-        {"guidance_embeds": True},
-        57,
-        (3072, 24, 128),
-        {"num_layers": 1, "num_single_layers": 1},
-    ),
-    "Qwen-Image": (QwenImageTransformer2DModel, {}, 60, (3072, 24, 128), {"num_layers": 2}),
+    shape.name: (shape.model, shape.config, shape.layers, shape.first, shape.shallow)
+    for shape in SHAPES.values()
 }
 each_model = pytest.mark.parametrize("name", MODELS)
 
