@@ -44,8 +44,14 @@ STAGES = {
     "report": Stage("07_report"),
 }
 # diffusers warns of an annotation that its files do not follow, and transformers of an image
-# processor that nothing here uses.
-NOISE = ("Expected types for id2label", "requires torchvision (not installed)")
+# processor that nothing here uses. Both print every prompt that is longer than a text encoder
+# reads, at every batch.
+NOISE = (
+    "Expected types for id2label",
+    "requires torchvision (not installed)",
+    "part of your input was truncated because",
+    "Token indices sequence length is longer than",
+)
 # glibc gives large buffers back to the system and faults them in again at every operation, which
 # took 12 of the nano run's 61 minutes of CPU time. With these settings it keeps them, and a
 # training step takes three quarters of the time.

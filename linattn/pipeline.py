@@ -7,10 +7,12 @@
   results that are there.
 - A run writes where Git ignores it. Of Git's files only dvc.lock changes, since it records what ran
   here; the last lines name it, and the command that takes the change back.
-- A teacher on the hub is left out with a sentence, and refused where nothing else is to run: DVC
-  takes a source for a path, and the judge knows nothing but the small world.
+- A teacher is any pipeline folder or hub id; what cannot be one is refused before anything is drawn
+  (source.py).
 - Another profile (`--profile tiny`) runs in a copy of the repository under .scratch/, so that what
-  is in Git stays what params.yaml says. The copy shares the cache: going back is instant.
+  is in Git stays what params.yaml says. The copy shares the cache: going back is instant. In its
+  params.yaml the profile's own teachers and students stand in the place of the common ones, since
+  DVC makes stages of these lists.
 - `--check` says whether dvc.lock is in step with the code, without running anything; `--accept`
   brings it in step after an edit that cannot alter results.
 """
@@ -29,7 +31,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from linattn import params, project, world
+from linattn import params, project, reader, source
 from linattn.names import known
 
 # folders with results of the profile that params.yaml names
@@ -51,13 +53,14 @@ SKIPPED = {
 def repro(only: str | None = None) -> int:
     """Run all stages, or those of one teacher, render the report, and return the exit code."""
     settings = params.load()
-    roles, foreign = _roles(settings, only)
+    _check_listed(settings)
+    roles = _roles(settings, only)
+    for role in roles:
+        source.check(role, settings.teacher(role))
     announce(settings, roles)
     make_folders()
-    for role in foreign:
-        print(f"{role} is left out: {by_hand(settings, role)}.", flush=True)
     stages: list[str] = []
-    if only or foreign:
+    if only:
         for role in roles:
             stages += targets(settings, role)
     with naming_what_changed("dvc.lock"):
@@ -72,28 +75,24 @@ def repro(only: str | None = None) -> int:
     return 1
 
 
-def _roles(settings: params.Params, only: str | None) -> tuple[list[str], list[str]]:
-    """Return the roles to run and those on the hub, or refuse what cannot run."""
-    names = [known(only, settings.teachers, "teacher")] if only else list(settings.teachers)
-    roles = [role for role in names if settings.teachers[role].folder]
-    foreign = [role for role in names if role not in roles]
-    if foreign and not roles:
-        raise ValueError(by_hand(settings, foreign[0]))
-    for role in roles:
-        check_folder(role, settings.teachers[role])
-    return roles, foreign
+def _roles(settings: params.Params, only: str | None) -> list[str]:
+    """Return the roles to run: the one that was typed, or all that have students."""
+    if only:
+        return [known(only, settings.teachers, "teacher")]
+    return [role for role in settings.teachers if settings.of_teacher(role)]
 
 
-def check_folder(role: str, teacher: params.Teacher) -> None:
-    """Raise a ValueError where a teacher's folder is not there."""
-    if teacher.folder and (teacher.folder / "model_index.json").exists():
-        return
-    raise ValueError(
-        f"the {role} teacher, {teacher.source}, is not there: get a clone that holds it, or train "
-        "it (hours on a CPU, minutes on a GPU) with python -m linattn.notebooks teacher "
-        f"--teacher {role}; or take {role} and its students out of params.yaml, or run another "
-        "alone: make repro TEACHER=ROLE"
-    )
+def _check_listed(settings: params.Params) -> None:
+    """Refuse a profile whose teachers or students are not those that DVC has stages of."""
+    content = reader.read_yaml(project.ROOT / "params.yaml")
+    listed = {*content["teachers"], *content["students"]}
+    needed = {*_roles(settings, None), *settings.students}
+    if missing := sorted(needed - listed):
+        raise ValueError(
+            f"profile {settings.profile} has teachers and students of its own ({missing[0]}), and "
+            f"DVC has no stages of them here: leave the line profile: as it was, and run make "
+            f"repro PROFILE={settings.profile}"
+        )
 
 
 def _name_failures(settings: params.Params, roles: Sequence[str], rendered: bool) -> None:
@@ -155,18 +154,6 @@ def study(name: str) -> int:
         return dvc("repro", f"{folder}/dvc.yaml").returncode
 
 
-def by_hand(settings: params.Params, role: str) -> str:
-    """Say why a teacher of the hub is not in the pipeline, and how its students are made."""
-    name, profile = next(iter(settings.of_teacher(role)), "NAME"), settings.profile
-    return (
-        f"the judge knows the {len(world.LABELS)} classes of the small world, which "
-        f"{settings.teachers[role].source} does not draw: its students cannot be evaluated yet. "
-        f"They can be made by hand, in {project.by_hand().relative_to(project.ROOT)}: python -m "
-        f"linattn.notebooks sample --by-hand --teacher {role} --profile {profile}, then python -m "
-        f"linattn.distill --student {name} --profile {profile}"
-    )
-
-
 def announce(settings: params.Params, roles: Sequence[str]) -> None:
     """Print what will run, and how long that takes where nothing is there yet."""
     print(f"Profile {settings.profile}:", flush=True)
@@ -181,7 +168,7 @@ def announce(settings: params.Params, roles: Sequence[str]) -> None:
 
 def targets(settings: params.Params, role: str) -> list[str]:
     """Return the stages of one teacher and its students."""
-    stages = [f"sample@{role}", f"reference@{role}"]
+    stages = [f"source@{role}", f"sample@{role}", f"reference@{role}"]
     stages += [f"{stage}@{role}" for stage, roles in settings.teachers_of.items() if role in roles]
     for stage in ("distill", "evaluate"):
         stages += [f"{stage}@{name}" for name in settings.of_teacher(role)]
@@ -238,7 +225,8 @@ def would_run(output: str) -> list[str]:
     names: dict[str, None] = {}
     for line in re.findall(r"(?:Running stage|failed to reproduce).*", output):
         names |= dict.fromkeys(re.findall(r"'([a-z@][^' ]*)'", line))
-    return list(names)
+    # the stage that notes what a teacher is runs every time, and is never behind
+    return [name for name in names if not name.startswith("source@")]
 
 
 def check() -> int:
@@ -350,7 +338,47 @@ def _choose(folder: Path, profile: str) -> None:
         raise ValueError(f"{path} has {count} lines that begin with 'profile:'; it needs one")
     draft = _draft(folder / path.name)
     draft.write_text(text)
+    if reader.read_yaml(path)["profiles"][profile]["teachers"]:
+        _list_own(draft, profile)
     os.replace(draft, folder / path.name)
+
+
+def _list_own(draft: Path, profile: str) -> None:
+    """Write a profile's own teachers and students where DVC reads the lists of stages.
+
+    Paths that are relative to this repository become absolute, since the copy lies elsewhere.
+    """
+    content = reader.read_yaml(draft)
+    numbers = content["profiles"][profile]
+    own = {role: _absolute(entry) for role, entry in numbers["teachers"].items()}
+    students = numbers.get("students", content["students"])
+    everyone = own if "students" in numbers else {**content["teachers"], **own}
+    roles = {student["teacher"] for student in students.values()}
+    content["students"], content["pretrained"] = students, {}
+    content["teachers"] = {role: entry for role, entry in everyone.items() if role in roles}
+    numbers["teachers"] = own
+    for use, named in content["teachers_of"].items():
+        content["teachers_of"][use] = [role for role in named if role in content["teachers"]]
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.dump(_plain(content), draft)
+
+
+def _plain(value: Any) -> Any:
+    """Return a copy in which nothing is shared, so that YAML writes no anchors."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _absolute(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a teacher's entry whose paths hold in every folder; files of Git are in the copy."""
+    changed = dict(entry)
+    for key in ("source", "prompts"):
+        path = project.ROOT / Path(str(entry.get(key) or "")).expanduser()
+        if entry.get(key) and path.exists() and not str(entry[key]).startswith("data/"):
+            changed[key] = str(path.resolve())
+    return changed
 
 
 def _draft(target: Path) -> Path:

@@ -117,6 +117,11 @@ def artifact(relative: str, write: bool = False) -> Path:
     return path if path.exists() else ROOT / relative
 
 
+def source(role: str, write: bool = False) -> Path:
+    """Return the folder of the notes on what a teacher is, which DVC depends on."""
+    return artifact(f"data/sources/{role}", write)
+
+
 def samples(role: str, write: bool = False) -> Path:
     """Return the folder of what a teacher drew for distillation."""
     return artifact(f"data/samples/{role}", write)

@@ -41,7 +41,7 @@ def make_of(settings: params.Params, name: str, **origin: str) -> list[Result]:
     student, recipe = settings.student(name), settings.recipe(name)
     entry = settings.teacher(student.teacher)
     accelerator = Accelerator(cpu=project.device() == "cpu")
-    teacher = teachers.load(entry.place, device=accelerator.device, **entry.hub)
+    teacher = teachers.load(entry.place, device=accelerator.device, **entry.loading)
     samples = Samples(project.samples(student.teacher))
     results = []
     for seed in recipe.seeds:

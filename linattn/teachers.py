@@ -8,7 +8,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +75,14 @@ class Teacher:
         return Source.of(self).factor
 
     @property
+    def judged(self) -> bool:
+        """Say whether the teacher draws the small world, whose judge can mark its pictures.
+
+        Such a teacher passed a gate of the judge's when it was trained, and its card says so.
+        """
+        return "gate" in self.card
+
+    @property
     def classes(self) -> int:
         """Return how many classes a class-conditional teacher has."""
         return cast(Any, self.conditions).classes
@@ -92,23 +100,29 @@ class Teacher:
         return sampling.encode(self, pictures, batch)
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Teacher:
+def load(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    card: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Teacher:
     """Load a pipeline folder or hub id with its card, or with diffusers' defaults.
 
     Args:
         folder: a pipeline folder, or a repository id of the hub.
         device: where the pipeline's models are moved.
+        card: entries that replace those of the pipeline's own card, such as side or guidance.
         options: keyword arguments of `DiffusionPipeline.from_pretrained`, such as torch_dtype or
             revision.
     """
     _check(folder)
-    with _quiet():
+    with quiet():
         pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     path = Path(folder) / "card.json"
-    card = json.loads(path.read_text()) if path.exists() else default_card(pipe)
-    return Teacher(pipe, card, str(folder))
+    own = json.loads(path.read_text()) if path.exists() else default_card(pipe)
+    return Teacher(pipe, {**own, **(card or {})}, str(folder))
 
 
 def _check(folder: str | Path) -> None:
@@ -138,7 +152,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide progress bars and harmless messages."""
     loggers = [logging.getLogger(name) for name in HARMLESS]
     libraries: list[Any] = [diffusers_logging, transformers_logging]

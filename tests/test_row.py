@@ -318,7 +318,7 @@ def test_what_lacks_is_made_by_the_pipelines_stages_and_its_failure_is_named(
     monkeypatch.setattr(pipeline, "stale", lambda: [])
     with pytest.raises(RuntimeError, match="sample@class, reference@class failed.*is kept"):
         supplies.provide(settings, "class")
-    assert ran == [("repro", "--single-item", "sample@class", "reference@class")]
+    assert ran == [("repro", "--single-item", "source@class", "sample@class", "reference@class")]
     assert re.search(r"sample@class, reference@class, some \d minutes on a GPU", *_outs(capsys))
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from linattn import params, project, samples, sampling, teachers, world
+from linattn import params, project, prompts, samples, sampling, teachers, world
 from linattn.conditions import Labels, Prompts
 from linattn.world import judge
 from linattn.world.marks import judge_features
@@ -30,13 +30,13 @@ class Bench:
 
     @property
     def evaluation(self) -> params.Evaluate:
-        """Return the settings of the evaluation."""
-        return self.settings.evaluate
+        """Return the settings of the evaluation, with what differs for this teacher."""
+        return self.settings.of(self.role).evaluate
 
     @cached_property
     def teacher(self) -> teachers.Teacher:
         entry = self.settings.teacher(self.role)
-        return teachers.load(entry.place, device=project.device(), **entry.hub)
+        return teachers.load(entry.place, device=project.device(), **entry.loading)
 
     @cached_property
     def judge(self) -> nn.Module:
@@ -51,6 +51,16 @@ class Bench:
         return self.teacher.card["side"]
 
     @property
+    def judged(self) -> bool:
+        """Say whether the judge knows what this teacher draws."""
+        return self.teacher.judged
+
+    @cached_property
+    def captions(self) -> list[str] | None:
+        """Return the prompts of a teacher that reads a file of them."""
+        return prompts.to_evaluate_on(self.settings.teacher(self.role), self.teacher)
+
+    @property
     def name(self) -> str:
         """Name the teacher's row."""
         return project.teacher_row(self.role)
@@ -62,9 +72,10 @@ class Bench:
 
     def prompts(self, count: int) -> Prompts:
         """Return the captions or labels of the first `count` pictures."""
-        start = world.HELD_OUT if self.captioned else 0
+        start = world.HELD_OUT if self.captioned and self.captions is None else 0
+        numbers = range(start, start + count)
         return samples.prompts_of(
-            self.teacher.conditions, range(start, start + count), self.evaluation.seed
+            self.teacher.conditions, numbers, self.evaluation.seed, self.captions
         )
 
     def scenes(self, count: int) -> list[world.Scene]:
@@ -78,10 +89,15 @@ class Bench:
         return [world.scene(seed, i, label=label) for i, label in zip(indices, labels, strict=True)]
 
     def labels(self, count: int) -> Tensor:
-        """Return the class of the first thing of each picture."""
-        prompts = self.prompts(count)
-        if isinstance(prompts, Tensor):
-            return prompts
+        """Return the class of the first thing of each picture.
+
+        Without labels and without the small world's captions it is the number of the prompt.
+        """
+        labels = self.prompts(count)
+        if isinstance(labels, Tensor):
+            return labels
+        if self.captions is not None:
+            return torch.arange(count) % len(self.captions)
         return torch.tensor([scene.label for scene in self.scenes(count)])
 
     def singles(self, count: int) -> slice:
@@ -112,7 +128,8 @@ def say(message: str) -> None:
 
 def eight_bits(pictures: Tensor) -> Tensor:
     """Convert pictures in [0, 1] to 8 bits, as they would be saved."""
-    return pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    # of half-precision autoencoders the channels come last in memory, which no file takes
+    return pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().contiguous()
 
 
 def as_floats(pictures: Tensor) -> Tensor:

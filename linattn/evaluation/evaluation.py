@@ -75,8 +75,13 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
 
 
 def _teacher_quality(bench: Bench, reference: Mapping[str, Tensor]) -> Measures:
-    """Mark the teacher's pictures; they have no distance to the teacher, only one to the world."""
+    """Mark the teacher's pictures, which have no distance to the teacher, only one to the world.
+
+    Nothing is marked of a teacher that does not draw the small world.
+    """
     settings = bench.evaluation
+    if not bench.judged:
+        return {}
     world_features = bench.known["world"][: settings.pictures]
     world_kid = judge_kid(bench.known["pictures"], world_features, settings.seed)
     marked = truth(bench, reference["pictures"])
@@ -94,8 +99,8 @@ def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
 
     Pictures of two things are marked against the captions of other pictures.
     """
-    values = marks.chance()
-    if bench.captioned:
+    values = marks.chance() if bench.judged else {}
+    if bench.judged and bench.captioned:
         two_things, scenes = on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2]
         values |= pairs.chance(bench.judge, two_things, scenes)
     quality = {}

@@ -11,6 +11,7 @@ the model's cost.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,8 +112,11 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
 
 def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
     """Measure the distance to the teacher's pictures, one by one and as sets in judge features."""
-    seed, features = bench.evaluation.seed, bench.features(pictures)
+    seed = bench.evaluation.seed
     measures = picture_distance(as_floats(pictures), as_floats(bench.reference[reference]), seed)
+    if not bench.judged:
+        return measures
+    features = bench.features(pictures)
     measures["kid_teacher"] = judge_kid(features, bench.known[reference], seed)
     measures["kid_world"] = judge_kid(features, bench.known["world"][: len(features)], seed)
     measures["fid_teacher"] = judge_fid(features, bench.known[reference], seed)
@@ -120,7 +124,12 @@ def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
 
 
 def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
-    """Measure how often the judge finds the label or caption in the pictures."""
+    """Measure how often the judge finds the label or caption in the pictures.
+
+    Nothing is measured of a teacher that does not draw the small world.
+    """
+    if not bench.judged:
+        return {}
     count = len(pictures)
     single = bench.singles(count)
     marks = judge_accuracy(bench.judge, as_floats(pictures[single]), bench.labels(count)[single])
@@ -148,8 +157,10 @@ def _error_options(bench: Bench) -> dict[str, int]:
 def confusion(bench: Bench, pictures: Tensor) -> list[list[int]]:
     """Count prompted shapes (rows) by the shapes that the judge sees (columns).
 
-    Only pictures of one thing are counted.
+    Only pictures of one thing are counted, and none where the judge does not know them.
     """
+    if not bench.judged:
+        return []
     single = bench.singles(len(pictures))
     batches = pictures[single].split(256)
     seen = torch.cat([bench.judge(on_device(batch)).shape.argmax(1).cpu() for batch in batches])
@@ -229,9 +240,12 @@ def combine(
 def shown_of(bench: Bench) -> dict[str, Any]:
     """Name the row's teacher, and the captions of its pictures where the teacher reads captions."""
     source = bench.settings.teacher(bench.role).source
-    entry: dict[str, Any] = {"teacher": bench.role, "folder": source.rpartition("/")[2]}
+    entry: dict[str, Any] = {"teacher": bench.role, "folder": Path(source).name}
+    drawn = bench.prompts(bench.evaluation.pictures)
     if bench.captioned:
-        entry["captions"] = list(bench.prompts(bench.evaluation.pictures))
+        entry["captions"] = list(drawn)
+    elif not bench.judged:
+        entry["classes"] = bench.teacher.conditions.words(drawn)
     return entry
 
 

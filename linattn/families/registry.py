@@ -54,6 +54,16 @@ def family(model: nn.Module) -> Family:
     )
 
 
+def refusal(name: str) -> str:
+    """Say why models of a class that is not in `FAMILIES` are not supported, by its name alone.
+
+    Args:
+        name: the class's name, as a pipeline's model_index.json has it.
+    """
+    reason = REFUSED.get(name, "no family here knows its layers (CONTRIBUTING.md)")
+    return f"{reason}; supported are {', '.join(FAMILIES)}"
+
+
 def _why(model: nn.Module) -> str:
     """Return what the forward's arguments say about a class that has no family here."""
     if not any(hasattr(module, "set_processor") for module in model.modules()):

@@ -19,10 +19,11 @@ from linattn.params.schema import (
     Published,
     Student,
     Teacher,
+    with_changes,
 )
 from linattn.reader import check_keys, mapping, read
 
-TOP = ("profile", "teachers", "teachers_of", "students", "profiles", "operators")
+TOP = ("profile", "pretrained", "teachers", "teachers_of", "students", "profiles", "operators")
 OPERATOR_LISTS = ("anatomy", "benchmark")
 # How the names of the report's other rows begin.
 OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"
@@ -51,6 +52,7 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     top = mapping(content, file)
     check_keys(top, TOP, TOP, file)
     teachers = _teachers(top["teachers"], "teachers")
+    _check_pretrained(top["pretrained"], teachers)
     teachers_of = _teachers_of(top["teachers_of"], teachers)
     entries = mapping(top["profiles"], "profiles")
     chosen = known(profile or top["profile"], entries, "profile")
@@ -59,10 +61,13 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     profiles = {}
     for name, entry in entries.items():
         profiles[name] = _profile(entry, teachers, f"profiles.{name}")
-    numbers = profiles[chosen]
-    _check_teachers_named(top["students"])
+    numbers, path = profiles[chosen], "students"
+    listed = top["students"]
+    if "students" in entries[chosen]:
+        listed, path = entries[chosen]["students"], f"profiles.{chosen}.students"
+    _check_teachers_named(listed, path)
     students = {}
-    for name, student in _students(top["students"], "students").items():
+    for name, student in _students(listed, path).items():
         students[name] = _resolved(student, numbers.published, chosen)
     lists = mapping(top["operators"], "operators")
     check_keys(lists, OPERATOR_LISTS, OPERATOR_LISTS, "operators")
@@ -71,7 +76,7 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
         profile=chosen,
         students=students,
         operators=operators,
-        teachers_of=teachers_of,
+        teachers_of=_with_teachers(teachers_of, numbers.teachers),
         **vars(numbers),
     )
     check_students(params)
@@ -99,11 +104,31 @@ def _teachers_of(content: Any, teachers: Mapping[str, Teacher]) -> dict[str, tup
     return roles
 
 
-def _check_teachers_named(students: Any) -> None:
-    for name, entry in mapping(students, "students").items():
-        if "teacher" not in mapping(entry, f"students.{name}"):
+def _with_teachers(
+    teachers_of: Mapping[str, tuple[str, ...]], teachers: Mapping[str, Teacher]
+) -> dict[str, tuple[str, ...]]:
+    """Keep the roles that a profile has."""
+    return {
+        use: tuple(role for role in roles if role in teachers) for use, roles in teachers_of.items()
+    }
+
+
+def _check_pretrained(content: Any, teachers: Mapping[str, Teacher]) -> None:
+    """Raise ValueError where a teacher that is trained here is not the role's teacher."""
+    for role, folder in mapping(content, "pretrained").items():
+        known(role, teachers, "teacher in pretrained:")
+        if folder != teachers[role].source:
             raise ValueError(
-                f"students.{name} lacks teacher: a role of `teachers`, e.g. teacher: class"
+                f"pretrained.{role} is {folder!r} and teachers.{role}.source is "
+                f"{teachers[role].source!r}; they are one folder"
+            )
+
+
+def _check_teachers_named(students: Any, path: str) -> None:
+    for name, entry in mapping(students, path).items():
+        if "teacher" not in mapping(entry, f"{path}.{name}"):
+            raise ValueError(
+                f"{path}.{name} lacks teacher: a role of `teachers`, e.g. teacher: class"
             )
 
 
@@ -123,11 +148,16 @@ def _profile(content: Any, common: Mapping[str, Teacher], path: str) -> Profile:
     """Read one profile; its own teachers stand beside the `common` ones or replace them."""
     entry = mapping(content, path)
     keys = ("teachers", "published", *SECTIONS)
-    check_keys(entry, keys, keys, path)
+    check_keys(entry, keys, (*keys, "students"), path)
     sections = {}
     for name, section in SECTIONS.items():
         sections[name] = cast(Any, read(section, entry[name], f"{path}.{name}"))
-    teachers = {**common, **_teachers(entry["teachers"], f"{path}.teachers")}
+    own = _teachers(entry["teachers"], f"{path}.teachers")
+    # a profile with students of its own runs none of the others, and needs no other teachers
+    teachers = own if "students" in entry else {**common, **own}
+    for role, teacher in teachers.items():
+        for name, changes in teacher.changes.items():
+            with_changes(sections[name], changes, f"{path}.teachers.{role}.{name}")
     published = {}
     for name, recipe in mapping(entry["published"], f"{path}.published").items():
         known(name, OPERATORS, f"operator in {path}.published:")

@@ -3,42 +3,76 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from linattn import project, reader
 from linattn.attention import POLICIES
-from linattn.distillation.settings import Settings
+from linattn.distillation.settings import DTYPES, Settings
 from linattn.names import known
-from linattn.reader import Plain, between, choice, not_read
+from linattn.reader import Plain, between, choice, not_read, read
 
+T = TypeVar("T")
 RECIPES = ("protocol", "published")  # the profile's training settings, or its paper's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Say where a role's teacher is. Its shape is written down only where no folder tells it."""
+    """Say where a role's teacher is, how it is loaded, and which numbers differ for it.
 
-    source: str  # a folder of this repository, or a hub id
+    Its shape is written down only where no folder tells it.
+    """
+
+    source: str  # a pipeline folder, of this repository or anywhere, or a hub id
     # of the nano profile on two cores: samples, students, evaluation
     minutes: int | None = between(1, default=None)
     revision: str | None = None  # a branch, tag or commit of the hub's repository
     heads: int = between(1, default=4)  # heads of the first layer
     head_dim: int = between(1, default=32)  # channels of a head
     text: bool = False  # text tokens take part in self-attention
+    dtype: str = choice(DTYPES, default="float32")  # of the loaded weights
+    # these four replace what the pipeline's card or diffusers' default says
+    side: int | None = between(1, default=None)  # of its pictures in px
+    guidance: float | None = between(1, default=None)  # 1 is none
+    text_length: int | None = between(1, default=None)  # tokens of a prompt
+    # a text file, one prompt a line, for a teacher that reads text; null: the repository's list
+    prompts: str | None = None
+    # what differs from these sections of the profile for this teacher and its students
+    sample: Plain = dataclasses.field(default_factory=dict)
+    distill: Plain = dataclasses.field(default_factory=dict)
+    evaluate: Plain = dataclasses.field(default_factory=dict)
 
     @property
     def folder(self) -> Path | None:
-        """Return the teacher's folder in this repository, or None for one of the hub."""
-        folder = project.ROOT / self.source
-        return folder if self.source.startswith("data/") or folder.is_dir() else None
+        """Return the teacher's folder, or None for one of the hub."""
+        folder = project.ROOT / Path(self.source).expanduser()
+        local = self.source.startswith(("data/", ".", "/", "~")) or folder.is_dir()
+        return folder if local else None
 
     @property
     def place(self) -> str:
-        """Return the first argument of `teachers.load`; `hub` holds the others."""
+        """Return the first argument of `teachers.load`; `loading` holds the others."""
         return str(self.folder or self.source)
 
     @property
-    def hub(self) -> Plain:
-        return {"revision": self.revision} if self.revision and not self.folder else {}
+    def loading(self) -> Plain:
+        """Return the keyword arguments of `teachers.load`."""
+        options: Plain = {"card": self.card} if self.card else {}
+        if self.revision and not self.folder:
+            options["revision"] = self.revision
+        if self.dtype != "float32":
+            options["torch_dtype"] = DTYPES[self.dtype]
+        return options
+
+    @property
+    def changes(self) -> dict[str, Plain]:
+        """Return what differs from the profile's numbers, by section."""
+        return {"sample": self.sample, "distill": self.distill, "evaluate": self.evaluate}
+
+    @property
+    def card(self) -> Plain:
+        """Return what replaces entries of the pipeline's card."""
+        values = {key: getattr(self, key) for key in ("side", "guidance", "text_length")}
+        return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +216,25 @@ class Params(Profile):
     def teacher(self, role: str) -> Teacher:
         return self.teachers[known(role, self.teachers, f"teacher of profile {self.profile}")]
 
+    def of(self, role: str) -> "Params":
+        """Return these parameters with the numbers that differ for one teacher."""
+        teacher = self.teacher(role)
+        changed = {name: changes for name, changes in teacher.changes.items() if changes}
+        sections = {
+            name: with_changes(getattr(self, name), changes, f"teachers.{role}.{name}")
+            for name, changes in changed.items()
+        }
+        return dataclasses.replace(self, **sections)
+
     def recipe(self, name: str) -> Distill:
-        """Return the training settings of one student: the profile's, or its paper's."""
+        """Return a student's training settings: those of its teacher's profile, or its paper's."""
         student = self.student(name)
+        distill = self.of(student.teacher).distill
         if student.recipe == "protocol":
-            return self.distill
-        return dataclasses.replace(self.distill, **self.published[student.operator].changes)
+            return distill
+        return dataclasses.replace(distill, **self.published[student.operator].changes)
+
+
+def with_changes(section: T, changes: Plain, path: str) -> T:
+    """Return a section of a profile with other values, or raise ValueError for a wrong one."""
+    return read(type(section), {**vars(section), **changes}, path)

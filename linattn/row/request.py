@@ -9,11 +9,12 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from linattn import digests, params, pipeline, project
+from linattn import digests, params, project
 from linattn.attention import OPERATORS
 from linattn.names import known
 from linattn.params.schema import STUDENT_KEYS
 from linattn.row.source import Source
+from linattn.source import check as check_teacher
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def requested(
     student = params.read_student(name, entry, f"NAME={name}")
     params.check_operator(student, *params.shape_of(teacher), path="OPTIONS")
     students = {**settings.students, name: student}
+    settings = settings.of(role)
     return Request(dataclasses.replace(settings, students=students), student, source)
 
 
@@ -75,9 +77,7 @@ def _teacher(settings: params.Params, role: str) -> params.Teacher:
         if role in (teacher.source, Path(teacher.source).name):
             raise ValueError(f"TEACHER={role} is a teacher, and TEACHER takes its role: {named}")
     teacher = settings.teachers[known(role, settings.teachers, "teacher")]
-    if not teacher.folder:
-        raise ValueError(pipeline.by_hand(settings, role))
-    pipeline.check_folder(role, teacher)
+    check_teacher(role, teacher)
     return teacher
 
 

@@ -14,7 +14,7 @@ def provide(settings: params.Params, role: str) -> None:
     expected = budget.in_words(budget.of_supplies(settings, role))
     print(f"First, since they are not here: {', '.join(stages)}{expected}", flush=True)
     with pipeline.naming_what_changed("dvc.lock"):
-        code = pipeline.dvc("repro", "--single-item", *stages).returncode
+        code = pipeline.dvc("repro", "--single-item", f"source@{role}", *stages).returncode
     absent = [stage for stage, path in outs(role).items() if not path.exists()]
     if code or absent:
         raise RuntimeError(

@@ -1,0 +1,210 @@
+"""Note what a teacher is, so that DVC can depend on any pipeline: `python -m linattn.source class`.
+
+- A teacher may be a folder anywhere or a repository of the hub. DVC tracks neither; it depends on
+  the notes in data/sources/<role>/: model.json has the revision, the digest of every file and how
+  the model is loaded; sample.json, distill.json and evaluate.json hold the teacher's own numbers,
+  so that an edit of one runs the stages of that one.
+- The stage runs every time and writes the same bytes while nothing has changed.
+- What cannot become a teacher is refused here in one sentence, before anything is drawn: a hub id
+  without a revision or out of reach, a class without a family, weights that would be unpickled,
+  prompts that are not there.
+- Only configs are read. Digests of large files are kept in .scratch/ by size and time of change.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from linattn import digests, params, project, prompts
+from linattn.names import hint
+
+NOTES = ("model", "sample", "distill", "evaluate")
+LARGE = 1 << 24  # bytes from which a file's digest is kept
+MODELS = ("transformer", "unet")  # the part of a pipeline that is the denoising model
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# In folders of DiT and PixArt alpha, which were saved before these classes had names.
+OLD_NAME = "Transformer2DModel"
+
+
+def note(role: str, settings: params.Params) -> Path:
+    """Write the notes of a teacher, and return their folder."""
+    teacher = settings.teacher(role)
+    folder = check(role, teacher)
+    texts = _texts(teacher, folder)
+    contents = {
+        "model": {
+            "source": teacher.source if teacher.folder is None else folder.name,
+            "revision": None if teacher.folder else folder.name,
+            "files": {name: _digest(path) for name, path in _files(folder).items()},
+            "dtype": teacher.dtype,
+            "card": teacher.card,
+        },
+        "sample": {**teacher.sample, **_described("prompts", prompts.learned, texts)},
+        "distill": teacher.distill,
+        "evaluate": {**teacher.evaluate, **_described("prompts", prompts.held_out, texts)},
+    }
+    for name in NOTES:
+        project.write_json(project.source(role, write=True) / f"{name}.json", contents[name])
+    return project.source(role)
+
+
+def check(role: str, teacher: params.Teacher) -> Path:
+    """Return the folder of a teacher's files, or raise a ValueError where it cannot be one."""
+    folder = teacher.folder or _snapshot(role, teacher)
+    index = _index(role, teacher, folder)
+    _check_class(role, teacher, index)
+    _check_weights(role, folder, index)
+    _texts(teacher, folder)
+    return folder
+
+
+def _snapshot(role: str, teacher: params.Teacher) -> Path:
+    """Return the folder in the hub's cache that holds a repository's revision."""
+    if not teacher.revision:
+        raise ValueError(
+            f"the {role} teacher, {teacher.source}, has no revision: write one beside it, such as "
+            "revision: main, or no two runs need be of the same weights"
+        )
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    from linattn.teachers import quiet
+
+    words: dict[str, Any] = {"revision": teacher.revision, "use_safetensors": True}
+    try:
+        with quiet():
+            return Path(DiffusionPipeline.download(teacher.source, **words))
+    except LocalEntryNotFoundError as error:
+        reason = "is not in this machine's cache, and the hub was not reached"
+        cause: Exception = error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason, cause = f"was not found on the hub: {_first_line(error)}", error
+    raise ValueError(
+        f"the {role} teacher, {teacher.source} at revision {teacher.revision}, {reason}; with "
+        "network and HF_HUB_OFFLINE=0 it is fetched once, or name a folder that holds it"
+    ) from cause
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _index(role: str, teacher: params.Teacher, folder: Path) -> Mapping[str, Any]:
+    """Return what model_index.json says."""
+    path = folder / "model_index.json"
+    if path.is_file():
+        return project.read_json(path)
+    neighbours = sorted(found.parent.name for found in folder.parent.glob("*/model_index.json"))
+    question = hint(folder.name, neighbours)
+    raise ValueError(
+        f"the {role} teacher, {teacher.source}, is not there: {folder} has no model_index.json"
+        f"{f'; {question}' if question else ''}. Get a clone that holds it, train it where it is "
+        f"one of this repository's (python -m linattn.notebooks teacher --teacher {role}), name "
+        "another folder, or run another teacher alone: make repro TEACHER=ROLE"
+    )
+
+
+def _check_class(role: str, teacher: params.Teacher, index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline whose model has no family, or a family that cannot draw."""
+    from linattn.families.registry import FAMILIES, refusal
+
+    names = [index[part][1] for part in MODELS if (index.get(part) or [None, None])[1]]
+    pipeline = index.get("_class_name")
+    if not names:
+        raise ValueError(
+            f"the {role} teacher, {teacher.source}, is a {pipeline} without a denoising model "
+            "(transformer or unet): it cannot be a teacher"
+        )
+    if names[0] not in (*FAMILIES, OLD_NAME):
+        raise ValueError(
+            f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is not supported: "
+            f"{refusal(names[0])}"
+        )
+    if names[0] in FAMILIES and FAMILIES[names[0]].conditions is None:
+        raise ValueError(
+            f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is converted, saved "
+            "and looked into, but not drawn with: it cannot be a teacher"
+        )
+
+
+def _check_weights(role: str, folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a part whose only weights are pickles: nothing here is unpickled."""
+    for part in _parts(index):
+        names = [path.name for path in (folder / part).glob("*")]
+        pickles = [name for name in names if name.endswith(PICKLES)]
+        if pickles and not any(name.endswith(".safetensors") for name in names):
+            raise ValueError(
+                f"the {role} teacher's {part} has {pickles[0]} and no safetensors: nothing is "
+                "unpickled here; save the pipeline again with safe_serialization=True"
+            )
+
+
+def _parts(index: Mapping[str, Any]) -> list[str]:
+    """Name the parts of a pipeline that lie in folders of their own."""
+    return [name for name, value in index.items() if isinstance(value, list) and value[1]]
+
+
+def _texts(teacher: params.Teacher, folder: Path) -> list[str]:
+    """Return the prompts of a teacher that reads a file of them, else nothing."""
+    card = folder / "card.json"
+    judged = card.is_file() and "gate" in project.read_json(card)
+    reads = any((folder / name).is_dir() for name in ("tokenizer", "tokenizer_2", "tokenizer_3"))
+    if judged or not reads:
+        return []
+    return prompts.read(prompts.file_of(teacher))
+
+
+def _described(key: str, chosen: Any, texts: list[str]) -> dict[str, Any]:
+    """Return the number and the digest of the prompts that a stage takes."""
+    if not texts:
+        return {}
+    taken = chosen(texts)
+    return {key: {"count": len(taken), "digest": digests.of_settings(taken)}}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files that are a pipeline, by their relative names."""
+    index = project.read_json(folder / "model_index.json")
+    files = [folder / name for name in ("model_index.json", "card.json")]
+    for part in _parts(index):
+        files += sorted((folder / part).rglob("*"))
+    return {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a file; the hub's cache names large files by it."""
+    target = path.resolve()
+    if target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name):
+        return target.name
+    status = target.stat()
+    if status.st_size < LARGE:
+        return digests.of_file(target)
+    memory = project.ROOT / ".scratch" / "digests.json"
+    kept = project.read_json(memory) if memory.is_file() else {}
+    key = f"{target} {status.st_size} {status.st_mtime_ns}"
+    if key not in kept:
+        kept[key] = digests.of_file(target)
+        project.write_json(memory, kept)
+    return kept[key]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m linattn.source", description="Note what a teacher is, for DVC."
+    )
+    parser.add_argument("role", help="a role of params.yaml")
+    options = parser.parse_args(arguments)
+    try:
+        with project.pipeline():
+            note(options.role, params.load())
+    except ValueError as error:
+        print(f"linattn: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
