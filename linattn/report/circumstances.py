@@ -18,7 +18,7 @@ def sizes(data: Data) -> str:
         data: the data of one teacher.
     """
     sentence = _sizes(data)
-    if not sentence or not data.captions:
+    if not sentence or not data.captions or not data.judged:
         return sentence
     return f"{sentence} Half of the pictures show one thing, {HALVES}"
 
@@ -38,7 +38,7 @@ def all_sizes(report: Report) -> list[str]:
     sentences = list(teachers)
     if len(teachers) != 1:
         sentences = [f"{listed(names)}: {sentence}" for sentence, names in teachers.items()]
-    halved = [data.name for data in report.parts.values() if data.captions]
+    halved = [data.name for data in report.parts.values() if data.captions and data.judged]
     halves = f"Half of the pictures of {listed(halved)} show one thing, {HALVES}"
     return [*sentences, halves] if halved else sentences
 
@@ -128,8 +128,10 @@ def counts(data: Data | Report) -> list[tuple[str, str]]:
 
 
 def _pictures(results: Iterable[Mapping[str, Any]], section: str) -> str:
-    measures = [measure(result, "shape", section) for result in results]
-    sizes = sorted({shape["n"] for shape in measures if shape and shape.get("n")})
+    measures = [
+        measure(result, "shape", section) or measure(result, "psnr", section) for result in results
+    ]
+    sizes = sorted({marked["n"] for marked in measures if marked and marked.get("n")})
     return " or ".join(f"{size:,}" for size in sizes)
 
 

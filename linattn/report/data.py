@@ -46,6 +46,7 @@ class Data:
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()  # names of the classes
     captions: tuple[str, ...] = ()  # one for each picture, where the prompts are captions
+    classes: tuple[str, ...] = ()  # one for each picture, of classes that are not the small world's
     shapes: tuple[str, ...] = ()  # names of the shapes that the judge knows
     facts: Result = field(default_factory=dict)  # of the machine and the versions
     show: int = 8  # pictures in a row
@@ -71,6 +72,13 @@ class Data:
     @property
     def name(self) -> str:
         return self.folder or self.role
+
+    @property
+    def judged(self) -> bool:
+        """Say whether the judge marks this teacher's pictures; unknown before any row is there."""
+        results = [self.teacher, self.chance, *self.results.values()]
+        qualities = [result.get("quality") or {} for result in results]
+        return not any(qualities) or any("shape" in quality for quality in qualities)
 
     @property
     def prompts_in_words(self) -> str:

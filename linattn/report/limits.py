@@ -25,6 +25,10 @@ DISTANCES = (
     "KID and FID are taken in the feature space of this repository's own judge. They compare rows "
     "of this page and nothing else: never with a published FID, which uses Inception."
 )
+FOREIGN = (
+    "No judge knows what a teacher of your own draws. Nothing here says whether a picture shows "
+    "what its prompt asks for; rows are compared with the teacher, from the same noise."
+)
 JUDGE = (
     "The judge is a network too. Its marks are right for nearly all pictures of the world, and "
     "unknown for pictures that are unlike any of them, as an untrained student draws."
@@ -46,12 +50,21 @@ SECONDS = (
 
 def of_teacher(data: Data) -> list[str]:
     """Return the limits of one teacher's page."""
-    pairs = [PAIRS] if data.captioned else []
-    return [WORLD, SIZE, BUDGET, DISTANCES, JUDGE, *pairs, INTERVALS, SECONDS]
+    return [*_of_world(data.judged, data.judged and data.captioned), BUDGET, INTERVALS, SECONDS]
 
 
 def of_all(report: Report) -> list[str]:
     """Return the limits of the page on all teachers."""
-    captioned = any(data.captioned for data in report.parts.values())
+    judged = [data for data in report.parts.values() if data.judged]
+    captioned = any(data.captioned for data in judged)
+    foreign = [FOREIGN] if judged and len(judged) < len(report.parts) else []
+    of_world = _of_world(bool(judged), captioned)
+    return [*of_world, *foreign, TEACHERS, BUDGET, INTERVALS, SECONDS]
+
+
+def _of_world(judged: bool, captioned: bool) -> list[str]:
+    """Return the limits that follow from the small world and its judge, or from having none."""
+    if not judged:
+        return [FOREIGN]
     pairs = [PAIRS] if captioned else []
-    return [WORLD, SIZE, TEACHERS, BUDGET, DISTANCES, JUDGE, *pairs, INTERVALS, SECONDS]
+    return [WORLD, SIZE, DISTANCES, JUDGE, *pairs]

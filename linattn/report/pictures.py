@@ -38,8 +38,8 @@ def column_names(data: Data) -> list[str]:
     Args:
         data: the data of one teacher.
     """
-    if data.captions:
-        return list(data.captions[: data.show])
+    if data.captions or data.classes:
+        return list((data.captions or data.classes)[: data.show])
     for entry in data.pictures.values():
         if "labels" in entry:
             return [data.labels[int(label)] for label in entry["labels"][: data.show]]

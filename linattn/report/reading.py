@@ -122,6 +122,7 @@ def _fill(data: Data, local: Callable[[str], Path]) -> Data:
     data.pictures = {name: pictures for name, pictures in drawn.items() if pictures}
     lists = (result.get("captions") for result in (data.teacher, *data.results.values()))
     data.captions = tuple(next((captions for captions in lists if captions), ()))
+    data.classes = tuple(data.teacher.get("classes") or ())
     data.prompts = data.prompts or ("captions" if data.captions else "labels")
     data.facts = next((run["facts"] for run in data.runs.values() if run.get("facts")), {})
     return data

@@ -113,10 +113,11 @@ def references(data: Data, columns: Sequence[Column]) -> list[Row]:
     note = _joined(f"{steps} steps" if steps else "", data.mark("teacher"))
     cells = _cells(columns, data.teacher)
     rows = [Row("teacher", "reference", cells, failure=data.teacher_failure, note=note)]
-    if quick := data.teacher.get("quick"):
+    quick = data.teacher.get("quick")
+    if quick:
         few = f"teacher, {data.teacher['pictures']['quick_steps']} steps"
         rows.append(Row(few, "reference", _cells(columns, {"quality": quick})))
-    if data.chance:
+    if data.chance.get("quality"):
         rows.append(Row("chance", "reference", _cells(columns, data.chance), note="guessing"))
     return rows
 
