@@ -322,6 +322,16 @@ class Operator(nn.Module):
         side = 0 if self.convolution is None else self.side(values)
         return self.cost(grid, values) + side * side * grid.picture * self.shape.channels
 
+    def density(self, grid: Grid, noise: float | None = None) -> float | None:
+        """Return the weights that softmax computes, as a share of dense attention's N x N.
+
+        It is 1 for softmax, the window's share for a window, and 0 without softmax. Two softmaxes
+        through few tokens count both, pooled keys count as keys, and a convolution reads no pair.
+        None where `pairs` does not know.
+        """
+        pairs = self.pairs(grid, self.at(noise))
+        return None if pairs is None else pairs / grid.tokens**2
+
     def new_parameters(self) -> list[str]:
         """Name the parameters that the teacher does not have."""
         return [name for name, _ in self.named_parameters()]
@@ -371,6 +381,16 @@ class Operator(nn.Module):
         entries of the map. None says that neither can judge it, and the operator's own tests do.
         """
         return 0
+
+    def pairs(self, grid: Grid, values: Values) -> int | None:
+        """Count the softmax weights of one head for one picture; None where that is not known.
+
+        Without a count of its own an operator has one only where `cost` is compared with the
+        entries of its map.
+        """
+        if self.uncounted(grid, values) == "pairs":
+            return self.cost(grid, values) // (2 * self.shape.channels)
+        return None
 
     def side(self, values: Values) -> int:
         """Return the side of the convolution's kernel."""

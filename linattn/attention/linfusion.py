@@ -86,5 +86,8 @@ class LinFusion(Operator):
         exact = 2 * features.exact_pairs(grid, values) * self.shape.channels
         return state + exact + 4 * grid.tokens * self.shape.width * self.hidden
 
+    def pairs(self, grid: Grid, values: Values) -> int:
+        return features.exact_pairs(grid, values)
+
     def uncounted(self, grid: Grid, values: Values) -> int:
         return features.denominator_products(grid, values, self.shape.channels)

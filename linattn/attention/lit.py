@@ -110,6 +110,9 @@ class LiT(Operator):
         state = 2 * features.linear_tokens(grid, values) * self.shape.channels * self.head_dim
         return state + 2 * features.exact_pairs(grid, values) * self.shape.channels
 
+    def pairs(self, grid: Grid, values: Values) -> int:
+        return features.exact_pairs(grid, values)
+
     def uncounted(self, grid: Grid, values: Values) -> int:
         return features.denominator_products(grid, values, self.shape.channels)
 

@@ -220,7 +220,11 @@ class Mediator(Operator):
         return cells.flatten(2).transpose(1, 2).unflatten(2, q.shape[2:])
 
     def cost(self, grid: Grid, values: Values) -> int:
-        return 4 * math.prod(partition(values.count, grid)) * grid.tokens * self.shape.channels
+        return 2 * self.pairs(grid, values) * self.shape.channels
+
+    def pairs(self, grid: Grid, values: Values) -> int:
+        """Count the weights of both softmaxes: mediators on keys, queries on mediators."""
+        return 2 * math.prod(partition(values.count, grid)) * grid.tokens
 
     def uncounted(self, grid: Grid, values: Values) -> int:
         """Count averages and interpolation: matrix products here, and free in the papers."""

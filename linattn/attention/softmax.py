@@ -43,4 +43,7 @@ class Softmax(Operator):
         return scores(q, k, self.shape.head_dim**-0.5).softmax(-1)
 
     def cost(self, grid: Grid, values: Values) -> int:
-        return 2 * grid.tokens**2 * self.shape.channels
+        return 2 * self.pairs(grid, values) * self.shape.channels
+
+    def pairs(self, grid: Grid, values: Values) -> int:
+        return grid.tokens**2

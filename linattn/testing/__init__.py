@@ -30,6 +30,7 @@ CONTRACT = {
     "copies": contract.copies_are_independent,
     "schedule": contract.a_scheduled_batch_is_each_picture_alone,
     "cost": contract.cost_is_what_is_multiplied,
+    "density": contract.density_is_of_the_map,
     "memory": contract.no_tensor_is_as_large_as_the_map,
 }
 STUDENTS = {
@@ -92,7 +93,7 @@ def check_operator(
     - The operator must be its own definition (`dense`), in float64 with all gradients, at odd
       sizes, with text and rotary positions, and closely so in half precision.
     - Its options must survive JSON, those that a form sets must change something, and its cost must
-      be what PyTorch's counter sees.
+      be what PyTorch's counter sees, its density that of a sparse map.
     - In tiny models of every family it must be its definition, save and load, and give the teacher
       back; a training with it must resume.
 

@@ -252,15 +252,42 @@ def _counted(operator: Operator, grid: Grid) -> int:
 
 
 def _cost_is_of_the_map(operator: Operator, grid: Grid, cost: int) -> None:
-    q, k, _ = tensors(grid, operator.shape, batch=1)
-    weights = operator.double().attention_map(q, k, grid)
-    pairs = int((weights[0, 0] > 0).sum())
+    pairs = _entries_of_the_map(operator, grid)
     expected = 2 * pairs * operator.shape.channels
     if cost != expected:
         raise AssertionError(
             f"on {grid} cost is {cost} multiply-accumulates, and the {pairs} pairs of the map make "
             f"{expected}: they differ by {cost - expected:+d}"
         )
+
+
+def density_is_of_the_map(form: Form) -> None:
+    """Compare `pairs` with the entries of a sparse map, or at least with `cost`.
+
+    A softmax weight is two products a channel, one with its key and one with its value.
+    """
+    for grid in (Grid(8, 8), Grid(9, 13, 3)):
+        operator = form.build()
+        values = operator.at()
+        pairs, cost = operator.pairs(grid, values), operator.cost(grid, values)
+        if pairs is None:
+            continue
+        products = 2 * pairs * operator.shape.channels
+        if not isinstance(pairs, int) or not 0 <= products <= cost:
+            raise AssertionError(
+                f"on {grid} pairs is {pairs!r}, which makes {products} multiply-accumulates, and "
+                f"cost is {cost}; pairs must be a whole number of softmax weights that cost counts"
+            )
+        if operator.uncounted(grid, values) == "pairs":
+            entries = _entries_of_the_map(operator, grid)
+            if pairs != entries:
+                raise AssertionError(f"on {grid} pairs is {pairs}, and the map has {entries}")
+
+
+def _entries_of_the_map(operator: Operator, grid: Grid) -> int:
+    q, k, _ = tensors(grid, operator.shape, batch=1)
+    weights = operator.double().attention_map(q, k, grid)
+    return int((weights[0, 0] > 0).sum())
 
 
 def _cost_is_possible(grid: Grid, cost: int, seen: int) -> None:
