@@ -239,7 +239,7 @@ NAMES = {"names", "attention", "attention.registry"}
 VALUES = {"params", "project", "reader"}
 CARRIERS = {"linattn", "notebooks", "pipeline", *VALUES, *NAMES, *SHOWING}
 # Rooms of which a stage depends on all files; of the others it lists the files that it uses.
-ROOMS = {"distillation", "families", "pretraining", "samples", "sampling", "surgery"}
+ROOMS = {"distillation", "eye", "families", "pretraining", "samples", "sampling", "surgery"}
 # Imports that a stage does not follow: this one is for training the judge.
 UNFOLLOWED = {("world.judge", "checkpoint")}
 

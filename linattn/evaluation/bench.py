@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from linattn import params, project, prompts, samples, sampling, teachers, world
+from linattn import eye, params, project, prompts, samples, sampling, teachers, world
 from linattn.conditions import Labels, Prompts
+from linattn.evaluation import likeness
 from linattn.world import judge
 from linattn.world.marks import judge_features
 
@@ -41,6 +42,10 @@ class Bench:
     @cached_property
     def judge(self) -> nn.Module:
         return judge.load(project.ROOT / "data" / "judge").to(project.device())
+
+    @cached_property
+    def eye(self) -> eye.Eye:
+        return eye.load(device=project.device())
 
     @cached_property
     def reference(self) -> dict[str, Tensor]:
@@ -112,6 +117,16 @@ class Bench:
     def features(self, pictures: Tensor) -> Tensor:
         """Return the judge's features of 8-bit pictures."""
         return judge_features(self.judge, as_floats(pictures))
+
+    def seen_by_eye(self, pictures: Tensor) -> Tensor:
+        """Return the eye's features of 8-bit pictures."""
+        return likeness.features(self.eye, pictures)
+
+    @cached_property
+    def eyed(self) -> dict[str, Tensor]:
+        """Return the eye's features of the teacher's pictures, which all rows share."""
+        names = ("pictures", "quick", "cross")
+        return {name: self.seen_by_eye(self.reference[name]) for name in names}
 
     @cached_property
     def known(self) -> dict[str, Tensor]:

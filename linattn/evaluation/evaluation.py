@@ -20,12 +20,15 @@ from linattn import params, project, surgery
 from linattn.attention import POLICIES
 from linattn.evaluation import costs
 from linattn.evaluation.bench import Bench, on_device, say
+from linattn.evaluation.fewer import fewer
+from linattn.evaluation.likeness import unrelated
 from linattn.evaluation.rows import (
     WITHIN,
     Measures,
     combine,
     confusion,
     cost,
+    cross_distance,
     distance,
     draw,
     draw_reference,
@@ -52,6 +55,7 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     draw_seconds = time.monotonic() - began
     pictures = {name: reference[name] for name in ("pictures", "labels", "cross")}
     save_file(pictures, project.pictures(bench.name, write=True))
+    teacher_cost = cost(bench, bench.teacher.model)
     result = {
         "student": bench.name,
         **shown_of(bench),
@@ -63,7 +67,8 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
         "pictures": sizes(bench),
         "quality": _plain(_teacher_quality(bench, reference)),
         "quick": _plain(truth(bench, reference["quick"])),
-        "cost": cost(bench, bench.teacher.model) | {"trained": 0},
+        "fewer": fewer(bench, reference, teacher_cost["macs"]),
+        "cost": teacher_cost | {"trained": 0},
         "confusion": confusion(bench, reference["pictures"]),
     }
     project.write_json(project.result(bench.name, write=True), result)
@@ -97,7 +102,8 @@ def _plain(measures: Mapping[str, Any]) -> Measures:
 def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     """Return the row of a model that ignores its label or caption.
 
-    Pictures of two things are marked against the captions of other pictures.
+    Pictures of two things are marked against the captions of other pictures. To the eye the row is
+    as far from the teacher's pictures as these are from one another.
     """
     values = marks.chance() if bench.judged else {}
     if bench.judged and bench.captioned:
@@ -107,6 +113,9 @@ def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     for prefix in ("", "cross_"):
         for name, value in values.items():
             quality[prefix + name] = {"value": value, "low": None, "high": None, "n": None}
+    for prefix, drawn in (("", "pictures"), ("cross_", "cross")):
+        if apart := unrelated(bench.eyed[drawn], bench.evaluation.seed):
+            quality[f"{prefix}eye_distance"] = plain(apart)
     return {
         "student": project.chance_row(bench.role),
         "teacher": bench.role,
@@ -223,6 +232,7 @@ def measure_trained(bench: Bench, model: nn.Module, title: str) -> Trained:
     marked, enlarged = truth(bench, pictures), truth(bench, cross, "cross_")
     to_teacher = distance(bench, pictures, "pictures")
     measures = {"error": error["mean"], **marked, **enlarged, **to_teacher}
+    measures |= cross_distance(bench, cross)
     return Trained(measures, error["levels"], pictures, cross, draw_seconds)
 
 

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from linattn import families, sampling, world
 from linattn.evaluation import costs
 from linattn.evaluation.bench import Bench, as_floats, eight_bits, on_device, say
+from linattn.evaluation.density import density
 from linattn.evaluation.distance import distance as picture_distance, prediction_error, predictions
+from linattn.evaluation.draws import forwards
+from linattn.evaluation.likeness import eye_distance, likeness
 from linattn.world import pairs
 from linattn.world.marks import judge_accuracy, judge_fid, judge_kid
 
@@ -42,7 +45,7 @@ SHARES = (*OF_ONE, *pairs.NAMES, *(f"cross_{name}" for name in (*OF_ONE, *pairs.
 # Intervals are cut at these bounds, which no value can pass.
 WITHIN = {
     **dict.fromkeys(("error", "mse"), (0.0, math.inf)),
-    **dict.fromkeys(SHARES, (0.0, 1.0)),
+    **dict.fromkeys((*SHARES, "eye_distance", "cross_eye_distance"), (0.0, 1.0)),
     **dict.fromkeys(("cosine", "ssim"), (-1.0, 1.0)),
 }
 
@@ -111,9 +114,10 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
 
 
 def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
-    """Measure the distance to the teacher's pictures, one by one and as sets in judge features."""
+    """Measure the distance to the teacher's pictures, one by one and as sets of features."""
     seed = bench.evaluation.seed
     measures = picture_distance(as_floats(pictures), as_floats(bench.reference[reference]), seed)
+    measures |= likeness(bench.seen_by_eye(pictures), bench.eyed[reference], seed)
     if not bench.judged:
         return measures
     features = bench.features(pictures)
@@ -121,6 +125,12 @@ def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
     measures["kid_world"] = judge_kid(features, bench.known["world"][: len(features)], seed)
     measures["fid_teacher"] = judge_fid(features, bench.known[reference], seed)
     return measures
+
+
+def cross_distance(bench: Bench, pictures: Tensor) -> Measures:
+    """Measure the distance to the teacher's pictures at a multiple of the trained side."""
+    features, seed = bench.seen_by_eye(pictures), bench.evaluation.seed
+    return {"cross_eye_distance": eye_distance(features, bench.eyed["cross"], seed)}
 
 
 def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
@@ -185,7 +195,7 @@ def levels_of(bench: Bench, model: nn.Module) -> list[float]:
     return sampling.noise_levels(bench.teacher, bench.evaluation.steps) if scheduled else [0.5]
 
 
-def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
+def cost(bench: Bench, model: nn.Module) -> dict[str, Any]:
     """Measure one forward of one picture at the trained side, averaged over a draw's steps."""
     levels = levels_of(bench, model)
     formula, counted = [], []
@@ -193,13 +203,25 @@ def cost(bench: Bench, model: nn.Module) -> dict[str, int]:
         options = {"noise": level, "inputs": bench.inputs(level)}
         formula.append(costs.macs(model, **options))
         counted.append(costs.counted_macs(model, **options))
+    macs = round(statistics.mean(macs["total"] for macs in formula))
     return {
-        "macs": round(statistics.mean(macs["total"] for macs in formula)),
+        "macs": macs,
+        "draw_macs": macs * forwards(bench.teacher, bench.evaluation.steps),
         "core_macs": round(statistics.mean(macs["core"] for macs in formula)),
         "macs_counted": round(statistics.mean(counted)),
+        "density": density_of(bench, model, levels),
         "parameters": costs.parameters(model)["total"],
         "added": costs.parameters(model)["added"],
     }
+
+
+def density_of(bench: Bench, model: nn.Module, levels: Sequence[float]) -> float | None:
+    """Average a model's density over noise levels; None where an operator does not know its own."""
+    with torch.no_grad(), sampling.evaluating(model):
+        grids = families.grids(model, **bench.inputs(levels[0]))
+    shares = [density(families.model_of(model), grids, level) for level in levels]
+    known = [share for share in shares if share is not None]
+    return statistics.mean(known) if len(known) == len(shares) else None
 
 
 def plain(measure: Mapping[str, Any]) -> dict[str, Any]:

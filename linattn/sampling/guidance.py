@@ -29,10 +29,15 @@ class GuidedBatch:
         if conditioner.embeds_guidance:
             conditioning["guidance"] = torch.full_like(conditioning["guidance"], plan.guidance)
             return cls(conditioning, 1.0, False)
-        if plan.guidance <= 1:
+        if not doubles(source, plan):
             return cls(conditioning, plan.guidance, False)
         empty = conditions.repeated(conditioner.nothing(), len(prompts))
         return cls(conditions.joined(conditioning, empty), plan.guidance, True)
+
+
+def doubles(source: Source, plan: Plan) -> bool:
+    """Say whether a step takes a second prediction, that of the empty conditioning."""
+    return plan.guidance > 1 and not source.conditions.embeds_guidance
 
 
 def predict(

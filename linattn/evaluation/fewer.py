@@ -1,0 +1,50 @@
+"""Ask what the teacher does with fewer steps, which costs less without any change of the model.
+
+It is what a student has to be held against at equal cost.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from linattn import params
+from linattn.evaluation.bench import Bench, as_floats, say
+from linattn.evaluation.distance import distance
+from linattn.evaluation.draws import forwards
+from linattn.evaluation.likeness import eye_distance
+from linattn.evaluation.rows import draw, plain
+
+COMPARED = ("psnr", "ssim")  # of the pictures themselves, beside the eye's distance
+
+
+def fewer_steps(settings: params.Evaluate) -> list[int]:
+    """Return the step counts below the full draw's: its half, its quarter, the quick rows'."""
+    counts = {settings.steps // 2, settings.steps // 4, settings.quick_steps}
+    return sorted(count for count in counts if 1 <= count < settings.steps)
+
+
+def fewer(bench: Bench, reference: Mapping[str, Tensor], macs: int) -> list[dict[str, Any]]:
+    """Compare the teacher's pictures of fewer steps with its full draw from the same noise.
+
+    Args:
+        bench: what the teacher's rows share.
+        reference: the teacher's pictures, full and quick.
+        macs: multiply-accumulates of one forward.
+    """
+    settings = bench.evaluation
+    count = min(settings.quick_pictures, settings.pictures)
+    full, seed = reference["pictures"][:count], settings.seed
+    entries = []
+    for steps in fewer_steps(settings):
+        if steps == settings.quick_steps:
+            pictures = reference["quick"][:count]
+        else:
+            say(f"teacher: {count} pictures of {steps} steps")
+            pictures = draw(bench, None, count, steps)
+        near = distance(as_floats(pictures), as_floats(full), seed)
+        seen = eye_distance(bench.seen_by_eye(pictures), bench.eyed["pictures"][:count], seed)
+        quality = {name: plain(near[name]) for name in COMPARED} | {"eye_distance": plain(seen)}
+        cost = {"draw_macs": macs * forwards(bench.teacher, steps)}
+        entries.append({"steps": steps, "quality": quality, "cost": cost})
+    return entries
