@@ -77,6 +77,8 @@ CORE_MACS = {
     "flux-clear-pool": 35e6,
     "flux-linfusion": 44e6,
 }
+DENSITIES = {"softmax": 1.0, "clear": 0.15, "linfusion": 0.0, "mediator": 0.13, "lit": 0.0}
+EYED = ("eye_distance", "eye_kid", "cross_eye_distance")  # the eye's measures
 NOISE = [0.1, 0.3, 0.5, 0.7, 0.9]
 FACTS = {
     "commit": "0123456789ab",
@@ -117,6 +119,9 @@ def quality(error: float, n: int, role: str = "class") -> dict:
         "ssim": measure(math.exp(-2 * error), 0.01, n),
         "kid_teacher": measure(0.08 * error, 0.002, n),
         "kid_world": measure(0.01 + 0.08 * error, 0.002, n),
+        "eye_distance": measure(1 - math.exp(-4 * error), 0.02, n),
+        "eye_kid": measure(0.9 * error, 0.02, n),
+        "cross_eye_distance": measure(1 - math.exp(-6 * error), 0.03, n),
         "cross_shape": measure(shape * 0.7, 0.06, n),
     }
     if role != "class":
@@ -173,7 +178,15 @@ def _by_noise(before: float, after: float) -> dict:
 
 def _cost(name: str) -> dict:
     added = 0 if name == "softmax" else 1234
-    return {"core_macs": CORE_MACS[name], "macs": 3e8, "added": added}
+    operator = ALL.get(name, {}).get("operator")  # none of a contributed row
+    macs = 200e6 + CORE_MACS[name]
+    return {
+        "core_macs": CORE_MACS[name],
+        "macs": macs,
+        "draw_macs": 40 * macs,
+        "density": DENSITIES.get(operator),
+        "added": added,
+    }
 
 
 def _curve(before: float, after: float) -> dict:
@@ -214,9 +227,11 @@ def _facts(role: str) -> None:
 
 def _teacher(role: str) -> None:
     teacher = {"student": f"teacher-{role}", **shown_of(role)}
-    to_itself = dict.fromkeys(("error", "psnr", "ssim", "kid_teacher"))
-    teacher["quality"] = quality(0.0, 128, role) | to_itself
-    teacher["cost"] = {"core_macs": 100.7e6, "added": 0}
+    to_itself = ("error", "psnr", "ssim", "kid_teacher", *EYED)
+    teacher["quality"] = quality(0.0, 128, role) | dict.fromkeys(to_itself)
+    macs = 300.7e6
+    teacher["cost"] = {"core_macs": 100.7e6, "density": 1.0, "draw_macs": 40 * macs, "added": 0}
+    teacher["fewer"] = [_with_steps(steps, macs) for steps in (5, 8, 10)]
     teacher["pictures"] = {
         "pictures": 128,
         "steps": 20,
@@ -229,9 +244,24 @@ def _teacher(role: str) -> None:
     }
     teacher["quick"] = {"shape": measure(0.94, 0.04), "colour": measure(0.99, 0.01)}
     project.write_json(project.result(f"teacher-{role}", write=True), teacher)
+    _chance(role)
+
+
+def _with_steps(steps: int, macs: float) -> dict:
+    """Invent what the teacher of 20 steps draws with fewer."""
+    near = {
+        "psnr": measure(2.5 * steps + 10, 1.5, 64),
+        "ssim": measure(1 - 0.8 / steps, 0.02, 64),
+        "eye_distance": measure(0.9 / steps, 0.02, 64),
+    }
+    return {"steps": steps, "quality": near, "cost": {"draw_macs": 2 * steps * macs}}
+
+
+def _chance(role: str) -> None:
     guess = {"shape": 0.1, "colour": 1 / 6}
     guess |= {"two_shapes": 0.02, "two_colours": 0.05, "relation": 0.25} if role != "class" else {}
     values = {name: {"value": value} for name, value in guess.items()}
+    values["eye_distance"] = measure(0.6, 0.02)
     chance = {"student": f"chance-{role}", "teacher": role, "quality": values}
     project.write_json(project.result(f"chance-{role}", write=True), chance)
 

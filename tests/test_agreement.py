@@ -49,7 +49,7 @@ def of(data, name):
 def test_the_same_numbers_agree_in_every_row(root):
     data = read().only
     rows = agreement.of_teacher(data).rows
-    references = {"teacher", "chance", "teacher, fewer steps"}
+    references = {"teacher", "chance", "teacher, 8 steps"}
     assert {row.name for row in rows} >= {*references, *FEW, "clear, not distilled"}
     assert all(row.same and row.agrees for row in rows)
     assert "apart" not in agreement.summary(data, agreement.of_teacher(data))
@@ -153,7 +153,7 @@ def test_a_teacher_of_another_profile_is_neither_shown_nor_compared(root):
     assert data.parts["text"].waiting
     assert not data.parts["class"].anatomy
     compared = {row.name for row in agreement.of_teacher(data.parts["class"]).rows}
-    assert not compared & {"teacher", "teacher, fewer steps", "chance"}
+    assert not compared & {"teacher", "teacher, 8 steps", "chance"}
 
 
 def test_a_committed_benchmark_says_that_its_seconds_are_not_of_this_machine(root):

@@ -9,7 +9,7 @@ from linattn.report.data import Report
 from linattn.report.tables import Cell, Group, Row, Table, of_all
 
 # How near a row is to its teacher, and what it costs; what the judge marks is the other table.
-NEAR = ("error", "psnr", "kid_teacher", "core_macs", "added")
+NEAR = ("error", "psnr", "kid_teacher", "eye_distance", "eye_kid", "core_macs", "added")
 UNDISTILLED = "Error undistilled"
 NONE = (
     "No run is committed yet: `make repro` makes one, `make publish` commits it, and "

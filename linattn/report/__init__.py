@@ -21,15 +21,20 @@ or are absent. Keys that do not apply are absent or null.
     folder        the teacher's name
     captions      the prompts, one for each picture, where the teacher reads captions
     quality       {shape, colour, error, psnr, ssim, mse, cosine, kid_teacher, kid_world,
-                   fid_teacher, cross_shape, cross_colour}: measures. shape and colour are shares in
-                   [0, 1]; error is the relative squared error of the prediction, mean over the
-                   noise levels; cross_* is at twice the side. With captions also {two_shapes,
-                   two_colours, relation}, over the pictures of two things; shape, colour and
-                   confusion are then over the pictures of one thing
+                   fid_teacher, eye_distance, eye_kid, eye_fid, cross_shape, cross_colour,
+                   cross_eye_distance}: measures. shape and colour are shares in [0, 1]; error is
+                   the relative squared error of the prediction, mean over the noise levels; eye_*
+                   is in ImageNet features, eye_fid from 2,048 pictures on; cross_* is at twice the
+                   side. With captions also {two_shapes, two_colours, relation}, over the pictures
+                   of two things; shape, colour and confusion are then over the pictures of one
+                   thing. What the judge marks is absent for a teacher of other pictures
     undistilled   the same names, for the student converted and not trained (absent for the teacher)
     by_noise      {noise [..], error [measure ..], undistilled [measure ..]}
     confusion     counts: a row for each prompted shape, a column for each shape the judge saw
-    cost          {macs, macs_counted, core_macs, added, trained}: one forward of one picture
+    cost          {macs, macs_counted, core_macs, density, added, trained}: one forward of one
+                   picture; draw_macs of a whole draw, guidance included
+    fewer         of the teacher: [{steps, quality {psnr, ssim, eye_distance}, cost {draw_macs}}],
+                   against its own full draw from the same noise
     training      {steps, layerwise_steps, batch, trained, curve {step [..], loss [..], stage [..]}}
 `<name>.run.json`, in runs/ beside results/:
     facts         project.facts()

@@ -9,6 +9,7 @@ without an interval, such as a cost, must be equal.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from linattn.report import fewer
 from linattn.report.columns import COLUMNS, Column, Measure
 from linattn.report.data import Data, Measured, Report, Result
 from linattn.report.tables import Cell, cell
@@ -67,7 +68,7 @@ def results_of(run: Measured) -> dict[str, Result]:
     """Return the results of a teacher's table by row name, with the rows before distillation."""
     results = {
         "teacher": run.teacher,
-        "teacher, fewer steps": {"quality": run.teacher.get("quick")},
+        **{fewer.name_of(steps): row for steps, row in fewer.of_teacher(run.teacher).items()},
         "chance": run.chance,
         **run.students,
     }

@@ -1,16 +1,17 @@
 """The figures of the pages: pass results to the functions of figures.py."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from linattn.report import figures
+from linattn.report import fewer, figures
 from linattn.report.columns import measure
 from linattn.report.data import Data
 from linattn.report.looks import looks
 from linattn.report.numbers import short
 from linattn.report.picture import Picture
 from linattn.report.timing import baseline, timed
+from linattn.report.words import number
 
 ERROR = "squared error, %"
 
@@ -21,6 +22,7 @@ def plots(data: Data) -> dict[str, Any]:
         "distilled": _distilled(data),
         "cost_shape": _against_cost(data, "shape", "shape right, %"),
         "cost_error": _against_cost(data, "error", ERROR),
+        "cost_eye": _against_fewer_steps(data),
         "by_noise": _by_noise(data),
         "speed": _speed(data),
         "training": _training(data, data.done),
@@ -78,6 +80,34 @@ def _points(data: Data, key: str) -> list[dict[str, Any]]:
                 }
             )
     return points
+
+
+def _against_fewer_steps(data: Data) -> Picture | None:
+    """Draw the eye's distance against a draw's cost, beside the teacher in fewer steps."""
+    points = []
+    for name in data.done:
+        if point := _draw(name, data.results[name]):
+            points.append({**point, "look": data.looks.get(name)})
+    full, line = (data.teacher.get("cost") or {}).get("draw_macs"), []
+    for steps, result in fewer.of_teacher(data.teacher).items():
+        if point := _draw(number(steps, "step"), result):
+            line.append(point)
+    if full and line:
+        steps = data.teacher["pictures"]["steps"]
+        line.insert(0, {"name": number(steps, "step"), "x": full, "y": 0.0})  # from itself
+    if len(points) < 2:
+        return None
+    axes = {"x": "multiply-accumulates of a whole draw", "y": "distance to the teacher, by the eye"}
+    return figures.quality_cost(points, **axes, line=line, line_name="the teacher in fewer steps")
+
+
+def _draw(name: str, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a row's point, or None where its distance or its cost is missing."""
+    value, cost = measure(result, "eye_distance"), measure(result, "draw_macs", "cost")
+    if not value or not cost:
+        return None
+    ends = {end: value[end] for end in ("low", "high") if value.get(end) is not None}
+    return {"name": name, "x": cost["value"], "y": value["value"], **ends}
 
 
 def _by_noise(data: Data) -> Picture | None:

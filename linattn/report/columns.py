@@ -46,8 +46,16 @@ SSIM = "final picture against the teacher's from the same noise"
 KID_TEACHER = "× 1000, to the teacher's pictures, in the judge's space"
 KID_WORLD = "× 1000, to true pictures, in the judge's space"
 FID_TEACHER = "to the teacher's pictures, in the judge's space"
+EYE_DISTANCE = (
+    "1 − cosine of ImageNet features, to the teacher's picture from the same noise; at chance to "
+    "another of the teacher's pictures"
+)
+EYE_KID = "KID teacher (ImageNet features), × 1000"
+EYE_FID = "FID teacher (ImageNet features), from 2,048 pictures on"
+CROSS_EYE = "eye distance at twice the side"
 CROSS_SHAPE = "% with the asked shape at twice the side"
 ATTENTION = "million multiply-accumulates of all attention cores, one picture"
+DENSITY = "weights that softmax computes, in % of dense attention's"
 ADDED = "thousand parameters that the teacher does not have"
 COLUMNS = (
     Column("error", "Error", ERROR, "lower", 100),
@@ -61,12 +69,24 @@ COLUMNS = (
     Column("kid_teacher", "KID teacher", KID_TEACHER, "lower", 1000),
     Column("kid_world", "KID world", KID_WORLD, "lower", 1000),
     Column("fid_teacher", "FID teacher", FID_TEACHER, "lower"),
+    Column("eye_distance", "Eye distance", EYE_DISTANCE, "lower", digits=3),
+    Column("eye_kid", "Eye KID", EYE_KID, "lower", 1000),
+    Column("eye_fid", "Eye FID", EYE_FID, "lower"),
     Column("cross_shape", "Shape at 2×", CROSS_SHAPE, "higher", 100),
+    Column("cross_eye_distance", "Eye at 2×", CROSS_EYE, "lower", digits=3),
     _cost("core_macs", "Attention", ATTENTION, 1e-6),
+    _cost("density", "Density", DENSITY, 100),
     _cost("added", "Added", ADDED, 1e-3),
 )
 # A table over all teachers leaves these to each teacher's page, for want of room.
-NOT_IN_OVERVIEW = ("ssim", "kid_world", "fid_teacher")
+NOT_IN_OVERVIEW = (
+    "ssim",
+    "kid_world",
+    "fid_teacher",
+    "eye_fid",
+    "cross_eye_distance",
+    "density",
+)
 OVERVIEW = tuple(column.key for column in COLUMNS if column.key not in NOT_IN_OVERVIEW)
 
 

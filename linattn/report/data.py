@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from linattn.report.columns import measure
 from linattn.report.contributed import Contributed
 from linattn.report.looks import looks
 from linattn.report.picture import Look
@@ -89,6 +90,11 @@ class Data:
     def captioned(self) -> bool:
         """Say whether the prompts are captions."""
         return self.prompts != "labels"
+
+    @property
+    def eyed(self) -> bool:
+        """Say whether any student was compared with its teacher by the eye."""
+        return any(measure(result, "eye_distance") for result in self.results.values())
 
     @property
     def page(self) -> str:

@@ -1,5 +1,7 @@
 """The limits of what the numbers show, as they stand on every page of results."""
 
+from collections.abc import Sequence
+
 from linattn.report.data import Data, Report
 
 WORLD = (
@@ -29,6 +31,16 @@ FOREIGN = (
     "No judge knows what a teacher of your own draws. Nothing here says whether a picture shows "
     "what its prompt asks for; rows are compared with the teacher, from the same noise."
 )
+EYE = (
+    "The eye is EfficientNet-Lite0, which was trained on ImageNet's photographs. It is not "
+    "Inception, so its KID and FID are no published ones; and it sees smaller pictures enlarged to "
+    "128 pixels. Its distance to the picture from the same noise and its KID need few pictures; "
+    "FID needs more than the eye has features, and is left out below 2,048."
+)
+FEWER = (
+    "A draw's multiply-accumulates are those of its forwards, guidance's second ones included; "
+    "text encoders and the decoder are the same for every row and left out."
+)
 JUDGE = (
     "The judge is a network too. Its marks are right for nearly all pictures of the world, and "
     "unknown for pictures that are unlike any of them, as an untrained student draws."
@@ -50,21 +62,20 @@ SECONDS = (
 
 def of_teacher(data: Data) -> list[str]:
     """Return the limits of one teacher's page."""
-    return [*_of_world(data.judged, data.judged and data.captioned), BUDGET, INTERVALS, SECONDS]
+    return [*_of([data]), INTERVALS, SECONDS]
 
 
 def of_all(report: Report) -> list[str]:
     """Return the limits of the page on all teachers."""
-    judged = [data for data in report.parts.values() if data.judged]
-    captioned = any(data.captioned for data in judged)
-    foreign = [FOREIGN] if judged and len(judged) < len(report.parts) else []
-    of_world = _of_world(bool(judged), captioned)
-    return [*of_world, *foreign, TEACHERS, BUDGET, INTERVALS, SECONDS]
+    return [*_of(list(report.parts.values()), TEACHERS), INTERVALS, SECONDS]
 
 
-def _of_world(judged: bool, captioned: bool) -> list[str]:
-    """Return the limits that follow from the small world and its judge, or from having none."""
-    if not judged:
-        return [FOREIGN]
-    pairs = [PAIRS] if captioned else []
-    return [WORLD, SIZE, DISTANCES, JUDGE, *pairs]
+def _of(teachers: Sequence[Data], *more: str) -> list[str]:
+    """Return what depends on how the teachers were measured; `more` stands before the budget."""
+    judged = [data for data in teachers if data.judged]
+    world = [WORLD, SIZE] if judged else []
+    judge = [DISTANCES, JUDGE] if judged else []
+    pairs = [PAIRS] if any(data.captioned for data in judged) else []
+    foreign = [FOREIGN] if len(judged) < len(teachers) else []
+    eye = [EYE, FEWER] if any(data.eyed for data in teachers) else []
+    return [*world, *more, BUDGET, *judge, *pairs, *foreign, *eye]

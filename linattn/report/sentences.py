@@ -8,6 +8,7 @@ names stand where a sentence reads the same with one name and with several.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from linattn.report import fewer
 from linattn.report.columns import Measure, measure
 from linattn.report.data import Data, Report
 from linattn.report.ranking import apart, closest, ideas, ranking, reaches, touch
@@ -31,7 +32,7 @@ def findings(report: Report) -> list[str]:
 
 def of_teacher(data: Data) -> list[str]:
     """Return all sentences of one teacher."""
-    further = (_distillation, _against_control, _convolution, _cost, _time)
+    further = (_eye, _distillation, _against_control, _convolution, _cost, _fewer_steps, _time)
     return in_short(data) + _sentences(data, further)
 
 
@@ -158,6 +159,31 @@ def _two_things(data: Data) -> Iterable[str]:
             yield f"{subject} of two things, right most often: {', '.join(shares)}."
 
 
+def _eye(data: Data) -> Iterable[str]:
+    """Name the student whose pictures look most like the teacher's to the eye."""
+    ranked = ranking(data, "eye_distance", "lower")
+    if not ranked:
+        return
+    name, first = ranked[0]
+    sentence = (
+        f"To the eye, a network that was trained on photographs, {name} draws most like the "
+        f"teacher: {_eye_distance(first)} from its pictures of the same noise"
+    )
+    if len(ranked) > 1:
+        second, value = ranked[1]
+        sentence += f", before {second} with {_eye_distance(value)}; {touch(first, value)}"
+    yield f"{sentence}."
+    if chance := measure(data.chance, "eye_distance"):
+        yield f"Two of the teacher's own pictures are {_eye_distance(chance)} apart on average."
+
+
+def _eye_distance(value: Measure) -> str:
+    text = f"{value['value']:.3f}"
+    return (
+        text if value.get("low") is None else f"{text} ({value['low']:.3f} to {value['high']:.3f})"
+    )
+
+
 def _distillation(data: Data) -> Iterable[str]:
     """Say how many errors distillation reduced, the most and by how much, and which it did not."""
     errors = {}
@@ -239,6 +265,40 @@ def _cost(data: Data) -> Iterable[str]:
     if more:
         saved = "what is saved appears with more tokens"
         yield f"No less than softmax is spent at this size by {listed(more)}; {saved}."
+
+
+def _fewer_steps(data: Data) -> Iterable[str]:
+    """Compare each method with the teacher in as many steps as its draw's cost buys."""
+    verdicts: dict[str, list[str]] = {"nearer": [], "farther": [], "open": []}
+    for name, value in ranking(data, "eye_distance", "lower"):
+        cost = measure(data.results[name], "draw_macs", "cost")
+        if cost and (teacher := _bought(data, cost["value"])):
+            verdicts[_verdict(value, teacher)].append(name)
+    if verdicts["nearer"]:
+        names = listed(verdicts["nearer"])
+        yield f"Nearer to the teacher's full draw than fewer steps for the same cost: {names}."
+    if verdicts["farther"]:
+        names = listed(verdicts["farther"])
+        yield f"For the same cost or less, the teacher in fewer steps is nearer than {names}."
+    if verdicts["open"]:
+        names = listed(verdicts["open"])
+        yield f"Their intervals do not tell {names} from the teacher in fewer steps of that cost."
+
+
+def _bought(data: Data, macs: float) -> Measure | None:
+    """Return the least distance of the teacher in fewer steps that costs no more than `macs`."""
+    distances = []
+    for result in fewer.of_teacher(data.teacher).values():
+        cost, value = measure(result, "draw_macs", "cost"), measure(result, "eye_distance")
+        if cost and value and cost["value"] <= macs:
+            distances.append(value)
+    return min(distances, key=lambda value: value["value"], default=None)
+
+
+def _verdict(ours: Measure, teacher: Measure) -> str:
+    if not apart(ours, teacher):
+        return "open"
+    return "nearer" if ours["value"] < teacher["value"] else "farther"
 
 
 def _time(data: Data) -> Iterable[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from linattn.report import fewer
 from linattn.report.columns import COLUMNS, OVERVIEW, Column, Measure
 from linattn.report.data import Data, Report
 from linattn.report.ranking import ranking, reaches
@@ -95,7 +96,7 @@ def _group(data: Data, columns: Sequence[Column]) -> Group:
         if data.all_published
         else data.prompts_in_words
     )
-    return Group(data.name, (*references(data, columns), *rows), data.page, note)
+    return Group(data.name, (*references(data, columns, brief=True), *rows), data.page, note)
 
 
 def _columns(teachers: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...]:
@@ -107,16 +108,21 @@ def _columns(teachers: Iterable[Data], keys: Sequence[str]) -> tuple[Column, ...
     return tuple(column for column in chosen if any(map(column.read, results)))
 
 
-def references(data: Data, columns: Sequence[Column]) -> list[Row]:
-    """Return the rows that bound the students: the teacher, also with fewer steps, and guessing."""
-    steps = (data.teacher.get("pictures") or {}).get("steps")
-    note = _joined(f"{steps} steps" if steps else "", data.mark("teacher"))
+def references(data: Data, columns: Sequence[Column], brief: bool = False) -> list[Row]:
+    """Return the rows that bound the students: the teacher, also with fewer steps, and guessing.
+
+    Args:
+        data: the data of one teacher.
+        columns: the columns of the table.
+        brief: whether to leave out all step counts but the quick rows'.
+    """
+    sizes = data.teacher.get("pictures") or {}
+    note = _joined(f"{sizes['steps']} steps" if sizes else "", data.mark("teacher"))
     cells = _cells(columns, data.teacher)
     rows = [Row("teacher", "reference", cells, failure=data.teacher_failure, note=note)]
-    quick = data.teacher.get("quick")
-    if quick:
-        few = f"teacher, {data.teacher['pictures']['quick_steps']} steps"
-        rows.append(Row(few, "reference", _cells(columns, {"quality": quick})))
+    for steps, result in fewer.of_teacher(data.teacher).items():
+        if not brief or steps == sizes["quick_steps"]:
+            rows.append(Row(fewer.name_of(steps), "reference", _cells(columns, result)))
     if data.chance.get("quality"):
         rows.append(Row("chance", "reference", _cells(columns, data.chance), note="guessing"))
     return rows
@@ -196,7 +202,7 @@ def _level(column: Column, value: float) -> float:
 
     An estimate of a zero distance has either sign, so a KID below zero is as good as zero.
     """
-    return max(0.0, value) if column.key.startswith("kid") else value
+    return max(0.0, value) if "kid" in column.key else value
 
 
 # One idea for several teachers

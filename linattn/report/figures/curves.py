@@ -22,24 +22,28 @@ def quality_cost(
     log: bool = True,
     log_y: bool = False,
     markers: Mapping[str, str] | None = None,
+    line: Sequence[Mapping[str, Any]] = (),
+    line_name: str = "",
 ) -> Picture:
     """Draw points {name, x, y, low?, high?, look?}; those without a look are grey references.
 
-    `markers` maps the names of a legend to markers, where these mean something.
+    `markers` maps the names of a legend to markers, where these mean something. `line` has points
+    of one thing, which a line joins.
     """
     figure, axis = new_figure(height=3.9)
-    for point in points:
-        look = point.get("look") or REFERENCE
-        error = None
-        if point.get("low") is not None:
-            error = [[max(point["y"] - point["low"], 0)], [max(point["high"] - point["y"], 0)]]
-        style = {"fmt": look.marker, "ms": 7.5, "mew": 1.6, "elinewidth": 1.1, "zorder": 3}
-        axis.errorbar(point["x"], point["y"], error, **_colours(look), **style)
+    if line:
+        ends = [point["x"] for point in line], [point["y"] for point in line]
+        axis.plot(*ends, color=SOFT, lw=1.2, ls="--", label=line_name, zorder=2)
+    for point in (*points, *line):
+        _errorbar(axis, point)
+    every = [*points, *line]
     if log:
         axis.set_xscale("log")
+        if line:  # a draw's cost spans less than a decade, which may hold a single power of ten
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        values = [point["x"] for point in points]
+        values = [point["x"] for point in every]
         axis.set_xlim(min(values) / 1.5, max(values) * 2.1)
     if log_y:
         axis.set_yscale("log")
@@ -52,9 +56,25 @@ def quality_cost(
         axis.plot([], [], marker, color=SOFT, label=name)
     if markers:
         figure.legend(loc="outside upper right", ncols=len(markers), handletextpad=0.2)
-    _label_points(figure, axis, points)
+    elif line:
+        figure.legend(loc="outside upper right")
+    _label_points(figure, axis, every)
+    alt = f"Scatter plot of {y} against {x}: {_in_words(points)}"
+    return finish(figure, f"{alt}; {line_name}: {_in_words(line)}." if line else f"{alt}.")
+
+
+def _errorbar(axis: Any, point: Mapping[str, Any]) -> None:
+    """Draw a point, with its interval where it has one."""
+    look, error = point.get("look") or REFERENCE, None
+    if point.get("low") is not None:
+        error = [[max(point["y"] - point["low"], 0)], [max(point["high"] - point["y"], 0)]]
+    style = {"fmt": look.marker, "ms": 7.5, "mew": 1.6, "elinewidth": 1.1, "zorder": 3}
+    axis.errorbar(point["x"], point["y"], error, **_colours(look), **style)
+
+
+def _in_words(points: Sequence[Mapping[str, Any]]) -> str:
     texts = [f"{point['name']} {short(point['y'])} at {short(point['x'])}" for point in points]
-    return finish(figure, f"Scatter plot of {y} against {x}: {'; '.join(texts)}.")
+    return "; ".join(texts)
 
 
 def _colours(look: Look) -> dict[str, str]:
