@@ -195,7 +195,8 @@ def test_limits_of_an_unjudged_teacher_are_not_the_small_worlds(root):
 
 def test_a_judged_and_an_unjudged_teacher_stand_in_one_report(root, tmp_path):
     content = read({**FEW, **CAPTIONED})
-    for result in (content.parts["text"].teacher, *content.parts["text"].results.values()):
+    text = content.parts["text"]
+    for result in (text.teacher, text.chance, *text.results.values()):
         unjudge(result)
     shown = limits.of_all(content)
     assert {limits.WORLD, limits.FOREIGN, limits.EYE, limits.TEACHERS} <= set(shown)
