@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.taylorseer_cache import _TAYLORSEER_CACHE_HOOK
 from torch import nn
 
 from linattn.attention.grid import Grid
@@ -35,6 +37,8 @@ def watch(model: nn.Module) -> None:
         module.register_forward_pre_hook(narrow, with_kwargs=True)
     for module in attentions(model):
         module.register_forward_pre_hook(_deliver, with_kwargs=True)
+        if hasattr(module, KEY):
+            _keep_uncached(getattr(module, KEY))
 
 
 def unwatch(model: nn.Module) -> None:
@@ -126,6 +130,24 @@ def _deliver(attn: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Call:
             "linattn.families.reattach(model)"
         )
     return args, kwargs
+
+
+class _Uncached(HookRegistry):
+    """Hold diffusers' hooks of an operator, without TaylorSeer's.
+
+    That cache hooks every module whose name ends in "attn", so both the attention and the operator
+    `attn.linattn` inside it. The inner one is not called at the steps that the outer one predicts:
+    it counts fewer, and predicts where the outer one computes.
+    """
+
+    def register_hook(self, hook: ModelHook, name: str) -> None:
+        if name != _TAYLORSEER_CACHE_HOOK:
+            super().register_hook(hook, name)
+
+
+def _keep_uncached(operator: nn.Module) -> None:
+    if not hasattr(operator, "_diffusers_hook"):
+        vars(operator)["_diffusers_hook"] = _Uncached(operator)
 
 
 def _hooks(module: nn.Module, function: Any) -> list[int]:
