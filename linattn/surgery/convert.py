@@ -23,6 +23,7 @@ from linattn.surgery.install import (
     install,
     remove,
 )
+from linattn.surgery.offload import at_hand, is_sequential
 from linattn.surgery.reach import require_reachable
 from linattn.surgery.record import Conversion, conversion_of, detach, require_conversion
 from linattn.surgery.select import Selection, select
@@ -63,8 +64,29 @@ def linearize(
         raise nearest("initialise policy", initialise, attention.POLICIES)
     check_backend(backend)
     chosen = select(families.layers(model), layers)
+    _require_originals(conversion_of(model), chosen)
+    if data is not None and is_sequential(model):
+        raise ValueError(
+            "data runs the model, and its weights are offloaded one by one: linearize before "
+            "enable_sequential_cpu_offload()"
+        )
+    with at_hand(model):
+        _convert(model, chosen, name, initialise, keep_original, backend, data, options)
+    return model_or_pipeline
+
+
+def _convert(
+    model: nn.Module,
+    chosen: Sequence[Layer],
+    name: str,
+    initialise: str,
+    keep_original: bool,
+    backend: str | None,
+    data: Callable[[nn.Module], Any] | None,
+    options: dict[str, Any],
+) -> None:
+    """Give the chosen layers their operators."""
     previous = conversion_of(model)
-    _require_originals(previous, chosen)
     replacements = [
         Replacement(layer, build_operator(layer, name, options, backend), initialise)
         for layer in chosen
@@ -85,7 +107,6 @@ def linearize(
 
     conversion = copy.deepcopy(previous) if previous else Conversion.of(model)
     install(model, conversion, replacements, set_weights, keep_original)
-    return model_or_pipeline
 
 
 @torch.no_grad()
@@ -156,13 +177,14 @@ def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
             f"the original weights of {shortened(sorted(conversion.unrestorable))} were not kept "
             f"(keep_original=False): load {conversion.base['name']!r} again"
         )
-    if strict:
-        _require_untrained(model, conversion)
-    copy_into(identity.tensors(model), conversion.originals)
-    for layer in families.layers(model):
-        if layer.name in conversion.processors:
-            remove(layer, conversion.processors[layer.name])
-    detach(model)
+    with at_hand(model):
+        if strict:
+            _require_untrained(model, conversion)
+        copy_into(identity.tensors(model), conversion.originals)
+        for layer in families.layers(model):
+            if layer.name in conversion.processors:
+                remove(layer, conversion.processors[layer.name])
+        detach(model)
     return model_or_pipeline
 
 

@@ -27,6 +27,7 @@ from linattn.surgery.install import (
     operator_tensors,
     reinstatement,
 )
+from linattn.surgery.offload import at_hand
 from linattn.surgery.reach import require_reachable
 from linattn.surgery.record import Conversion, conversion_of, require_conversion
 from linattn.surgery.student import Student
@@ -45,9 +46,9 @@ def save(model_or_pipeline: Any, folder: str | Path) -> Path:
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     conversion = require_conversion(model)
-    card.write(
-        Path(folder), _layers(model, conversion), _learned(model, conversion), conversion.base
-    )
+    with at_hand(model):
+        layers, learned = _layers(model, conversion), _learned(model, conversion)
+        card.write(Path(folder), layers, learned, conversion.base)
     return Path(folder)
 
 
@@ -113,9 +114,10 @@ def load(
     model = require_reachable(families.model_of(model_or_pipeline))
     check_backend(backend)
     student = _read(hub.local(folder_or_hub_id, revision), options)
-    conversion = conversion_of(model) or Conversion.of(model)
-    replacements = fitted(model, conversion.base, student, strict, backend)
-    _become(model, conversion, student, replacements, keep_original)
+    with at_hand(model):
+        conversion = conversion_of(model) or Conversion.of(model)
+        replacements = fitted(model, conversion.base, student, strict, backend)
+        _become(model, conversion, student, replacements, keep_original)
     return model_or_pipeline
 
 
