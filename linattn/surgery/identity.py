@@ -32,17 +32,21 @@ PLUGIN_NAMES = (".lora_", ".processor.", ".image_projection_layers.")  # of a pl
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the live parameters and stored buffers of the plain model by their plain names."""
-    state = model.state_dict(keep_vars=True)
     return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in state.items()
-        if isinstance(tensor, Tensor) and not _is_added(f".{name}")
+        name: tensor
+        for name, tensor in without_plugins(model).items()
+        if isinstance(tensor, Tensor) and f".{KEY}." not in f".{name}"
     }
 
 
-def _is_added(name: str) -> bool:
-    """Say whether a tensor belongs to an operator or to a plug-in."""
-    return any(mark in name for mark in (f".{KEY}.", *PLUGIN_NAMES))
+def without_plugins(module: nn.Module) -> dict[str, Tensor]:
+    """Return the live state of a module by its plain names, without what plug-ins added."""
+    state = module.state_dict(keep_vars=True)
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in state.items()
+        if not any(mark in f".{name}" for mark in PLUGIN_NAMES)
+    }
 
 
 def tensor_digests(tensor: Tensor) -> Digests:

@@ -133,7 +133,7 @@ def remove(layer: Layer, processor: Any) -> None:
 
 def operator_tensors(name: str, operator: Operator) -> dict[str, Tensor]:
     """Return the live tensors of a layer's operator by their names in a student's folder."""
-    state = operator.state_dict(keep_vars=True)
+    state = identity.without_plugins(operator)
     return {f"{name}.{KEY}.{key}": tensor for key, tensor in state.items()}
 
 
