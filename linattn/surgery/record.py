@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from linattn import families
-from linattn.surgery import identity
+from linattn.surgery import identity, refusals
 
 ATTRIBUTE = "_linattn"
 
@@ -66,19 +66,12 @@ def require_conversion(model: nn.Module) -> Conversion:
 
 def attach(model: nn.Module, conversion: Conversion) -> None:
     """Make the model a student: it holds the record, watches its calls, and saves by linattn."""
-    vars(model).update({ATTRIBUTE: conversion, "save_pretrained": _refuse_to_save})
+    vars(model)[ATTRIBUTE] = conversion
+    refusals.refuse(model)
     families.watch(model)
 
 
 def detach(model: nn.Module) -> None:
     families.unwatch(model)
     delattr(model, ATTRIBUTE)
-    del vars(model)["save_pretrained"]  # the class has its own
-
-
-def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
-    raise ValueError(
-        "save_pretrained would write a folder that loads as the softmax model again, with weights "
-        "that do not fit it: write the student with linattn.save(model, folder) and read it with "
-        "linattn.load(base, folder), or linattn.restore(model) first"
-    )
+    refusals.allow(model)
