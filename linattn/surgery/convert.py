@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from linattn import attention, families
+from linattn.attention.policies import PROJECTIONS
 from linattn.families import Layer
 from linattn.names import nearest, shortened
-from linattn.surgery import identity
+from linattn.surgery import identity, quantised
 from linattn.surgery.install import (
     Replacement,
     build_operator,
@@ -65,6 +66,7 @@ def linearize(
     check_backend(backend)
     chosen = select(families.layers(model), layers)
     _require_originals(conversion_of(model), chosen)
+    _refuse_drawing(chosen, initialise)
     if data is not None and is_sequential(model):
         raise ValueError(
             "data runs the model, and its weights are offloaded one by one: linearize before "
@@ -87,6 +89,8 @@ def _convert(
 ) -> None:
     """Give the chosen layers their operators."""
     previous = conversion_of(model)
+    if previous:
+        previous.refuse_quantised(model)
     replacements = [
         Replacement(layer, build_operator(layer, name, options, backend), initialise)
         for layer in chosen
@@ -137,6 +141,19 @@ def _require_originals(previous: Conversion | None, chosen: Sequence[Layer]) -> 
         )
 
 
+def _refuse_drawing(chosen: Sequence[Layer], initialise: str) -> None:
+    """Raise if a policy would draw quantised projections afresh."""
+    keeps = attention.POLICIES[initialise].keeps
+    drawn = tuple(f"{name}." for name in PROJECTIONS if name not in keeps)
+    for layer in chosen:
+        names = quantised.names(identity.tensors(layer.attn))
+        if lost := [name for name in names if name.startswith(drawn)]:
+            raise ValueError(
+                f"initialise={initialise!r} draws {shortened(lost)} of {layer.name} afresh, but "
+                "they are quantised: choose initialise='all', or quantise after linearize"
+            )
+
+
 def _refuse_idle_options(
     model: nn.Module, replacements: Sequence[Replacement], options: dict[str, Any]
 ) -> None:
@@ -178,6 +195,7 @@ def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
             f"(keep_original=False): load {conversion.base['name']!r} again"
         )
     with at_hand(model):
+        conversion.refuse_quantised(model)
         if strict:
             _require_untrained(model, conversion)
         copy_into(identity.tensors(model), conversion.originals)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from linattn import families
 from linattn.families import KEY, Layer
 from linattn.names import shortened
-from linattn.surgery import identity
+from linattn.surgery import identity, quantised
 from linattn.surgery.card import WEIGHTS
 from linattn.surgery.install import Replacement, build_operator, operator_tensors
 from linattn.surgery.student import Student
@@ -93,6 +93,14 @@ def _check_layers(layers: Sequence[Layer], student: Student) -> None:
 def _check_tensors(model: nn.Module, replacements: Sequence[Replacement], student: Student) -> None:
     """Raise if tensors of replaced layers are missing, tensors are unknown, or shapes differ."""
     live = identity.tensors(model)
+    kept = quantised.names(live)
+    if written := [name for name in kept if name in student.tensors]:
+        raise ValueError(
+            f"{student.path} brings {shortened(written)}, which are quantised in this "
+            f"{type(model).__name__}: load the student into the base as it was trained, and "
+            "quantise after"
+        )
+    live = {name: tensor for name, tensor in live.items() if name not in kept}
     required = _required(live, replacements)
     known = {**live, **required}
     missing = sorted(set(required) - set(student.tensors))

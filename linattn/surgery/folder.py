@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from linattn import families
 from linattn.families import KEY
-from linattn.surgery import card, clear, hub, identity, linfusion
+from linattn.surgery import card, clear, hub, identity, linfusion, quantised
 from linattn.surgery.convert import restore
 from linattn.surgery.fit import fitted
 from linattn.surgery.install import (
@@ -47,6 +47,7 @@ def save(model_or_pipeline: Any, folder: str | Path) -> Path:
     model = require_reachable(families.model_of(model_or_pipeline))
     conversion = require_conversion(model)
     with at_hand(model):
+        conversion.refuse_quantised(model)
         layers, learned = _layers(model, conversion), _learned(model, conversion)
         card.write(Path(folder), layers, learned, conversion.base)
     return Path(folder)
@@ -74,7 +75,7 @@ def _learned(model: nn.Module, conversion: Conversion) -> dict[str, Tensor]:
     tensors = {
         name: tensor
         for name, tensor in identity.tensors(model).items()
-        if conversion.inside(name) or name in trained
+        if (conversion.inside(name) or name in trained) and not quantised.is_quantised(tensor)
     }
     for layer in families.layers(model):
         if layer.operator is not None:
@@ -116,6 +117,7 @@ def load(
     student = _read(hub.local(folder_or_hub_id, revision), options)
     with at_hand(model):
         conversion = conversion_of(model) or Conversion.of(model)
+        conversion.refuse_quantised(model)
         replacements = fitted(model, conversion.base, student, strict, backend)
         _become(model, conversion, student, replacements, keep_original)
     return model_or_pipeline

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from linattn import digests
 from linattn.families import KEY
+from linattn.surgery import quantised
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # widest first
 NO_NAMES = ("", ".", "transformer", "unet")  # folders of a path that name no model
@@ -50,7 +51,9 @@ def without_plugins(module: nn.Module) -> dict[str, Tensor]:
 
 
 def tensor_digests(tensor: Tensor) -> Digests:
-    """Digest a tensor in its own dtype and in every narrower float."""
+    """Digest a tensor in its own dtype and in every narrower float; a quantised one as it is."""
+    if quantised.is_quantised(tensor):
+        return {quantised.class_name(tensor): quantised.digest(tensor)}
     tensor = tensor.detach()
     return {
         _name(dtype): digests.of_tensor(tensor.to(dtype))
@@ -72,6 +75,8 @@ def changed(named: Mapping[str, Tensor], recorded: Mapping[str, Digests]) -> lis
 
 
 def _is_unchanged(tensor: Tensor, recorded: Digests) -> bool:
+    if quantised.is_quantised(tensor):
+        return tensor_digests(tensor) == recorded
     tensor, widest = tensor.detach(), next(iter(recorded))
     if _name(tensor.dtype) in recorded:
         return digests.of_tensor(tensor) == recorded[_name(tensor.dtype)]

@@ -54,8 +54,16 @@ def build_operator(
     with torch.device("meta" if weight.is_meta else "cpu"):
         operator = attention.create(name, layer.shape, **options)
     operator.backend = None if operator.max_head_dim is None else backend
-    dtype = weight.dtype if weight.is_floating_point() else None
-    return operator.to(weight.device, dtype).train(layer.attn.training)
+    return operator.to(weight.device, _dtype(layer.attn, weight)).train(layer.attn.training)
+
+
+def _dtype(attn: nn.Module, weight: Tensor) -> torch.dtype | None:
+    """Return the dtype of an operator: its layer's first float, where a quantised weight has none.
+
+    None leaves the operator in its own.
+    """
+    floats = [tensor for tensor in (weight, *attn.parameters()) if tensor.is_floating_point()]
+    return floats[0].dtype if floats else None
 
 
 def install(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from linattn import families
-from linattn.surgery import identity, refusals
+from linattn.surgery import identity, quantised, refusals
 
 ATTRIBUTE = "_linattn"
 
@@ -39,6 +39,13 @@ class Conversion:
     def inside(self, name: str) -> bool:
         """Say whether a tensor belongs to a replaced layer."""
         return name.startswith(tuple(f"{layer}." for layer in self.processors))
+
+    def refuse_quantised(self, model: nn.Module) -> None:
+        """Raise if weights of the model were quantised since it was recorded."""
+        live = identity.tensors(model)
+        quantised.refuse_since(
+            {name: live[name] for name in live if name in self.digests}, self.digests
+        )
 
     def changed_outside(self, model: nn.Module) -> list[str]:
         """Name the tensors outside the replaced layers that differ from the base's."""
