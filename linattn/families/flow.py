@@ -1,5 +1,5 @@
-"""What the flow models SD3 and FLUX share: latents with a shift, and times that may depend on the
-size.
+"""What the flow models SD3, FLUX and Qwen-Image share: latents with a shift, times that may depend
+on the size, and tokens of 2 x 2 latents.
 """
 
 from typing import Any
@@ -27,3 +27,24 @@ def shifted(scheduler: Any, tokens: int) -> dict[str, float]:
     base, most = config.base_image_seq_len, config.max_image_seq_len
     slope = config.max_shift - config.base_shift
     return {"mu": config.base_shift + slope * (tokens - base) / (most - base)}
+
+
+def set_times(scheduler: Any, steps: int, like: Tensor) -> None:
+    """Set even times for latents whose cells of 2 x 2 are tokens, as diffusers' pipelines do."""
+    sigmas = [1 - step / steps for step in range(steps)]
+    shift = shifted(scheduler, like.shape[-2] * like.shape[-1] // 4)
+    scheduler.set_timesteps(sigmas=sigmas, device=like.device, **shift)
+
+
+def packed(latents: Tensor) -> Tensor:
+    """Pack cells of 2 x 2 latents into tokens, (batch, tokens, 4 channels)."""
+    # (batch, channels, rows, 2, columns, 2)
+    cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
+    """Unpack tokens (batch, tokens, 4 channels) into latents of the shape of `like`."""
+    _, channels, height, width = like.shape
+    cells = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (channels, 2, 2))
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)

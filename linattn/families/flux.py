@@ -17,7 +17,7 @@ from torch import Tensor
 from linattn.attention.grid import Grid
 from linattn.families.base import TEXT, Family, Model, Slot, noise_level
 from linattn.families.conditions import Conditioning, Prompts, cast
-from linattn.families.flow import FlowCaptions, shifted
+from linattn.families.flow import FlowCaptions, packed, set_times, unpacked
 from linattn.families.processors import JointAttention
 
 SIDE = 64  # tokens a side of FLUX.1 at 1,024 px
@@ -79,9 +79,7 @@ class JointCaptions(FlowCaptions):
         return unpacked(output, like)
 
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
-        sigmas = [1 - step / steps for step in range(steps)]
-        shift = shifted(scheduler, like.shape[-2] * like.shape[-1] // 4)
-        scheduler.set_timesteps(sigmas=sigmas, device=like.device, **shift)
+        set_times(scheduler, steps, like)
 
 
 class Flux(Family):
@@ -154,17 +152,3 @@ def positions(height: int, width: int, device: torch.device | str) -> Tensor:
     ids[..., 1] = torch.arange(height, device=device)[:, None]
     ids[..., 2] = torch.arange(width, device=device)
     return ids.flatten(0, 1)
-
-
-def packed(latents: Tensor) -> Tensor:
-    """Pack cells of 2 x 2 latents into FLUX's tokens, (batch, tokens, 4 channels)."""
-    # (batch, channels, rows, 2, columns, 2)
-    cells = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
-    """Unpack FLUX's tokens (batch, tokens, 4 channels) into latents of the shape of `like`."""
-    _, channels, height, width = like.shape
-    cells = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (channels, 2, 2))
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)

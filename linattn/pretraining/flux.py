@@ -19,7 +19,8 @@ from diffusers import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn.families.flux import packed, positions, unpacked
+from linattn.families.flow import packed, unpacked
+from linattn.families.flux import positions
 from linattn.pretraining.backbone import Data, silence
 from linattn.pretraining.captioned import Captioned, captioned_card
 from linattn.pretraining.recipe import Recipe, Stage
