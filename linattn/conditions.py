@@ -11,10 +11,12 @@ from linattn.families.conditions import (
     Conditioning,
     Conditions,
     Prompts,
+    as_long,
     cast,
     dropped,
     joined,
     repeated,
+    taken,
 )
 from linattn.families.dit import NULL_CLASS, Labels
 from linattn.families.registry import family
@@ -25,11 +27,13 @@ __all__ = [
     "Conditions",
     "Labels",
     "Prompts",
+    "as_long",
     "cast",
     "dropped",
     "joined",
     "of",
     "repeated",
+    "taken",
 ]
 
 

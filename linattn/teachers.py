@@ -180,9 +180,9 @@ def default_card(pipe: Any) -> dict[str, Any]:
     Args:
         pipe: a diffusers pipeline of a supported family.
     """
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     conditioning = conditions.of(pipe)
-    card = {**conditioning.defaults(), "side": conditioning.side * factor}
+    side = conditioning.side * conditioning.factor(pipe.vae)
+    card = {**conditioning.defaults(), "side": side}
     if hasattr(pipe, "labels"):
         card["labels"] = labels(pipe)
     return card

@@ -1,21 +1,32 @@
 """Pipelines of every family but DiT (tiny.py), around the tiny models of linattn.testing."""
 
 import copy
+import re
 
 import tiny
 import torch
 from diffusers import (
+    AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
+    QwenImagePipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+)
 
 from linattn.testing import models
 from linattn.testing.models import JOINT, ROTARY, TEXT, run, seeded, sizes
@@ -124,6 +135,74 @@ def _flow(made: nn.Module):
     )
 
 
+# What the pipeline writes around a caption: 34 tokens before it, as many as it then drops.
+TEMPLATE = (
+    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:user\nassistant\n"
+)
+
+FIRST_WORDS = ("system", "Describe", "user", "assistant")  # which no space goes before
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Read words of the template and of captions as a token each, and all else by bytes."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary, merges = [*marks, *sorted(ByteLevel.alphabet())], {}
+    for word in (*re.findall(r"\w+", TEMPLATE), *language.words()):
+        for end in range(len(word)):
+            merges[f"\u0120{word[:end]}", word[end]] = None  # U+0120 is a space among the bytes
+    vocabulary += ["".join(merge) for merge in merges]
+    numbers = {token: number for number, token in enumerate(vocabulary)}
+    tokenizer = Qwen2Tokenizer(numbers, list(merges))
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in marks])
+    tokenizer.add_tokens([AddedToken(word, single_word=True) for word in FIRST_WORDS])
+    return tokenizer
+
+
+def _qwen_encoder(words: int) -> Qwen2_5_VLForConditionalGeneration:
+    text = {
+        "hidden_size": TEXT,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": words,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
+    }
+    sight = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": TEXT,
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=sight)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def qwen_vae() -> AutoencoderKLQwenImage:
+    """Factor 4, as tiny.vae, with channels of unlike means and deviations."""
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.3, -0.2, 0.1, 0.4],
+        latents_std=[0.8, 1.2, 1.5, 0.9],
+    ).eval()
+
+
+def _qwen_pipeline():
+    tokenizer = qwen_tokenizer()
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9)
+    encoder = _qwen_encoder(len(tokenizer))
+    parts = {"text_encoder": encoder, "tokenizer": tokenizer, "transformer": model("qwen")}
+    return QwenImagePipeline(scheduler, qwen_vae(), **parts)
+
+
 def pipeline(kind: str, guided: bool = False):
     """Return a stock pipeline that reads captions, of a tiny model and tiny encoders."""
     with torch.random.fork_rng(devices=[]):
@@ -132,6 +211,8 @@ def pipeline(kind: str, guided: bool = False):
             pipe = _stable(kind == "sdxl")
         elif kind == "pixart":
             pipe = _pixart_pipeline()
+        elif kind == "qwen":
+            pipe = _qwen_pipeline()
         else:
             pipe = _flow(
                 seeded(lambda: models.flux(guidance_embeds=True)) if guided else model(kind)

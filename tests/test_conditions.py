@@ -17,7 +17,7 @@ from linattn.evaluation.distance import prediction_error
 from linattn.teachers import Teacher
 
 CAPTIONS = ["a red ring on plain", "a blue star left of a pink disc", "a large green heart"]
-READERS = ("unet", "sdxl", "pixart", "sd3", "flux")
+READERS = ("unet", "sdxl", "pixart", "sd3", "flux", "qwen")
 
 
 def teacher(kind: str, **card) -> Teacher:
@@ -34,11 +34,11 @@ def stock(pipe, kind: str, size: tuple[int, int], guidance: float, steps: int) -
         kwargs |= {"use_resolution_binning": False, "clean_caption": False}
     if kind in ("pixart", "sd3"):
         kwargs["max_sequence_length"] = 16
-    if kind != "flux":
+    if kind not in ("flux", "qwen"):
         return pipe(CAPTIONS, latents=noise, guidance_scale=guidance, **kwargs).images
     packed = FluxPipeline._pack_latents(noise, len(CAPTIONS), 4, height // 4, width // 4)
     negative = {
-        "negative_prompt": [""] * len(CAPTIONS),
+        "negative_prompt": [" " if kind == "qwen" else ""] * len(CAPTIONS),
         "true_cfg_scale": guidance,
         "max_sequence_length": 16,
     }
@@ -135,13 +135,15 @@ def test_a_dropped_caption_is_the_empty_one_whole(kind):
     conditioning, empty = conditioner.encode(CAPTIONS), conditioner.nothing()
     replaced = conditions.dropped(conditioning, empty, torch.tensor([False, True, False]))
     for name, tensor in replaced.items():
-        assert torch.equal(tensor[1], empty[name][0])
+        whole, _ = conditions.as_long(empty[name], tensor)
+        assert torch.equal(tensor[1], whole[0])
         assert torch.equal(tensor[[0, 2]], conditioning[name][[0, 2]])
-        assert not torch.equal(conditioning[name][1], empty[name][0])
+        assert not torch.equal(conditioning[name][1], whole[0])
 
 
 @pytest.mark.parametrize(
-    ("kind", "operator"), [("unet", "linfusion"), ("unet", "lit"), ("flux", "clear")]
+    ("kind", "operator"),
+    [("unet", "linfusion"), ("unet", "lit"), ("flux", "clear"), ("qwen", "linfusion")],
 )
 def test_a_student_of_a_model_that_reads_comes_closer_to_its_teacher(kind, operator, tmp_path):
     made = teacher(kind)
@@ -170,7 +172,8 @@ def test_softmax_has_no_error_and_costs_are_those_of_the_text_that_is_read(kind,
     model = made.model
     inputs = made.conditions.example(8, 8, CAPTIONS[:1])
     dense = costs.macs(model, inputs=inputs)
-    picture, text = {"flux": (16, 16), "sd3": (16, 32), "sdxl": (16, 0)}.get(kind, (64, 0))
+    own = {"flux": (16, 16), "sd3": (16, 32), "sdxl": (16, 0), "qwen": (16, 10)}
+    picture, text = own.get(kind, (64, 0))
     assert dense["tokens"] == picture + text
     student = surgery.linearize(kinds.pipeline(kind), "softmax")
     latents = torch.randn(3, 4, 8, 8)

@@ -200,7 +200,7 @@ def test_every_layer_is_told_the_grid_and_the_noise_of_the_call(kind):
         assert torch.equal(entry["noise"], level)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in ("dit", "qwen")])
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind != "dit"])
 @torch.no_grad()
 def test_a_stock_pipelines_layers_get_its_pixels_and_its_schedulers_times(kind):
     """diffusers itself hands over grid and noise at each of three steps and 48 x 80 px."""
@@ -219,7 +219,9 @@ def test_a_stock_pipelines_layers_get_its_pixels_and_its_schedulers_times(kind):
             output_type="latent",
             **kwargs,
         )
-    text = {"flux": 6, "sd3": 16 + 6, "sd35": 16 + 6}.get(kind, 0)  # T5's, after CLIP's 16 in SD3
+    text = {"flux": 6, "qwen": 6, "sd3": 16 + 6, "sd35": 16 + 6}.get(
+        kind, 0
+    )  # T5's, after CLIP's 16 in SD3
     scale = (
         8 if kind in kinds.JOINT else 4
     )  # pixels of a token: the VAE's factor, and patches of 2 x 2

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Prompts = Tensor | Sequence[str]  # labels or captions
 Conditioning = dict[str, Tensor]  # tensors by argument name, one row a picture
@@ -97,6 +98,13 @@ class Conditions:
         """Return the model's output as (batch, channels or twice as many, height, width)."""
         return output
 
+    def groups(self, conditioning: Conditioning) -> list[Any]:
+        """Return which pictures one forward takes together, as indices of the batch.
+
+        All of them, but in a family whose texts have lengths of their own.
+        """
+        return [slice(None)]
+
     def call(
         self, model: nn.Module, noisy: Tensor, t: Tensor, conditioning: Conditioning
     ) -> Tensor:
@@ -124,6 +132,22 @@ class Conditions:
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
         """Set the scheduler's times for latents of this shape and device."""
         scheduler.set_timesteps(steps, device=like.device)
+
+    def guided(self, conditional: Tensor, empty: Tensor, guidance: float) -> Tensor:
+        """Lead a prediction for the prompts away from one for the empty prompt."""
+        return empty + guidance * (conditional - empty)
+
+    def factor(self, vae: Any) -> int:
+        """Return the number of pixels along one side of a latent position."""
+        return 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def pictures(self, latents: Tensor, vae: Any) -> Tensor:
+        """Decode latents as the model draws them to pictures in [-1, 1]."""
+        return vae.decode(self.unscaled(latents, vae)).sample
+
+    def means(self, pictures: Tensor, vae: Any) -> Tensor:
+        """Encode pictures in [-1, 1] to the posterior's mean, at the encoder's scale."""
+        return vae.encode(pictures).latent_dist.mean
 
     def unscaled(self, latents: Tensor, vae: Any) -> Tensor:
         """Return latents at the decoder's scale.
@@ -155,7 +179,7 @@ def cast(conditioning: Conditioning, dtype: torch.dtype) -> Conditioning:
 
 def joined(first: Conditioning, second: Conditioning) -> Conditioning:
     """Concatenate two conditionings along the batch."""
-    return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
+    return {name: torch.cat(as_long(tensor, second[name])) for name, tensor in first.items()}
 
 
 def repeated(single: Conditioning, count: int) -> Conditioning:
@@ -168,5 +192,25 @@ def dropped(conditioning: Conditioning, empty: Conditioning, mask: Tensor) -> Co
     replaced = {}
     for name, tensor in conditioning.items():
         broadcast = mask.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
-        replaced[name] = torch.where(broadcast, empty[name], tensor)
+        replaced[name] = torch.where(broadcast, *as_long(empty[name], tensor))
     return replaced
+
+
+def taken(conditioning: Conditioning, indices: Any) -> Conditioning:
+    """Take the pictures with these indices out of a conditioning."""
+    return {name: tensor[indices] for name, tensor in conditioning.items()}
+
+
+def as_long(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Make two texts (batch, tokens, ...) as long as the longer one, by zeros at their ends.
+
+    In a mask of the tokens that are read, a zero is padding.
+    """
+    if first.ndim < 2 or first.shape[1] == second.shape[1]:
+        return first, second
+    longest = max(first.shape[1], second.shape[1])
+    return _padded(first, longest), _padded(second, longest)
+
+
+def _padded(text: Tensor, longest: int) -> Tensor:
+    return F.pad(text, (*[0, 0] * (text.ndim - 2), 0, longest - text.shape[1]))

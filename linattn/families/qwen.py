@@ -5,26 +5,154 @@
   sample.
 - Editing and layered models put several pictures into one sequence, which is no grid. Their class
   is the same, so the call shows it, and the call is refused.
-- All texts of a batch are padded to the longest, and a mask marks the padding. Operators take no
-  mask, because a linear read sums over all tokens. Padding is therefore refused; the stock pipeline
-  passes no mask where there is none.
+- The stock pipeline pads all texts of a batch to the longest, and a mask marks the padding.
+  Operators take no mask, because a linear read sums over all tokens. Padding is therefore refused,
+  and a batch runs in groups of texts of one length, each without padding. The empty prompt is such
+  a group too, beside the prompts that it guides, and in the place of dropped ones.
+- A text's positions do not depend on the length of others, so that groups give what the mask gives.
+- Guidance is rescaled, cell by cell, to the length of the prediction for the prompts.
+- The autoencoder is a video's: its latents have frames, of which a picture has one, and a mean and
+  a deviation for each channel.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from linattn.attention.grid import Grid
 from linattn.families.base import TEXT, Context, Family, Model, Slot, noise_level
+from linattn.families.captions import Captions
+from linattn.families.conditions import Conditioning, Prompts, cast, taken
+from linattn.families.flow import packed, set_times, unpacked
 from linattn.families.processors import JointAttention, refuse_padding
 
 SIDE = 64  # Qwen-Image's tokens a side at 1,024 px
+STATES, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
+# The negative prompt of the model's own examples; the pipeline guides only where it has one.
+EMPTY = " "
+
+
+class PaddedCaptions(Captions):
+    """Condition Qwen-Image on captions as tokens of the self-attention, with their mask."""
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the pipeline's default steps, and its scale of guidance by a negative prompt."""
+        return {"steps": self._default("num_inference_steps"), "guidance": self._cfg_scale}
+
+    @property
+    def _cfg_scale(self) -> float:
+        return self._default("true_cfg_scale")
+
+    def _default(self, name: str) -> Any:
+        return inspect.signature(type(self.pipe).__call__).parameters[name].default
+
+    @property
+    def channels(self) -> int:
+        return self.config.in_channels // 4
+
+    @property
+    def divisor(self) -> int:
+        return 2
+
+    @property
+    def side(self) -> int:
+        return self.pipe.default_sample_size
+
+    def length_kwargs(self) -> dict[str, Any]:
+        """Return the length of the text, which is shorter in the pipeline's call by default."""
+        length = self.card.get("text_length", self._default("max_sequence_length"))
+        return {"max_sequence_length": length}
+
+    def encode(self, prompts: Prompts) -> Conditioning:
+        states, mask = self.pipe.encode_prompt(list(prompts), self.device, **self.length_kwargs())
+        mask = states.new_ones(states.shape[:2]) if mask is None else mask
+        return {STATES: states, MASK: mask.bool()}
+
+    def nothing(self) -> Conditioning:
+        return self.encode([EMPTY])
+
+    def groups(self, conditioning: Conditioning) -> list[Any]:
+        """Return the pictures whose texts have one length, as indices of the batch.
+
+        The first picture is in the first group.
+        """
+        lengths = conditioning[MASK].sum(1)
+        in_order = dict.fromkeys(lengths.tolist())
+        if len(in_order) == 1:
+            return [slice(None)]
+        return [(lengths == length).nonzero().flatten() for length in in_order]
+
+    def call(
+        self, model: nn.Module, noisy: Tensor, t: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """Run the model on noisy latents, once for each length of text."""
+        groups = self.groups(conditioning)
+        if len(groups) == 1:
+            return super().call(model, noisy, t, conditioning)
+        outputs = []
+        for indices in groups:
+            one_length = taken(conditioning, indices)
+            outputs.append(super().call(model, noisy[indices], t[indices], one_length))
+        return torch.cat(outputs)[torch.cat(groups).argsort()]
+
+    def arguments(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        refuse_lengths(conditioning[MASK])
+        height, width = (side // 2 for side in noisy.shape[-2:])
+        text = conditioning[STATES][:, : int(conditioning[MASK][0].sum())]
+        return {
+            "hidden_states": packed(noisy),
+            "timestep": t.to(noisy.dtype) / 1000,
+            "img_shapes": [[(1, height, width)]] * len(noisy),
+            **cast({STATES: text}, noisy.dtype),
+        }
+
+    def latents(self, output: Tensor, like: Tensor) -> Tensor:
+        return unpacked(output, like)
+
+    def guided(self, conditional: Tensor, empty: Tensor, guidance: float) -> Tensor:
+        """Lead a prediction away from the empty prompt's, and keep the length of every token."""
+        prompted, combined = (
+            packed(conditional),
+            packed(super().guided(conditional, empty, guidance)),
+        )
+        length = torch.linalg.vector_norm(prompted, dim=-1, keepdim=True)
+        scaled = combined * (length / torch.linalg.vector_norm(combined, dim=-1, keepdim=True))
+        return unpacked(scaled, conditional)
+
+    def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
+        last = scheduler.config.get("shift_terminal")
+        if steps == 1 and last:
+            raise ValueError(
+                f"{steps} step; the scheduler stretches its times to end at shift_terminal={last}, "
+                "which takes 2 steps or more"
+            )
+        set_times(scheduler, steps, like)
+
+    def factor(self, vae: Any) -> int:
+        return 2 ** len(vae.temperal_downsample)
+
+    def pictures(self, latents: Tensor, vae: Any) -> Tensor:
+        return super().pictures(latents.unsqueeze(2), vae).squeeze(2)
+
+    def means(self, pictures: Tensor, vae: Any) -> Tensor:
+        return super().means(pictures.unsqueeze(2), vae).squeeze(2)
+
+    def unscaled(self, latents: Tensor, vae: Any) -> Tensor:
+        mean, deviation = channel_statistics(latents, vae)
+        return latents / (1 / deviation) + mean  # the pipeline's own order of rounding
+
+    def scaled(self, latents: Tensor, vae: Any) -> Tensor:
+        mean, deviation = channel_statistics(latents, vae)
+        return (latents - mean) * (1 / deviation)
 
 
 class QwenImage(Family):
     backbone = "Qwen-Image"
     models = "Qwen-Image"
+    conditions = PaddedCaptions
     handed_down = "attention_kwargs"
     rotates = True
 
@@ -54,6 +182,24 @@ class QwenImage(Family):
             "timestep": weight.new_full((batch,), noise),
             "img_shapes": [[(1, side, side)]] * batch,
         }
+
+
+def channel_statistics(latents: Tensor, vae: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of the latents' channels, as wide as the latents."""
+    shape = (-1, *[1] * (latents.ndim - 2))
+    statistics = (vae.config.latents_mean, vae.config.latents_std)
+    mean, deviation = (latents.new_tensor(values).view(shape) for values in statistics)
+    return mean, deviation
+
+
+def refuse_lengths(mask: Tensor) -> None:
+    """Raise a ValueError for texts of unequal lengths, whose mask is (batch, tokens)."""
+    lengths = mask.sum(1).tolist()
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"the texts have {lengths} tokens, and one forward of Qwen-Image takes texts of one "
+            "length: call it once for each of `groups`, as `call` does"
+        )
 
 
 def sides(shapes: Any, tokens: int) -> tuple[int, int]:

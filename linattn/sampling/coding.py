@@ -24,8 +24,8 @@ def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
     with upcast(vae):
         weight = next(vae.parameters())
         for chunk in latents.split(batch):
-            unscaled = source.conditions.unscaled(chunk.to(weight.device, weight.dtype), vae)
-            pictures.append(vae.decode(unscaled).sample.float().div(2).add(0.5).clamp(0, 1).cpu())
+            centred = source.conditions.pictures(chunk.to(weight.device, weight.dtype), vae)
+            pictures.append(centred.float().div(2).add(0.5).clamp(0, 1).cpu())
     return torch.cat(pictures)
 
 
@@ -44,7 +44,7 @@ def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
         weight = next(source.vae.parameters())
         for chunk in pictures.split(batch):
             centred = (chunk * 2 - 1).to(weight.device, weight.dtype)
-            means.append(source.vae.encode(centred).latent_dist.mean)
+            means.append(source.conditions.means(centred, source.vae))
     return source.conditions.scaled(torch.cat(means), source.vae).float()
 
 

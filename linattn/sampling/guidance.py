@@ -64,4 +64,4 @@ def predict(
     if not guided.doubled:
         return prediction, raw
     conditional, empty = prediction.chunk(2)
-    return empty + guided.guidance * (conditional - empty), raw.chunk(2)[0]
+    return source.conditions.guided(conditional, empty, guided.guidance), raw.chunk(2)[0]

@@ -40,7 +40,7 @@ class Source:
     @property
     def factor(self) -> int:
         """Return the number of pixels along one side of a latent position."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.conditions.factor(self.vae)
 
     @property
     def side(self) -> int:
