@@ -7,10 +7,13 @@
   operators compare.
 - Prompts are dropped here, and teacher and student get the same ones. Both models are in eval mode,
   so DiT's blocks drop none.
+- Where texts have lengths of their own, the pictures of one length are a group: both models run on
+  each group, and the terms are the mean over pictures, so that padding is never read.
 """
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +44,16 @@ class Batch:
     conditioning: Conditioning = field(
         default_factory=dict
     )  # keyword arguments of the models' forward
+
+    def taken(self, indices: Tensor) -> "Batch":
+        """Take the pictures with these indices out of the batch."""
+        tensors = {name: getattr(self, name)[indices] for name in ("clean", "dropped", "eps", "t")}
+        return dataclasses.replace(
+            self,
+            **tensors,
+            prompts=[self.prompts[index] for index in indices.tolist()],
+            conditioning=conditions.taken(self.conditioning, indices),
+        )
 
 
 def draw(config: DistillConfig, diffusion: Process, samples: Data, step: int) -> Batch:
@@ -94,8 +107,11 @@ class Lesson:
         return self._taken(step, slice(start, start + size))
 
     def show(self, model: nn.Module) -> Tensor:
-        """Run a model on the whole first batch, for initialise policies that start from data."""
-        batch = self._taken(0, slice(None))
+        """Run a model on the whole first batch, for initialise policies that start from data.
+
+        Of several groups it is the largest, because a layer's activations have one length.
+        """
+        batch = max(self.groups(self._taken(0, slice(None))), key=lambda group: len(group.clean))
         return self.run(model, self.diffusion.noised(batch.clean, batch.eps, batch.t), batch)
 
     def _taken(self, step: int, indices: slice) -> Batch:
@@ -109,6 +125,11 @@ class Lesson:
         prompts = drawn.prompts[indices]
         conditioning = self.conditioning(prompts, dropped)
         return Batch(clean, prompts, dropped, eps, t, drawn.choice, conditioning)
+
+    def groups(self, batch: Batch) -> list[Batch]:
+        """Split a batch into those that one forward takes; mostly there is one."""
+        groups = self.conditions.groups(batch.conditioning)
+        return [batch] if len(groups) == 1 else [batch.taken(indices) for indices in groups]
 
     @torch.no_grad()
     def conditioning(self, prompts: Prompts, dropped: Tensor) -> Conditioning:
@@ -133,7 +154,21 @@ class Lesson:
 
         Every layer gets the teacher's input, so no gradient flows between layers.
         """
-        batch = self.batch(step)
+        return self._mean(self._layerwise, self.batch(step))
+
+    def _mean(self, terms: Callable[[Batch], Terms], batch: Batch) -> Terms:
+        """Return the mean of the terms over the pictures of a batch."""
+        groups = self.groups(batch)
+        if len(groups) == 1:
+            return terms(batch)
+        means: Terms = {}
+        for group in groups:
+            share = len(group.clean) / len(batch.clean)
+            for name, value in terms(group).items():
+                means[name] = means.get(name, 0) + share * value
+        return means
+
+    def _layerwise(self, batch: Batch) -> Terms:
         with torch.no_grad(), families.capture(self.teacher) as records:
             self.run(self.teacher, self.diffusion.noised(batch.clean, batch.eps, batch.t), batch)
         replaced = [layer for layer in families.layers(self.student) if layer.operator is not None]
@@ -151,7 +186,9 @@ class Lesson:
     def end_to_end(self, step: int) -> Terms:
         """Compute the terms of the objective on one noisy batch."""
         step += self.config.layerwise_steps  # so that the two stages share no batch
-        batch = self.batch(step)
+        return self._mean(self._end_to_end, self.batch(step))
+
+    def _end_to_end(self, batch: Batch) -> Terms:
         noisy = self.diffusion.noised(batch.clean, batch.eps, batch.t)
         with torch.no_grad(), self.captured(self.teacher) as teacher_records:
             target = self.run(self.teacher, noisy, batch)

@@ -13,6 +13,7 @@ trained.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -211,23 +212,62 @@ def anatomy(
         raise ValueError(
             f"{len(latents)} latents and {len(prompts)} prompts; pass as many of each, at least 1"
         )
-    steps = diffusion_of(teacher).steps
+    steps, groups = diffusion_of(teacher).steps, _of_one_length(teacher, prompts)
     table_rows = []
     for level in levels:
         t = level_time(level, steps)
-        maps: dict[int, list[Tensor]] = {}
-        grids: dict[int, Grid] = {}
-        for start in range(0, len(latents), batch):
-            chunk = slice(start, start + batch)
-            noisy = noised(teacher, latents[chunk], t, seed, start)
-            chunk_maps = layer_maps(teacher, noisy, t, prompts[chunk], layers, model=model)
-            for layer, (attention_map, grid) in chunk_maps.items():
-                maps.setdefault(layer, []).append(attention_map)
-                grids[layer] = grid
-        for layer, chunks in maps.items():
-            grid = grids[layer]
-            table_rows += table(torch.cat(chunks), grid, radius, max_rows, layer=layer, noise=level)
+        noisy = noised(teacher, latents, t, seed)
+        tables = []
+        for numbers in groups:
+            of_group: list[dict[str, Any]] = []
+            chunks = _chunk_maps(teacher, noisy, t, prompts, numbers.split(batch), layers, model)
+            for layer, (attention_map, grid) in chunks.items():
+                keys = {"layer": layer, "noise": level}
+                of_group += table(attention_map, grid, radius, max_rows, **keys)
+            tables.append((len(numbers) / len(latents), of_group))
+        table_rows += _averaged(tables)
     return table_rows
+
+
+def _of_one_length(teacher: Any, prompts: Prompts) -> list[Tensor]:
+    """Return the numbers of the pictures in groups whose maps have one size."""
+    conditions = sampling.Source.of(teacher).conditions
+    groups = conditions.groups(conditions.encode(conditions.check(prompts)))
+    return [torch.arange(len(prompts))[group] for group in groups]
+
+
+def _chunk_maps(
+    teacher: Any,
+    noisy: Tensor,
+    t: int,
+    prompts: Prompts,
+    chunks: Sequence[Tensor],
+    layers: Sequence[int] | None,
+    model: Any,
+) -> dict[int, tuple[Tensor, Grid]]:
+    """Return `layer_maps` of the pictures with these numbers, chunk by chunk."""
+    maps: dict[int, list[Tensor]] = {}
+    grids: dict[int, Grid] = {}
+    for chunk in chunks:
+        taken = prompts[chunk] if isinstance(prompts, Tensor) else [prompts[i] for i in chunk]
+        chunk_maps = layer_maps(teacher, noisy[chunk], t, taken, layers, model=model)
+        for layer, (attention_map, grid) in chunk_maps.items():
+            maps.setdefault(layer, []).append(attention_map)
+            grids[layer] = grid
+    return {layer: (torch.cat(maps[layer]), grid) for layer, grid in grids.items()}
+
+
+def _averaged(tables: Sequence[tuple[float, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Average tables of the same rows by their shares of the pictures."""
+    if len(tables) == 1:
+        return tables[0][1]
+    shares = [share for share, _ in tables]
+    averaged_rows = []
+    for alike in zip(*[table_rows for _, table_rows in tables], strict=True):
+        values = [row["value"] for row in alike]
+        value = None if None in values else sum(map(operator.mul, shares, values))
+        averaged_rows.append({**alike[0], "value": value})
+    return averaged_rows
 
 
 @torch.no_grad()
@@ -256,6 +296,11 @@ def layer_maps(
     weight, conditions = next(source.model.parameters()), source.conditions
     times = torch.full((len(noisy),), t, device=weight.device)
     encoded = conditions.encode(conditions.check(prompts))
+    if len(groups := conditions.groups(encoded)) > 1:
+        raise ValueError(
+            f"these {len(prompts)} prompts have texts of {len(groups)} lengths, and maps of "
+            "different sizes are no batch: pass prompts of one length, or one at a time"
+        )
     with sampling.evaluating(source.model), families.capture(source.model, detach=True) as captured:
         conditions.call(source.model, noisy.to(weight.device, weight.dtype), times, encoded)
     maps = {}

@@ -58,7 +58,9 @@ def trace(
     inputs: list[dict[str, Any]] = []
 
     def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs.append(first_row(module, args, kwargs))
+        # Where the empty prompt has another length it gets a forward of its own, after this one.
+        if len(inputs) == len(beliefs):
+            inputs.append(first_row(module, args, kwargs))
 
     def keep(step: int, latents: Tensor, clean: Tensor) -> None:
         beliefs.append(clean.detach().float().cpu())
@@ -115,6 +117,8 @@ def _first_row(arguments: Mapping[str, Any]) -> dict[str, Any]:
             first[name] = kept.detach().clone()  # copied, because the loop may write in place
         elif isinstance(argument, Mapping):
             first[name] = _first_row(argument)
+        elif isinstance(argument, list):  # Qwen-Image's shapes, one a picture
+            first[name] = argument[:1]
     return first
 
 
