@@ -26,7 +26,7 @@ FLOORS = (
     ("teachers", "samples", "redraw"),
     ("pretraining", "distillation"),
     ("params",),
-    ("students", "evaluation", "notebooks"),
+    ("students", "evaluation", "notebooks", "scorers"),
     ("report",),
     ("linattn", "explore", "passages", "pipeline", "testing"),
     ("studies", "publish", "row"),
