@@ -55,12 +55,17 @@ def between(
     return dataclasses.field(metadata=rules, **options)
 
 
-def choice(names: Collection[str], **options: Any) -> Any:
-    """Declare a text that is one of `names`.
+def choice(names: Collection[str], *, empty: bool = False, **options: Any) -> Any:
+    """Declare a text that is one of `names`, or a tuple of such texts.
 
     A registry names its keys, those included that are registered later.
+
+    Args:
+        names: the texts that are allowed.
+        empty: whether a tuple may hold none.
+        options: further arguments of `dataclasses.field`, such as default.
     """
-    return dataclasses.field(metadata={"choices": names}, **options)
+    return dataclasses.field(metadata={"choices": names, "empty": empty}, **options)
 
 
 def accepted_by(function: Callable[[Any], Any], **options: Any) -> Any:
@@ -198,7 +203,7 @@ def _of_union(annotation: Any, value: Any, path: str, rules: Rules) -> Any:
 
 
 def _of_tuple(annotation: Any, value: Any, path: str, rules: Rules) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)) or not value:
+    if not isinstance(value, (list, tuple)) or not (value or rules.get("empty")):
         raise ValueError(f"{path} is {value!r}; it must be a list of one or more values")
     inner, _ = typing.get_args(annotation)
     items = tuple(

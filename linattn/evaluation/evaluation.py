@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from linattn import params, project, surgery
 from linattn.attention import POLICIES
-from linattn.evaluation import costs
+from linattn.evaluation import costs, scores
 from linattn.evaluation.bench import Bench, on_device, say
 from linattn.evaluation.fewer import fewer
 from linattn.evaluation.likeness import unrelated
@@ -70,6 +70,7 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
         "fewer": fewer(bench, reference, teacher_cost["macs"]),
         "cost": teacher_cost | {"trained": 0},
         "confusion": confusion(bench, reference["pictures"]),
+        **_left_out(bench),
     }
     project.write_json(project.result(bench.name, write=True), result)
     chance_path = project.result(project.chance_row(bench.role), write=True)
@@ -85,13 +86,20 @@ def _teacher_quality(bench: Bench, reference: Mapping[str, Tensor]) -> Measures:
     Nothing is marked of a teacher that does not draw the small world.
     """
     settings = bench.evaluation
+    published = scores.of_teacher(bench, reference["pictures"])
     if not bench.judged:
-        return {}
+        return published
     world_features = bench.known["world"][: settings.pictures]
     world_kid = judge_kid(bench.known["pictures"], world_features, settings.seed)
     marked = truth(bench, reference["pictures"])
     enlarged = truth(bench, reference["cross"], "cross_")
-    return {**marked, **enlarged, "kid_world": world_kid}
+    return {**marked, **enlarged, "kid_world": world_kid, **published}
+
+
+def _left_out(bench: Bench) -> dict[str, Any]:
+    """Return the reasons for scores that were asked for and not measured, if there are any."""
+    reasons = scores.left_out(bench)
+    return {"left_out": reasons} if reasons else {}
 
 
 def _plain(measures: Mapping[str, Any]) -> Measures:
@@ -202,6 +210,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         "cost": cost(bench, first_model) | {"trained": training["trained"]},
         "confusion": confusion(bench, trained[0].pictures),
         "training": training,
+        **_left_out(bench),
     }
     tensors = {
         "pictures": trained[0].pictures,
@@ -233,6 +242,7 @@ def measure_trained(bench: Bench, model: nn.Module, title: str) -> Trained:
     to_teacher = distance(bench, pictures, "pictures")
     measures = {"error": error["mean"], **marked, **enlarged, **to_teacher}
     measures |= cross_distance(bench, cross)
+    measures |= scores.of_student(bench, pictures)
     return Trained(measures, error["levels"], pictures, cross, draw_seconds)
 
 

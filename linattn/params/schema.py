@@ -13,6 +13,7 @@ from linattn.reader import Plain, between, choice, not_read, read
 
 T = TypeVar("T")
 RECIPES = ("protocol", "published")  # the profile's training settings, or its paper's own
+SCORES = ("clip", "inception")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,8 @@ class Evaluate:
     errors: int = between(2)  # pictures for the distance of predictions
     batch: int = between(1)  # pictures at once
     seed: int = between(0)  # of the evaluation's pictures and their noise
+    # other papers' scores, of SCORES; what they need is no dependency, see evaluation/scores.py
+    scores: tuple[str, ...] = choice(SCORES, empty=True, default=())
 
 
 @dataclass(frozen=True, kw_only=True)

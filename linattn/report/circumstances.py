@@ -8,6 +8,7 @@ from linattn.report.columns import measure
 from linattn.report.data import Data, Report
 from linattn.report.words import listed, number
 
+SCORES = {"clip": "CLIPScore", "inception": "Inception's FID"}
 HALVES = "by which shape and colour are judged, half two."
 
 
@@ -55,6 +56,18 @@ def _sizes(data: Data) -> str:
         f"Rows that were not distilled have {size['quick_pictures']} pictures of {quick} steps "
         f"and are compared with the teacher's of {quick}."
     )
+
+
+def left_out(data: Data) -> list[str]:
+    """Say which scores were asked for and are not shown, and why.
+
+    Args:
+        data: the data of one teacher.
+    """
+    reasons: dict[tuple[str, str], None] = {}
+    for result in data.results.values():
+        reasons |= dict.fromkeys((result.get("left_out") or {}).items())
+    return [f"{SCORES.get(name, name)} was left out: {reason}." for name, reason in reasons]
 
 
 def machine(data: Data | Report, name: str | None = None) -> list[tuple[str, str]]:

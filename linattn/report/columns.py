@@ -53,6 +53,8 @@ EYE_DISTANCE = (
 EYE_KID = "KID teacher (ImageNet features), × 1000"
 EYE_FID = "FID teacher (ImageNet features), from 2,048 pictures on"
 CROSS_EYE = "eye distance at twice the side"
+CLIP_SCORE = "100 × cosine of picture and caption, by CLIP (ViT-L/14)"
+INCEPTION_FID = "to the teacher's pictures, in Inception's features"
 CROSS_SHAPE = "% with the asked shape at twice the side"
 ATTENTION = "million multiply-accumulates of all attention cores, one picture"
 DENSITY = "weights that softmax computes, in % of dense attention's"
@@ -72,6 +74,8 @@ COLUMNS = (
     Column("eye_distance", "Eye distance", EYE_DISTANCE, "lower", digits=3),
     Column("eye_kid", "Eye KID", EYE_KID, "lower", 1000),
     Column("eye_fid", "Eye FID", EYE_FID, "lower"),
+    Column("clip_score", "CLIPScore", CLIP_SCORE, "higher"),
+    Column("inception_fid", "Inception FID", INCEPTION_FID, "lower"),
     Column("cross_shape", "Shape at 2×", CROSS_SHAPE, "higher", 100),
     Column("cross_eye_distance", "Eye at 2×", CROSS_EYE, "lower", digits=3),
     _cost("core_macs", "Attention", ATTENTION, 1e-6),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from linattn.report.circumstances import left_out
 from linattn.report.data import Data, Report
 
 WORLD = (
@@ -62,7 +63,7 @@ SECONDS = (
 
 def of_teacher(data: Data) -> list[str]:
     """Return the limits of one teacher's page."""
-    return [*_of([data]), INTERVALS, SECONDS]
+    return [*_of([data]), INTERVALS, SECONDS, *left_out(data)]
 
 
 def of_all(report: Report) -> list[str]:
