@@ -10,7 +10,7 @@ from diffusers import ZImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope, apply_rotary_emb_qwen
 
 import linattn
-from linattn import families, sampling
+from linattn import families, sampling, teachers
 from linattn.attention import features
 from linattn.attention.grid import Grid
 from linattn.distillation import distill
@@ -225,6 +225,16 @@ def test_draws_with_the_models_own_schedule_and_refuses_its_single_step():
     torch.testing.assert_close(ours, stock(made.pipe, CAPTIONS, 3), rtol=0, atol=2e-5)
     with pytest.raises(ValueError, match=r"1 step; .*shift_terminal=0.02, which takes 2 steps"):
         sampling.draw(made, CAPTIONS, steps=1)
+
+
+def test_a_saved_folder_is_a_teacher_that_draws_the_same(tmp_path):
+    pipe = kinds.pipeline("qwen")
+    pipe.save_pretrained(tmp_path)
+    loaded = teachers.load(tmp_path)
+    assert (loaded.card["side"], loaded.card["guidance"], loaded.factor) == (512, 4.0, 4)
+    options = {"size": 32, "steps": 2, "guidance": 2.5}
+    again = sampling.draw(loaded, CAPTIONS, **options)
+    torch.testing.assert_close(again, sampling.draw(pipe, CAPTIONS, **options), rtol=0, atol=1e-6)
 
 
 def test_a_converted_model_draws_texts_of_all_lengths_as_the_stock_pipeline():
