@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from linattn import distill, notebooks, params, pipeline, project, students
+from linattn import params, pipeline, project
 
 STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}
@@ -35,14 +36,6 @@ ROLES = ("class", "text", "text-joint")
 EACH = ("distill", "evaluate")
 
 
-def test_a_teacher_the_judge_does_not_know_is_refused_before_anything_runs(monkeypatch):
-    paper = params.load("paper")
-    monkeypatch.setattr(params, "load", lambda profile=None: paper)
-    monkeypatch.setattr(pipeline, "dvc", lambda *words, **options: pytest.fail("dvc was run"))
-    with pytest.raises(ValueError, match="60 classes.*facebook/DiT-XL-2-256.*--profile paper"):
-        pipeline.repro()
-
-
 @pytest.fixture
 def far(monkeypatch):
     """params.yaml with a role more, whose teacher is on the hub, and a student of it."""
@@ -55,10 +48,18 @@ def far(monkeypatch):
         students={**usual.students, student.name: student},
     )
     monkeypatch.setattr(params, "load", lambda profile=None: settings)
+    monkeypatch.setattr(pipeline, "_check_listed", lambda settings: None)
     return settings
 
 
-def test_a_role_of_the_hub_is_left_out_and_the_others_run(far, monkeypatch, capsys):
+def test_a_hub_teacher_without_a_revision_is_refused_before_anything_runs(far, monkeypatch):
+    monkeypatch.setattr(pipeline, "dvc", lambda *words, **options: pytest.fail("dvc was run"))
+    for only in (None, "far"):
+        with pytest.raises(ValueError, match="facebook/DiT-XL-2-256, has no revision"):
+            pipeline.repro(only)
+
+
+def test_a_teacher_alone_runs_its_own_stages_and_its_notes_first(monkeypatch):
     ran = []
     monkeypatch.setattr(
         pipeline,
@@ -66,48 +67,39 @@ def test_a_role_of_the_hub_is_left_out_and_the_others_run(far, monkeypatch, caps
         lambda *words, **_: ran.append(words) or subprocess.CompletedProcess(words, 0),
     )
     monkeypatch.setattr(pipeline, "make_folders", lambda: None)
-    assert pipeline.repro() == 0
-    printed = capsys.readouterr().out
-    assert re.search(
-        r"far is left out: .*facebook/DiT-XL-2-256.*linattn.distill --student far-softmax", printed
-    )
+    assert pipeline.repro("text") == 0
     (first, going, *targets), report = ran
     assert (first, going, report) == ("repro", "--keep-going", ("repro", "--single-item", "report"))
-    assert set(targets) == {
-        *(f"{stage}@{role}" for stage in ("sample", "reference") for role in ROLES),
-        *(f"{stage}@{name}" for stage in EACH for name in far.students if name != "far-softmax"),
-        *(f"anatomy@{role}" for role in ROLES),
-        "benchmark@class",
-    }
+    names = params.load().of_teacher("text")
+    assert targets == [
+        "source@text",
+        "sample@text",
+        "reference@text",
+        "anatomy@text",
+        *(f"{stage}@{name}" for stage in EACH for name in names),
+    ]
 
 
-def test_a_role_of_the_hub_is_refused_where_it_is_asked_for(far, monkeypatch):
+def test_a_profile_with_its_own_teachers_is_refused_where_dvc_has_no_stages_of_them(monkeypatch):
+    real = params.load("real")
+    monkeypatch.setattr(params, "load", lambda profile=None: real)
     monkeypatch.setattr(pipeline, "dvc", lambda *words, **options: pytest.fail("dvc was run"))
-    with pytest.raises(
-        ValueError, match=r"60 classes.*facebook/DiT-XL-2-256.*--by-hand --teacher far"
-    ):
-        pipeline.repro("far")
+    with pytest.raises(ValueError, match="students of its own .*make repro PROFILE=real"):
+        pipeline.repro()
 
 
-def test_the_commands_for_a_role_of_the_hub_write_to_scratch(far, monkeypatch):
-    """As they stand in the message: both parse, and nothing of the pipeline's is replaced."""
-    sample, train = re.findall(
-        r"python -m linattn\.(?:notebooks|distill) ([^,]*)", pipeline.by_hand(far, "far")
-    )
-    seen = {}
-    monkeypatch.delenv(project.PIPELINE, raising=False)
-    monkeypatch.setattr(
-        notebooks, "run", lambda _, out, **kwargs: seen.update(kwargs, out=out) or out
-    )
-    assert notebooks.main(sample.split()) == 0
-    assert seen.pop("out").is_relative_to(project.by_hand())
-    assert seen == {"by_hand": True, "teacher": "far", "profile": "nano"}
-    monkeypatch.setattr(students, "make", lambda *kwargs: seen.update(made=kwargs) or [])
-    monkeypatch.setattr(sys, "argv", ["distill", *train.split()])
-    distill.main()
-    assert seen["made"] == ("far-softmax", "nano")
-    # where that one writes, no runner of the pipeline above it
-    assert project.outputs() == project.by_hand()
+def test_a_copy_lists_a_profiles_own_teachers_and_students(tmp_path):
+    """DVC makes stages of the lists at the top, so those of the profile must stand there."""
+    pipeline._choose(tmp_path, "tiny")
+    assert "profile: tiny\n" in (tmp_path / "params.yaml").read_text()
+    pipeline._choose(tmp_path, "rehearse")
+    settings = params.load(path=tmp_path / "params.yaml")
+    content = YAML(typ="safe").load(tmp_path / "params.yaml")
+    assert settings.profile == "rehearse"
+    assert list(content["teachers"]) == list(settings.teachers)
+    assert list(content["students"]) == list(settings.students)
+    assert content["pretrained"] == {}
+    assert content["teachers_of"] == {"anatomy": [], "benchmark": []}
 
 
 @pytest.fixture

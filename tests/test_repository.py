@@ -253,6 +253,11 @@ def body(name):
     return stages()[name].get("do", stages()[name])
 
 
+def of_notebooks():
+    """Name the stages that run a notebook: all but the one that notes what a teacher is."""
+    return [name for name in stages() if name != "source"]
+
+
 def module_path(name):
     room = name.partition(".")[0]
     if room in ROOMS:
@@ -363,7 +368,7 @@ def test_what_an_operator_imports_is_a_dep_of_its_students(operator):
 
 
 def test_a_stage_that_runs_attention_depends_on_the_kernels_pytorch_side():
-    for name in stages():
+    for name in of_notebooks():
         deps = body(name)["deps"]
         assert ("kernels/linattn_kernels" in deps) == ("linattn/attention/base.py" in deps), name
     folder = ROOT / "kernels" / "linattn_kernels"
@@ -375,11 +380,17 @@ def test_a_stage_that_runs_attention_depends_on_the_kernels_pytorch_side():
     assert set(ignored) == only_triton
 
 
-MADE = ("data/samples", "data/reference", "data/pictures", "reports/")  # by other stages
+MADE = (
+    "data/sources",
+    "data/samples",
+    "data/reference",
+    "data/pictures",
+    "reports/",
+)  # by other stages
 
 
 def test_every_stage_depends_on_its_notebook_and_every_path_in_deps_exists():
-    for name in stages():
+    for name in of_notebooks():
         deps = body(name)["deps"]
         assert sum(dep.startswith("notebooks/") for dep in deps) == 1
         for dep in deps:
@@ -400,12 +411,20 @@ def test_git_holds_all_of_a_folder_that_a_stage_reads_or_nothing_of_it():
     bodies = [body(name) for name in stages()]
     outs = [stage.get("outs", []) + stage.get("metrics", []) for stage in bodies]
     held = in_git(itertools.chain.from_iterable(outs))
-    for dep in itertools.chain.from_iterable(stage["deps"] for stage in bodies):
+    for dep in itertools.chain.from_iterable(stage.get("deps", []) for stage in bodies):
         assert len({held[out] for out in held if out.startswith(f"{dep}/")}) < 2, dep
 
 
+def test_the_notes_on_a_teacher_are_taken_every_time_and_depend_on_no_path():
+    assert body("source")["always_changed"]
+    assert "deps" not in body("source")
+    assert body("source")["cmd"] == "python -m linattn.source ${key}"
+    for name, key in (("sample", "${key}"), ("distill", "${item.teacher}")):
+        assert f"data/sources/{key}/model.json" in body(name)["deps"]
+
+
 def test_stages_run_the_notebooks_they_name():
-    for name in stages():
+    for name in of_notebooks():
         python, option, module, stage, *_ = body(name)["cmd"].split()
         assert (python, option, module) == ("python", "-m", "linattn.notebooks")
         assert f"notebooks/{notebooks.STAGES[stage].notebook}.ipynb" in body(name)["deps"]

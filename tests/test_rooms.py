@@ -18,7 +18,7 @@ ROOT = project.ROOT
 # import one another.
 FLOORS = (
     ("linattn_kernels", "names", "digests", "seeds"),
-    ("project", "reader", "checkpoint", "intervals", "diffusion", "lab"),
+    ("project", "reader", "checkpoint", "intervals", "diffusion", "lab", "shapes"),
     ("attention",),
     ("families", "world", "eye"),
     ("conditions",),
@@ -26,10 +26,11 @@ FLOORS = (
     ("teachers", "samples", "redraw"),
     ("pretraining", "distillation"),
     ("params",),
-    ("students", "evaluation", "notebooks", "scorers"),
+    ("prompts",),
+    ("students", "evaluation", "notebooks", "scorers", "source"),
     ("report",),
     ("linattn", "explore", "passages", "pipeline", "testing"),
-    ("studies", "publish", "row"),
+    ("studies", "publish", "row", "rehearse"),
     # short names for modules that lie in rooms
     ("distill", "figures", "readme", "plugins", "resolution"),
 )

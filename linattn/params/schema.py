@@ -38,9 +38,9 @@ class Teacher:
     # a text file, one prompt a line, for a teacher that reads text; null: the repository's list
     prompts: str | None = None
     # what differs from these sections of the profile for this teacher and its students
-    sample: Plain = dataclasses.field(default_factory=dict)
-    distill: Plain = dataclasses.field(default_factory=dict)
-    evaluate: Plain = dataclasses.field(default_factory=dict)
+    sample: Plain = dataclasses.field(default_factory=dict)  # by key of `sample`
+    distill: Plain = dataclasses.field(default_factory=dict)  # by key of `distill`
+    evaluate: Plain = dataclasses.field(default_factory=dict)  # by key of `evaluate`
 
     @property
     def folder(self) -> Path | None:
