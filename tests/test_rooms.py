@@ -29,6 +29,7 @@ FLOORS = (
     ("prompts",),
     ("students", "evaluation", "notebooks", "scorers", "source"),
     ("report",),
+    ("advise",),
     ("linattn", "explore", "passages", "pipeline", "testing"),
     ("studies", "publish", "row", "rehearse"),
     # short names for modules that lie in rooms
