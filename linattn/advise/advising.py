@@ -70,8 +70,8 @@ def advise(
     for mode in (FORWARD, BACKWARD) if backward else (FORWARD,):
         softmax, lacking = _softmax(head_dims, device, dtype, mode)
         missing |= lacking
-        run = Run(timer, seconds, mode, (*softmax, *chosen), progress)
-        run.measure(measured)
+        run = Run(timer, seconds, mode, measured, (*softmax, *chosen), progress)
+        run.measure()
         outside += run.outside
         points += run.points
     shown = set(wanted)
@@ -120,18 +120,19 @@ class Run:
         timer: Timer,
         limit: float,
         mode: str,
-        paths: Sequence[Path],
+        ladder: Sequence[Size],
+        chosen: Sequence[Path],
         progress: Callable[[str], None] | None,
     ):
         self.timer, self.limit, self.mode = timer, limit, mode
-        self.paths, self.progress = paths, progress
+        self.ladder, self.chosen, self.progress = ladder, chosen, progress
         self.outside: list[Outside] = []
         self.points: list[Point] = []
         self.pass_seconds = 0.0  # of each different part once, where they ran last
         self.pass_macs = 0
 
-    def measure(self, ladder: Sequence[Size]) -> None:
-        for size in ladder:
+    def measure(self) -> None:
+        for size in self.ladder:
             if self.progress is not None:
                 self.progress(f"{size.side} px, {self.mode}")
             outside = self._outside(size)
@@ -143,7 +144,7 @@ class Run:
     def _outside(self, size: Size) -> Outside:
         """Time the parts, or take the rate at which they multiplied at a smaller side."""
         outcome: Outcome = "too long"
-        if not self.outside or self._pass(size) * LEAST <= self.limit:
+        if not self.outside or self._pass(size) * (LEAST - 1) <= self.limit:
             outcome = self.timer.outside(size, self.mode == BACKWARD)
         if isinstance(outcome, Cost):
             self.pass_seconds, self.pass_macs = outcome.call, size.macs
@@ -160,8 +161,8 @@ class Run:
     # The attention
 
     def _attention(self, size: Size) -> list[Point]:
-        points = {path.name: self._unrun(path, size) for path in self.paths}
-        affordable = [path for path in self.paths if points[path.name] is None]
+        points = {path.name: self._unrun(path, size) for path in self.chosen}
+        affordable = [path for path in self.chosen if points[path.name] is None]
         outcomes = self.timer.attention(size, affordable, self.mode == BACKWARD)
         for path in affordable:
             points[path.name] = self._run(path, size, outcomes[path.name])
@@ -171,12 +172,16 @@ class Run:
         return [point for point in self.points if point.path == path.name]
 
     def _expected(self, path: Path, size: Size, field: str) -> float:
-        """Predict a number of a path by its growth, 0 where nothing is known yet."""
-        history = [
-            {"tokens": point.tokens, "seconds": max(getattr(point, field), 1e-9)}
-            for point in self._history(path)
-        ]
-        return predict(history, size.tokens)
+        """Predict a number of a path by its growth, 0 where nothing is known yet.
+
+        After a single size nothing has grown yet, and the products of the formula say how it will.
+        """
+        history = self._history(path)
+        values = [max(getattr(point, field), 1e-9) for point in history]
+        if len(history) == 1:
+            return values[0] * paths.macs(path, size) / paths.macs(path, self.ladder[0])
+        pairs = zip(history, values, strict=True)
+        return predict([{"tokens": p.tokens, "seconds": value} for p, value in pairs], size.tokens)
 
     def _unrun(self, path: Path, size: Size) -> Point | None:
         """Return the point of a path that is not run at this size, or None where it is."""

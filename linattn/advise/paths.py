@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from linattn import attention, params
-from linattn.advise.sizes import Layers
+from linattn.advise.sizes import Layers, Size
 from linattn.attention import OPERATORS
 from linattn.names import known
 
@@ -105,6 +105,19 @@ def softmax(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
             return F.scaled_dot_product_attention(q, k, v)
 
     return call
+
+
+def macs(path: Path, size: Size) -> int:
+    """Count the multiply-accumulates of all layers' attention by the formula of a path."""
+    return sum(layers.count * _macs_of_layer(path, layers) for layers in size.layers)
+
+
+def _macs_of_layer(path: Path, layers: Layers) -> int:
+    if path.is_softmax:
+        return 2 * layers.grid.tokens**2 * layers.shape.channels
+    with torch.device("meta"):
+        operator = attention.create(path.operator, layers.shape, **path.options)
+    return operator.macs(layers.grid)
 
 
 @dataclass(frozen=True)

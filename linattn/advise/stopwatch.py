@@ -85,7 +85,7 @@ class Stopwatch:
             except (RuntimeError, ValueError) as error:
                 outcomes[path.name] = _first_line(error)
         runs = {name: _run(call, backward) for name, call in calls.items()}
-        for name, outcome in self._timed(runs, limit, memory).items():
+        for name, outcome in self.timed(runs, limit, memory).items():
             if isinstance(outcome, Cost):
                 outcome = Cost(outcome.seconds, outcome.call, outcome.bytes, calls[name].backend)
             outcomes[name] = outcome
@@ -100,14 +100,14 @@ class Stopwatch:
             firsts.setdefault(part.signature, part)
         for signature, part in firsts.items():
             with running(part, dice, backward) as run:
-                outcome = self._timed({"part": run}, self.limit / len(firsts))["part"]
+                outcome = self.timed({"part": run}, self.limit / len(firsts))["part"]
             if isinstance(outcome, str):
                 return outcome
             times.append((outcome, counts[signature]))
         seconds = sum(cost.seconds * count for cost, count in times)
         return Cost(seconds, sum(cost.call for cost, _ in times))
 
-    def _timed(
+    def timed(
         self, runs: Mapping[str, Callable[[], Any]], limit: float, memory: bool = False
     ) -> dict[str, Outcome]:
         """Time the calls in turns; one that would take longer than the limit is timed once."""
