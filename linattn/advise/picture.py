@@ -34,8 +34,13 @@ def steps(advice: Advice, mode: str = FORWARD) -> Picture:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
     axis.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=3, handlelength=2.4, columnspacing=1.4)
+    return finish(figure, described(advice, mode))
+
+
+def described(advice: Advice, mode: str = FORWARD) -> str:
+    """Return the figure's alt text."""
     about = f"Time of one step of {advice.model} against the side, log axes, {mode}, on"
-    return finish(figure, f"{about} {advice.device}. {sentence(advice, mode)}")
+    return f"{about} {advice.device}. {sentence(advice, mode)}"
 
 
 def _styles(advice: Advice, mode: str) -> dict[str, Look]:

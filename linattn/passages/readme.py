@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from linattn import project
-from linattn.passages import choices, families, grids, ideas, operators, profiles, results
+from linattn.passages import advice, choices, families, grids, ideas, operators, profiles, results
 from linattn.passages.blocks import Block
 from linattn.report import gpu, leaderboard, release
 from linattn.report.data import Report
@@ -31,6 +31,7 @@ BLOCKS = (
     Block("docs/protocol.md", "teachers", lambda report: profiles.teachers()),
     Block("docs/protocol.md", "profiles", lambda report: profiles.profiles()),
     Block("docs/protocol.md", "stages", lambda report: profiles.stages()),
+    Block("docs/advise.md", "advice", lambda report: advice.page()),
     Block("docs/which-operator.md", "nearest", choices.nearest),
     Block("docs/which-operator.md", "undistilled", choices.undistilled),
     Block("docs/which-operator.md", "cheapest", choices.cheapest),
