@@ -296,6 +296,19 @@ def test_a_folder_says_its_text_and_its_latents(tmp_path):
     assert backbone.find(tmp_path).cell == 8
 
 
+def test_a_hub_id_needs_its_configs_alone(monkeypatch):
+    wanted = []
+
+    def download(name, allow_patterns):
+        wanted.extend(allow_patterns)
+        return "data/teachers/sd-nano"
+
+    monkeypatch.setattr(backbone, "snapshot_download", download)
+    subject = backbone.find("someone/model")
+    assert (subject.title, subject.text) == ("someone/model", 16)
+    assert all(pattern.endswith(".json") for pattern in wanted)
+
+
 def test_every_known_shape_is_built_without_memory():
     for name in KNOWN:
         assert all(weight.is_meta for weight in backbone.find(name).model.parameters())
@@ -333,9 +346,9 @@ def test_a_hub_that_is_not_reached_is_one_sentence(monkeypatch):
     def unreached(*args, **kwargs):
         raise OSError("offline mode is enabled.\nmore lines")
 
-    monkeypatch.setattr(backbone.DiffusionPipeline, "load_config", unreached)
+    monkeypatch.setattr(backbone, "snapshot_download", unreached)
     with pytest.raises(
-        ValueError, match="someone/model is no folder .*offline mode.* sd15"
+        ValueError, match="no folder 'someone/model' .*offline mode.* sd15"
     ) as error:
         advise("someone/model", [512], timer=Never())
     assert "\n" not in str(error.value)

@@ -1,6 +1,5 @@
 """Find the model that a user names, and build it on the meta device, where it takes no memory."""
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
@@ -16,6 +15,9 @@ from linattn import families, project
 from linattn.advise.known import KNOWN, SHORTER_TEXT, TEXT
 from linattn.names import nearest
 
+INDEX, CONFIG = "model_index.json", "config.json"
+CONFIGS = [INDEX, CONFIG, f"*/{CONFIG}"]
+PARTS = ("transformer", "unet")  # of a pipeline: where its denoising model lies
 FACTOR = 8  # pixels a side of one latent, where no VAE's config says it
 
 
@@ -55,9 +57,9 @@ def find(name: Any, text: int | None = None) -> Backbone:
         known = KNOWN[str(name)]
         return _built(known.title, known.backbone, known.config, text)
     if Path(name).is_dir():
-        return _of_folder(Path(name), text)
+        return _of_folder(Path(name), Path(name).name, text)
     if _is_hub_id(str(name)):
-        return _of_pipeline(str(name), str(name), text)
+        return _of_folder(_downloaded(str(name)), str(name), text)
     raise nearest("model", str(name), KNOWN, f"{', '.join(KNOWN)}, a folder, or a hub id")
 
 
@@ -69,48 +71,41 @@ def _is_hub_id(name: str) -> bool:
     return "/" in name
 
 
-def _of_folder(folder: Path, text: int | None) -> Backbone:
-    if (folder / "model_index.json").is_file():
-        card = project.read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
-        return _of_pipeline(str(folder), folder.name, text or card.get("text_length"))
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} holds neither model_index.json, as a pipeline's folder does, nor "
-            "config.json, as a model's does"
-        )
-    config = project.read_json(folder / "config.json")
-    return _built(folder.name, config.get("_class_name", ""), config, text)
-
-
-def _of_pipeline(source: str, title: str, text: int | None) -> Backbone:
-    """Read the configs of a pipeline, from its folder or from the hub; no weights are loaded."""
+def _downloaded(name: str) -> Path:
+    """Return a local folder with the configs of a repository of the hub, without its weights."""
     try:
-        index = _config(DiffusionPipeline, source)
-        part = "transformer" if index.get("transformer") else "unet"
-        if not index.get(part):
-            raise ValueError(f"{source} names neither a transformer nor a UNet")
-        backbone = index[part][1]
-        config = _config(_class(backbone), source, subfolder=part)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        return Path(snapshot_download(name, allow_patterns=CONFIGS))
+    except Exception as error:  # the network, the hub and its cache raise errors of many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{source} is no folder here and its configs cannot be read from the hub: {reason} "
-            f"Name a folder, or a known shape, which needs no file: {', '.join(KNOWN)}"
+            f"there is no folder {name!r} here, and the Hugging Face hub did not give its configs "
+            f"({reason}): name a folder, or a known shape, which needs no file: {', '.join(KNOWN)}"
         ) from None
-    text = SHORTER_TEXT.get(index.get("_class_name", "")) if text is None else text
-    return _built(title, backbone, config, text, _factor(source))
 
 
-def _config(kind_of_config: Any, source: str, **where: Any) -> dict[str, Any]:
-    return dict(kind_of_config.load_config(source, **where))
+def _of_folder(folder: Path, title: str, text: int | None) -> Backbone:
+    """Read the configs of a pipeline's folder, or that of a model's."""
+    if not (folder / INDEX).is_file():
+        config = _read(folder / CONFIG)
+        if not config:
+            raise ValueError(
+                f"{folder} holds neither {INDEX}, as a pipeline's folder does, nor {CONFIG}, as a "
+                "model's does"
+            )
+        return _built(title, config.get("_class_name", ""), config, text)
+    index = _read(folder / INDEX)
+    config = next(filter(None, (_read(folder / part / CONFIG) for part in PARTS)), None)
+    if config is None:
+        raise ValueError(f"{folder} holds no {CONFIG} below {' or '.join(PARTS)}")
+    usual = SHORTER_TEXT.get(index.get("_class_name", ""))
+    text = _read(folder / "card.json").get("text_length", usual) if text is None else text
+    levels = _read(folder / "vae" / CONFIG).get("block_out_channels")
+    factor = 2 ** (len(levels) - 1) if levels else FACTOR
+    return _built(title, config.get("_class_name", ""), config, text, factor)
 
 
-def _factor(source: str) -> int:
-    """Return the pixels a side of one latent, from the VAE's config where it has levels."""
-    with contextlib.suppress(OSError):
-        levels = _config(AutoencoderKL, source, subfolder="vae").get("block_out_channels")
-        return 2 ** (len(levels) - 1) if levels else FACTOR
-    return FACTOR
+def _read(file: Path) -> dict[str, Any]:
+    return project.read_json(file) if file.is_file() else {}
 
 
 def _built(
@@ -123,7 +118,7 @@ def _built(
     with torch.device("meta"):
         model = _class(backbone).from_config(dict(config))
     families.family(model)  # raises where the class is not supported
-    text = TEXT[backbone] if text is None else text
+    text = TEXT[type(model).__name__] if text is None else text
     if text < 0:
         raise ValueError(f"{text} tokens of text; a text has 0 or more")
     return Backbone(title, model.eval(), text, factor)
@@ -131,10 +126,10 @@ def _built(
 
 def _class(name: str) -> Any:
     """Return diffusers' class of a model."""
-    found_class = getattr(diffusers, name, None)
-    if not (isinstance(found_class, type) and issubclass(found_class, nn.Module)):
+    model_class = getattr(diffusers, name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise ValueError(
             f"{name or 'a config without _class_name'} is no model of diffusers "
             f"{diffusers.__version__}"
         )
-    return found_class
+    return model_class

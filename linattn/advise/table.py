@@ -15,7 +15,8 @@ def lines(advice: Advice) -> Iterator[str]:
     threads = advice.facts["hardware"]["threads"]
     yield f"{advice.model}: {advice.layers} self-attentions, on {advice.device}, {advice.dtype}"
     if advice.facts["hardware"]["gpu"] is None:
-        yield f"{threads} threads of {advice.facts['hardware']['cores']} cores"
+        unit = "thread" if threads == 1 else "threads"
+        yield f"{threads} {unit} of {advice.facts['hardware']['cores']} cores"
     for mode in advice.modes:
         for side in advice.sides:
             yield ""
