@@ -13,12 +13,12 @@ from linattn import families
 from linattn.advise import Advice, advise, backbone, parts, paths, picture, sizes, table
 from linattn.advise.advice import BACKWARD, FORWARD
 from linattn.advise.command import main
-from linattn.advise.known import KNOWN
 from linattn.advise.stopwatch import LEAST, UNTIMED, Cost, Stopwatch
 from linattn.advise.verdict import between, pays, sentence
 from linattn.attention.base import LayerShape
 from linattn.attention.grid import Grid
 from linattn.evaluation.macs import macs
+from linattn.shapes import SHAPES
 from linattn.testing import models
 
 
@@ -310,7 +310,7 @@ def test_a_hub_id_needs_its_configs_alone(monkeypatch):
 
 
 def test_every_known_shape_is_built_without_memory():
-    for name in KNOWN:
+    for name in (*SHAPES, "sd35-medium"):
         assert all(weight.is_meta for weight in backbone.find(name).model.parameters())
 
 

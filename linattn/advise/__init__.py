@@ -10,7 +10,6 @@
 
 from linattn.advise.advice import Advice, Outside, Point
 from linattn.advise.advising import advise
-from linattn.advise.known import KNOWN
 from linattn.advise.verdict import Crossover
 
-__all__ = ["KNOWN", "Advice", "Crossover", "Outside", "Point", "advise"]
+__all__ = ["Advice", "Crossover", "Outside", "Point", "advise"]

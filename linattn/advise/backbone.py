@@ -12,12 +12,14 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
 from linattn import families, project
-from linattn.advise.known import KNOWN, SHORTER_TEXT, TEXT
+from linattn.advise.text import SHORTER_TEXT, TEXT
 from linattn.names import nearest
+from linattn.shapes import SHAPES
 
 INDEX, CONFIG = "model_index.json", "config.json"
 CONFIGS = [INDEX, CONFIG, f"*/{CONFIG}"]
 PARTS = ("transformer", "unet")  # of a pipeline: where its denoising model lies
+ALIASES = {"sd35-medium": "sd35"}  # as its authors name it
 FACTOR = 8  # pixels a side of one latent, where no VAE's config says it
 
 
@@ -53,14 +55,15 @@ def find(name: Any, text: int | None = None) -> Backbone:
     if not isinstance(name, (str, Path)):
         model: Any = families.model_of(name)
         return _built(type(model).__name__, type(model).__name__, model.config, text)
-    if str(name) in KNOWN:
-        known = KNOWN[str(name)]
-        return _built(known.title, known.backbone, known.config, text)
+    known = ALIASES.get(str(name), str(name))
+    if known in SHAPES:
+        shape = SHAPES[known]
+        return _built(shape.name, shape.model.__name__, shape.config, text)
     if Path(name).is_dir():
         return _of_folder(Path(name), Path(name).name, text)
     if _is_hub_id(str(name)):
         return _of_folder(_downloaded(str(name)), str(name), text)
-    raise nearest("model", str(name), KNOWN, f"{', '.join(KNOWN)}, a folder, or a hub id")
+    raise nearest("model", str(name), SHAPES, f"{', '.join(SHAPES)}, a folder, or a hub id")
 
 
 def _is_hub_id(name: str) -> bool:
@@ -79,7 +82,7 @@ def _downloaded(name: str) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"there is no folder {name!r} here, and the Hugging Face hub did not give its configs "
-            f"({reason}): name a folder, or a known shape, which needs no file: {', '.join(KNOWN)}"
+            f"({reason}): name a folder, or a known shape, which needs no file: {', '.join(SHAPES)}"
         ) from None
 
 

@@ -9,8 +9,8 @@ import torch
 
 from linattn.advise import picture, table
 from linattn.advise.advising import advise
-from linattn.advise.known import KNOWN
 from linattn.project import write_json
+from linattn.shapes import SHAPES
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m linattn.advise",
         description="Say from which size a faster attention pays, for one model on this device.",
     )
-    known = ", ".join(KNOWN)
+    known = ", ".join(SHAPES)
     parser.add_argument(
         "model", help=f"a pipeline's or model's folder, a hub id, or a known shape: {known}"
     )
