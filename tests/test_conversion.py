@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import kinds
 import pytest
 import tiny
 import torch
@@ -13,7 +14,7 @@ from linattn.attention.policies import PROJECTIONS, Policy
 from linattn.distillation import distill
 from linattn.distillation.config import DistillConfig
 from linattn.params import Student
-from linattn.surgery.conversion import converted
+from linattn.surgery.conversion import converted, loaded
 from linattn.testing import students
 
 ENTRY = Student(operator="lit", layers=("first:1",), initialise="mlp_only", options={"kernel": 3})
@@ -126,3 +127,53 @@ def test_a_training_with_such_a_policy_starts_from_its_first_batch(copying):
     assert copying[0].x.shape[0] == config.batch
     bias = families.layers(result.model)[0].attn.to_out[0].bias
     assert torch.equal(bias, copying[0].x.mean((0, 1)))
+
+
+# Memory of a copy
+# ---------------------------------------------------------------------------------------------
+
+
+def stored(model):
+    """Return where every tensor of a model lies, by name."""
+    state = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.untyped_storage().data_ptr() for name, tensor in state}
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_a_student_shares_all_that_lies_outside_its_self_attentions(kind):
+    model = kinds.model(kind)
+    entry = Student(operator="linfusion", layers=("first:1",))
+    ours, theirs = stored(converted(model, entry, 0)), stored(model)
+    inside = tuple(f"{layer.name}." for layer in families.layers(model))
+    for name, place in theirs.items():
+        assert (ours[name] == place) == (not name.startswith(inside)), name
+
+
+def test_a_copy_that_trains_every_weight_shares_nothing():
+    model = tiny.model()
+    ours = stored(converted(model, ENTRY, 0, shares=False))
+    assert not set(stored(model).values()) & set(ours.values())
+
+
+def test_a_shared_student_converts_and_restores_without_a_change_of_its_teacher():
+    model = tiny.model()
+    before = copy.deepcopy(model)
+    made = converted(model, ENTRY, 0)
+    linattn.linearize(made, "linfusion", layers=[1])
+    linattn.restore(made)
+    assert same(made, before)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("trains", ["attention", "all"])
+def test_a_student_of_a_folder_shares_what_the_folder_does_not_hold(trains, tmp_path):
+    teacher = students.teacher()
+    config = DistillConfig("linfusion", layerwise_steps=1, steps=2, batch=4, trains=trains)
+    trained = distill.distill(config, teacher, students.Pictures(), folder=tmp_path)
+    before = copy.deepcopy(teacher.model)
+    student = loaded(teacher.model, tmp_path)
+    assert same(student, trained.model)
+    assert same(teacher.model, before)
+    shared = set(stored(student).values()) & set(stored(teacher.model).values())
+    of_parameters = {p.untyped_storage().data_ptr() for p in teacher.model.parameters()}
+    assert bool(shared & of_parameters) == (trains == "attention")

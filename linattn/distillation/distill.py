@@ -135,9 +135,12 @@ def convert(
 ) -> nn.Module:
     """Return a copy of the model with the student's operator in its layers.
 
-    `data` runs the model once, for an initialise policy that starts from activations.
+    `data` runs the model once, for an initialise policy that starts from activations. What does not
+    learn is shared with the model, and no copy of the replaced weights is kept for `restore`: the
+    teacher has them (10 GB for FLUX.1 in float32).
     """
-    return converted(model, config, config.seed, data)
+    shares = config.trains != "all"
+    return converted(model, config, config.seed, data, shares=shares, keep_original=False)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@
   go to the run file.
 """
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from linattn.evaluation.rows import (
     sizes,
     truth,
 )
-from linattn.surgery.conversion import converted
+from linattn.surgery.conversion import converted, loaded
 from linattn.world import marks, pairs
 from linattn.world.marks import judge_kid
 
@@ -179,7 +178,7 @@ class Undistilled:
 
 def distilled(bench: Bench, folder: Path) -> nn.Module:
     """Return a copy of the teacher's model with the layers that `folder` holds."""
-    return surgery.load(copy.deepcopy(bench.teacher.model), folder).eval()
+    return loaded(bench.teacher.model, folder)
 
 
 def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
