@@ -133,6 +133,12 @@ def lesson_of(teacher: TinyTeacher, config: DistillConfig, accelerator=None) -> 
     )
 
 
+@torch.no_grad()
+def terms_of(one: Lesson, stage: str, step: int) -> dict[str, torch.Tensor]:
+    """Return the terms of a step without its gradients."""
+    return getattr(one, stage)(step)
+
+
 # What learns
 # ---------------------------------------------------------------------------------------------
 
@@ -195,7 +201,7 @@ def test_both_models_see_the_same_dropped_labels(teacher):
             with_kwargs=True,
         )
     for step in range(4):
-        one.end_to_end(step)
+        terms_of(one, "end_to_end", step)
     labels = torch.stack(shown["teacher"])
     assert torch.equal(labels, torch.stack(shown["student"]))
     dropped = labels == NULL_CLASS
@@ -240,9 +246,9 @@ def test_processes_take_slices_of_one_batch(teacher):
 def test_losses_of_slices_average_to_the_loss_of_the_batch(teacher, objective):
     config = dataclasses.replace(TINY, objective=objective)
     for stage in ("layerwise", "end_to_end"):
-        terms = getattr(lesson_of(teacher, config), stage)(2)
+        terms = terms_of(lesson_of(teacher, config), stage, 2)
         first, second = (
-            getattr(lesson_of(teacher, config, Alone(index, 2)), stage)(2) for index in range(2)
+            terms_of(lesson_of(teacher, config, Alone(index, 2)), stage, 2) for index in range(2)
         )
         for name, value in terms.items():
             mean = (first[name].item() + second[name].item()) / 2
@@ -272,13 +278,12 @@ def test_layerwise_feeds_every_layer_the_teachers_input(teacher):
         errors.append((output - at["output"]).abs().mean().item())
     assert loss.item() == pytest.approx(sum(errors) / 2, rel=1e-6)
     # Layers learn apart: with the first layer's weights spoilt, the second's gradient is the same.
-    loss.backward()
     second = families.layers(one.student)[1].attn.to_q.weight
     kept = second.grad.clone()
     one.student.zero_grad()
     with torch.no_grad():
         families.layers(one.student)[0].attn.to_v.weight.mul_(3)
-    one.layerwise(0)["loss"].backward()
+    one.layerwise(0)
     assert torch.equal(second.grad, kept)
 
 
@@ -296,12 +301,12 @@ def test_layerwise_stage_brings_the_layers_closer(teacher, operator, options):
     )
     config = dataclasses.replace(config, layerwise_learning_rate=1e-2)
     unseen = 1000
-    before = lesson_of(teacher, config).layerwise(unseen)["loss"].item()
+    before = terms_of(lesson_of(teacher, config), "layerwise", unseen)["loss"].item()
     student = distill(config, teacher, TinyData()).model
     trained = Lesson(
         config, teacher.model, student, teacher.diffusion, teacher.conditions, TinyData(), Alone()
     )
-    after = trained.layerwise(unseen)["loss"].item()
+    after = terms_of(trained, "layerwise", unseen)["loss"].item()
     assert after < 0.8 * before
 
 
@@ -349,7 +354,7 @@ def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operato
 def test_only_replaced_layers_are_regressed(teacher):
     one = lesson_of(teacher, dataclasses.replace(TINY, layers=[1]))
     parameters.require(one.student, select(one.student, "all"))
-    one.layerwise(0)["loss"].backward()
+    one.layerwise(0)
     first, second = families.layers(one.student)
     assert first.attn.to_q.weight.grad is None
     assert second.attn.to_q.weight.grad.abs().max() > 0
@@ -391,7 +396,7 @@ def test_every_entry_of_a_schedule_is_trained(teacher, monkeypatch, schedule, co
     monkeypatch.setattr(operator, "core", watched)
     for step in range(24):
         used.append(set())
-        (one.layerwise if step % 2 else one.end_to_end)(step)
+        terms_of(one, "layerwise" if step % 2 else "end_to_end", step)
     assert all(len(counts_used) == 1 for counts_used in used), (
         "one count for the batch and for all layers"
     )

@@ -17,13 +17,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from linattn import families, surgery
 from linattn.distillation.config import Data, DistillConfig
+from linattn.distillation.encoding import Kept, leaving
 from linattn.distillation.history import History
 from linattn.distillation.lesson import Lesson
 from linattn.distillation.parameters import count, inside_attention, muon_matrices, require, select
@@ -75,17 +77,21 @@ def distill(
         raise ValueError(
             f"batch {config.batch} does not divide among {accelerator.num_processes} processes"
         )
-    teacher.to(accelerator.device)
-    original = frozen(teacher.model)
-    diffusion, conditions = teacher.diffusion, teacher.conditions
-    teaching = Lesson(config, original, original, diffusion, conditions, samples, accelerator)
-    student = convert(original, config, teaching.show)
-    before = evaluate(student) if evaluate else None
-
+    _refuse_float16(teacher.model)
+    device = accelerator.device
+    kept = Kept(teacher.conditions) if config.encoders == "leave" else None
     history = History(config.log_every, shown=accelerator.is_main_process)
-    lesson = dataclasses.replace(teaching, student=student)
-    trained = train(lesson, config.recipe(teacher, samples), history)
-    after = evaluate(student) if evaluate else None
+    with leaving(kept) if kept else contextlib.nullcontext():
+        teacher.model.to(device) if kept else teacher.to(device)
+        original = frozen(teacher.model)
+        diffusion, conditions = teacher.diffusion, teacher.conditions
+        data = (diffusion, conditions, samples, accelerator, kept)
+        teaching = Lesson(config, original, original, *data)
+        student = convert(original, config, teaching.show)
+        before = measured(evaluate, student, kept)
+        lesson = dataclasses.replace(teaching, student=student)
+        trained = train(lesson, config.recipe(teacher, samples), history)
+        after = measured(evaluate, student, kept)
     if folder and accelerator.is_main_process:
         surgery.save(student, folder)
     accelerator.wait_for_everyone()
@@ -102,6 +108,26 @@ def distill(
     )
 
 
+def _refuse_float16(model: nn.Module) -> None:
+    """Refuse a model whose gradients would underflow: float16 ends at 6e-8."""
+    weight = next(model.parameters())
+    if weight.dtype == torch.float16:
+        raise ValueError(
+            f"the teacher's weights are {weight.dtype}, in which small gradients are 0; load it in "
+            "bfloat16 or float32 (torch_dtype of linattn.teachers.load)"
+        )
+
+
+def measured(
+    evaluate: Callable[[nn.Module], Any] | None, student: nn.Module, kept: Kept | None
+) -> Any:
+    """Call `evaluate` with encoders and VAE on the device, where it is given."""
+    if evaluate is None:
+        return None
+    with kept.present() if kept else contextlib.nullcontext():
+        return evaluate(student)
+
+
 def train(lesson: Lesson, recipe: dict[str, Any], history: History) -> int:
     """Train the student in both stages, and return how many parameters were trained."""
     config, student, accelerator = lesson.config, lesson.student, lesson.accelerator
@@ -113,6 +139,7 @@ def train(lesson: Lesson, recipe: dict[str, Any], history: History) -> int:
     with (
         scratch_folder(config.scratch) as scratch,
         compiled(config.compile, lesson.teacher, student),
+        recomputing(config.checkpointing, student),
     ):
         for stage, learning in ((layerwise, inside), (end_to_end, selected)):
             if stage.steps and learning:
@@ -163,6 +190,24 @@ def compiled(enabled: bool, *models: nn.Module) -> Iterator[None]:
     finally:
         for block in blocks:
             block._compiled_call_impl = None
+
+
+@contextlib.contextmanager
+def recomputing(enabled: bool, student: nn.Module) -> Iterator[None]:
+    """Let the backward compute each of the student's blocks again, by diffusers' own switch.
+
+    Of a block, its input alone is held then. Nothing is recomputed where no gradient flows, so it
+    makes no difference to the layerwise steps, which call the self-attentions alone.
+    """
+    model = cast(Any, student)  # torch takes every attribute of a module for a tensor or a module
+    switched = enabled and not model.is_gradient_checkpointing
+    if switched:
+        model.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if switched:
+            model.disable_gradient_checkpointing()
 
 
 @contextlib.contextmanager

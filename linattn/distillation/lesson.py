@@ -1,10 +1,11 @@
-"""Compute the losses of one step: draw its batch, run teacher and student on it, compare them.
+"""Learn one step: draw its batch, run teacher and student on it, compare them, add the gradients.
 
 - A step's pictures, times, noise, dropped prompts and scheduled options come from (seed, step).
   They are drawn for the whole batch before processes take their slices, so two processes of 16
   compute what one of 32 computes.
 - All students of one seed see the same pictures, times and noise at the same step, so that
   operators compare.
+- A step is learned one micro-batch after the other, and none outlives its backward.
 - Prompts are dropped here, and teacher and student get the same ones. Both models are in eval mode,
   so DiT's blocks drop none.
 - Where texts have lengths of their own, the pictures of one length are a group: both models run on
@@ -13,8 +14,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +27,8 @@ from linattn.conditions import Conditioning, Conditions, Prompts
 from linattn.diffusion import Process
 from linattn.distillation import objectives
 from linattn.distillation.config import Data, DistillConfig
-from linattn.distillation.objectives import Comparison
+from linattn.distillation.encoding import Kept
+from linattn.distillation.objectives import HALVES, Comparison
 from linattn.distillation.settings import DTYPES
 from linattn.distillation.training import Terms
 from linattn.seeds import of_step
@@ -41,9 +44,15 @@ class Batch:
     eps: Tensor
     t: Tensor
     choice: float  # in [0, 1): which entry of a schedule this step trains
-    conditioning: Conditioning = field(
-        default_factory=dict
-    )  # keyword arguments of the models' forward
+    # keyword arguments of the models' forward
+    conditioning: Conditioning = field(default_factory=dict)
+
+    def sliced(self, pictures: slice) -> "Batch":
+        """Return some pictures of a batch whose prompts are not encoded yet."""
+        clean, prompts, dropped = self.clean[pictures], self.prompts[pictures], self.dropped
+        return Batch(
+            clean, prompts, dropped[pictures], self.eps[pictures], self.t[pictures], self.choice
+        )
 
     def taken(self, indices: Tensor) -> "Batch":
         """Take the pictures with these indices out of the batch."""
@@ -99,32 +108,49 @@ class Lesson:
     conditions: Conditions
     samples: Data
     accelerator: Accelerator
+    kept: Kept | None = None  # encodes the prompts where the encoders leave the device
 
     def batch(self, step: int) -> Batch:
         """Return this process's slice of the batch of a step, on its device."""
-        size = self.config.batch // self.accelerator.num_processes
-        start = size * self.accelerator.process_index
-        return self._taken(step, slice(start, start + size))
+        return self._placed(self._slice(step))
+
+    def shares(self, step: int) -> Iterator[tuple[float, Batch]]:
+        """Yield what one forward takes of this process's slice, each with its share of the slice.
+
+        It is a micro-batch, or a group of one.
+        """
+        drawn = self._slice(step)
+        if self.kept is not None:
+            self.kept.prepare(drawn.prompts)
+        count = len(drawn.clean)
+        size = self.config.micro or count
+        for start in range(0, count, size):
+            for group in self.groups(self._placed(drawn.sliced(slice(start, start + size)))):
+                yield len(group.clean) / count, group
 
     def show(self, model: nn.Module) -> Tensor:
         """Run a model on the whole first batch, for initialise policies that start from data.
 
         Of several groups it is the largest, because a layer's activations have one length.
         """
-        batch = max(self.groups(self._taken(0, slice(None))), key=lambda group: len(group.clean))
+        drawn = draw(self.config, self.diffusion, self.samples, 0)
+        batch = max(self.groups(self._placed(drawn)), key=lambda group: len(group.clean))
         return self.run(model, self.diffusion.noised(batch.clean, batch.eps, batch.t), batch)
 
-    def _taken(self, step: int, indices: slice) -> Batch:
-        """Take pictures out of the batch of a step, and bring them to this process's device."""
-        drawn, device = (
-            draw(self.config, self.diffusion, self.samples, step),
-            self.accelerator.device,
-        )
-        clean, dropped = drawn.clean[indices].to(device), drawn.dropped[indices].to(device)
-        eps, t = drawn.eps[indices].to(device), drawn.t[indices].to(device)
-        prompts = drawn.prompts[indices]
-        conditioning = self.conditioning(prompts, dropped)
-        return Batch(clean, prompts, dropped, eps, t, drawn.choice, conditioning)
+    def _slice(self, step: int) -> Batch:
+        """Draw the batch of a step, and take this process's slice of it."""
+        size = self.config.batch // self.accelerator.num_processes
+        start = size * self.accelerator.process_index
+        drawn = draw(self.config, self.diffusion, self.samples, step)
+        return drawn.sliced(slice(start, start + size))
+
+    def _placed(self, drawn: Batch) -> Batch:
+        """Bring a batch to this process's device, and encode its prompts."""
+        device = self.accelerator.device
+        clean, dropped = drawn.clean.to(device), drawn.dropped.to(device)
+        eps, t = drawn.eps.to(device), drawn.t.to(device)
+        conditioning = self.conditioning(drawn.prompts, dropped)
+        return Batch(clean, drawn.prompts, dropped, eps, t, drawn.choice, conditioning)
 
     def groups(self, batch: Batch) -> list[Batch]:
         """Split a batch into those that one forward takes; mostly there is one."""
@@ -134,9 +160,10 @@ class Lesson:
     @torch.no_grad()
     def conditioning(self, prompts: Prompts, dropped: Tensor) -> Conditioning:
         """Encode the prompts, with the empty prompt in place of dropped ones."""
-        encoded = self.conditions.encode(prompts)
+        encoder = self.kept or self.conditions
+        encoded = encoder.encode(prompts)
         if dropped.any():
-            return conditions.dropped(encoded, self.conditions.nothing(), dropped)
+            return conditions.dropped(encoded, encoder.nothing(), dropped)
         return encoded
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -145,67 +172,88 @@ class Lesson:
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
     def run(self, model: nn.Module, noisy: Tensor, batch: Batch) -> Tensor:
-        """Return the model's output in float32."""
+        """Return the model's output in float32; a model in half precision gets its inputs in it."""
+        weight = next(model.parameters())
+        noisy = noisy.to(weight.dtype) if weight.dtype in HALVES else noisy
         with self.autocast():
             return self.conditions.call(model, noisy, batch.t, batch.conditioning).float()
 
     def layerwise(self, step: int) -> Terms:
-        """Compute the L1 loss of every replaced layer's output.
+        """Learn from the L1 loss of every replaced layer's output, and return the loss.
 
         Every layer gets the teacher's input, so no gradient flows between layers.
         """
-        return self._mean(self._layerwise, self.batch(step))
+        return self._learned(step, self._learn_layers)
 
-    def _mean(self, terms: Callable[[Batch], Terms], batch: Batch) -> Terms:
-        """Return the mean of the terms over the pictures of a batch."""
-        groups = self.groups(batch)
-        if len(groups) == 1:
-            return terms(batch)
-        means: Terms = {}
-        for group in groups:
-            share = len(group.clean) / len(batch.clean)
-            for name, value in terms(group).items():
-                means[name] = means.get(name, 0) + share * value
-        return means
+    def end_to_end(self, step: int) -> Terms:
+        """Learn from the objective on one noisy batch, and return its terms."""
+        step += self.config.layerwise_steps  # so that the two stages share no batch
+        return self._learned(step, self._learn_model)
 
-    def _layerwise(self, batch: Batch) -> Terms:
+    def _learned(self, step: int, learn: Callable[[Batch, float], Terms]) -> Terms:
+        """Add the gradients of every micro-batch, and return the terms of the whole slice.
+
+        A term is a mean over pictures, so those of the micro-batches are weighed by their share.
+        """
+        totals: Terms = {}
+        for share, batch in self.shares(step):
+            for name, value in learn(batch, share).items():
+                weighed = value.detach() * share
+                totals[name] = totals[name] + weighed if name in totals else weighed
+        return totals
+
+    def _learn_layers(self, batch: Batch, share: float) -> Terms:
+        """Add the gradients layer by layer, so that one layer's graph is held at a time."""
         with torch.no_grad(), families.capture(self.teacher) as records:
             self.run(self.teacher, self.diffusion.noised(batch.clean, batch.eps, batch.t), batch)
         replaced = [layer for layer in families.layers(self.student) if layer.operator is not None]
-        layer_records = [records[layer.index] for layer in replaced]
-        outputs = []
-        with self.autocast(), pinned(self.student, batch.choice):
-            for layer, record in zip(replaced, layer_records, strict=True):
-                output = families.apply(
-                    layer, record["input"], record["grid"], record["noise"], **record["more"]
-                )
-                outputs.append(output.float())
-        targets = [record["output"].float() for record in layer_records]
-        return {"loss": objectives.layerwise(outputs, targets, "l1").mean()}
+        losses = []
+        with pinned(self.student, batch.choice):
+            for layer in replaced:
+                loss = self._layer_loss(layer, records[layer.index])
+                add_gradients(loss * share / len(replaced))
+                losses.append(loss.detach())
+                records[layer.index].clear()
+        return {"loss": torch.stack(losses).mean()}
 
-    def end_to_end(self, step: int) -> Terms:
-        """Compute the terms of the objective on one noisy batch."""
-        step += self.config.layerwise_steps  # so that the two stages share no batch
-        return self._mean(self._end_to_end, self.batch(step))
+    def _layer_loss(self, layer: families.Layer, record: Mapping[str, Any]) -> Tensor:
+        """Return the L1 loss of one layer on the teacher's input."""
+        with self.autocast():
+            output = families.apply(
+                layer, record["input"], record["grid"], record["noise"], **record["more"]
+            )
+        return objectives.layer_distance(output, record["output"], "l1")
 
-    def _end_to_end(self, batch: Batch) -> Terms:
+    def _learn_model(self, batch: Batch, share: float) -> Terms:
+        """Add the gradients of the objective.
+
+        The backward runs under the pinned schedule, because checkpointing computes blocks again.
+        """
         noisy = self.diffusion.noised(batch.clean, batch.eps, batch.t)
         with torch.no_grad(), self.captured(self.teacher) as teacher_records:
             target = self.run(self.teacher, noisy, batch)
         with self.captured(self.student) as student_records, pinned(self.student, batch.choice):
             output = self.run(self.student, noisy, batch)
-        comparison = Comparison(
-            diffusion=self.diffusion,
-            clean=batch.clean,
-            eps=batch.eps,
-            t=batch.t,
-            student=output,
-            teacher=target,
-            student_features=[record["output"].float() for record in student_records],
-            teacher_features=[record["output"].float() for record in teacher_records],
-        )
-        return self.config.terms(comparison)
+            comparison = Comparison(
+                diffusion=self.diffusion,
+                clean=batch.clean,
+                eps=batch.eps,
+                t=batch.t,
+                student=output,
+                teacher=target,
+                student_features=[record["output"] for record in student_records],
+                teacher_features=[record["output"] for record in teacher_records],
+            )
+            terms = self.config.terms(comparison)
+            add_gradients(terms["loss"] * share)
+        return terms
 
     def captured(self, model: nn.Module) -> contextlib.AbstractContextManager:
         """Capture the model's self-attentions where the objective compares features."""
         return families.capture(model) if self.config.terms.features else contextlib.nullcontext([])
+
+
+def add_gradients(loss: Tensor) -> None:
+    """Run the backward, except under `torch.no_grad`, where the terms alone are of interest."""
+    if torch.is_grad_enabled():
+        loss.backward()

@@ -22,6 +22,7 @@ from linattn.reader import accepted_by, between, choice
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the models' forward
 TIMES = ("teacher", "uniform")  # as the teacher's training drew them, or uniformly
 TRAINS = ("attention", "new", "all")  # the replaced layers, only what they added, or every weight
+ENCODERS = ("stay", "leave")  # on the device, or on the CPU but for the prompts that are new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,10 @@ class Settings:
     )
     trains: str = choice(TRAINS, default="attention")  # which weights are trained, of TRAINS
     dtype: str = choice(DTYPES, default="float32")  # of the models' forward, of DTYPES
+    # pictures that a device computes at once; their gradients add up to the batch's; null: all
+    micro: int | None = between(1, default=None)
+    checkpointing: bool = False  # whether the backward computes every block again, to hold less
+    encoders: str = choice(ENCODERS, default="stay")  # where they are meanwhile, of ENCODERS
     log_every: int = between(1, default=20)  # steps between two entries of the history
     checkpoint_every: int = between(1, default=50)  # steps between two checkpoints
 

@@ -1,26 +1,30 @@
 """Run the training loop that every stage of every student shares.
 
-- A stage is a function from a step's number to its loss terms. Its randomness comes from (seed,
-  step) alone, so a run that is killed at any step ends with the weights of an undisturbed run.
+- A stage is a function that adds the gradients of a step, by its number, and returns its loss
+  terms. Its randomness comes from (seed, step) alone, so a run that is killed at any step ends with
+  the weights of an undisturbed run.
 - Several processes take slices of the same batch. Their gradients are averaged here rather than by
   a wrapper around the model, because the layerwise stage never runs the model as a whole. Only the
   main process writes.
 - A loss or gradient that is not finite stops the run before weights or checkpoint change.
 """
 
+import contextlib
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from linattn.checkpoint import Resumable
 from linattn.distillation import schedules
 from linattn.distillation.history import History
+from linattn.distillation.objectives import HALVES
 from linattn.distillation.optimizers import OPTIMIZERS, Named, take_step
 from linattn.distillation.settings import Settings
 
@@ -36,16 +40,48 @@ class Stage:
     name: str
     steps: int
     learning_rate: float
-    terms: Callable[[int], Terms]
+    learn: Callable[[int], Terms]  # adds the gradients of a step and returns its terms
 
 
 class Trained:
-    """Hold the parameters that learn and their moving average, which becomes their final value."""
+    """Hold the parameters that learn and their moving average, which becomes their final value.
+
+    A bfloat16 weight that learns is a copy of a float32 master: eight bits of mantissa lose every
+    update below a 256th of the weight. Masters get the gradients, the optimizer's steps and the
+    average. Where a parameter is float32, it is its own master.
+    """
 
     def __init__(self, parameters: Named):
         self.names = [name for name, _ in parameters]
-        self.parameters: list[Tensor] = [parameter for _, parameter in parameters]
+        self.masters = [_master(parameter) for _, parameter in parameters]
+        self.parameters: list[Tensor] = list(self.masters)
+        pairs = zip(parameters, self.masters, strict=True)
+        self.copies = [(copy, master) for (_, copy), master in pairs if copy is not master]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
+
+    @property
+    def named(self) -> Named:
+        """Return the masters by name, for the optimizers."""
+        return list(zip(self.names, self.masters, strict=True))
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Add every gradient of a copy to its master's in float32, and drop the copy's at once."""
+        handles = []
+        for copy, master in self.copies:
+            receive = functools.partial(_receive, master=master)
+            handles.append(copy.register_post_accumulate_grad_hook(receive))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def update_copies(self) -> None:
+        """Round the masters into the weights that the model computes with."""
+        for copy, master in self.copies:
+            copy.copy_(master)
 
     @torch.no_grad()
     def update_average(self, step: int, decay: float) -> None:
@@ -57,6 +93,7 @@ class Trained:
     @torch.no_grad()
     def use_average(self) -> None:
         torch._foreach_copy_(self.parameters, self.average)
+        self.update_copies()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {
@@ -69,6 +106,22 @@ class Trained:
         for key, tensors in (("values", self.parameters), ("average", self.average)):
             for name, tensor in zip(self.names, tensors, strict=True):
                 tensor.copy_(state[key][name])
+        self.update_copies()
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    """Return the parameter, or a float32 copy of one in half precision."""
+    wide = parameter.detach().float() if parameter.dtype in HALVES else parameter.detach()
+    return parameter if wide.dtype == parameter.dtype else nn.Parameter(wide)
+
+
+@torch.no_grad()
+def _receive(copy: Tensor, master: Tensor) -> None:
+    gradient = copy.grad
+    if gradient is None:
+        return
+    master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+    copy.grad = None
 
 
 def rate(step: int, steps: int, peak: float, settings: Settings) -> float:
@@ -89,7 +142,7 @@ def fit(
     """Take the steps of a stage, and leave the parameters at their moving average."""
     trained = Trained(parameters)
     create = OPTIMIZERS[settings.optimizer]
-    optimizers = create(parameters, muon_matrices, settings.weight_decay)
+    optimizers = create(trained.named, muon_matrices, settings.weight_decay)
     history.begin(stage.name, stage.steps, settings.batch)
     loop = Resumable(
         Path(scratch) / f"{stage.name}.safetensors",
@@ -99,15 +152,14 @@ def fit(
         every=settings.checkpoint_every,
         writes=accelerator.is_main_process,
     )
-    with history.running(loop.start):
+    with history.running(loop.start), trained.receiving():
         for step in loop:
             learning_rate = rate(step, stage.steps, stage.learning_rate, settings)
-            terms = stage.terms(step)
-            terms["loss"].backward()
-            values = averaged(terms, accelerator)
+            values = averaged(stage.learn(step), accelerator)
             values["gradient"] = average_gradients(trained.parameters, settings.clip, accelerator)
             check_finite(values, stage, step, learning_rate, loop)
             take_step(optimizers, learning_rate)
+            trained.update_copies()
             trained.update_average(step, settings.ema)
             history.add(step, values | {"learning_rate": learning_rate})
     trained.use_average()
