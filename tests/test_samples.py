@@ -9,7 +9,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from linattn import samples, sampling
+from linattn import digests, samples, sampling
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.distill import distill
 from linattn.samples import Samples
@@ -332,3 +332,15 @@ def test_progress_is_called_after_every_shard(pipe, tmp_path):
     seen = []
     samples.write(pipe, tmp_path, 6, progress=lambda *progress: seen.append(progress), **OPTIONS)
     assert seen == [(4, 6), (6, 6)]
+
+
+def test_single_rows_are_read_and_a_checksum_once(written, monkeypatch):
+    hashed, of_file = [], digests.of_file
+    monkeypatch.setattr(digests, "of_file", lambda path: hashed.append(path.name) or of_file(path))
+    data = Samples(written, keep=1)
+    whole = load_file(written / "shard-00001.safetensors")["latents"]
+    for number in (5, 1, 6, 2):  # with one open shard, every row opens another
+        latents, _ = data.batch([number])
+        if number >= 4:
+            assert torch.equal(latents[0], whole[number - 4].float())
+    assert sorted(hashed) == ["shard-00000.safetensors", "shard-00001.safetensors"]

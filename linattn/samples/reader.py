@@ -11,18 +11,19 @@ from torch import Tensor
 
 from linattn import digests
 from linattn.conditions import Prompts
-from linattn.samples import manifest, shards
-from linattn.samples.shards import Shard
+from linattn.samples import manifest
+from linattn.samples.shards import OpenShard
 
 
 class Samples:
     """Read the samples that `write` left in a folder.
 
-    A shard is read when it is first needed.
+    A shard is checked and opened when it is first needed, and single pictures are read from it, so
+    that the memory does not grow with the samples.
 
     Args:
         folder: the folder with the manifest and the shards.
-        keep: how many shards stay in memory.
+        keep: how many shards stay open.
     """
 
     def __init__(self, folder: str | Path, keep: int = 64):
@@ -37,7 +38,7 @@ class Samples:
         self.shards: list[dict[str, Any]] = recorded["shards"]
         self.count: int = recorded["count"]
         self._check()
-        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._checked: set[int] = set()
 
     def _check(self) -> None:
@@ -72,8 +73,8 @@ class Samples:
             slots = (homes == index).nonzero().squeeze(1)
             shard = self._shard(index)
             positions = numbers[slots] % self.recipe["shard"]
-            latents[slots] = shard.latents[positions].float()
             for slot, position in zip(slots.tolist(), positions.tolist(), strict=True):
+                latents[slot] = shard.row(position)
                 prompts[slot] = shard.prompts[position]
         return latents, prompts if isinstance(prompts[0], str) else torch.stack(prompts)
 
@@ -95,15 +96,15 @@ class Samples:
             )
         return numbers.cpu().long()
 
-    def _shard(self, index: int) -> Shard:
-        """Return a shard from memory, or read it and check its checksum once."""
+    def _shard(self, index: int) -> OpenShard:
+        """Return an open shard, or open it; its checksum is compared once."""
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index]
         entry = self.shards[index]
         path = self.folder / entry["file"]
         shard = self._read(index, path, entry["sha256"])
-        if shard is None or shard.latents.shape != (entry["count"], *self.shape):
+        if shard is None or shard.shape != (entry["count"], *self.shape):
             raise ValueError(
                 f"{path} is damaged; write the samples again, only that shard is drawn anew"
             )
@@ -113,11 +114,11 @@ class Samples:
             self._open.popitem(last=False)
         return shard
 
-    def _read(self, index: int, path: Path, sha256: str) -> Shard | None:
-        """Read a shard, or return None where it is damaged."""
+    def _read(self, index: int, path: Path, sha256: str) -> OpenShard | None:
+        """Open a shard, or return None where it is damaged."""
         try:
             if index in self._checked or digests.of_file(path) == sha256:
-                return shards.read(path)
+                return OpenShard(path)
         except (OSError, SafetensorError, KeyError):
             pass
         return None

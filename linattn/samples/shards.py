@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from linattn import digests
@@ -50,12 +50,27 @@ def write(path: Path, shard: Shard, recipe: Mapping[str, Any], first: int) -> No
     os.replace(draft, path)
 
 
-def read(path: Path) -> Shard:
-    tensors = load_file(path)
-    if "labels" in tensors:
-        return Shard(tensors["latents"], tensors["labels"])
-    with safe_open(path, framework="pt") as file:
-        return Shard(tensors["latents"], _note(file)["captions"])
+class OpenShard:
+    """Read single pictures of a shard, by a memory map; its prompts are held.
+
+    A shard of FLUX.1 at 1024 px holds half a gigabyte of latents, of which a batch needs a row.
+    """
+
+    def __init__(self, path: Path):
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            labels = file.get_tensor("labels") if "labels" in names else None
+            self.prompts: Prompts = _note(file)["captions"] if labels is None else labels
+            self.latents = file.get_slice("latents")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of all latents, (pictures, channels, height, width)."""
+        return tuple(self.latents.get_shape())
+
+    def row(self, position: int) -> Tensor:
+        """Return the latents of one picture in float32."""
+        return self.latents[position].float()
 
 
 def is_current(
