@@ -354,3 +354,14 @@ def test_patches_count_for_the_size():
 def test_what_is_no_pipeline_is_named():
     with pytest.raises(ValueError, match="Linear has no denoising model"):
         sampling.draw(nn.Linear(1, 1), LABELS)
+
+
+def test_pictures_are_decoded_batch_by_batch():
+    latents, seen = torch.randn(5, 4, 8, 8), []
+    pipe = tiny.pipeline()
+    pipe.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    batches = sampling.decoded(pipe, latents, 2)
+    assert next(batches).shape == (2, 3, 32, 32)
+    assert seen == [2], "the next batch waits until it is asked for"
+    rest = list(batches)
+    assert torch.equal(sampling.decode(pipe, latents, 2)[2:], torch.cat(rest))

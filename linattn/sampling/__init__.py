@@ -14,7 +14,7 @@
 - Every batch builds its own scheduler, so calls and threads share no state.
 """
 
-from linattn.sampling.coding import decode, encode, upcast
+from linattn.sampling.coding import decode, decoded, encode, upcast
 from linattn.sampling.drawing import Callback, draw, draw_latents
 from linattn.sampling.guidance import GuidedBatch, predict
 from linattn.sampling.loop import stepped
@@ -33,6 +33,7 @@ __all__ = [
     "Source",
     "ddpm_times",
     "decode",
+    "decoded",
     "draw",
     "draw_latents",
     "encode",

@@ -1,6 +1,6 @@
 """Latents to pictures and back, by the source's VAE."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from linattn.sampling.source import Source
 
 
-@torch.no_grad()
 def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """Decode latents to pictures in [0, 1], as the pipeline itself does.
 
@@ -19,14 +18,32 @@ def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
         latents: scaled as the model draws them, (N, channels, height, width).
         batch: how many are decoded at once.
     """
+    return torch.cat(list(decoded(teacher_or_pipe, latents, batch)))
+
+
+def decoded(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Iterator[Tensor]:
+    """Yield what `decode` returns batch by batch, for a caller that keeps them in 8 bits.
+
+    5,000 pictures of 1024 px are 63 GB in float32.
+
+    Args:
+        teacher_or_pipe: a Teacher, a pipeline or a `Source`.
+        latents: scaled as the model draws them, (N, channels, height, width).
+        batch: how many are decoded at once.
+    """
     source = Source.of(teacher_or_pipe)
-    vae, pictures = source.vae, []
+    for chunk in latents.split(batch):
+        yield _decoded(source, chunk)
+
+
+@torch.no_grad()
+def _decoded(source: Source, latents: Tensor) -> Tensor:
+    """Decode one batch."""
+    vae = source.vae
     with upcast(vae):
         weight = next(vae.parameters())
-        for chunk in latents.split(batch):
-            centred = source.conditions.pictures(chunk.to(weight.device, weight.dtype), vae)
-            pictures.append(centred.float().div(2).add(0.5).clamp(0, 1).cpu())
-    return torch.cat(pictures)
+        centred = source.conditions.pictures(latents.to(weight.device, weight.dtype), vae)
+        return centred.float().div(2).add(0.5).clamp(0, 1).cpu()
 
 
 @torch.no_grad()
