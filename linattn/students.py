@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from linattn import params, project, surgery, teachers
+from linattn import memory, params, project, surgery, teachers
 from linattn.distillation.config import DistillConfig, of_params
 from linattn.distillation.distill import Result, distill
 from linattn.distillation.settings import Settings
@@ -41,11 +41,15 @@ def make_of(settings: params.Params, name: str, **origin: str) -> list[Result]:
     student, recipe = settings.student(name), settings.recipe(name)
     entry = settings.teacher(student.teacher)
     accelerator = Accelerator(cpu=project.device() == "cpu")
-    teacher = teachers.load(entry.place, device=accelerator.device, **entry.loading)
+    # where the encoders leave, training itself brings the model to the device
+    device = "cpu" if recipe.encoders == "leave" else accelerator.device
+    teacher = teachers.load(entry.place, device=device, **entry.loading)
     samples = Samples(project.samples(student.teacher))
     results = []
     for seed in recipe.seeds:
         config = of_params(student, recipe, seed)
+        if seed == recipe.seeds[0]:
+            memory.check(config, teacher, accelerator.device, accelerator.num_processes)
         identity = config.recipe(teacher, samples)
         scratch = project.scratch(f"distill-{name}", code=project.code(), **origin, **identity)
         folder = project.student(name, None if seed == recipe.seeds[0] else seed, write=True)

@@ -26,7 +26,7 @@ FLOORS = (
     ("teachers", "samples", "redraw"),
     ("pretraining", "distillation"),
     ("params",),
-    ("prompts",),
+    ("prompts", "memory"),
     ("students", "evaluation", "notebooks", "scorers", "source"),
     ("report",),
     ("advise",),

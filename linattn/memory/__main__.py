@@ -1,0 +1,118 @@
+"""Print what a training takes of a device's memory: of published models, or of a folder."""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from linattn import params
+from linattn.diffusion import Diffusion
+from linattn.distillation.config import DistillConfig
+from linattn.distillation.settings import DTYPES
+from linattn.memory.device import TEXT
+from linattn.memory.models import MODELS
+from linattn.memory.need import GB, Need, needed
+from linattn.memory.step import META, Shapes
+
+DEVICES = (24, 80, 141)  # GB
+HEAD = ("teacher", "fixed GB", "GB a picture", *(f"pictures in {size} GB" for size in DEVICES))
+
+
+def config_of(arguments: argparse.Namespace) -> DistillConfig:
+    """Return the training that the table is about: all that saves memory is on."""
+    options = {"radius": 8} if arguments.operator == "clear" else {}
+    return DistillConfig(
+        arguments.operator,
+        options,
+        trains=arguments.trains,
+        optimizer="adamw",
+        objective=arguments.objective,
+        checkpointing=not arguments.no_checkpointing,
+        encoders="leave",
+    )
+
+
+def line(name: str, need: Need) -> tuple[str, ...]:
+    """Return a line of the table."""
+    fitting = [str(need.fits(size * GB)) for size in DEVICES]
+    fixed, picture = (need.fixed + need.step) / GB, need.picture / GB
+    return (name, f"{fixed:.1f}", f"{picture:.2f}", *fitting)
+
+
+def lines(arguments: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Yield the lines of the published models, or that of the teacher."""
+    config, dtype = config_of(arguments), DTYPES[arguments.dtype]
+    if arguments.teacher:
+        folder = folder_of(arguments.teacher)
+        yield line(arguments.teacher, needed(of_folder(folder, dtype), config))
+        return
+    for name, published in MODELS.items():
+        yield line(name, needed(published.shapes(dtype), config))
+
+
+def folder_of(teacher: str) -> Path:
+    """Return the folder of a role of params.yaml, or the folder itself."""
+    roles = params.load().teachers
+    folder = (roles[teacher].folder if teacher in roles else None) or Path(teacher)
+    if not (folder / "model_index.json").is_file():
+        raise SystemExit(
+            f"{teacher} is neither a pipeline's folder nor one of the roles {', '.join(roles)} "
+            "with a folder: pass a folder with model_index.json"
+        )
+    return folder
+
+
+def of_folder(folder: Path, dtype: torch.dtype) -> Shapes:
+    """Read the shapes of a pipeline's folder, from configs alone."""
+    index = json.loads((folder / "model_index.json").read_text())
+    part = "transformer" if "transformer" in index else "unet"
+    maker: Any = getattr(diffusers, index[part][1])
+    with META:
+        model: nn.Module = maker.from_config(maker.load_config(str(folder / part)))
+    scheduler: Any = getattr(diffusers, index["scheduler"][1])
+    process = Diffusion.of(scheduler.from_pretrained(folder / "scheduler"))
+    card_path = folder / "card.json"
+    card = json.loads(card_path.read_text()) if card_path.exists() else {}
+    text = card.get("text_length", TEXT.get(index[part][1], 0))
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    size = trained_side(model)
+    side = card["side"] // factor if "side" in card else size
+    return Shapes(nn.Module.to(model, dtype), process, side, text)
+
+
+def trained_side(model: Any) -> int:
+    """Return the side of the latents that a config names; FLUX's names none."""
+    return model.config.get("sample_size", 128)
+
+
+def written(table: Iterable[tuple[str, ...]]) -> str:
+    """Write the lines in columns, the first to the left and the numbers to the right."""
+    texts = [HEAD, *table]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    aligned = []
+    for first, *numbers in texts:
+        cells = [first.ljust(widths[0])]
+        cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
+        aligned.append("  ".join(cells))
+    return "\n".join(aligned)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="linattn.memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", help="a role of params.yaml or a pipeline's folder")
+    parser.add_argument("--operator", default="clear", help="the student's; clear by default")
+    parser.add_argument("--trains", default="attention", help="attention, new or all")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
+    parser.add_argument("--objective", default="clear", help="a preset; clear by default")
+    parser.add_argument("--no-checkpointing", action="store_true", help="hold every activation")
+    print(written(lines(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
