@@ -45,8 +45,7 @@ class Pictures:
         return self.latents[indices], self.labels[indices] if self.labelled else prompts
 
 
-DRAWN = tuple(kind for kind in kinds.KINDS if kind != "qwen")
-each_kind = pytest.mark.parametrize("kind", DRAWN)
+each_kind = pytest.mark.parametrize("kind", kinds.KINDS)
 
 
 def teacher_of(kind):
@@ -124,7 +123,9 @@ def test_a_model_never_sees_more_than_a_micro_batch(kind):
             lambda _, args, kwargs: counts.append(len(args[0])), with_kwargs=True
         )
     lesson.end_to_end(0)
-    assert counts == [3, 3, 1, 1]
+    # each model sees every picture once; Qwen-Image, texts of one length at a time
+    assert sum(counts) == 2 * 4
+    assert max(counts) <= 3
 
 
 # Checkpointing
@@ -146,23 +147,8 @@ def test_a_block_computed_again_gives_the_same_gradients(kind, objective):
     with recomputing(True, again.student):
         the_same(wanted, learned(again, "end_to_end"))
     assert not again.student.is_gradient_checkpointing
-    assert set(calls.values()) == {2}, "every layer is computed once more"
-
-
-def test_qwens_blocks_are_computed_again_with_the_same_gradients():
-    """Its pipeline is not drawn with, so the model alone is run."""
-    gradients = []
-    for enabled in (False, True):
-        torch.manual_seed(0)
-        model = surgery.linearize(kinds.model("qwen"), "linfusion")
-        with recomputing(enabled, model), families.capture(model) as records:
-            loss = kinds.run(model, **kinds.inputs("qwen")).square().mean()
-            loss = loss + sum(record["output"].square().mean() for record in records)
-            loss.backward()
-        gradients.append({name: value.grad for name, value in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        if gradient is not None:
-            torch.testing.assert_close(gradients[1][name], gradient, **CLOSE)
+    forwards = len(list(again.shares(1 + config.layerwise_steps)))
+    assert set(calls.values()) == {2 * forwards}, "every layer is computed once more"
 
 
 def test_a_schedule_stays_pinned_while_blocks_are_computed_again():
