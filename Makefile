@@ -18,16 +18,17 @@ export PATH := $(BIN):$(PATH)
 # After the installation nothing asks the network: no usage reports, and no hub but for the profile that needs it.
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
-export HF_HUB_OFFLINE ?= $(if $(filter paper,$(PROFILE)),0,1)
+export HF_HUB_OFFLINE ?= $(if $(filter real paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report repro row study publish test lab bench gpu-check docs lint clean
+.PHONY: help setup report repro rehearse row study publish test lab bench gpu-check docs lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report  render the report of the committed run from Git, within a minute, and print its path"
 	@echo "make repro   run the pipeline and print the path of the report (some 40 minutes on 2 cores, said beforehand)"
+	@echo "make rehearse  the same on pipelines of published shapes with random weights: does your machine carry it?"
 	@echo "make row OPERATOR=path.py TEACHER=class   a row of the leaderboard from one operator's file (docs/leaderboard.md)"
 	@echo "make study STUDY=plugins   a study beside the pipeline: studies/<name>/dvc.yaml"
 	@echo "make publish this machine's finished run becomes the committed one: results, students, run files, README"
@@ -39,8 +40,8 @@ help:
 	@echo "make lint    what CI checks besides the tests"
 	@echo "make clean   remove what can be made again; the environment and DVC's cache stay"
 	@echo
-	@echo "  PROFILE=tiny|nano|full|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
-	@echo "  TEACHER=class|text|text-joint  make repro for one teacher and its students alone"
+	@echo "  PROFILE=tiny|nano|full|real|paper   another profile, in a copy under .scratch/: nothing that is in Git changes"
+	@echo "  TEACHER=class|text|text-joint  make repro for one teacher and its students alone (of real: sd15, flux, ...)"
 	@echo "  OPTIONS='rows=2' NAME=bands-two   make row with options of the operator, and another name than the operator's"
 	@echo "  PYTEST_ARGS='-n 0 -k window'   some of the tests, in one process (make test takes one a core, eight at most)"
 	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
@@ -56,6 +57,9 @@ report: setup
 
 repro: setup
 	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
+
+rehearse: setup
+	@TRANSFORMERS_VERBOSITY=error python -m linattn.rehearse $(if $(TEACHER),--teacher $(TEACHER))
 
 row: setup
 	@TRANSFORMERS_VERBOSITY=error python -m linattn.row --operator="$(OPERATOR)" --teacher="$(TEACHER)" --options="$(OPTIONS)" --name="$(NAME)" $(if $(PROFILE),--profile $(PROFILE))

@@ -31,7 +31,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from linattn import params, project, reader, source
+from linattn import hours, params, project, reader, source
 from linattn.names import known
 
 # folders with results of the profile that params.yaml names
@@ -162,6 +162,10 @@ def announce(settings: params.Params, roles: Sequence[str]) -> None:
         line = f"  {role}: {teacher.source}, {len(names)} students ({', '.join(names)})"
         if settings.profile == "nano" and teacher.minutes:
             line += f", some {teacher.minutes} minutes on two cores"
+        taken = {} if teacher.folder else hours.expected(settings, role)
+        if taken:
+            by_size = ", ".join(f"{value:,.0f} at {size} GB" for size, value in taken.items())
+            line += f"; hours on one GPU by arithmetic: {by_size}"
         print(line, flush=True)
     print("Stages that are up to date are skipped; the others say what they do.", flush=True)
 

@@ -69,7 +69,8 @@ def _snapshot(role: str, teacher: params.Teacher) -> Path:
             "revision: main, or no two runs need be of the same weights"
         )
     from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
 
     from linattn.teachers import quiet
 
@@ -77,19 +78,20 @@ def _snapshot(role: str, teacher: params.Teacher) -> Path:
     try:
         with quiet():
             return Path(DiffusionPipeline.download(teacher.source, **words))
-    except LocalEntryNotFoundError as error:
-        reason = "is not in this machine's cache, and the hub was not reached"
-        cause: Exception = error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason, cause = f"was not found on the hub: {_first_line(error)}", error
-    raise ValueError(
-        f"the {role} teacher, {teacher.source} at revision {teacher.revision}, {reason}; with "
-        "network and HF_HUB_OFFLINE=0 it is fetched once, or name a folder that holds it"
-    ) from cause
+        offline = constants.HF_HUB_OFFLINE
+        reason = "the hub is not asked (HF_HUB_OFFLINE=1)" if offline else _in_short(error)
+        raise ValueError(
+            f"the {role} teacher, {teacher.source} at revision {teacher.revision}, is not in this "
+            f"machine's cache, and {reason}; with network and HF_HUB_OFFLINE=0 it is fetched "
+            "once, or name a folder that holds it"
+        ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _in_short(error: Exception) -> str:
+    """Return the beginning of what the hub's library says."""
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"the hub did not give it: {first[:160]}"
 
 
 def _index(role: str, teacher: params.Teacher, folder: Path) -> Mapping[str, Any]:

@@ -423,7 +423,9 @@ def test_every_profile_is_a_column_with_its_own_numbers():
     from linattn.passages import profiles
 
     (table,) = tables(profiles.profiles())
-    assert table[0][1:] == [f"`{name}`" for name in ("nano", "tiny", "full", "paper")]
+    assert table[0][1:] == [
+        f"`{name}`" for name in ("nano", "tiny", "full", "paper", "real", "rehearse")
+    ]
     assert column(table, "`nano`")["then end to end"] == "100 steps"
     (stages,) = tables(profiles.stages())
     assert ["`distill`", "[04_distill](../notebooks/04_distill.ipynb)"] in [

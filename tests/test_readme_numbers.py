@@ -21,14 +21,29 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             *("families", "kernels", "layout", "library", "limits", "my-student-does-not-learn"),
-            *("operators", "protocol", "results", "studies", "upscaling", "which-operator"),
+            *(
+                "operators",
+                "protocol",
+                "results",
+                "studies",
+                "upscaling",
+                "which-operator",
+                "your-own-model",
+            ),
         )
     ),
 )
 NUMBER = re.compile(r"(?<![A-Za-z_\d.-])\.?\d[\d,.]*(?:e-?\d+)?")
 # Names that hold digits, and what a list counts.
 NAMES = (
-    *("SD 1.5 to 3.5", "SD 1.5, 2.1, SDXL", "95 % interval", "both of 95 %", "with 95 % intervals"),
+    *(
+        "SD 1.5 to 3.5",
+        "SD 1.5, PixArt-Sigma, SD3.5-M",
+        "SD 1.5, 2.1, SDXL",
+        "95 % interval",
+        "both of 95 %",
+        "with 95 % intervals",
+    ),
     *("1. The teacher draws", "2. The attention", "3. Layer by layer", "4. End to end"),
     *("pure noise at 1 to none at 0", "1 starts at pure noise", "near or above 1"),
 )

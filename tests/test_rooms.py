@@ -28,7 +28,7 @@ FLOORS = (
     ("params",),
     ("prompts", "memory"),
     ("students", "evaluation", "notebooks", "scorers", "source"),
-    ("report",),
+    ("report", "hours"),
     ("advise",),
     ("linattn", "explore", "passages", "pipeline", "testing"),
     ("studies", "publish", "row", "rehearse"),

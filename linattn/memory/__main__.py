@@ -10,7 +10,7 @@ import diffusers
 import torch
 from torch import nn
 
-from linattn import params
+from linattn import params, project
 from linattn.diffusion import Diffusion
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.settings import DTYPES
@@ -111,7 +111,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
     parser.add_argument("--objective", default="clear", help="a preset; clear by default")
     parser.add_argument("--no-checkpointing", action="store_true", help="hold every activation")
-    print(written(lines(parser.parse_args())))
+    parser.add_argument("--json", type=Path, help="a file that the table is written to as well")
+    arguments = parser.parse_args()
+    table = list(lines(arguments))
+    if arguments.json:
+        project.write_json(arguments.json, {"head": HEAD, "lines": table})
+    print(written(table))
 
 
 if __name__ == "__main__":

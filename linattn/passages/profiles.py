@@ -1,6 +1,7 @@
 """The tables of docs/protocol.md: teachers, profiles and stages, from params.yaml and dvc.yaml."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from linattn import params, project, reader
 from linattn.params import Params
@@ -50,7 +51,8 @@ def stages() -> str:
     lines = [["stage", "notebook", "what it does"], ["---"] * 3]
     for name, stage in reader.read_yaml(project.ROOT / "dvc.yaml")["stages"].items():
         body = stage.get("do", stage)
-        notebook = next(dep for dep in body["deps"] if dep.startswith("notebooks/"))
-        link = f"[{notebook.rpartition('/')[2].removesuffix('.ipynb')}](../{notebook})"
+        named = [dep for dep in body.get("deps", ()) if dep.startswith("notebooks/")]
+        links = [f"[{Path(notebook).stem}](../{notebook})" for notebook in named]
+        link = links[0] if links else ""
         lines.append([f"`{name}`", link, body["desc"]])
     return markdown.table(lines)

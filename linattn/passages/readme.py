@@ -14,7 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from linattn import project
-from linattn.passages import advice, choices, families, grids, ideas, operators, profiles, results
+from linattn.passages import (
+    advice,
+    choices,
+    families,
+    grids,
+    ideas,
+    models,
+    operators,
+    profiles,
+    results,
+)
 from linattn.passages.blocks import Block
 from linattn.report import gpu, leaderboard, release
 from linattn.report.data import Report
@@ -32,6 +42,8 @@ BLOCKS = (
     Block("docs/protocol.md", "profiles", lambda report: profiles.profiles()),
     Block("docs/protocol.md", "stages", lambda report: profiles.stages()),
     Block("docs/advise.md", "advice", lambda report: advice.page()),
+    Block("docs/your-own-model.md", "memory", lambda report: models.memory()),
+    Block("docs/your-own-model.md", "budgets", lambda report: models.budgets()),
     Block("docs/which-operator.md", "nearest", choices.nearest),
     Block("docs/which-operator.md", "undistilled", choices.undistilled),
     Block("docs/which-operator.md", "cheapest", choices.cheapest),

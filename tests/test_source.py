@@ -1,0 +1,166 @@
+"""What a teacher is: its notes, its prompts, and the sentences for what cannot be one."""
+
+import dataclasses
+import json
+import shutil
+
+import kinds
+import pytest
+import tiny
+
+from linattn import params, project, prompts, source, teachers
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Pipelines that nothing in this repository names: one that reads and one of classes."""
+    root = tmp_path_factory.mktemp("models")
+    kinds.pipeline("pixart").save_pretrained(root / "reader")
+    tiny.pipeline().save_pretrained(root / "classes")
+    return root
+
+
+@pytest.fixture
+def reader(folders, tmp_path):
+    return shutil.copytree(folders / "reader", tmp_path / "reader")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A root to write notes in, with the repository's list of prompts."""
+    place = tmp_path / "root"
+    (place / "data" / "prompts").mkdir(parents=True)
+    shutil.copy(project.ROOT / prompts.DEFAULT, place / prompts.DEFAULT)
+    monkeypatch.setattr(project, "ROOT", place)
+    return place
+
+
+def settings_of(teacher):
+    usual = params.load("nano")
+    return dataclasses.replace(usual, teachers={"mine": teacher})
+
+
+def notes(root, teacher):
+    """Take the notes of a teacher and return them by name."""
+    settings = settings_of(teacher)
+    with project.pipeline():
+        folder = source.note("mine", settings)
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in source.NOTES}
+
+
+@pytest.fixture
+def usual(monkeypatch):
+    """params.yaml read while the root is the repository's."""
+    loaded = params.load("nano")
+    monkeypatch.setattr(params, "load", lambda profile=None, path=None: loaded)
+
+
+def test_notes_change_with_a_file_a_number_or_a_prompt_and_nothing_else(usual, root, reader):
+    teacher = params.Teacher(source=str(reader), prompts=str(root / prompts.DEFAULT))
+    first = notes(root, teacher)
+    assert first == notes(root, teacher)
+    assert first["model"]["files"]["transformer/config.json"]
+    assert "tokenizer/tokenizer.json" in first["model"]["files"]
+    assert str(root) not in json.dumps(first)
+    config = reader / "transformer" / "config.json"
+    config.write_text(config.read_text() + " ")
+    second = notes(root, teacher)
+    assert {name for name in first if first[name] != second[name]} == {"model"}
+    evaluated = dataclasses.replace(teacher, evaluate={"pictures": 8})
+    third = notes(root, evaluated)
+    assert {name for name in second if second[name] != third[name]} == {"evaluate"}
+    with (root / prompts.DEFAULT).open("a") as file:
+        file.write("one more prompt\n")
+    fourth = notes(root, evaluated)
+    assert {name for name in third if third[name] != fourth[name]} == {"sample"}
+
+
+def test_a_teacher_of_classes_has_no_prompts_in_its_notes(usual, root, folders):
+    taken = notes(root, params.Teacher(source=str(folders / "classes")))
+    assert taken["sample"] == taken["evaluate"] == {}
+
+
+def test_what_cannot_be_a_teacher_is_refused_in_a_sentence(root, reader, tmp_path):
+    def refused(sentence, **entry):
+        with pytest.raises(ValueError, match=sentence) as error:
+            source.check("mine", params.Teacher(**entry))
+        assert "\n" not in str(error.value)
+
+    refused("nobody/knows, has no revision: write one", source="nobody/knows")
+    refused(
+        "nobody/knows at revision main, is not in this machine's cache",
+        source="nobody/knows",
+        revision="main",
+    )
+    refused("has no model_index.json", source=str(tmp_path / "missing"))
+    listed = tmp_path / "my.txt"
+    refused("no file of prompts .*my.txt", source=str(reader), prompts=str(listed))
+    listed.write_text("\n \n")
+    refused("my.txt is empty", source=str(reader), prompts=str(listed))
+    listed.write_bytes(b"\xff\xfe\x00")
+    refused("no text file in UTF-8", source=str(reader), prompts=str(listed))
+    listed.write_text("a " * 4000)
+    refused("line 1: a prompt of 8000 characters", source=str(reader), prompts=str(listed))
+    weights = next((reader / "transformer").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".bin"))
+    refused("transformer has .*bin and no safetensors", source=str(reader))
+    index = reader / "model_index.json"
+    for name, reason in (
+        ("SanaTransformer2DModel", "linear already"),
+        ("NobodyKnows", "supported are DiT"),
+    ):
+        content = json.loads(index.read_text()) | {"transformer": ["diffusers", name]}
+        index.write_text(json.dumps(content))
+        refused(f"holds a {name}, which is not supported: .*{reason}", source=str(reader))
+    index.write_text(json.dumps({"_class_name": "UpscalePipeline", "vae": ["diffusers", "VAE"]}))
+    refused("UpscalePipeline without a denoising model", source=str(reader))
+
+
+def test_every_fifth_prompt_is_held_out_and_a_short_list_serves_twice():
+    listed = [f"prompt {number}" for number in range(12)]
+    learned, held_out = prompts.learned(listed), prompts.held_out(listed)
+    assert held_out == ["prompt 4", "prompt 9"]
+    assert sorted(learned + held_out) == sorted(listed)
+    assert prompts.learned(listed[:4]) == prompts.held_out(listed[:4]) == listed[:4]
+
+
+def test_prompts_for_a_teacher_of_classes_or_of_the_small_world_are_refused(folders):
+    made = teachers.load(folders / "classes")
+    entry = params.Teacher(source="classes", prompts="my.txt")
+    with pytest.raises(ValueError, match="4 classes: leave prompts out"):
+        prompts.to_learn_from(entry, made)
+    small = teachers.load(params.load("nano").teacher("text").place)
+    with pytest.raises(ValueError, match="captions of the small world"):
+        prompts.to_learn_from(entry, small)
+    assert prompts.to_learn_from(params.Teacher(source="small"), small) is None
+
+
+def test_an_entry_replaces_the_card_and_the_dtype(folders):
+    entry = params.Teacher(source=str(folders / "reader"), side=64, guidance=2.0, dtype="bfloat16")
+    made = teachers.load(entry.place, **entry.loading)
+    assert (made.card["side"], made.card["guidance"]) == (64, 2.0)
+    assert next(made.model.parameters()).dtype == params.schema.DTYPES["bfloat16"]
+    assert not made.judged
+
+
+def test_a_teachers_own_numbers_are_its_students_alone():
+    settings = params.load("real")
+    assert settings.of("sd35").evaluate.pictures == 512
+    assert settings.of("sd15").evaluate.pictures == settings.evaluate.pictures == 2048
+    assert settings.recipe("sd15-clear").steps == 4000
+    assert settings.recipe("bk-clear").steps == settings.distill.steps
+    assert settings.recipe("flux-clear").batch == 32
+    assert settings.recipe("flux-clear").micro == 1
+
+
+def test_a_wrong_number_of_a_teacher_is_named_by_its_path():
+    content = project.ROOT / "params.yaml"
+    from ruamel.yaml import YAML
+
+    plain = YAML(typ="safe").load(content)
+    plain["teachers"]["class"] = {**plain["teachers"]["class"], "evaluate": {"pictures": "many"}}
+    with pytest.raises(ValueError, match=r"teachers\.class\.evaluate\.pictures is 'many'"):
+        params.parse(plain)
+    plain["teachers"]["class"]["evaluate"] = {"picture": 8}
+    with pytest.raises(ValueError, match="'picture': did you mean 'pictures'"):
+        params.parse(plain)
