@@ -309,7 +309,7 @@ def test_a_teacher_of_the_hub_has_a_revision_and_one_in_a_folder_has_none():
     assert (hub.folder, hub.place, hub.loading) == (
         None,
         "facebook/DiT-XL-2-256",
-        {"revision": "main"},
+        {"revision": "main", "card": {"side": 256, "guidance": 4.0}},
     )
     assert folder.place == str(project.ROOT / "data/teachers/dit-nano")
     assert folder.loading == {}
