@@ -73,7 +73,14 @@ def learn(
         parameter.requires_grad_(True)
     settings = recipe.settings
     history = History(settings.log_every)
-    stage = Stage("plugin", recipe.steps, recipe.rate, lambda step: {"loss": loss(step)})
+
+    def terms(step: int) -> dict[str, Tensor]:
+        """Compute a step's loss, and leave its gradients in the parameters."""
+        value = loss(step)
+        value.backward()
+        return {"loss": value}
+
+    stage = Stage("plugin", recipe.steps, recipe.rate, terms)
     identity = {**asdict(recipe), **about}
     accelerator = Accelerator(cpu=parameters[0][1].device.type == "cpu")
     fit(stage, parameters, muon_matrices(model), settings, history, scratch, identity, accelerator)
