@@ -130,7 +130,7 @@ def newcomer(committed, tmp_path_factory):
     subprocess.run(["cp", "-r", str(committed), str(root)], check=True)
     for name, line, more in (
         ("linattn/attention/__init__.py", '    "lit:LiT",\n', '    "bands:Bands",\n'),
-        ("params.yaml", "students:\n", "  bands: {operator: bands, teacher: class, rows: 4}\n"),
+        ("params.yaml", "\nstudents:\n", "  bands: {operator: bands, teacher: class, rows: 4}\n"),
     ):
         (root / name).write_text(replaced(line, line + more)((root / name).read_text()))
 
