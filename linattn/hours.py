@@ -43,11 +43,11 @@ def operations(settings: params.Params, role: str) -> Operations | None:
     picture = _picture(settings, role)
     drawn = picture * _forwards_of_guidance(settings, role)
     sample, evaluate = numbers.sample, numbers.evaluate
-    whole = evaluate.pictures * evaluate.steps
+    full = evaluate.pictures * evaluate.steps
     quick = evaluate.quick_pictures * evaluate.quick_steps
     enlarged = evaluate.cross_pictures * evaluate.quick_steps * evaluate.cross**2
     errors = evaluate.errors * len(evaluate.noise) * picture
-    row = (whole + quick + enlarged) * drawn + errors
+    row = (full + quick + enlarged) * drawn + errors
     students = {}
     for name in settings.of_teacher(role):
         recipe = settings.recipe(name)
@@ -64,8 +64,7 @@ def _picture(settings: params.Params, role: str) -> float:
     model = shapes.on_meta(shape.build)
     side = settings.teacher(role).side or shape.side
     latents = side // 2 ** (len(shape.vae["block_out_channels"]) - 1)
-    # FLUX and Qwen-Image count their side in tokens, of 2 x 2 latents
-    size = latents // 2 if "img_ids" in family(model).example(model, 2, 1, 0.5) else latents
+    size = latents // 2 if family(model).packs else latents
     return 2.0 * counted_macs(model, inputs=family(model).example(model, size, 1, 0.5))
 
 

@@ -25,8 +25,6 @@ NOTES = ("model", "sample", "distill", "evaluate")
 LARGE = 1 << 24  # bytes from which a file's digest is kept
 MODELS = ("transformer", "unet")  # the part of a pipeline that is the denoising model
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# In folders of DiT and PixArt alpha, which were saved before these classes had names.
-OLD_NAME = "Transformer2DModel"
 
 
 def note(role: str, settings: params.Params) -> Path:
@@ -55,7 +53,7 @@ def check(role: str, teacher: params.Teacher) -> Path:
     """Return the folder of a teacher's files, or raise a ValueError where it cannot be one."""
     folder = teacher.folder or _snapshot(role, teacher)
     index = _index(role, teacher, folder)
-    _check_class(role, teacher, index)
+    _check_class(role, teacher, folder)
     _check_weights(role, folder, index)
     _texts(teacher, folder)
     return folder
@@ -109,23 +107,23 @@ def _index(role: str, teacher: params.Teacher, folder: Path) -> Mapping[str, Any
     )
 
 
-def _check_class(role: str, teacher: params.Teacher, index: Mapping[str, Any]) -> None:
+def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
     """Refuse a pipeline whose model has no family, or a family that cannot draw."""
-    from linattn.families.registry import FAMILIES, refusal
+    from linattn.families.registry import FAMILIES, class_name, refusal
 
-    names = [index[part][1] for part in MODELS if (index.get(part) or [None, None])[1]]
-    pipeline = index.get("_class_name")
+    configs = [folder / part / "config.json" for part in MODELS]
+    names = [class_name(project.read_json(path)) for path in configs if path.is_file()]
     if not names:
         raise ValueError(
-            f"the {role} teacher, {teacher.source}, is a {pipeline} without a denoising model "
-            "(transformer or unet): it cannot be a teacher"
+            f"the {role} teacher, {teacher.source}, has no denoising model (transformer or unet "
+            "with a config.json): it cannot be a teacher"
         )
-    if names[0] not in (*FAMILIES, OLD_NAME):
+    if names[0] not in FAMILIES:
         raise ValueError(
             f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is not supported: "
             f"{refusal(names[0])}"
         )
-    if names[0] in FAMILIES and FAMILIES[names[0]].conditions is None:
+    if FAMILIES[names[0]].conditions is None:
         raise ValueError(
             f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is converted, saved "
             "and looked into, but not drawn with: it cannot be a teacher"

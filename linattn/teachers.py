@@ -181,7 +181,7 @@ def default_card(pipe: Any) -> dict[str, Any]:
         pipe: a diffusers pipeline of a supported family.
     """
     conditioning = conditions.of(pipe)
-    side = conditioning.side * conditioning.factor(pipe.vae)
+    side = conditioning.side * conditioning.factor(pipe.vae.config)
     card = {**conditioning.defaults(), "side": side}
     if hasattr(pipe, "labels"):
         card["labels"] = labels(pipe)

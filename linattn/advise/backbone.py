@@ -1,7 +1,7 @@
 """Find the model that a user names, and build it on the meta device, where it takes no memory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
 from linattn import families, project
-from linattn.advise.text import SHORTER_TEXT, TEXT
+from linattn.families.registry import class_name
 from linattn.names import nearest
 from linattn.shapes import SHAPES
 
@@ -20,6 +20,8 @@ INDEX, CONFIG = "model_index.json", "config.json"
 CONFIGS = [INDEX, CONFIG, f"*/{CONFIG}"]
 PARTS = ("transformer", "unet")  # of a pipeline: where its denoising model lies
 ALIASES = {"sd35-medium": "sd35"}  # as its authors name it
+# Tokens of a prompt of the pipelines that read less than others of their family.
+SHORTER_TEXT = {"PixArtAlphaPipeline": 120}
 FACTOR = 8  # pixels a side of one latent, where no VAE's config says it
 
 
@@ -35,8 +37,8 @@ class Backbone:
     @property
     def cell(self) -> int:
         """Return the pixels a side of one token, at the finest level."""
-        if families.family(self.model).rotates:
-            return 2 * self.factor  # its tokens are packed from 2 x 2 latents
+        if families.family(self.model).packs:
+            return 2 * self.factor
         return self.factor * (self.model.config.get("patch_size") or 1)
 
     def example_side(self, side: int) -> int:
@@ -47,7 +49,7 @@ class Backbone:
                 f"a side of {side} px is no multiple of {self.cell}, the pixels of one token of "
                 f"{self.title}; {below} and {below + self.cell} are"
             )
-        return side // (self.cell if families.family(self.model).rotates else self.factor)
+        return side // (self.cell if families.family(self.model).packs else self.factor)
 
 
 def find(name: Any, text: int | None = None) -> Backbone:
@@ -95,16 +97,16 @@ def _of_folder(folder: Path, title: str, text: int | None) -> Backbone:
                 f"{folder} holds neither {INDEX}, as a pipeline's folder does, nor {CONFIG}, as a "
                 "model's does"
             )
-        return _built(title, config.get("_class_name", ""), config, text)
+        return _built(title, class_name(config), config, text)
     index = _read(folder / INDEX)
     config = next(filter(None, (_read(folder / part / CONFIG) for part in PARTS)), None)
     if config is None:
         raise ValueError(f"{folder} holds no {CONFIG} below {' or '.join(PARTS)}")
     usual = SHORTER_TEXT.get(index.get("_class_name", ""))
-    text = _read(folder / "card.json").get("text_length", usual) if text is None else text
-    levels = _read(folder / "vae" / CONFIG).get("block_out_channels")
-    factor = 2 ** (len(levels) - 1) if levels else FACTOR
-    return _built(title, config.get("_class_name", ""), config, text, factor)
+    length = _read(folder / "card.json").get("text_length", usual)
+    built = _built(title, class_name(config), config, text, length)
+    conditions, vae = families.family(built.model).conditions, _read(folder / "vae" / CONFIG)
+    return replace(built, factor=conditions.factor(vae)) if conditions and vae else built
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -116,15 +118,15 @@ def _built(
     backbone: str,
     config: Mapping[str, Any],
     text: int | None,
-    factor: int = FACTOR,
+    length: int | None = None,
 ) -> Backbone:
     with torch.device("meta"):
         model = _class(backbone).from_config(dict(config))
-    families.family(model)  # raises where the class is not supported
-    text = TEXT[type(model).__name__] if text is None else text
+    family = families.family(model)  # raises where the class is not supported
+    text = family.text_tokens(length) if text is None else text
     if text < 0:
         raise ValueError(f"{text} tokens of text; a text has 0 or more")
-    return Backbone(title, model.eval(), text, factor)
+    return Backbone(title, model.eval(), text)
 
 
 def _class(name: str) -> Any:

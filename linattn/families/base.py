@@ -88,6 +88,9 @@ class Family:
     handed_down = "cross_attention_kwargs"
     rotates = False  # whether queries and keys carry rotary positions
     squares_only = False  # whether the model draws nothing but squares
+    packs = False  # whether a token is a cell of 2 x 2 latents; `example` then counts in tokens
+    prompt_tokens = 0  # of a prompt, as the family's pipelines encode it by default
+    clip_tokens = 0  # of CLIP's, beside those that a card's text_length counts
 
     def attentions(self, model: Model) -> Iterator[Slot]:
         """Yield every self-attention in the order in which the forward meets them."""
@@ -118,6 +121,10 @@ class Family:
                 f"into, but does not draw with: {type(self).__name__} has no conditions"
             )
         return self.conditions(pipe, card)
+
+    def text_tokens(self, length: int | None = None) -> int:
+        """Return the tokens of text of a picture, with a card's text_length or by default."""
+        return self.clip_tokens + (self.prompt_tokens if length is None else length)
 
     def layers(self, model: Model) -> list[Layer]:
         """Return every self-attention, numbered in the order of `attentions`."""

@@ -137,9 +137,10 @@ class Conditions:
         """Lead a prediction for the prompts away from one for the empty prompt."""
         return empty + guidance * (conditional - empty)
 
-    def factor(self, vae: Any) -> int:
-        """Return the number of pixels along one side of a latent position."""
-        return 2 ** (len(vae.config.block_out_channels) - 1)
+    @staticmethod
+    def factor(config: Mapping[str, Any]) -> int:
+        """Return the number of pixels along one side of a latent position, by the VAE's config."""
+        return 2 ** (len(config["block_out_channels"]) - 1)
 
     def pictures(self, latents: Tensor, vae: Any) -> Tensor:
         """Decode latents as the model draws them to pictures in [-1, 1]."""

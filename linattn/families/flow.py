@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from linattn.families.captions import Captions
+from linattn.families.conditions import Conditions
 
 
 class FlowCaptions(Captions):
@@ -17,6 +18,22 @@ class FlowCaptions(Captions):
 
     def scaled(self, latents: Tensor, vae: Any) -> Tensor:
         return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+class Packed(Conditions):
+    """Give the sizes of a model whose tokens are cells of 2 x 2 latents."""
+
+    @property
+    def channels(self) -> int:
+        return self.config.in_channels // 4
+
+    @property
+    def divisor(self) -> int:
+        return 2
+
+    @property
+    def side(self) -> int:
+        return self.pipe.default_sample_size
 
 
 def shifted(scheduler: Any, tokens: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from linattn.attention.grid import Grid
 from linattn.families.base import TEXT, Family, Model, Slot, noise_level
 from linattn.families.conditions import Conditioning, Prompts, cast
-from linattn.families.flow import FlowCaptions, packed, set_times, unpacked
+from linattn.families.flow import FlowCaptions, Packed, packed, set_times, unpacked
 from linattn.families.processors import JointAttention
 
 SIDE = 64  # tokens a side of FLUX.1 at 1,024 px
@@ -26,7 +26,7 @@ SIDE = 64  # tokens a side of FLUX.1 at 1,024 px
 FLUX_1_HEADS, FLUX_1_HEAD_DIM, FLUX_1_TOKENS = 24, 128, 512 + SIDE**2
 
 
-class JointCaptions(FlowCaptions):
+class JointCaptions(Packed, FlowCaptions):
     """Condition FLUX on captions: T5 gives tokens beside the picture's, CLIP a vector."""
 
     def defaults(self) -> dict[str, Any]:
@@ -41,18 +41,6 @@ class JointCaptions(FlowCaptions):
     @property
     def embeds_guidance(self) -> bool:
         return self.config.guidance_embeds
-
-    @property
-    def channels(self) -> int:
-        return self.config.in_channels // 4
-
-    @property
-    def divisor(self) -> int:
-        return 2
-
-    @property
-    def side(self) -> int:
-        return self.pipe.default_sample_size
 
     def encode(self, prompts: Prompts) -> Conditioning:
         states, pooled, _ = self.pipe.encode_prompt(
@@ -86,6 +74,8 @@ class Flux(Family):
     backbone = "FLUX"
     models = "FLUX.1"
     conditions = JointCaptions
+    prompt_tokens = 512
+    packs = True
     handed_down = "joint_attention_kwargs"
     rotates = True
 

@@ -43,6 +43,7 @@ class PixArt(DiT):
     backbone = "PixArt"
     models = "PixArt alpha, Sigma"
     conditions = MaskedCaptions
+    prompt_tokens = 300
     squares_only = False
 
     def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:

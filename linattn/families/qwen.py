@@ -26,7 +26,7 @@ from linattn.attention.grid import Grid
 from linattn.families.base import TEXT, Context, Family, Model, Slot, noise_level
 from linattn.families.captions import Captions
 from linattn.families.conditions import Conditioning, Prompts, cast, taken
-from linattn.families.flow import packed, set_times, unpacked
+from linattn.families.flow import Packed, packed, set_times, unpacked
 from linattn.families.processors import JointAttention, refuse_padding
 
 SIDE = 64  # Qwen-Image's tokens a side at 1,024 px
@@ -35,7 +35,7 @@ STATES, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 EMPTY = " "
 
 
-class PaddedCaptions(Captions):
+class PaddedCaptions(Packed, Captions):
     """Condition Qwen-Image on captions as tokens of the self-attention, with their mask."""
 
     def defaults(self) -> dict[str, Any]:
@@ -48,18 +48,6 @@ class PaddedCaptions(Captions):
 
     def _default(self, name: str) -> Any:
         return inspect.signature(type(self.pipe).__call__).parameters[name].default
-
-    @property
-    def channels(self) -> int:
-        return self.config.in_channels // 4
-
-    @property
-    def divisor(self) -> int:
-        return 2
-
-    @property
-    def side(self) -> int:
-        return self.pipe.default_sample_size
 
     def length_kwargs(self) -> dict[str, Any]:
         """Return the length of the text, which is shorter in the pipeline's call by default."""
@@ -131,8 +119,9 @@ class PaddedCaptions(Captions):
             )
         set_times(scheduler, steps, like)
 
-    def factor(self, vae: Any) -> int:
-        return 2 ** len(vae.temperal_downsample)
+    @staticmethod
+    def factor(config: Mapping[str, Any]) -> int:
+        return 2 ** len(config["temperal_downsample"])
 
     def pictures(self, latents: Tensor, vae: Any) -> Tensor:
         return super().pictures(latents.unsqueeze(2), vae).squeeze(2)
@@ -153,6 +142,8 @@ class QwenImage(Family):
     backbone = "Qwen-Image"
     models = "Qwen-Image"
     conditions = PaddedCaptions
+    prompt_tokens = 512
+    packs = True
     handed_down = "attention_kwargs"
     rotates = True
 

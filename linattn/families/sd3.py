@@ -40,6 +40,8 @@ class SD3(Family):
     backbone = "SD3"
     models = "SD3, SD3.5"
     conditions = PooledCaptions
+    prompt_tokens = 256
+    clip_tokens = 77
     handed_down = "joint_attention_kwargs"
 
     def attentions(self, model: Model) -> Iterator[Slot]:

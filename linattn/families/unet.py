@@ -66,6 +66,7 @@ class UNet(Family):
     backbone = "UNet"
     models = "SD 1.5, 2.1, SDXL"
     conditions = CrossCaptions
+    prompt_tokens = 77
 
     def conditions_of(self, pipe: Any, card: Mapping[str, Any]) -> Conditions:
         model: Model = denoiser(pipe)

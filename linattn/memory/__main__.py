@@ -10,11 +10,11 @@ import diffusers
 import torch
 from torch import nn
 
-from linattn import params, project
+from linattn import families, params, project
 from linattn.diffusion import Diffusion
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.settings import DTYPES
-from linattn.memory.device import TEXT
+from linattn.families.registry import class_name
 from linattn.memory.models import MODELS
 from linattn.memory.need import GB, Need, needed
 from linattn.memory.step import META, Shapes
@@ -71,16 +71,18 @@ def of_folder(folder: Path, dtype: torch.dtype) -> Shapes:
     """Read the shapes of a pipeline's folder, from configs alone."""
     index = json.loads((folder / "model_index.json").read_text())
     part = "transformer" if "transformer" in index else "unet"
-    maker: Any = getattr(diffusers, index[part][1])
+    config = project.read_json(folder / part / "config.json")
+    maker: Any = getattr(diffusers, class_name(config))
     with META:
-        model: nn.Module = maker.from_config(maker.load_config(str(folder / part)))
+        model: nn.Module = maker.from_config(config)
+    family = families.family(model)
     scheduler: Any = getattr(diffusers, index["scheduler"][1])
     process = Diffusion.of(scheduler.from_pretrained(folder / "scheduler"))
     card_path = folder / "card.json"
     card = json.loads(card_path.read_text()) if card_path.exists() else {}
-    text = card.get("text_length", TEXT.get(index[part][1], 0))
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    text = family.text_tokens(card.get("text_length"))
+    conditions: Any = family.conditions
+    factor = conditions.factor(project.read_json(folder / "vae" / "config.json"))
     size = trained_side(model)
     side = card["side"] // factor if "side" in card else size
     return Shapes(nn.Module.to(model, dtype), process, side, text)

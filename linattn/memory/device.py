@@ -6,18 +6,11 @@ import psutil
 import torch
 from torch import nn
 
+from linattn import families
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.encoding import away
 from linattn.memory.need import GB, Need, bytes_of, fixed, needed
 from linattn.memory.step import Shapes
-
-# tokens of a prompt by the model's class, where the card names no length, as the pipelines pad
-TEXT = {
-    "UNet2DConditionModel": 77,
-    "PixArtTransformer2DModel": 300,
-    "SD3Transformer2DModel": 77 + 256,
-    "FluxTransformer2DModel": 512,
-}
 
 
 def check(
@@ -50,10 +43,7 @@ def check(
 def shapes_of(teacher: Any) -> Shapes:
     """Return the shapes of a teacher in hand, at its card's side."""
     model, card = teacher.model, teacher.card
-    text = TEXT.get(type(model).__name__, 0)
-    if "text_length" in card:
-        clip = 77 if type(model).__name__ == "SD3Transformer2DModel" else 0
-        text = clip + card["text_length"]
+    text = families.family(model).text_tokens(card.get("text_length"))
     return Shapes(model, teacher.diffusion, card["side"] // teacher.factor, text)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from linattn import attention, project
+from linattn.families.registry import class_name
 from linattn.names import known, similar
 from linattn.params.schema import STUDENT_KEYS, Params, Student, Teacher
 
@@ -53,7 +54,7 @@ def class_of(teacher: Teacher) -> str:
         teacher: where the teacher is.
     """
     configs = (_config(teacher, part) for part in SHAPES)
-    return next(filter(None, configs), {}).get("_class_name", "")
+    return class_name(next(filter(None, configs), {}))
 
 
 def _config(teacher: Teacher, part: str) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ class Teacher:
         return folder if local else None
 
     @property
-    def place(self) -> str:
+    def name_or_path(self) -> str:
         """Return the first argument of `teachers.load`; `loading` holds the others."""
         return str(self.folder or self.source)
 

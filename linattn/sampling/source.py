@@ -40,7 +40,7 @@ class Source:
     @property
     def factor(self) -> int:
         """Return the number of pixels along one side of a latent position."""
-        return self.conditions.factor(self.vae)
+        return self.conditions.factor(self.vae.config)
 
     @property
     def side(self) -> int:
