@@ -43,7 +43,7 @@ def make_of(settings: params.Params, name: str, **origin: str) -> list[Result]:
     accelerator = Accelerator(cpu=project.device() == "cpu")
     # where the encoders leave, training itself brings the model to the device
     device = "cpu" if recipe.encoders == "leave" else accelerator.device
-    teacher = teachers.load(entry.place, device=device, **entry.loading)
+    teacher = teachers.load(entry.name_or_path, device=device, **entry.loading)
     samples = Samples(project.samples(student.teacher))
     results = []
     for seed in recipe.seeds:

@@ -1,8 +1,10 @@
 """Result files as the pipeline writes them, with invented numbers, for tests of the report."""
 
+import contextlib
 import math
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import save_file
 
@@ -369,3 +371,13 @@ def _pictures(role: str, students: list[str], failed: str | None) -> None:
 
 
 torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def written(folder, students, **options):
+    """Write the results into a folder that stands for the repository meanwhile, and yield it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "ROOT", folder)
+        patch.setenv(project.PIPELINE, "1")
+        write_all(students, **options)
+        yield folder

@@ -10,8 +10,9 @@ import torch
 
 from linattn import eye, params, sampling, world
 from linattn.evaluation import fewer, likeness, rows
-from linattn.evaluation.bench import Bench, eight_bits
+from linattn.evaluation.bench import Bench
 from linattn.evaluation.draws import forwards
+from linattn.sampling import eight_bits
 from linattn.world.marks import FID_PICTURES
 
 

@@ -306,10 +306,10 @@ def test_real_teachers_have_layers_that_every_operator_fits(role):
 
 def test_a_teacher_of_the_hub_has_a_revision_and_one_in_a_folder_has_none():
     hub, folder = params.load("paper").teacher("class"), params.load("nano").teacher("class")
-    assert (hub.folder, hub.place, hub.loading) == (
+    assert (hub.folder, hub.name_or_path, hub.loading) == (
         None,
         "facebook/DiT-XL-2-256",
         {"revision": "main", "card": {"side": 256, "guidance": 4.0}},
     )
-    assert folder.place == str(project.ROOT / "data/teachers/dit-nano")
+    assert folder.name_or_path == str(project.ROOT / "data/teachers/dit-nano")
     assert folder.loading == {}

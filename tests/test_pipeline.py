@@ -102,6 +102,20 @@ def test_a_copy_lists_a_profiles_own_teachers_and_students(tmp_path):
     assert content["teachers_of"] == {"anatomy": [], "benchmark": []}
 
 
+def test_a_copy_finds_what_lies_outside_of_git_where_it_lay(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "my.txt").write_text("a prompt")
+    entry = {"source": "models/mine", "prompts": "my.txt", "side": 64}
+    assert pipeline._absolute(entry) == {
+        "source": str(tmp_path / "models" / "mine"),
+        "prompts": str(tmp_path / "my.txt"),
+        "side": 64,
+    }
+    elsewhere = {"source": "nobody/knows", "prompts": "data/prompts/prompts.txt"}
+    assert pipeline._absolute(elsewhere) == elsewhere
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A Git repository with the lock of a pipeline and of a study."""

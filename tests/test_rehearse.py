@@ -58,6 +58,17 @@ def test_a_written_folder_is_the_published_layout_and_is_written_once(narrow, tm
     assert (folder / "model_index.json").stat().st_mtime_ns > before
 
 
+def test_at_full_depth_a_model_has_the_published_blocks(narrow, tmp_path):
+    narrow_shape = shapes.SHAPES["pixart"]
+    shallow = dataclasses.replace(narrow_shape, shallow={"num_layers": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(shapes.SHAPES, "pixart", shallow)
+        for full_depth, blocks in ((False, 1), (True, 2)):
+            folder = rehearse.write("pixart", tmp_path / "p", full_depth=full_depth)
+            config = json.loads((folder / "transformer" / "config.json").read_text())
+            assert config["num_layers"] == blocks
+
+
 def test_every_rehearsed_teacher_is_a_published_shape_and_has_a_student():
     settings = params.load("rehearse")
     assert set(settings.teachers) == set(folders.PIPELINES) <= set(shapes.SHAPES)

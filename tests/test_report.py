@@ -22,11 +22,9 @@ ANCHORS = (
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(project, "ROOT", folder)
-        patch.setenv(project.PIPELINE, "1")
-        synthetic_results.write_all(FEW, failed="linfusion")
+    with synthetic_results.written(
+        tmp_path_factory.mktemp("clone"), FEW, failed="linfusion"
+    ) as folder:
         yield folder
 
 

@@ -6,7 +6,7 @@ import pytest
 import synthetic_results
 from pages import check
 
-from linattn import project, report
+from linattn import report
 from linattn.report import (
     charts,
     circumstances,
@@ -28,11 +28,9 @@ ANY = {"error", "psnr", "ssim", *EYE}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(project, "ROOT", folder)
-        patch.setenv(project.PIPELINE, "1")
-        synthetic_results.write_all({**FEW, **CAPTIONED})
+    with synthetic_results.written(
+        tmp_path_factory.mktemp("clone"), {**FEW, **CAPTIONED}
+    ) as folder:
         yield folder
 
 

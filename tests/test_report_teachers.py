@@ -29,11 +29,9 @@ TEACHERS = synthetic_results.TEACHERS
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(project, "ROOT", folder)
-        patch.setenv(project.PIPELINE, "1")
-        synthetic_results.write_all(SOME, failed="flux-linfusion")
+    with synthetic_results.written(
+        tmp_path_factory.mktemp("clone"), SOME, failed="flux-linfusion"
+    ) as folder:
         yield folder
 
 

@@ -82,7 +82,7 @@ def test_geneval_gets_a_folder_a_prompt_with_its_metadata(tmp_path):
     ]
     assert [json.loads((out / f"0000{n}/metadata.jsonl").read_text()) for n in range(3)] == GENEVAL
     texts = [entry["prompt"] for entry in GENEVAL for _ in range(2)]
-    drawn = scorers.layout.eight_bits(sampling.draw(made, texts, batch=1))
+    drawn = sampling.eight_bits(sampling.draw(made, texts, batch=1))
     for number, picture in enumerate(drawn):
         file = out / f"{number // 2:05}/samples/{number % 2:04}.png"
         assert (pixels(file).int() - picture.int()).abs().max() <= 1
@@ -92,7 +92,7 @@ def test_dpg_gets_a_grid_of_four_named_by_its_item(tmp_path):
     made, out = teacher(), tmp_path / "out"
     scorers.lay_out("dpg", prompts(tmp_path / "prompts", "dpg"), made, out)
     assert names(out) == ["12.png", "COCO_7.png"]
-    drawn = scorers.layout.eight_bits(sampling.draw(made, [DPG[0]["text"]] * 4))
+    drawn = sampling.eight_bits(sampling.draw(made, [DPG[0]["text"]] * 4))
     grid = pixels(out / "12.png")
     assert grid.shape == (3, 64, 64)
     # the scorer's own order: upper left, upper right, lower left, lower right

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import kinds
 import pytest
 import tiny
 
-from linattn import params, project, prompts, source, teachers
+from linattn import digests, params, project, prompts, source, teachers
+from linattn.families import registry
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +108,15 @@ def test_what_cannot_be_a_teacher_is_refused_in_a_sentence(root, reader, tmp_pat
     weights = next((reader / "transformer").glob("*.safetensors"))
     weights.rename(weights.with_suffix(".bin"))
     refused("transformer has .*bin and no safetensors", source=str(reader))
-    index = reader / "model_index.json"
+    config = reader / "transformer" / "config.json"
     for name, reason in (
         ("SanaTransformer2DModel", "linear already"),
         ("NobodyKnows", "supported are DiT"),
     ):
-        content = json.loads(index.read_text()) | {"transformer": ["diffusers", name]}
-        index.write_text(json.dumps(content))
+        config.write_text(json.dumps({"_class_name": name}))
         refused(f"holds a {name}, which is not supported: .*{reason}", source=str(reader))
-    index.write_text(json.dumps({"_class_name": "UpscalePipeline", "vae": ["diffusers", "VAE"]}))
-    refused("UpscalePipeline without a denoising model", source=str(reader))
+    config.unlink()
+    refused("has no denoising model", source=str(reader))
 
 
 def test_every_fifth_prompt_is_held_out_and_a_short_list_serves_twice():
@@ -129,7 +132,7 @@ def test_prompts_for_a_teacher_of_classes_or_of_the_small_world_are_refused(fold
     entry = params.Teacher(source="classes", prompts="my.txt")
     with pytest.raises(ValueError, match="4 classes: leave prompts out"):
         prompts.to_learn_from(entry, made)
-    small = teachers.load(params.load("nano").teacher("text").place)
+    small = teachers.load(params.load("nano").teacher("text").name_or_path)
     with pytest.raises(ValueError, match="captions of the small world"):
         prompts.to_learn_from(entry, small)
     assert prompts.to_learn_from(params.Teacher(source="small"), small) is None
@@ -137,7 +140,7 @@ def test_prompts_for_a_teacher_of_classes_or_of_the_small_world_are_refused(fold
 
 def test_an_entry_replaces_the_card_and_the_dtype(folders):
     entry = params.Teacher(source=str(folders / "reader"), side=64, guidance=2.0, dtype="bfloat16")
-    made = teachers.load(entry.place, **entry.loading)
+    made = teachers.load(entry.name_or_path, **entry.loading)
     assert (made.card["side"], made.card["guidance"]) == (64, 2.0)
     assert next(made.model.parameters()).dtype == params.schema.DTYPES["bfloat16"]
     assert not made.judged
@@ -164,3 +167,58 @@ def test_a_wrong_number_of_a_teacher_is_named_by_its_path():
     plain["teachers"]["class"]["evaluate"] = {"picture": 8}
     with pytest.raises(ValueError, match="'picture': did you mean 'pictures'"):
         params.parse(plain)
+
+
+def test_a_repository_in_the_hubs_cache_is_a_teacher_at_its_commit(folders, tmp_path):
+    """The cache as the hub's library lays it out; no network is asked."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--nobody--knows"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(folders / "reader", repository / "snapshots" / commit)
+    code = (
+        "from linattn import params, project, source, teachers\n"
+        "entry = params.Teacher(source='nobody/knows', revision='main', side=32)\n"
+        "folder = source.check('mine', entry)\n"
+        "made = teachers.load(entry.name_or_path, **entry.loading)\n"
+        "print(folder.name, type(made.pipe).__name__, made.card['side'])\n"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(repository.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [commit, "PixArtSigmaPipeline", "32"], done.stderr[-2000:]
+
+
+def test_a_large_file_is_read_once_and_the_hubs_name_of_a_blob_is_its_digest(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(source, "LARGE", 4)
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"some weights")
+    first = source._digest(file)
+    assert first == digests.of_file(file)
+    monkeypatch.setattr(digests, "of_file", lambda path: pytest.fail("the file was read again"))
+    assert source._digest(file) == first
+    blob = tmp_path / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    blob.write_bytes(b"anything")
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blob)
+    assert source._digest(link) == "ab" * 32
+    monkeypatch.undo()
+    file.write_bytes(b"other weights")
+    assert source._digest(file) != first
+
+
+def test_a_folder_saved_before_its_class_had_a_name_is_a_teacher(reader):
+    config = reader / "transformer" / "config.json"
+    content = json.loads(config.read_text()) | {"_class_name": "Transformer2DModel"}
+    config.write_text(json.dumps(content))
+    teacher = params.Teacher(source=str(reader))
+    assert source.check("mine", teacher) == reader
+    assert params.class_of(teacher) == "PixArtTransformer2DModel"
+    assert registry.class_name(content | {"norm_type": "ada_norm_zero"}) == "DiTTransformer2DModel"
+    config.write_text(json.dumps(content | {"norm_type": "layer_norm"}))
+    with pytest.raises(ValueError, match="holds a Transformer2DModel, which is not supported"):
+        source.check("mine", teacher)

@@ -189,7 +189,7 @@ def run(role: str, profile: str | None = None) -> tuple[dict[str, Any], dict[str
 
     settings = params.load(profile)
     entry = settings.teacher(role)
-    teacher = teachers.load(entry.place, device=project.device(), **entry.loading)
+    teacher = teachers.load(entry.name_or_path, device=project.device(), **entry.loading)
     samples = Samples(project.samples(role))
     query = settings.report.query
     operators = settings.operators["anatomy"]

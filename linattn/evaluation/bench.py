@@ -37,7 +37,7 @@ class Bench:
     @cached_property
     def teacher(self) -> teachers.Teacher:
         entry = self.settings.teacher(self.role)
-        return teachers.load(entry.place, device=project.device(), **entry.loading)
+        return teachers.load(entry.name_or_path, device=project.device(), **entry.loading)
 
     @cached_property
     def judge(self) -> nn.Module:
@@ -133,18 +133,14 @@ class Bench:
         """Return the judge's features of the teacher's pictures and of true pictures."""
         scenes = self.scenes(max(self.evaluation.pictures, self.evaluation.quick_pictures))
         features = {name: self.features(self.reference[name]) for name in ("pictures", "quick")}
-        return features | {"world": self.features(eight_bits(world.render(scenes, self.side)))}
+        return features | {
+            "world": self.features(sampling.eight_bits(world.render(scenes, self.side)))
+        }
 
 
 def say(message: str) -> None:
     """Print a line of progress at once."""
     print(message, flush=True)
-
-
-def eight_bits(pictures: Tensor) -> Tensor:
-    """Convert pictures in [0, 1] to 8 bits, as they would be saved."""
-    # of half-precision autoencoders the channels come last in memory, which no file takes
-    return pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().contiguous()
 
 
 def as_floats(pictures: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from linattn import families, sampling, world
 from linattn.evaluation import costs
-from linattn.evaluation.bench import Bench, as_floats, eight_bits, on_device, say
+from linattn.evaluation.bench import Bench, as_floats, on_device, say
 from linattn.evaluation.density import density
 from linattn.evaluation.distance import distance as picture_distance, prediction_error, predictions
 from linattn.evaluation.draws import forwards
@@ -78,7 +78,7 @@ def _in_eight_bits(bench: Bench, latents: Tensor, batch: int) -> Tensor:
         broken = int((~pictures.isfinite()).sum())
         if broken:
             raise ArithmeticError(f"{broken} pixels are not finite: the student diverged")
-        kept.append(eight_bits(pictures))
+        kept.append(sampling.eight_bits(pictures))
     return torch.cat(kept)
 
 

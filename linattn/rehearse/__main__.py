@@ -1,4 +1,4 @@
-"""The command behind `make rehearse`: `python -m linattn.rehearse [--teacher flux] [--whole]`."""
+"""The command behind `make rehearse`: `python -m linattn.rehearse --teacher flux`."""
 
 import argparse
 import sys
@@ -15,14 +15,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--teacher", action="append", default=[], help="a role of the profile rehearse; repeatable"
     )
     parser.add_argument(
-        "--whole",
+        "--full-depth",
         action="store_true",
         default=None,
         help="as deep as the published models; where there is a GPU they are anyway",
     )
     options = parser.parse_args(arguments)
     try:
-        return rehearse(options.teacher, options.whole)
+        return rehearse(options.teacher, options.full_depth)
     except (ValueError, RuntimeError) as error:
         print(f"linattn: {error}", file=sys.stderr)
         return 1

@@ -80,22 +80,27 @@ VAE_SCALES = {  # the published autoencoders' own
 }
 
 
-def write(name: str, folder: str | Path, *, whole: bool = False, seed: int = 0) -> Path:
+def write(name: str, folder: str | Path, *, full_depth: bool = False, seed: int = 0) -> Path:
     """Write a pipeline with random weights, or keep the one that is there, and return its folder.
 
     Args:
         name: one of sd15, pixart, sd35, flux.
         folder: where the pipeline is written; its weights are bfloat16.
-        whole: whether it is as deep as the published model, which FLUX needs 34 GB for.
+        full_depth: whether it is as deep as the published model, which FLUX needs 34 GB for.
         seed: of the weights.
     """
     known(name, PIPELINES, "model to rehearse")
     folder = Path(folder)
-    recipe = {"name": name, "whole": whole, "seed": seed, "code": digests.of_code(_sources())}
+    recipe = {
+        "name": name,
+        "full_depth": full_depth,
+        "seed": seed,
+        "code": digests.of_code(_sources()),
+    }
     mark = folder / "rehearsal.json"
     if mark.is_file() and project.read_json(mark) == recipe:
         return folder
-    pipe = _build(name, whole, seed)
+    pipe = _build(name, full_depth, seed)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     with quiet():
@@ -110,14 +115,14 @@ def _sources() -> list[Path]:
     return [Path(__file__), Path(__file__).with_name("tokenizers.py")]
 
 
-def _build(name: str, whole: bool, seed: int) -> Any:
+def _build(name: str, full_depth: bool, seed: int) -> Any:
     model = shape(name)
     with torch.random.fork_rng(devices=[]), _half():
         torch.manual_seed(seed)
         parts = {
-            "model": _loud(model.build(shallow=not whole)),
+            "model": _loud(model.build(shallow=not full_depth)),
             "vae": model.build_vae(**VAE_SCALES[name]),
-            **_readers(model, None if whole else 1),
+            **_readers(model, None if full_depth else 1),
         }
     return PIPELINES[name](parts)
 

@@ -14,7 +14,7 @@
 - Every batch builds its own scheduler, so calls and threads share no state.
 """
 
-from linattn.sampling.coding import decode, decoded, encode, upcast
+from linattn.sampling.coding import decode, decoded, eight_bits, encode, upcast
 from linattn.sampling.drawing import Callback, draw, draw_latents
 from linattn.sampling.guidance import GuidedBatch, predict
 from linattn.sampling.loop import stepped
@@ -36,6 +36,7 @@ __all__ = [
     "decoded",
     "draw",
     "draw_latents",
+    "eight_bits",
     "encode",
     "evaluating",
     "generator",

@@ -84,3 +84,13 @@ def upcast(vae: Any) -> Generator[None, None, None]:
     finally:
         if needs_upcast:
             vae.to(torch.float16)
+
+
+def eight_bits(pictures: Tensor) -> Tensor:
+    """Convert pictures in [0, 1] to 8 bits on the CPU, as they would be saved.
+
+    Args:
+        pictures: floats of any shape.
+    """
+    # of half-precision autoencoders the channels come last in memory, which no file takes
+    return pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().contiguous()

@@ -64,7 +64,7 @@ def _teacher(name: str, dtype: str | None) -> teachers.Teacher:
     options: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)} if dtype else {}
     roles = params.load().teachers
     if name in roles:
-        name, options = roles[name].place, {**roles[name].loading, **options}
+        name, options = roles[name].name_or_path, {**roles[name].loading, **options}
     return teachers.load(name, device=project.device(), **options)
 
 

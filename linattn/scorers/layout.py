@@ -70,18 +70,18 @@ def lay_out(
             continue
         texts = [prompt.text for prompt in some for _ in range(count)]
         options = {**drawing, "model": model, "batch": batch, "start": first * count}
-        drawn = eight_bits(sampling.draw(teacher, texts, **options))
+        drawn = sampling.eight_bits(_finite(sampling.draw(teacher, texts, **options)))
         for prompt, of_prompt in zip(some, drawn.split(count), strict=True):
             chosen.place(folder, prompt, of_prompt)
         print(f"{chosen.name}: {min(first + per_draw, len(all_prompts))} of {len(all_prompts)}")
     return folder
 
 
-def eight_bits(pictures: Tensor) -> Tensor:
-    """Convert pictures in [0, 1] to 8 bits, and refuse numbers that are not finite."""
+def _finite(pictures: Tensor) -> Tensor:
+    """Return the pictures, or refuse numbers that are not finite."""
     if not pictures.isfinite().all():
         raise ArithmeticError("a picture has pixels that are not finite: the model diverged")
-    return pictures.clamp(0, 1).mul(255).round().byte().cpu()
+    return pictures
 
 
 def _count(chosen: Benchmark, pictures: int | None) -> int:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from linattn import intervals, params, project, reader, redraw, sampling, world
 from linattn.evaluation import costs
-from linattn.evaluation.bench import Bench, eight_bits, say
+from linattn.evaluation.bench import Bench, say
 from linattn.evaluation.distance import PSNR_MOST, distances
 from linattn.evaluation.evaluation import distilled
 from linattn.evaluation.growth import exponent, predict
@@ -116,7 +116,7 @@ def marks(bench: Bench, pictures: Tensor, reference: Tensor) -> dict[str, Any]:
     true = edges(world.render(bench.scenes(count), side)).mean()
     return {
         "side": side,
-        **truth(bench, eight_bits(pictures)),
+        **truth(bench, sampling.eight_bits(pictures)),
         "edges": intervals.summary(edges(pictures) / true, bench.evaluation.seed),
         "psnr": intervals.summary(distances(pictures, reference)["psnr"], bench.evaluation.seed),
     }
