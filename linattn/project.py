@@ -29,6 +29,8 @@ from typing import Any
 from linattn import digests
 
 PIPELINE = "LINATTN_PIPELINE"
+# a file in the folder of a teacher that has random weights
+REHEARSAL = "rehearsal.json"
 LOCAL = "reports/local"  # what this machine's runs made, in the folders that reports/ has too
 # The root of written results where a caller chose one (writing_to)
 _CHOSEN: ContextVar[Path | None] = ContextVar("outputs", default=None)

@@ -112,6 +112,8 @@ def test_a_foreign_folder_goes_through_every_stage_by_params_alone(narrow, tmp_p
     assert not re.search(r"judge (finds|knows the)", index)
     assert not re.search(r"""(?:src|href)\s*=\s*["']https?://""", index)
     assert "nobody-knows-me" in index
+    assert "A rehearsal: the weights are random" in index
+    assert not re.search("Closest to|comes? closest", index)
     student = Path(copy / "reports/local/students/mine-lit")
     pipe = linattn.load(linattn.teachers.load(mine), student)
     assert pipe.model is not None

@@ -97,7 +97,7 @@ def write(name: str, folder: str | Path, *, full_depth: bool = False, seed: int 
         "seed": seed,
         "code": digests.of_code(_sources()),
     }
-    mark = folder / "rehearsal.json"
+    mark = folder / project.REHEARSAL
     if mark.is_file() and project.read_json(mark) == recipe:
         return folder
     pipe = _build(name, full_depth, seed)

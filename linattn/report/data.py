@@ -45,6 +45,7 @@ class Data:
     anatomy: Result = field(default_factory=dict)  # measures of the teacher's attention
     # arrays by row and name
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    rehearsed: bool = False  # whether the teacher's weights are random
     labels: tuple[str, ...] = ()  # names of the classes
     captions: tuple[str, ...] = ()  # one for each picture, where the prompts are captions
     classes: tuple[str, ...] = ()  # one for each picture, of classes that are not the small world's

@@ -42,6 +42,10 @@ FEWER = (
     "A draw's multiply-accumulates are those of its forwards, guidance's second ones included; "
     "text encoders and the decoder are the same for every row and left out."
 )
+REHEARSAL = (
+    "Teachers of a rehearsal have random weights. Their pages show that every stage runs on a "
+    "model of this shape; no number on them says anything of an operator."
+)
 JUDGE = (
     "The judge is a network too. Its marks are right for nearly all pictures of the world, and "
     "unknown for pictures that are unlike any of them, as an untrained student draws."
@@ -79,4 +83,5 @@ def _of(teachers: Sequence[Data], *more: str) -> list[str]:
     pairs = [PAIRS] if any(data.captioned for data in judged) else []
     foreign = [FOREIGN] if len(judged) < len(teachers) else []
     eye = [EYE, FEWER] if any(data.eyed for data in teachers) else []
-    return [*world, *more, BUDGET, *judge, *pairs, *foreign, *eye]
+    rehearsal = [REHEARSAL] if any(data.rehearsed for data in teachers) else []
+    return [*rehearsal, *world, *more, BUDGET, *judge, *pairs, *foreign, *eye]

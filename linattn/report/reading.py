@@ -46,6 +46,7 @@ def read(
         model = params.class_of(teacher) if teacher else ""
         prompts = _prompts(teacher)
         data = Data(profile, of_role, role, _name(teacher), model, prompts, show=show)
+        data.rehearsed = _is_rehearsed(teacher)
         parts[role] = _fill(data, _nowhere if committed else project.local)
         if committed:
             data.published, data.committed = set(), Measured()
@@ -95,6 +96,12 @@ def _prompts(teacher: params.Teacher | None) -> str:
         return "labels"
     _, _, has_text = params.shape_of(teacher)
     return "joint" if has_text else "cross"
+
+
+def _is_rehearsed(teacher: params.Teacher | None) -> bool:
+    """Say whether a teacher's folder is one of a rehearsal, whose weights are random."""
+    folder = teacher.folder if teacher else None
+    return folder is not None and (folder / project.REHEARSAL).is_file()
 
 
 def _make_names_unique(parts: Mapping[str, Data]) -> None:

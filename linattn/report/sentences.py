@@ -33,19 +33,22 @@ def findings(report: Report) -> list[str]:
 def of_teacher(data: Data) -> list[str]:
     """Return all sentences of one teacher."""
     further = (_eye, _distillation, _against_control, _convolution, _cost, _fewer_steps, _time)
-    return in_short(data) + _sentences(data, further)
+    return in_short(data) + ([] if data.rehearsed else _sentences(data, further))
 
 
 def in_short(data: Data) -> list[str]:
     """Return the sentences of one of several teachers on the first page."""
-    return _sentences(data, (_failures, _closest, _shapes, _two_things))
+    compared = () if data.rehearsed else (_closest, _shapes, _two_things)
+    return _sentences(data, (_failures, *compared))
 
 
 def headline(report: Report) -> str:
     """Return the finding in one sentence: who comes closest to each teacher.
 
-    Students whose intervals touch the closest one's share its place.
+    Students whose intervals touch the closest one's share its place. A rehearsal finds nothing.
     """
+    if any(data.rehearsed for data in report.parts.values()):
+        return "A rehearsal: the weights are random, so no row says anything of an operator."
     firsts = {data.name: _firsts(data) for data in report.parts.values() if closest(data)}
     if not firsts:
         return ""
