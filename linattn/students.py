@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from linattn import memory, params, project, surgery, teachers
+from linattn import memory, params, project, source, surgery
 from linattn.distillation.config import DistillConfig, of_params
 from linattn.distillation.distill import Result, distill
 from linattn.distillation.settings import Settings
@@ -39,11 +39,10 @@ def make_of(settings: params.Params, name: str, **origin: str) -> list[Result]:
     names what else a checkpoint depends on: the file of an operator that is not of this repository.
     """
     student, recipe = settings.student(name), settings.recipe(name)
-    entry = settings.teacher(student.teacher)
     accelerator = Accelerator(cpu=project.device() == "cpu")
     # where the encoders leave, training itself brings the model to the device
     device = "cpu" if recipe.encoders == "leave" else accelerator.device
-    teacher = teachers.load(entry.name_or_path, device=device, **entry.loading)
+    teacher = source.load(settings, student.teacher, device)
     samples = Samples(project.samples(student.teacher))
     results = []
     for seed in recipe.seeds:

@@ -176,18 +176,46 @@ def test_a_repository_in_the_hubs_cache_is_a_teacher_at_its_commit(folders, tmp_
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     shutil.copytree(folders / "reader", repository / "snapshots" / commit)
+    (tmp_path / "my.txt").write_text("a bird\n")
     code = (
-        "from linattn import params, project, source, teachers\n"
-        "entry = params.Teacher(source='nobody/knows', revision='main', side=32)\n"
-        "folder = source.check('mine', entry)\n"
-        "made = teachers.load(entry.name_or_path, **entry.loading)\n"
-        "print(folder.name, type(made.pipe).__name__, made.card['side'])\n"
+        "import dataclasses, pathlib, sys\n"
+        "from linattn import params, project, source\n"
+        "entry = params.Teacher(source='nobody/knows', revision='main', side=32, prompts='my.txt')\n"
+        "settings = dataclasses.replace(params.load('nano'), teachers={'mine': entry})\n"
+        "project.ROOT = pathlib.Path(sys.argv[1])\n"
+        "with project.pipeline():\n"
+        "    notes = source.note('mine', settings)\n"
+        "made = source.load(settings, 'mine', 'cpu')\n"
+        "commit = project.read_json(notes / 'model.json')['revision']['commit']\n"
+        "print(commit, type(made.pipe).__name__, made.card['side'])\n"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(repository.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.split() == [commit, "PixArtSigmaPipeline", "32"], done.stderr[-2000:]
+
+
+def test_a_branch_that_moves_after_the_note_is_loaded_at_the_noted_commit(usual, root, monkeypatch):
+    """Two stages of one run must not take two models."""
+    entry = params.Teacher(source="nobody/knows", revision="main", dtype="bfloat16")
+    settings = settings_of(entry)
+    loaded = []
+    monkeypatch.setattr(teachers, "load", lambda *args, **kwargs: loaded.append(kwargs["revision"]))
+    source.load(settings, "mine")
+    note = {"source": "nobody/knows", "revision": {"name": "main", "commit": "0123abc"}}
+    folder = root / "data" / "sources" / "mine"
+    project.write_json(folder / "model.json", note)
+    source.load(settings, "mine")
+    source.load(settings, "mine", "cpu", revision="v2")
+    elsewhere = dataclasses.replace(entry, revision="v1")
+    source.load(settings_of(elsewhere), "mine")
+    project.write_json(folder / "model.json", {**note, "source": "nobody/else"})
+    source.load(settings, "mine")
+    assert loaded == ["main", "0123abc", "v2", "v1", "main"]
 
 
 def test_a_large_file_is_read_once_and_the_hubs_name_of_a_blob_is_its_digest(

@@ -185,11 +185,10 @@ def middle(values: Sequence[Any]) -> Any:
 
 def run(role: str, profile: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Run the whole stage of one teacher: write its numbers and its maps."""
-    from linattn import teachers
+    from linattn import source
 
     settings = params.load(profile)
-    entry = settings.teacher(role)
-    teacher = teachers.load(entry.name_or_path, device=project.device(), **entry.loading)
+    teacher = source.load(settings, role)
     samples = Samples(project.samples(role))
     query = settings.report.query
     operators = settings.operators["anatomy"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from linattn import params, project, surgery, teachers
+from linattn import params, project, source, surgery, teachers
 from linattn.scorers.layout import lay_out
 from linattn.scorers.registry import BENCHMARKS
 
@@ -62,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
 def _teacher(name: str, dtype: str | None) -> teachers.Teacher:
     """Load a teacher by its role in params.yaml, its folder or its hub id."""
     options: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)} if dtype else {}
-    roles = params.load().teachers
-    if name in roles:
-        name, options = roles[name].name_or_path, {**roles[name].loading, **options}
+    settings = params.load()
+    if name in settings.teachers:
+        return source.load(settings, name, **options)
     return teachers.load(name, device=project.device(), **options)
 
 
