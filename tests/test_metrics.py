@@ -127,6 +127,14 @@ def test_distances_are_a_pictures_own(piece, monkeypatch):
         )
 
 
+def test_pictures_in_eight_bits_are_at_the_distance_of_their_floats():
+    torch.manual_seed(3)
+    ours, theirs = torch.randint(0, 256, (2, 5, 3, 16, 16), dtype=torch.uint8)
+    floats = distances(ours.float() / 255, theirs.float() / 255)
+    for name, values in distances(ours, theirs).items():
+        assert torch.equal(values, floats[name])
+
+
 def test_distance_refuses_other_shapes_and_tiny_pictures():
     with pytest.raises(ValueError, match="reference"):
         distance.distance(pictures(3), pictures(2))

@@ -24,7 +24,8 @@ PIECE = 8  # pictures compared at once
 def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
     """Compare picture by picture and return MSE, cosine, PSNR in dB and SSIM, all (n,).
 
-    The cosine is of pictures in [-1, 1], where grey is zero.
+    Pictures are floats in [0, 1] or in 8 bits. The cosine is of pictures in [-1, 1], where grey is
+    zero.
     """
     if pictures.shape != reference.shape or pictures.ndim != 4:
         raise ValueError(
@@ -47,7 +48,7 @@ def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
 
 def _piece_distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
     """Compare a few pictures in float64 on the CPU."""
-    pictures, reference = pictures.double().cpu(), reference.double().cpu()
+    pictures, reference = _as_floats(pictures), _as_floats(reference)
     mse = (pictures - reference).square().flatten(1).mean(1)
     signed, signed_reference = (pictures * 2 - 1).flatten(1), (reference * 2 - 1).flatten(1)
     cosine = nn.functional.cosine_similarity(signed, signed_reference, eps=1e-12)
@@ -55,6 +56,12 @@ def _piece_distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
     options: dict[str, Any] = {"data_range": 1.0, "reduction": "none"}
     ssim = cast(Tensor, structural_similarity_index_measure(pictures, reference, **options))
     return {"mse": mse, "cosine": cosine, "psnr": psnr, "ssim": ssim.reshape(-1)}
+
+
+def _as_floats(pictures: Tensor) -> Tensor:
+    """Convert pictures to float64 on the CPU; 8 bits become [0, 1] in float32, as models see it."""
+    floats = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
+    return floats.double().cpu()
 
 
 def distance(pictures: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Result]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from linattn import params
-from linattn.evaluation.bench import Bench, as_floats, say
+from linattn.evaluation.bench import Bench, say
 from linattn.evaluation.distance import distance
 from linattn.evaluation.draws import forwards
 from linattn.evaluation.likeness import eye_distance
@@ -42,7 +42,7 @@ def fewer(bench: Bench, reference: Mapping[str, Tensor], macs: int) -> list[dict
         else:
             say(f"teacher: {count} pictures of {steps} steps")
             pictures = draw(bench, None, count, steps)
-        near = distance(as_floats(pictures), as_floats(full), seed)
+        near = distance(pictures, full, seed)
         seen = eye_distance(bench.seen_by_eye(pictures), bench.eyed["pictures"][:count], seed)
         quality = {name: plain(near[name]) for name in COMPARED} | {"eye_distance": plain(seen)}
         cost = {"draw_macs": macs * forwards(bench.teacher, steps)}

@@ -125,7 +125,7 @@ def draw_reference(bench: Bench) -> dict[str, Tensor]:
 def distance(bench: Bench, pictures: Tensor, reference: str) -> Measures:
     """Measure the distance to the teacher's pictures, one by one and as sets of features."""
     seed = bench.evaluation.seed
-    measures = picture_distance(as_floats(pictures), as_floats(bench.reference[reference]), seed)
+    measures = picture_distance(pictures, bench.reference[reference], seed)
     measures |= likeness(bench.seen_by_eye(pictures), bench.eyed[reference], seed)
     if not bench.judged:
         return measures
