@@ -85,6 +85,7 @@ COLUMNS = (
 # A table over all teachers leaves these to each teacher's page, for want of room.
 NOT_IN_OVERVIEW = (
     "ssim",
+    "kid_teacher",
     "kid_world",
     "fid_teacher",
     "eye_fid",
