@@ -61,7 +61,8 @@ def distill(
 ) -> Result:
     """Convert a copy of the teacher, train it, and save the replaced layers into `folder`.
 
-    With `config.scratch`, the same call after a kill goes on from the last checkpoint.
+    With `config.scratch`, the same call after a kill goes on from the last checkpoint. Whether the
+    device has room, `linattn.memory.check` says beforehand.
 
     Args:
         config: the student: its operator with options, and how it is trained.
