@@ -1,24 +1,24 @@
 """Keep state that survives a kill: dictionaries of tensors and values in one safetensors file.
 
 - Nothing is pickled, optimizer states included, so that reading a file cannot execute anything.
-- A file is written beside its target and renamed, so that a reader finds the old file or the new
-  one, never half of one.
+- A file appears whole and carries its digest: half a file and a flipped bit are both refused.
+- What is not finite is never written, so the newest checkpoint is always one to go on from.
 - `Resumable` is the loop of every training here. A step's randomness comes from (seed, step) alone,
   so a run that was killed anywhere ends with the weights of an undisturbed one.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from linattn import seeds
+from linattn import sealed, seeds
 
+REMEDY = "delete it to start that training again"
 generator = seeds.of_step  # the name that scripts have used
 
 
@@ -26,17 +26,17 @@ class CorruptCheckpoint(ValueError):
     """Report a file that is no complete checkpoint."""
 
 
+class NotFinite(ArithmeticError):
+    """Report a value that is infinite or not a number."""
+
+
 def save(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a nested dictionary, or keep the file that is there and raise OSError."""
     tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps(_strip(tree, tensors))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
+    skeleton = _strip(tree, tensors)
     try:
-        save_file(tensors, draft, metadata={"tree": skeleton})
-        os.replace(draft, path)
+        sealed.save(tensors, path, skeleton)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written ({error}); the previous checkpoint, if any, is kept"
         ) from error
@@ -45,15 +45,12 @@ def save(path: Path, tree: Mapping[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote, or raise CorruptCheckpoint."""
     try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-            skeleton = json.loads((file.metadata() or {})["tree"])
-        return _fill(skeleton, tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise CorruptCheckpoint(
-            f"{path} is damaged ({error}); delete it to start that training again"
-        ) from error
+        skeleton = sealed.check(path, REMEDY)
+        return _fill(skeleton, sealed.load(path, REMEDY))
+    except sealed.Damaged as error:
+        raise CorruptCheckpoint(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCheckpoint(f"{path} is no checkpoint ({error}); {REMEDY}") from error
 
 
 def _strip(node: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -106,6 +103,11 @@ class Resumable:
 
     def _restore(self) -> int:
         state = load(self.path)
+        missing = {"step", "recipe", "parts"} - state.keys() or self.parts.keys() - state["parts"]
+        if missing:
+            raise CorruptCheckpoint(
+                f"{self.path} lacks {', '.join(sorted(missing))}: other code wrote it; {REMEDY}"
+            )
         if state["recipe"] != self.recipe:
             raise ValueError(
                 f"{self.path} was made by another recipe: {state['recipe']}, now {self.recipe}; "
@@ -123,8 +125,34 @@ class Resumable:
                 self.save(done)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint after so many steps."""
+        """Write a checkpoint after so many steps, or raise NotFinite and leave the former one."""
+        states = {name: stateful.state_dict() for name, stateful in self.parts.items()}
+        if broken := sorted(_not_finite(states)):
+            raise NotFinite(
+                f"after step {step} of {self.steps}, {len(broken)} of the tensors that a training "
+                f"holds are not finite, such as {broken[0]}: lower the learning rate, warm up "
+                f"longer, or train in float32. {self.last}"
+            )
         if self.writes:
-            states = {name: stateful.state_dict() for name, stateful in self.parts.items()}
             save(self.path, {"step": step, "recipe": self.recipe, "parts": states})
         self.saved = step
+
+    @property
+    def last(self) -> str:
+        """Say which checkpoint a run would go on from."""
+        if not self.saved:
+            return "No checkpoint was written yet"
+        return f"{self.path} holds step {self.saved} and is good: the same call goes on from it"
+
+
+def _not_finite(node: Any, name: str = "") -> Iterator[str]:
+    """Yield the paths of the tensors in a tree that hold a value that is not finite."""
+    if isinstance(node, Tensor):
+        if node.is_floating_point() and not torch.isfinite(node).all():
+            yield name
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _not_finite(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _not_finite(value, f"{name}[{index}]")

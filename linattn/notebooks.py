@@ -9,6 +9,8 @@
 - A notebook runs as a draft in scratch, which replaces the old copy when it is finished. A notebook
   that fails is kept, log and traceback included, in reports/failed/, and the report names the
   student as failed.
+- What a stage reads is compared with what dvc.lock records, and a stage that does not end well has
+  its former outs back.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import ast
 import contextlib
 import os
 import re
+import socket
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from typing import Any, TextIO
 
 import nbformat
 
-from linattn import params, project
+from linattn import outs, params, project, signals
 from linattn.names import known
 
 
@@ -69,6 +72,7 @@ REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "PYTHONHASHSEED
 WAITING = {"GOMP_SPINCOUNT": "10000"}
 # What a process of the pipeline starts with, unless its caller chose otherwise.
 PROCESS = {**ALLOCATOR, **REPEATABLE, **WAITING}
+PATIENCE = 600  # seconds that a cell's output may be behind the cell
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -86,6 +90,7 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
     name = names.get(spec.takes)
     if spec.takes and name is None:
         raise ValueError(f"stage {stage} is run for one {spec.takes}: --{spec.takes} NAME")
+    _check_name(spec, name, params.load(names.get("profile")))
     title = f"{spec.notebook}/{name or stage}"
     root = project.by_hand() if by_hand else project.ROOT
     try:
@@ -103,6 +108,15 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
         raise
 
 
+def _check_name(spec: Stage, name: str | None, settings: params.Params) -> None:
+    """Refuse a name that params.yaml lacks, before a kernel is started or a file written."""
+    roles = {project.teacher_row(role): role for role in settings.teachers}
+    if spec.takes == "teacher":
+        settings.teacher(str(name))
+    elif spec.takes and not (spec.notebook == STAGES["evaluate"].notebook and name in roles):
+        settings.student(str(name))
+
+
 def _check_profile(profile: str | None, by_hand: bool) -> None:
     present = params.load().profile
     if profile not in (None, present) and not by_hand:
@@ -118,10 +132,24 @@ def source(notebook: str) -> Path:
 
 def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
     """Execute `notebook` with `names` injected; `out` appears only when every cell has run."""
+    check_names(notebook, names)
+    check_loopback()
+    stage = outs.running()
+    try:
+        if stage:
+            outs.check(stage)
+        return _execute(notebook, out, by_hand, names)
+    except BaseException:
+        if stage and (restored := outs.restore(stage)):
+            print(f"Put back as before: {', '.join(restored)}", flush=True)
+        raise
+
+
+def _execute(notebook: Path, out: Path, by_hand: bool, names: dict[str, Any]) -> Path:
+    """Execute a notebook as a draft, and put it in its place."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    check_names(notebook, names)
     title = f"{out.parent.name}-{out.stem}".removeprefix("notebooks-")
     draft = project.scratch("notebooks") / f"{title}.ipynb"
     kept = project.failed(title)
@@ -139,12 +167,14 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
                 stderr_file=log,
                 # no warning about the encryption of a local socket
                 extra_arguments=["--log-level=ERROR"],
+                # a cell that prints 200 MB is behind its output for longer than the usual 4 s
+                iopub_timeout=PATIENCE,
             )
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
-            _keep(draft, kept)
-            raise Failed(f"{kept.relative_to(project.ROOT)} has the traceback") from _reason(error)
+            raise Failed(_keep(draft, kept)) from _reason(error)
         except BaseException:  # interrupted: the draft may still say why
-            _keep(draft, kept)
+            with contextlib.suppress(OSError):
+                _keep(draft, kept)
             raise
     for old in (kept, kept.with_suffix(".log")):
         old.unlink(missing_ok=True)
@@ -160,13 +190,35 @@ def _reason(error: Exception) -> Exception:
     return RuntimeError(f"{name}: {' '.join(text.split())}")
 
 
-def _keep(draft: Path, kept: Path) -> None:
-    """Copy a draft and its log to `kept`."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".ipynb", ".log"):
-        source = draft.with_suffix(suffix)
-        if source.exists():
-            kept.with_suffix(suffix).write_bytes(source.read_bytes())
+def _keep(draft: Path, kept: Path) -> str:
+    """Copy a draft and its log to `kept`, and say where the traceback is."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".ipynb", ".log"):
+            source = draft.with_suffix(suffix)
+            if source.exists():
+                kept.with_suffix(suffix).write_bytes(source.read_bytes())
+    except OSError as error:  # a full disk, or a folder that cannot be written
+        return f"{draft.relative_to(project.ROOT)} has the traceback ({error})"
+    return f"{kept.relative_to(project.ROOT)} has the traceback"
+
+
+def check_loopback() -> None:
+    """Raise Failed where processes cannot reach each other: a kernel is spoken to over 127.0.0.1.
+
+    Jupyter would wait for a minute, and end in a traceback.
+    """
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=5),
+        ):
+            return
+    except OSError as error:
+        raise Failed(
+            "notebooks need the loopback interface, on which a kernel is spoken to: ip link set lo "
+            "up, or run where 127.0.0.1 can be reached"
+        ) from error
 
 
 def declared(notebook: Path) -> list[str]:
@@ -300,13 +352,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     values = {name: getattr(options, name) for name in ("student", "teacher", "profile")}
     names = {name: value for name, value in values.items() if value is not None}
+    stage = f"{options.stage} {options.student or options.teacher or ''}".rstrip()
     try:
-        _check_profile(options.profile, options.by_hand)
-        out = run_stage(options.stage, options.by_hand, **names)
+        with signals.interruptible():
+            _check_profile(options.profile, options.by_hand)
+            out = run_stage(options.stage, options.by_hand, **names)
         if options.by_hand:
             print(f"Executed: {out}")
-    except (ValueError, Failed) as error:
-        stage = f"{options.stage} {options.student or options.teacher or ''}".rstrip()
+    except KeyboardInterrupt:
+        print(f"linattn: {stage} was interrupted; the same command goes on", file=sys.stderr)
+        return signals.INTERRUPTED
+    except (ValueError, OSError, Failed) as error:
         cause = f"{error.__cause__}; " if error.__cause__ else ""
         print(f"linattn: {stage} failed: {cause}{error}", file=sys.stderr)
         return 1

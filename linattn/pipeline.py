@@ -31,7 +31,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from linattn import hours, params, project, reader, source
+from linattn import hours, outs, params, project, reader, signals, source
+from linattn.alone import alone
+from linattn.files import write_text
 from linattn.names import known
 
 # folders with results of the profile that params.yaml names
@@ -57,14 +59,19 @@ def repro(only: str | None = None) -> int:
     roles = _roles(settings, only)
     for role in roles:
         source.check(role, settings.teacher(role))
+    with running("make repro"):
+        return _repro(settings, roles, everything=not only)
+
+
+def _repro(settings: params.Params, roles: Sequence[str], everything: bool) -> int:
+    """Run the stages of these roles, or all there are, and render the report."""
     announce(settings, roles)
     make_folders()
     stages: list[str] = []
-    if only:
-        for role in roles:
-            stages += targets(settings, role)
+    for role in () if everything else roles:
+        stages += targets(settings, role)
     with naming_what_changed("dvc.lock"):
-        code = dvc("repro", "--keep-going", *stages).returncode
+        code = dvc("repro", "--keep-going", *stages)
         if stages and code == 0:
             code = render()
     if code == 0:
@@ -113,7 +120,7 @@ def _name_failures(settings: params.Params, roles: Sequence[str], rendered: bool
 
 def render() -> int:
     """Run the report's stage and no other: it shows the results that are there."""
-    return dvc("repro", "--single-item", "report").returncode
+    return dvc("repro", "--single-item", "report")
 
 
 def make_folders() -> None:
@@ -124,6 +131,29 @@ def make_folders() -> None:
     deps = YAML(typ="safe").load(project.ROOT / "dvc.yaml")["stages"]["report"]["deps"]
     for folder in (project.ROOT / dep for dep in deps if not Path(dep).suffix):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def running(command: str) -> Generator[None]:
+    """Keep other runs out of this clone, and bring back what an interrupted stage lacks.
+
+    Args:
+        command: what was typed, for whoever is kept out.
+    """
+    with alone(command):
+        _tell_dvc_of_no_git()
+        try:
+            yield
+        except KeyboardInterrupt:
+            outs.restore()
+            raise
+
+
+def _tell_dvc_of_no_git() -> None:
+    """Let DVC run in an archive that was downloaded: it refuses a folder that Git does not know."""
+    path = project.ROOT / ".dvc" / "config.local"
+    if not path.exists() and not (project.ROOT / ".git").exists():
+        write_text(path, "[core]\n    no_scm = true\n")
 
 
 @contextlib.contextmanager
@@ -150,8 +180,8 @@ def study(name: str) -> int:
     """Run a study of studies/<name>; its result lies in reports/local, beside the published one."""
     names = sorted(path.parent.name for path in (project.ROOT / "studies").glob("*/dvc.yaml"))
     folder = f"studies/{known(name, names, 'study')}"
-    with naming_what_changed(f"{folder}/dvc.lock"):
-        return dvc("repro", f"{folder}/dvc.yaml").returncode
+    with running(f"make study STUDY={name}"), naming_what_changed(f"{folder}/dvc.lock"):
+        return dvc("repro", f"{folder}/dvc.yaml")
 
 
 def announce(settings: params.Params, roles: Sequence[str]) -> None:
@@ -192,17 +222,21 @@ def _error(name: str) -> str | None:
     return project.read_json(path).get("error") if path.exists() else None
 
 
-def dvc(*words: str, root: Path | None = None, **options: Any) -> subprocess.CompletedProcess:
-    """Run DVC at the root with this Python, whether or not its environment is activated."""
-    root = root or project.ROOT
+def dvc(*words: str) -> int:
+    """Run DVC at the root, and return its exit code; an interruption ends all it started."""
+    command, environment = _dvc(words, project.ROOT)
+    return signals.run(command, cwd=project.ROOT, env=environment)
+
+
+def _dvc(words: Sequence[str], root: Path) -> tuple[list[str], dict[str, str]]:
+    """Return a command of DVC's with this Python, whether or not its environment is activated."""
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "DVC_NO_ANALYTICS": "1",
         "PYTHONPATH": project.python_path(root),
     }
-    command = [sys.executable, "-m", "dvc", *words]
-    return subprocess.run(command, cwd=root, env=environment, **options)
+    return [sys.executable, "-m", "dvc", *words], environment
 
 
 def stale(root: Path | None = None) -> list[str]:
@@ -210,8 +244,9 @@ def stale(root: Path | None = None) -> list[str]:
 
     Their outs need not be there.
     """
-    words = ("repro", "--dry", "--allow-missing", "--keep-going")
-    done = dvc(*words, root=root, capture_output=True, text=True)
+    root = root or project.ROOT
+    command, environment = _dvc(("repro", "--dry", "--allow-missing", "--keep-going"), root)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
     changed = would_run(output)
     if re.search("Unable to acquire lock|is busy", output):
@@ -317,10 +352,9 @@ def copy(folder: Path, profile: str) -> Path:
         if gone.startswith(("linattn/", "notebooks/", "kernels/", "tests/")):
             (folder / gone).unlink()
     _choose(folder, profile)
-    local = folder / ".dvc" / "config.local"
-    local.write_text(
-        f"[core]\n    no_scm = true\n[cache]\n    dir = {project.ROOT / '.dvc' / 'cache'}\n"
-    )
+    cache = str(project.ROOT / ".dvc" / "cache").replace('"', '\\"')
+    text = f'[core]\n    no_scm = true\n[cache]\n    dir = "{cache}"\n'  # in quotes: a comma, a #
+    write_text(folder / ".dvc" / "config.local", text)
     return folder
 
 
@@ -416,12 +450,18 @@ MADE = (
 
 def _listed_by_git(root: Path) -> list[str] | None:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:  # no git program
+        return None
     return done.stdout.split("\0") if done.returncode == 0 else None
 
 
 def elsewhere(profile: str, words: Sequence[str], module: str = "linattn.pipeline") -> int:
-    """Run a command of this library for another profile in a copy, and return the exit code."""
+    """Run a command of this library for another profile in a copy, and return the exit code.
+
+    An interruption of this process is one of the copy's, which says how to go on.
+    """
     folder = copy(project.ROOT / ".scratch" / "profiles" / profile, profile)
     name = folder.relative_to(project.ROOT)
     print(f"Profile {profile} runs in a copy, {name}: nothing here changes.", flush=True)
@@ -430,8 +470,27 @@ def elsewhere(profile: str, words: Sequence[str], module: str = "linattn.pipelin
         "PYTHONPATH": project.python_path(folder),
         "LINATTN_COMMIT": project.commit() or "",
     }
-    command = [sys.executable, "-m", module, *words]
-    return subprocess.run(command, cwd=folder, env=environment).returncode
+    try:
+        return signals.run([sys.executable, "-m", module, *words], cwd=folder, env=environment)
+    except KeyboardInterrupt:
+        return signals.INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.check:
+        return check()
+    if options.accept:
+        return accept()
+    if options.study is not None:
+        return study(options.study)
+    if options.profile and options.profile != params.load().profile:
+        settings = params.load(options.profile)  # refused before anything is copied
+        if options.teacher:
+            _roles(settings, options.teacher)
+        words = ["--teacher", options.teacher] if options.teacher else []
+        return elsewhere(options.profile, words)
+    with project.pipeline():  # never what was made by hand
+        return repro(options.teacher)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -448,19 +507,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        if options.check:
-            return check()
-        if options.accept:
-            return accept()
-        if options.study is not None:
-            return study(options.study)
-        if options.profile and options.profile != params.load().profile:
-            params.load(options.profile)  # a misspelt name is refused before anything is copied
-            words = ["--teacher", options.teacher] if options.teacher else []
-            return elsewhere(options.profile, words)
-        with project.pipeline():  # never what was made by hand
-            return repro(options.teacher)
-    except (ValueError, RuntimeError) as error:
+        with signals.interruptible():
+            return _run(options)
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"linattn: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -468,7 +517,7 @@ def main(arguments: list[str] | None = None) -> int:
             "linattn: interrupted; what is finished is kept, and the same command goes on there",
             file=sys.stderr,
         )
-        return 130
+        return signals.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
-
-from linattn import params, pipeline, project
+from linattn import params, pipeline, project, sealed
 from linattn.notebooks import STAGES
 from linattn.passages import readme
 from linattn.report import sheet
@@ -124,7 +122,7 @@ def sheets(files: list[str], count: int) -> Path:
     folder = _empty("pictures")
     for name in _drawn(files):
         source = project.pictures(name)
-        drawn = load_file(source)
+        drawn = sealed.load(source, "make repro makes it again once it is removed", "np")
         if "pictures" in drawn:
             sheet.write(drawn, folder / f"{name}.png", count)
         else:  # the maps of an anatomy

@@ -17,8 +17,9 @@ ROOT = project.ROOT
 # From the ground up. A room is a package or a module beside the packages; rooms of one floor do not
 # import one another.
 FLOORS = (
-    ("linattn_kernels", "names", "digests", "seeds"),
-    ("project", "reader", "checkpoint", "intervals", "diffusion", "lab", "shapes"),
+    ("linattn_kernels", "names", "digests", "seeds", "files", "signals"),
+    ("sealed", "project", "reader"),
+    ("outs", "alone", "checkpoint", "intervals", "diffusion", "lab", "shapes"),
     ("attention",),
     ("families", "world", "eye"),
     ("conditions",),

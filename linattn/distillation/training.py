@@ -6,7 +6,8 @@
 - Several processes take slices of the same batch. Their gradients are averaged here rather than by
   a wrapper around the model, because the layerwise stage never runs the model as a whole. Only the
   main process writes.
-- A loss or gradient that is not finite stops the run before weights or checkpoint change.
+- A loss or gradient that is not finite stops the run before weights or checkpoint change, and
+  weights that are not finite after an update stop it before the next checkpoint.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from linattn.checkpoint import Resumable
+from linattn.checkpoint import NotFinite, Resumable
 from linattn.distillation import schedules
 from linattn.distillation.history import History
 from linattn.distillation.objectives import HALVES
@@ -29,10 +30,6 @@ from linattn.distillation.optimizers import OPTIMIZERS, Named, take_step
 from linattn.distillation.settings import Settings
 
 Terms = dict[str, Tensor]  # named scalars; `loss` is the one that is minimised
-
-
-class NotFinite(ArithmeticError):
-    """Report a loss or gradient norm that is infinite or not a number."""
 
 
 @dataclass(frozen=True)
@@ -198,11 +195,8 @@ def check_finite(
     not_finite = {name: value for name, value in values.items() if not math.isfinite(value)}
     if not not_finite:
         return
-    saved = f"{loop.path} holds step {loop.saved}"
-    checkpoint = saved if loop.saved else "no checkpoint was written yet"
     losses = ", ".join(f"{name} is {value}" for name, value in not_finite.items())
     raise NotFinite(
         f"step {step + 1} of {stage.steps} of stage {stage.name}: {losses} at learning rate "
-        f"{learning_rate:.2g}; lower it, warm up longer, or train in float32. Nothing was changed: "
-        f"{checkpoint}"
+        f"{learning_rate:.2g}; lower it, warm up longer, or train in float32. {loop.last}"
     )

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from linattn import families, params, project
+from linattn import families, params, project, sealed
 from linattn.attention.grid import Grid
 from linattn.conditions import Prompts
 from linattn.evaluation import diagnostics
@@ -197,5 +196,5 @@ def run(role: str, profile: str | None = None) -> tuple[dict[str, Any], dict[str
     tensors = maps(teacher, samples, operators, settings.anatomy, query)
     name = project.anatomy_row(role)
     project.write_json(project.result(name, write=True), result)
-    save_file(tensors, project.pictures(name, write=True))
+    sealed.save(tensors, project.pictures(name, write=True))
     return result, tensors

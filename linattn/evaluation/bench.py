@@ -12,10 +12,20 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from linattn import eye, params, project, prompts, samples, sampling, source, teachers, world
+from linattn import (
+    eye,
+    params,
+    project,
+    prompts,
+    samples,
+    sampling,
+    sealed,
+    source,
+    teachers,
+    world,
+)
 from linattn.conditions import Labels, Prompts
 from linattn.evaluation import likeness
 from linattn.world import judge
@@ -48,7 +58,9 @@ class Bench:
 
     @cached_property
     def reference(self) -> dict[str, Tensor]:
-        return load_file(project.reference(self.role))
+        path = project.reference(self.role)
+        remedy = "remove it, and make repro draws it again"
+        return sealed.load(path, remedy)
 
     @property
     def side(self) -> int:

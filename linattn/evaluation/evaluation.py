@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from linattn import params, project, surgery
+from linattn import params, project, sealed, surgery
 from linattn.attention import POLICIES
 from linattn.evaluation import costs, scores
 from linattn.evaluation.bench import Bench, on_device, say
@@ -50,10 +49,10 @@ def evaluate_teacher(bench: Bench) -> dict[str, Any]:
     """Draw the reference, mark it, and write it for the students."""
     began = time.monotonic()
     reference = draw_reference(bench)
-    save_file(reference, project.reference(bench.role, write=True))
+    sealed.save(reference, project.reference(bench.role, write=True))
     draw_seconds = time.monotonic() - began
     pictures = {name: reference[name] for name in ("pictures", "labels", "cross")}
-    save_file(pictures, project.pictures(bench.name, write=True))
+    sealed.save(pictures, project.pictures(bench.name, write=True))
     teacher_cost = cost(bench, bench.teacher.model)
     result = {
         "student": bench.name,
@@ -217,7 +216,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         **({"undistilled": before.pictures} if before else {}),
         "labels": bench.labels(bench.evaluation.pictures),
     }
-    save_file(tensors, project.pictures(name, write=True))
+    sealed.save(tensors, project.pictures(name, write=True))
     project.write_json(project.result(name, write=True), result)
     draw_seconds = sum(one.draw_seconds for one in trained)
     seconds = {"draw": draw_seconds, "evaluate": time.monotonic() - began}

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from linattn import params, project
+from linattn import params, project, sealed
 from linattn.params import USUAL
 from linattn.report import contributed, sheet, studies
 from linattn.report.data import Data, Measured, Report, Result
 from linattn.report.words import NO_RESULT
+
+REMEDY = "remove it, and make repro makes it again"
 
 
 def read(
@@ -125,14 +127,30 @@ def _fill(data: Data, local: Callable[[str], Path]) -> Data:
     benchmark = project.benchmark_row(data.role)
     data.benchmark = _beside(data, "benchmark", f"runs/{benchmark}.run.json", local)
     data.anatomy = _beside(data, "anatomy", f"results/{anatomy}.json", local)
-    drawn = {name: _pictures(file, name in data.published) for name, file in files.items()}
-    data.pictures = {name: pictures for name, pictures in drawn.items() if pictures}
+    for name, file in files.items():
+        _read_pictures(data, name, file)
     lists = (result.get("captions") for result in (data.teacher, *data.results.values()))
     data.captions = tuple(next((captions for captions in lists if captions), ()))
     data.classes = tuple(data.teacher.get("classes") or ())
     data.prompts = data.prompts or ("captions" if data.captions else "labels")
     data.facts = next((run["facts"] for run in data.runs.values() if run.get("facts")), {})
     return data
+
+
+def _read_pictures(data: Data, name: str, file: str) -> None:
+    """Read a row's pictures; a row whose file is damaged has failed, since it shows them."""
+    try:
+        if pictures := _pictures(file, name in data.published):
+            data.pictures[name] = pictures
+    except (OSError, ValueError) as error:
+        problem = str(error).replace(f"{project.ROOT}/", "")
+        if name == "teacher":
+            data.teacher, data.teacher_failure = {}, problem
+        elif name in data.students:
+            data.results.pop(name, None)
+            data.failures[name] = problem
+        else:
+            data.anatomy = {}
 
 
 def _read_student(data: Data, name: str, local: Callable[[str], Path]) -> None:
@@ -275,8 +293,6 @@ def _pictures(file: str, published: bool) -> dict[str, np.ndarray]:
 
     An anatomy's maps are few anyway, and Git has their file as it was made.
     """
-    from safetensors.numpy import load_file
-
     path = project.pictures(file)
     if published:
         path, committed_sheet = (
@@ -284,4 +300,4 @@ def _pictures(file: str, published: bool) -> dict[str, np.ndarray]:
         )
         if committed_sheet.exists():
             return sheet.read(committed_sheet)
-    return load_file(path) if path.exists() else {}
+    return sealed.load(path, REMEDY, "np") if path.exists() else {}

@@ -9,9 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
-
-from linattn import project, students
+from linattn import project, sealed, students
 from linattn.evaluation import evaluation
 from linattn.evaluation.bench import Bench
 from linattn.report import contributed, sheet
@@ -60,7 +58,7 @@ def write(request: Request, draft: Path, result: dict[str, Any]) -> None:
     with project.writing_to(draft):
         project.write_json(beside / contributed.RUN, project.read_json(project.run_result(name)))
         shutil.copytree(project.student(name), beside / contributed.STUDENT)
-        drawn = load_file(project.pictures(name))
+        drawn = sealed.load(project.pictures(name), framework="np")
     drawn.pop("undistilled", None)  # the leaderboard shows what a row draws in the end
     sheet.write(drawn, beside / contributed.STRIP, contributed.SHOWN)
     project.write_json(beside / contributed.RESULT, result)

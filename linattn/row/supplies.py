@@ -13,8 +13,8 @@ def provide(settings: params.Params, role: str) -> None:
         return
     expected = budget.in_words(budget.of_supplies(settings, role))
     print(f"First, since they are not here: {', '.join(stages)}{expected}", flush=True)
-    with pipeline.naming_what_changed("dvc.lock"):
-        code = pipeline.dvc("repro", "--single-item", f"source@{role}", *stages).returncode
+    with pipeline.running("make row"), pipeline.naming_what_changed("dvc.lock"):
+        code = pipeline.dvc("repro", "--single-item", f"source@{role}", *stages)
     absent = [stage for stage, path in outs(role).items() if not path.exists()]
     if code or absent:
         raise RuntimeError(

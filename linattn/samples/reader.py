@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from linattn import digests
+from linattn import digests, sealed
 from linattn.conditions import Prompts
 from linattn.samples import manifest
-from linattn.samples.shards import OpenShard
+from linattn.samples.shards import REMEDY, OpenShard
 
 
 class Samples:
@@ -50,10 +49,7 @@ class Samples:
             )
         for entry in self.shards:
             if not (self.folder / entry["file"]).exists():
-                raise FileNotFoundError(
-                    f"{self.folder / entry['file']} is missing; write the samples again, only that "
-                    "shard is drawn anew"
-                )
+                raise FileNotFoundError(f"{self.folder / entry['file']} is missing; {REMEDY}")
 
     def __len__(self) -> int:
         return self.count
@@ -105,9 +101,7 @@ class Samples:
         path = self.folder / entry["file"]
         shard = self._read(index, path, entry["sha256"])
         if shard is None or shard.shape != (entry["count"], *self.shape):
-            raise ValueError(
-                f"{path} is damaged; write the samples again, only that shard is drawn anew"
-            )
+            raise ValueError(f"{path} is damaged; {REMEDY}")
         self._checked.add(index)
         self._open[index] = shard
         if len(self._open) > self.keep:
@@ -119,6 +113,6 @@ class Samples:
         try:
             if index in self._checked or digests.of_file(path) == sha256:
                 return OpenShard(path)
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, sealed.Damaged, KeyError):
             pass
         return None

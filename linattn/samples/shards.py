@@ -1,20 +1,19 @@
 """Write and read one shard: a file of latents with their labels or captions, and its recipe."""
 
-import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from linattn import digests
+from linattn import digests, sealed
 from linattn.conditions import Prompts
 from linattn.samples import recipe as recipes
+
+REMEDY = "write the samples again, only that shard is drawn anew"
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ def path_in(folder: Path, index: int) -> Path:
 
 
 def all_in(folder: Path) -> list[Path]:
-    """List all shards of a folder, drafts too."""
-    return [*folder.glob("shard-*.safetensors"), *folder.glob(".shard-*.draft")]
+    """List all shards of a folder."""
+    return sorted(folder.glob("shard-*.safetensors"))
 
 
 def write(path: Path, shard: Shard, recipe: Mapping[str, Any], first: int) -> None:
@@ -42,12 +41,7 @@ def write(path: Path, shard: Shard, recipe: Mapping[str, Any], first: int) -> No
         tensors["labels"] = shard.prompts
     else:
         metadata["captions"] = list(shard.prompts)
-    # All metadata goes under one key, because safetensors stores several in an order that changes
-    # from run to run.
-    note = json.dumps(metadata, sort_keys=True)
-    draft = path.with_name(f".{path.name}.draft")
-    save_file(tensors, draft, metadata={"samples": note})
-    os.replace(draft, path)
+    sealed.save(tensors, path, metadata)
 
 
 class OpenShard:
@@ -57,10 +51,11 @@ class OpenShard:
     """
 
     def __init__(self, path: Path):
+        note = sealed.check(path, REMEDY)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             labels = file.get_tensor("labels") if "labels" in names else None
-            self.prompts: Prompts = _note(file)["captions"] if labels is None else labels
+            self.prompts: Prompts = note["captions"] if labels is None else labels
             self.latents = file.get_slice("latents")
 
     @property
@@ -83,17 +78,14 @@ def is_current(
     if not path.exists():
         return False
     try:
+        note = sealed.check(path, REMEDY)
         with safe_open(path, framework="pt") as file:
-            note, shape = _note(file), file.get_slice("latents").get_shape()
+            shape = file.get_slice("latents").get_shape()
         intact = sha256 is None or sha256 == digests.of_file(path)
-    except (SafetensorError, KeyError, ValueError):
+    except sealed.Damaged:
         intact = False
     if not intact:
         warnings.warn(f"{path} is damaged and is drawn again", stacklevel=3)
         return False
     recipes.refuse_other(path, note["recipe"], recipe)
     return note["first"] == first and shape == [count, *recipe["shape"]]
-
-
-def _note(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {})["samples"])

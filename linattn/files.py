@@ -1,0 +1,70 @@
+"""Write files whole: a reader finds the former file or the new one, never half of one.
+
+- A file is drafted beside its target, reaches the disk, and is renamed. A kill leaves a draft that
+  nothing reads: DVC and Git ignore the name, and the next writer removes it.
+- Files are readable as the umask says. safetensors makes its own for the owner alone.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+DRAFT = ".draft"  # the end of a draft's name, as .dvcignore and .gitignore have it
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """Yield the path of a draft, which takes the place of the file when the block has ended well.
+
+    Args:
+        path: the file; its folder is made where it lacks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
+    beside.mkdir()
+    try:
+        draft = beside / path.name
+        draft.touch()
+        mode = draft.stat().st_mode
+        yield draft
+        draft.chmod(mode)
+        _flush(draft)
+        os.replace(draft, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove the drafts of a file whose writers are gone."""
+    for beside in path.parent.glob(f".{path.name}.*{DRAFT}"):
+        writer = beside.name.removesuffix(DRAFT).rpartition(".")[2]
+        if not writer.isdigit() or int(writer) == os.getpid() or not psutil.pid_exists(int(writer)):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.unlink(missing_ok=True) if beside.is_file() else None
+
+
+def _flush(path: Path) -> None:
+    """Bring a file onto the disk: a rename may reach it before the bytes do."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON: sorted keys, and no NaN or infinity."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")

@@ -1,0 +1,135 @@
+"""Keep what stages have made: DVC removes a stage's outs before it runs the stage.
+
+- A stage that fails or is interrupted gets its former outs back from DVC's cache. dvc.lock records
+  them until the stage has run to its end, so an edit that is taken back finds everything in step.
+- DVC trusts the objects of its cache by their file mode: a flipped bit or a cut file would be put
+  in place without a word. What another stage has made is therefore compared with dvc.lock before a
+  stage reads it.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from linattn import files, project, reader
+
+RUNNING = "DVC_STAGE"  # DVC's name of the stage that it runs, in the stage's environment
+
+
+def restore(stage: str | None = None) -> list[str]:
+    """Bring back outs that dvc.lock records and that lie nowhere but in DVC's cache.
+
+    Returns their paths. An out of which anything is there stays as it is.
+
+    Args:
+        stage: as DVC names it, such as distill@clear; None: all stages.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    restored = []
+    try:
+        with Repo(str(project.ROOT)) as repo:
+            stages = [_stage(repo, stage)] if stage else repo.index.stages
+            for out in (out for one in stages if not one.frozen for out in one.outs):
+                if out.use_cache and out.hash_info and not out.exists:
+                    restored += [_name(out)] if _checked_out(out) else []
+    except DvcException:
+        return restored  # DVC itself names a broken dvc.yaml or dvc.lock
+    return restored
+
+
+def _checked_out(out: Any) -> bool:
+    """Put an out in place, and say whether its cache object was there and whole."""
+    from dvc.exceptions import CheckoutError, DvcException
+
+    try:
+        out.checkout(force=True)
+    except (CheckoutError, DvcException, OSError):
+        return False
+    return out.exists
+
+
+def running() -> str | None:
+    """Return the stage that DVC runs in this process's parents, or None outside of a stage."""
+    return os.environ.get(RUNNING) if project.in_pipeline() else None
+
+
+def check(stage: str) -> None:
+    """Raise ValueError for the first of a stage's files that is not what its own stage wrote."""
+    for sentence in damaged(stage).values():
+        raise ValueError(sentence)
+
+
+def damaged(stage: str) -> dict[str, str]:
+    """Return a sentence for every file that a stage reads and that dvc.lock records otherwise.
+
+    Args:
+        stage: as DVC names it; what is in step with the stage that wrote it has no sentence.
+    """
+    lock, sentences = project.ROOT / "dvc.lock", {}
+    if not lock.is_file():
+        return {}
+    read = _read_by(stage)
+    for writer, recorded in reader.read_yaml(lock)["stages"].items():
+        for out in recorded.get("outs", []):
+            name = out["path"]
+            if any(name == path or name.startswith(f"{path}/") for path in read):
+                sentence = _damage(writer, name, out["md5"])
+                sentences |= {name: sentence} if sentence else {}
+    return sentences
+
+
+def _read_by(stage: str) -> list[str]:
+    """Return the deps of a stage that are data; code may be edited."""
+    from dvc.repo import Repo
+
+    with Repo(str(project.ROOT)) as repo:
+        names = [_name(dep) for dep in _stage(repo, stage).deps if dep.protocol == "local"]
+    return [name for name in names if name.startswith(("data/", "reports/"))]
+
+
+def _stage(repo: Any, stage: str) -> Any:
+    """Return a stage by DVC's name of it, whatever the working directory."""
+    file, _, name = stage.rpartition(":")
+    return repo.stage.load_one(path=str(project.ROOT / (file or "dvc.yaml")), name=name)
+
+
+def _name(out: Any) -> str:
+    """Return the path of an out or dep from the root."""
+    return Path(out.fs_path).relative_to(project.ROOT.resolve()).as_posix()
+
+
+def _damage(writer: str, name: str, recorded: str) -> str | None:
+    """Say what is wrong with an out and what helps; None where it is as recorded or not there."""
+    path = project.ROOT / name
+    if not path.exists() or (now := md5(path)) == recorded:
+        return None
+    return (
+        f"{name} is not what stage {writer} wrote: its md5 is {now}, and dvc.lock records "
+        f"{recorded}. It was damaged or edited, and nothing is computed from it; make repro makes "
+        f"it again after rm -r {name} {_object(recorded).relative_to(project.ROOT)}"
+    )
+
+
+def _object(md5: str) -> Path:
+    """Return the path of an object in DVC's cache."""
+    return project.ROOT / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def md5(path: Path) -> str:
+    """Return the digest of a file or folder as DVC records it, from its bytes alone."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _ignored(file))
+    listed = [{"md5": md5(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+    listed.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
+    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _ignored(path: Path) -> bool:
+    """Say whether .dvcignore leaves a file out: drafts of a writer that was killed."""
+    return files.DRAFT in path.as_posix()
