@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from linattn import sealed, seeds
+from linattn.finite import NotFinite
 
 REMEDY = "delete it to start that training again"
 generator = seeds.of_step  # the name that scripts have used
@@ -24,10 +25,6 @@ generator = seeds.of_step  # the name that scripts have used
 
 class CorruptCheckpoint(ValueError):
     """Report a file that is no complete checkpoint."""
-
-
-class NotFinite(ArithmeticError):
-    """Report a value that is infinite or not a number."""
 
 
 def save(path: Path, tree: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ def whole(path: Path) -> Generator[Path]:
         path: the file; its folder is made where it lacks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path)
+    sweep(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
     beside.mkdir()
     try:
@@ -41,13 +41,17 @@ def whole(path: Path) -> Generator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def sweep(path: Path) -> None:
-    """Remove the drafts of a file whose writers are gone."""
-    for beside in path.parent.glob(f".{path.name}.*{DRAFT}"):
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove drafts whose writers are gone.
+
+    Args:
+        folder: where they lie.
+        name: of the file that they were to become; by default of any.
+    """
+    for beside in folder.glob(f".{name}.*{DRAFT}"):
         writer = beside.name.removesuffix(DRAFT).rpartition(".")[2]
         if not writer.isdigit() or int(writer) == os.getpid() or not psutil.pid_exists(int(writer)):
             shutil.rmtree(beside, ignore_errors=True)
-            beside.unlink(missing_ok=True) if beside.is_file() else None
 
 
 def _flush(path: Path) -> None:

@@ -1,7 +1,19 @@
 """Look up names that users type, and answer a wrong one with the nearest valid name."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+
+WRITER = reprlib.Repr()
+WRITER.maxstring = WRITER.maxother = 80
+WRITER.maxlevel = 2
+LONGEST = 120  # characters of a value in an error
+
+
+def short(value: object) -> str:
+    """Write a value for an error; a YAML file's anchors can make one of 10^10 leaves."""
+    text = WRITER.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def known(name: str, valid: Iterable[str], noun: str) -> str:
@@ -26,7 +38,9 @@ def nearest(noun: str, name: object, valid: Iterable[str], listed: str = "") -> 
     valid = list(valid)
     listed = f"valid are {listed or ', '.join(valid) or 'none'}"
     question = hint(name, valid)
-    return ValueError(f"unknown {noun} {name!r}: {f'{question} {listed}' if question else listed}")
+    return ValueError(
+        f"unknown {noun} {short(name)}: {f'{question} {listed}' if question else listed}"
+    )
 
 
 def hint(name: object, valid: Iterable[str]) -> str:
@@ -37,6 +51,8 @@ def hint(name: object, valid: Iterable[str]) -> str:
 
 def similar(name: object, valid: Iterable[str], least: float = 0.3) -> str | None:
     """Return the valid name that is most similar, or None if all are less similar than `least`."""
+    if not isinstance(name, (str, int, float)) or len(str(name)) > LONGEST:
+        return None
     matches = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=least)
     return matches[0] if matches else None
 

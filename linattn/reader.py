@@ -5,12 +5,16 @@
 - A wrong key or value is one ValueError. It names the path (`profiles.nano.distill.steps`), the
   value, what is allowed there and the nearest valid name.
 - A field may be a dataclass, a tuple or a dictionary of one type, which are read likewise.
-- `check` holds an instance to the same rules, however it was made.
+- `check` holds an instance to the same rules, however it was made, and `checked` the arguments of a
+  function.
 - YAML 1.2, as DVC reads it: 1e-4 is a number (papermill's own reader would return the text '1e-4').
 """
 
 import dataclasses
+import functools
+import inspect
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,11 +24,13 @@ from typing import Any, TypeVar, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from linattn.names import hint, known
+from linattn.names import hint, known, short
 
 Plain = dict[str, Any]
 Rules = Mapping[str, Any]  # the metadata of a field
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+LARGEST = 2**63 - 1  # of a whole number: what a tensor's sizes and a generator's seed can be
 
 WORDS = {
     int: "a whole number",
@@ -66,6 +72,11 @@ def choice(names: Collection[str], *, empty: bool = False, **options: Any) -> An
         options: further arguments of `dataclasses.field`, such as default.
     """
     return dataclasses.field(metadata={"choices": names, "empty": empty}, **options)
+
+
+def typed(**options: Any) -> Any:
+    """Declare a value of which the type alone is held."""
+    return dataclasses.field(**options)
 
 
 def accepted_by(function: Callable[[Any], Any], **options: Any) -> Any:
@@ -132,10 +143,35 @@ def check(settings: Any) -> None:
         _checked(annotations[f.name], getattr(settings, f.name), f.name, f.metadata)
 
 
+def checked(**rules: Any) -> Callable[[F], F]:
+    """Hold arguments of a function to its annotations and to rules, before it computes anything.
+
+    Args:
+        rules: by argument, the field that `between`, `choice` or `accepted_by` declares.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def held(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            annotations = typing.get_type_hints(function)
+            for name, rule in rules.items():
+                if name in bound.arguments:
+                    value = bound.arguments[name]
+                    bound.arguments[name] = _checked(annotations[name], value, name, rule.metadata)
+            return function(*bound.args, **bound.kwargs)
+
+        return cast(F, held)
+
+    return decorate
+
+
 def mapping(content: Any, path: str) -> Mapping[str, Any]:
     """Return `content`, or raise ValueError if it is no mapping."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is {content!r}; it must be {WORDS[Mapping]}")
+        raise ValueError(f"{path} is {short(content)}; it must be {WORDS[Mapping]}")
     return content
 
 
@@ -165,7 +201,7 @@ def _checked(annotation: Any, value: Any, path: str, rules: Rules) -> Any:
         try:
             rules["function"](value)
         except ValueError as error:
-            raise ValueError(f"{path} is {value!r}: {error}") from None
+            raise ValueError(f"{path} is {short(value)}: {error}") from None
     return value
 
 
@@ -204,7 +240,7 @@ def _of_union(annotation: Any, value: Any, path: str, rules: Rules) -> Any:
 
 def _of_tuple(annotation: Any, value: Any, path: str, rules: Rules) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)) or not (value or rules.get("empty")):
-        raise ValueError(f"{path} is {value!r}; it must be a list of one or more values")
+        raise ValueError(f"{path} is {short(value)}; it must be a list of one or more values")
     inner, _ = typing.get_args(annotation)
     items = tuple(
         _typed(inner, item, f"{path}[{index}]", rules) for index, item in enumerate(value)
@@ -223,31 +259,42 @@ def _of_dict(annotation: Any, value: Any, path: str, rules: Rules) -> dict[str, 
 def _of_choices(value: Any, path: str, names: Collection[str]) -> str:
     if isinstance(value, bool):
         raise ValueError(
-            f"{path} is {value!r}, a truth value; write one of {', '.join(names)}, in quotes"
+            f"{path} is {short(value)}, a truth value; write one of {', '.join(names)}, in quotes"
         )
     if value not in list(names):
         question = hint(value, names)
         ending = f"; {question}" if question else ""
-        raise ValueError(f"{path} is {value!r}; it is one of {', '.join(names)}{ending}")
+        raise ValueError(f"{path} is {short(value)}; it is one of {', '.join(names)}{ending}")
     return value
 
 
 def _of_type(expected: type, value: Any, path: str, rules: Rules) -> Any:
     is_flag = isinstance(value, bool)
+    value = value if is_flag or isinstance(value, (int, float, str)) else _plain_number(value)
     is_number = isinstance(value, (int, float)) and not is_flag
     fits = isinstance(value, expected) or (expected is float and is_number)
     if not fits or (is_flag and expected is not bool):
         word = WORDS.get(expected, expected.__name__)
-        raise ValueError(f"{path} is {value!r} ({type(value).__name__}); it must be {word}")
+        raise ValueError(f"{path} is {short(value)} ({type(value).__name__}); it must be {word}")
     if is_number:
         _check_bounds(value, path, rules)
     return float(value) if expected is float else value
 
 
+def _plain_number(value: Any) -> Any:
+    """Return NumPy's and torch's whole numbers as Python's, and all else as it is."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
 def _check_bounds(value: float, path: str, rules: Rules) -> None:
     if not math.isfinite(value):
-        raise ValueError(f"{path} is {value!r}; it must be a finite number")
+        raise ValueError(f"{path} is {short(value)}; it must be a finite number")
     least, most = rules.get("least", -math.inf), rules.get("most", math.inf)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{path} has {len(str(abs(value)))} digits; it must be below 2^63")
     if not least <= value <= most:
         top = f" and at most {most}" if most != math.inf else ""
-        raise ValueError(f"{path} is {value!r}; it must be at least {least}{top}")
+        raise ValueError(f"{path} is {short(value)}; it must be at least {least}{top}")

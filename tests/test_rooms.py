@@ -17,7 +17,7 @@ ROOT = project.ROOT
 # From the ground up. A room is a package or a module beside the packages; rooms of one floor do not
 # import one another.
 FLOORS = (
-    ("linattn_kernels", "names", "digests", "seeds", "files", "signals"),
+    ("linattn_kernels", "names", "digests", "seeds", "files", "signals", "finite"),
     ("sealed", "project", "reader"),
     ("outs", "alone", "checkpoint", "intervals", "diffusion", "lab", "shapes"),
     ("attention",),

@@ -89,7 +89,9 @@ def test_an_interrupted_run_continues(pipe, written, tmp_path_factory, monkeypat
     with pytest.raises(FileNotFoundError, match="not finished"):
         Samples(folder)
     for index in (2, 3):
-        (folder / f".shard-0000{index}.safetensors.draft").write_bytes(b"half a fi")
+        left = folder / f".shard-0000{index}.safetensors.{2**22 + 1}.draft"  # no process is this
+        left.mkdir()
+        (left / "file").write_bytes(b"half a fi")
     seen = []
     monkeypatch.setattr(
         sampling, "draw_latents", lambda *a, **k: seen.append(k["start"]) or draw(*a, **k)
@@ -108,11 +110,28 @@ def test_more_pictures_only_add(pipe, written, drawn):
     torch.testing.assert_close(after[0], before[0], rtol=1e-2, atol=1e-2)
 
 
-def test_fewer_pictures_remove_the_shards_beyond(pipe, written, drawn):
-    samples.write(pipe, written, 4, seed=3, **OPTIONS)
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_fewer_pictures_are_read_and_none_is_removed(pipe, written, drawn, count):
+    before = files(written)
+    fewer = samples.write(pipe, written, count, seed=3, **OPTIONS)
     assert drawn == []
-    assert len(Samples(written)) == 4
-    assert not (written / "shard-00001.safetensors").exists()
+    assert len(fewer) == count
+    assert files(written) == before
+    with pytest.raises(IndexError):
+        fewer.batch([count])
+
+
+def test_a_shard_that_was_damaged_before_the_manifest_is_drawn_again(pipe, written, drawn):
+    before = files(written)
+    (written / "manifest.json").unlink()
+    path = written / "shard-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="shard-00001.safetensors is damaged"):
+        samples.write(pipe, written, 10, seed=3, **OPTIONS)
+    assert drawn == [4]
+    assert files(written) == before
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from linattn.checkpoint import NotFinite, Resumable
+from linattn.checkpoint import Resumable
 from linattn.distillation import schedules
 from linattn.distillation.history import History
 from linattn.distillation.objectives import HALVES
 from linattn.distillation.optimizers import OPTIMIZERS, Named, take_step
 from linattn.distillation.settings import Settings
+from linattn.finite import NotFinite
 
 Terms = dict[str, Tensor]  # named scalars; `loss` is the one that is minimised
 

@@ -36,7 +36,7 @@ def check(image: Tensor) -> None:
         raise ValueError(
             f"pictures are {tuple(image.shape)}; pass a tensor (N, 3, height, width) in [0, 1]"
         )
-    if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
+    if not image.is_floating_point() or not (image.min() >= 0 and image.max() <= 1):
         raise ValueError(
             f"pictures are {image.dtype} from {image.min():g} to {image.max():g}; pass "
             "floating-point numbers in [0, 1], bytes divided by 255"

@@ -1,6 +1,7 @@
 """Enlarge pictures, noise them, and draw the last steps again."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,22 @@ from torch import Tensor, nn
 
 from linattn import sampling, seeds
 from linattn.conditions import Prompts
+from linattn.reader import between, checked, typed
 from linattn.redraw import images
 from linattn.redraw.adjust import positions, proportions, tiles
 from linattn.sampling import GuidedBatch, Plan, Source
+from linattn.sampling.plan import RULES as DRAW
 
 TILE = 512  # px
+RULES = {
+    **{name: rule for name, rule in DRAW.items() if name not in ("size", "sampler", "start")},
+    **dict.fromkeys(("factor", "strength", "ntk"), between(-math.inf)),
+    "proportional": typed(),
+    "tile": between(1),
+}
 
 
+@checked(**RULES)
 @torch.no_grad()
 def upscale(
     pipe: Any,
@@ -57,7 +67,7 @@ def upscale(
     """
     source, image = Source.of(pipe, model), images.pictures(image)
     images.check(image)
-    _check(factor, strength, ntk, batch)
+    _check(factor, strength, ntk)
     _check_scheduler(source.scheduler)
     height, width = image.shape[-2:]
     size = (round(height * factor), round(width * factor))
@@ -138,9 +148,7 @@ def first_step(steps: int, strength: float) -> int:
     return steps - max(1, min(int(steps * strength), steps))
 
 
-def _check(factor: float, strength: float, ntk: float, batch: int) -> None:
-    if batch < 1:
-        raise ValueError(f"a batch of {batch} pictures; draw at least 1 at a time")
+def _check(factor: float, strength: float, ntk: float) -> None:
     if not factor >= 1:
         raise ValueError(f"a factor of {factor}; 1 draws at the same size, 2 at twice the side")
     if not 0 < strength <= 1:

@@ -23,9 +23,10 @@ class Samples:
     Args:
         folder: the folder with the manifest and the shards.
         keep: how many shards stay open.
+        most: how many pictures are read of a folder with more; None reads all.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 64):
+    def __init__(self, folder: str | Path, keep: int = 64, most: int | None = None):
         self.folder, self.keep = Path(folder), max(1, keep)
         recorded = manifest.read(self.folder)
         if recorded is None:
@@ -37,6 +38,7 @@ class Samples:
         self.shards: list[dict[str, Any]] = recorded["shards"]
         self.count: int = recorded["count"]
         self._check()
+        self.count = min(self.count, most or self.count)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._checked: set[int] = set()
 

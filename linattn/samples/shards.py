@@ -28,11 +28,6 @@ def path_in(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-def all_in(folder: Path) -> list[Path]:
-    """List all shards of a folder."""
-    return sorted(folder.glob("shard-*.safetensors"))
-
-
 def write(path: Path, shard: Shard, recipe: Mapping[str, Any], first: int) -> None:
     """Write the shard that begins with picture `first`."""
     tensors = {"latents": shard.latents}
@@ -68,15 +63,13 @@ class OpenShard:
         return self.latents[position].float()
 
 
-def is_current(
-    path: Path, recipe: Mapping[str, Any], first: int, count: int, sha256: str | None
-) -> bool:
-    """Say whether the shard is there, undamaged and the one that would be drawn.
+def held(path: Path, recipe: Mapping[str, Any], first: int, sha256: str | None) -> int:
+    """Count the pictures of a shard that is undamaged and the one that would be drawn.
 
     A shard of another recipe is an error, and a damaged one a warning.
     """
     if not path.exists():
-        return False
+        return 0
     try:
         note = sealed.check(path, REMEDY)
         with safe_open(path, framework="pt") as file:
@@ -86,6 +79,7 @@ def is_current(
         intact = False
     if not intact:
         warnings.warn(f"{path} is damaged and is drawn again", stacklevel=3)
-        return False
+        return 0
     recipes.refuse_other(path, note["recipe"], recipe)
-    return note["first"] == first and shape == [count, *recipe["shape"]]
+    fits = note["first"] == first and shape[1:] == list(recipe["shape"])
+    return shape[0] if fits else 0

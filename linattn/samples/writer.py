@@ -4,14 +4,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linattn import digests, sampling
+from linattn import digests, files, sampling
+from linattn.finite import finite
+from linattn.reader import between, checked
 from linattn.samples import manifest, shards
 from linattn.samples.prompts import prompts_of
 from linattn.samples.reader import Samples
 from linattn.samples.recipe import describe, refuse_other
 from linattn.samples.shards import Shard
+from linattn.sampling.plan import RULES as DRAW
+
+MOST = 10**9  # pictures
 
 
+@checked(
+    **{name: rule for name, rule in DRAW.items() if name not in ("start", "model")},
+    count=between(1, MOST),
+    shard=between(1),
+)
 def write(
     teacher: Any,
     folder: str | Path,
@@ -33,7 +43,7 @@ def write(
         teacher: the Teacher that draws.
         folder: where the shards and the manifest are written; undamaged shards of the same recipe
             stay.
-        count: how many pictures the folder holds in the end.
+        count: how many pictures are read in the end; a folder that holds more keeps them.
         seed: picture i, with its label or caption, depends on this seed and i alone.
         captions: captions to repeat in place of the world's, for a teacher that reads text: picture
             i gets caption i modulo their number.
@@ -46,33 +56,37 @@ def write(
         progress: called as `progress(done, count)` after each shard.
     """
     folder = Path(folder)
-    if count < 1 or shard < 1:
-        raise ValueError(f"{count} pictures in shards of {shard}; both must be at least 1")
-    recipe = describe(
-        teacher,
-        seed,
-        captions=captions,
-        shard=shard,
-        size=size,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
+    requested, recipe = (
+        count,
+        describe(
+            teacher,
+            seed,
+            captions=captions,
+            shard=shard,
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+        ),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    checksums = _recorded_checksums(folder, recipe)
-    entries = []
+    files.sweep(folder)
+    recorded = _recorded(folder, recipe)
+    checksums = {entry["file"]: entry["sha256"] for entry in recorded["shards"]}
+    count, entries = max(count, recorded["count"]), []
     for first in range(0, count, shard):
         path, pictures = shards.path_in(folder, first // shard), min(shard, count - first)
-        if not shards.is_current(path, recipe, first, pictures, checksums.get(path.name)):
+        held = shards.held(path, recipe, first, checksums.get(path.name))
+        if held < pictures:
             manifest.path_in(folder).unlink(missing_ok=True)
             drawn = _draw(teacher, recipe, range(first, first + pictures), batch, captions)
             shards.write(path, drawn, recipe, first)
-        entries.append({"file": path.name, "count": pictures, "sha256": digests.of_file(path)})
+        size = max(held, pictures)
+        entries.append({"file": path.name, "count": size, "sha256": digests.of_file(path)})
         if progress is not None:
             progress(first + pictures, count)
-    _remove_others(folder, entries)
-    manifest.write(folder, recipe, count, entries)
-    return Samples(folder)
+    manifest.write(folder, recipe, sum(entry["count"] for entry in entries), entries)
+    return Samples(folder, most=requested)
 
 
 def _draw(
@@ -96,21 +110,14 @@ def _draw(
         seed=recipe["seed"],
         sampler=recipe["sampler"],
     )
-    return Shard(latents.half(), prompts)
+    remedy = "the VAE scales latents beyond float16's 65,504"
+    return Shard(finite(latents.half(), "latents in float16", remedy), prompts)
 
 
-def _recorded_checksums(folder: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Return the checksums that the folder's manifest holds; one of another recipe is an error."""
+def _recorded(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the folder's manifest holds; one of another recipe is an error."""
     recorded = manifest.read(folder)
     if recorded is None:
-        return {}
+        return {"count": 0, "shards": []}
     refuse_other(manifest.path_in(folder), recorded["recipe"], recipe)
-    return {entry["file"]: entry["sha256"] for entry in recorded["shards"]}
-
-
-def _remove_others(folder: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Remove drafts, and shards beyond the last picture."""
-    names = {entry["file"] for entry in entries}
-    for path in shards.all_in(folder):
-        if path.name not in names:
-            path.unlink()
+    return recorded

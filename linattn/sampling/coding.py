@@ -7,9 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linattn.finite import finite
+from linattn.reader import between, checked
 from linattn.sampling.source import Source
 
+REMEDY = "run the VAE in float32 or bfloat16, or look at what it was given"
 
+
+@checked(batch=between(1))
 def decode(teacher_or_pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """Decode latents to pictures in [0, 1], as the pipeline itself does.
 
@@ -43,9 +48,11 @@ def _decoded(source: Source, latents: Tensor) -> Tensor:
     with upcast(vae):
         weight = next(vae.parameters())
         centred = source.conditions.pictures(latents.to(weight.device, weight.dtype), vae)
-        return centred.float().div(2).add(0.5).clamp(0, 1).cpu()
+        pictures = centred.float().div(2).add(0.5).clamp(0, 1).cpu()
+    return finite(pictures, "pixels of decoded latents", REMEDY)
 
 
+@checked(batch=between(1))
 @torch.no_grad()
 def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
     """Encode pictures in [0, 1] to latents, the posterior's mean, float32 on the VAE's device.
@@ -62,7 +69,8 @@ def encode(teacher_or_pipe: Any, pictures: Tensor, batch: int = 64) -> Tensor:
         for chunk in pictures.split(batch):
             centred = (chunk * 2 - 1).to(weight.device, weight.dtype)
             means.append(source.conditions.means(centred, source.vae))
-    return source.conditions.scaled(torch.cat(means), source.vae).float()
+    latents = source.conditions.scaled(torch.cat(means), source.vae).float()
+    return finite(latents, "encoded latents", REMEDY)
 
 
 @contextmanager

@@ -7,20 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from linattn.conditions import Prompts
+from linattn.finite import finite
+from linattn.reader import checked
 from linattn.sampling.coding import decode
 from linattn.sampling.guidance import GuidedBatch
 from linattn.sampling.loop import ancestral, scheduled
 from linattn.sampling.modes import evaluating
 from linattn.sampling.noise import noise_of
-from linattn.sampling.plan import Plan, Size
+from linattn.sampling.plan import RULES, Plan, Size
 from linattn.sampling.schedulers import is_ancestral
 from linattn.sampling.source import Source
 from linattn.seeds import of_picture
 
 # (step, latents after it, estimate of the clean latents)
 Callback = Callable[[int, Tensor, Tensor], None]
+REMEDY = "the model diverged; lower the guidance, or look at the weights that were loaded"
 
 
+@checked(**RULES)
 def draw(
     teacher_or_pipe: Any,
     prompts: Prompts,
@@ -68,6 +72,7 @@ def draw(
     return decode(teacher_or_pipe, latents, batch)
 
 
+@checked(**RULES)
 @torch.no_grad()
 def draw_latents(
     teacher_or_pipe: Any,
@@ -102,8 +107,6 @@ def draw_latents(
     source = Source.of(teacher_or_pipe, model)
     plan = Plan.of(source, size, steps, guidance, sampler)
     prompts = source.conditions.check(prompts)
-    if batch < 1:
-        raise ValueError(f"a batch of {batch} pictures; draw at least 1 at a time")
     drawn = []
     with evaluating(source.model):
         for first in range(0, len(prompts), batch):
@@ -111,7 +114,7 @@ def draw_latents(
             numbers = range(start + first, start + first + len(chosen))
             generators = [of_picture(seed, number) for number in numbers]
             drawn.append(_draw_batch(source, plan, chosen, generators, callback))
-    return torch.cat(drawn)
+    return finite(torch.cat(drawn), "latents of a draw", REMEDY)
 
 
 def _draw_batch(

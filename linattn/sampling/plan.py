@@ -1,12 +1,25 @@
 """The plan of a draw: validated size, steps, guidance and sampler."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from linattn import families
 from linattn.names import nearest
+from linattn.reader import between, choice, typed
 from linattn.sampling.source import Source
 
 SAMPLERS = ("card", "dpm", "ddim", "ddpm")
+
+# What a draw is called with, as `reader.checked` holds it to.
+RULES: dict[str, Any] = {
+    # `Plan` knows what the model can draw
+    **dict.fromkeys(("size", "steps", "guidance", "seed"), between(-math.inf)),
+    "sampler": choice(SAMPLERS),
+    "batch": between(1),
+    "start": between(0),
+    "model": typed(),
+}
 
 Size = int | tuple[int, int] | None  # a side or (height, width) in pixels; None: the card's
 
