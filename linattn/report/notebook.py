@@ -7,7 +7,7 @@ from pathlib import Path
 
 from linattn import project
 from linattn.report.data import Data, Report
-from linattn.report.markup import without_addresses
+from linattn.report.markup import harmless
 
 
 def executed(report: Report, file: Callable[[str], Path] = project.executed) -> dict[str, Path]:
@@ -41,7 +41,7 @@ def _of_teacher(data: Data, prefix: str) -> dict[str, str]:
 def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
     """Return a notebook's body, its chapters as (anchor, title), and the style of its code.
 
-    The body has no script and nothing to fetch; its pictures keep their alt texts.
+    Nothing in the body runs or is fetched; its pictures keep their alt texts.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -52,7 +52,7 @@ def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
         template_name="basic", mathjax_url="", require_js_url="", mermaid_js_url=""
     )
     body, _ = exporter.from_notebook_node(notebook)
-    body = _demoted(without_addresses(_described(body)))
+    body = _demoted(harmless(_described(body)))
     chapters = []
     for anchor, heading in re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', body, re.S):
         title = html.unescape(re.sub(r"<[^>]+>", "", heading)).replace("¶", "").strip()
