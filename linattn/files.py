@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,23 @@ def whole(path: Path) -> Generator[Path]:
         os.replace(draft, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raise OSError unless a folder, made or not yet made, takes so many bytes.
+
+    Args:
+        folder: where files are to be written; it is left as it is.
+        size: of the files in bytes.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file")
+    with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell of a read-only disk
+        pass
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise OSError(f"{size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
 
 
 def sweep(folder: Path, name: str = "*") -> None:

@@ -9,11 +9,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from linattn import checkpoint, families, params, project, sampling, students, surgery, teachers
+from linattn import (
+    checkpoint,
+    families,
+    files,
+    params,
+    project,
+    sampling,
+    students,
+    surgery,
+    teachers,
+)
 from linattn.attention import OPERATORS
 from linattn.conditions import NULL_CLASS, Labels
 from linattn.diffusion import Diffusion
@@ -25,6 +36,7 @@ from linattn.distillation.optimizers import OPTIMIZERS
 from linattn.distillation.parameters import select
 from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import prediction_error
+from linattn.finite import NotFinite
 
 HERE = Path(__file__).parent
 
@@ -578,7 +590,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 def test_a_full_disk_loses_nothing(teacher, tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, scratch=str(tmp_path), steps=0)
     written = []
-    save_file = checkpoint.save_file
+    save_file = safetensors.torch.save_file
 
     def full(tensors, path, **more):
         written.append(path)
@@ -587,7 +599,7 @@ def test_a_full_disk_loses_nothing(teacher, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         save_file(tensors, path, **more)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="No space left on device"):
         distill(config, teacher, TinyData())
     assert checkpoint.load(tmp_path / "layerwise.safetensors")["step"] == 2
@@ -629,6 +641,42 @@ def test_wrong_settings_are_refused(changes, message):
         dataclasses.replace(TINY, **changes)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_not_finite_after_an_update_are_never_kept(teacher, tmp_path, steps):
+    """The gradients are finite until the learning rate has made the weights infinite."""
+    config = dataclasses.replace(
+        TINY,
+        layerwise_steps=0,
+        steps=steps,
+        learning_rate=1e38,
+        clip=None,
+        warmup=0,
+        optimizer="adamw",
+        weight_decay=10.0,
+        scratch=str(tmp_path / "scratch"),
+    )
+    folder = tmp_path / "student"
+    with pytest.raises(NotFinite, match="No checkpoint was written yet|is good"):
+        distill(config, teacher, TinyData(), folder=folder)
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "no room"])
+def test_a_place_that_takes_no_student_is_refused_before_the_first_step(
+    teacher, tmp_path, monkeypatch, place
+):
+    (tmp_path / "file").write_text("mine")
+    folder = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "deep"}.get(
+        place, tmp_path / "student"
+    )
+    if place == "no room":
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(Lesson, "layerwise", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(OSError, match="the student could not be saved in .*name another folder"):
+        distill(TINY, teacher, TinyData(), folder=folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 # Processes
 # ---------------------------------------------------------------------------------------------
 
@@ -636,7 +684,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_distill as tests
-from linattn import checkpoint
+from linattn import files
 from linattn.distillation.lesson import Lesson
 torch = tests.torch
 torch.set_num_threads({threads})
@@ -645,7 +693,7 @@ def dies(self, step, original=getattr(Lesson, {stage!r})):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, step)
 if {step} < 0:  # while a checkpoint is written
-    checkpoint.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+    files.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 else:
     setattr(Lesson, {stage!r}, dies)
 config = tests.dataclasses.replace(tests.TINY, scratch={scratch!r})

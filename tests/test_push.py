@@ -14,6 +14,7 @@ import yaml
 
 import linattn
 from linattn import project
+from linattn.surgery import card
 
 CARD, WEIGHTS, README = "linattn.json", "linattn.safetensors", "README.md"
 STUDENT = project.ROOT / "reports" / "students" / "clear-pool"
@@ -214,15 +215,21 @@ def other_weights(folder):
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
 
 
+def write(folder, content):
+    """Write a card as it would have been written so."""
+    content["digest"] = card._digest(content)
+    (folder / CARD).write_text(json.dumps(content))
+
+
 def other_layer(folder):
     content = json.loads((folder / CARD).read_text())
     content["layers"][1]["name"] = "transformer_blocks.7.attn1"
-    (folder / CARD).write_text(json.dumps(content))
+    write(folder, content)
 
 
 def no_layer(folder):
     content = json.loads((folder / CARD).read_text())
-    (folder / CARD).write_text(json.dumps({**content, "layers": []}))
+    write(folder, {**content, "layers": []})
 
 
 DAMAGE = {

@@ -577,7 +577,7 @@ def test_the_card_names_the_base_and_no_path_of_this_machine(student, tmp_path):
     text = (tmp_path / "student" / "linattn.json").read_text()
     card = json.loads(text)
     assert str(tmp_path) not in text
-    assert card["format"] == 1
+    assert card["format"] == 2
     assert card["layers"][1] == {
         "index": 1,
         "name": "transformer_blocks.1.attn1",
@@ -703,15 +703,22 @@ def truncate_card(folder):
     (folder / "linattn.json").write_text(text[: len(text) // 2])
 
 
-def edit(**changes):
+def edit(sealed=True, **changes):
+    """Change a card; sealed again, it is one that was written so, and otherwise a damaged one."""
+
     def changed(folder):
         card = json.loads((folder / "linattn.json").read_text())
         for path, value in changes.items():
-            *parents, last = path.split("__")
+            *parents, last = (int(key) if key.isdecimal() else key for key in path.split("__"))
             inner = card
             for parent in parents:
-                inner = inner[int(parent) if parent.isdecimal() else parent]
-            inner.update({last: value}) if value is not ... else inner.pop(last)
+                inner = inner[parent]
+            if value is ...:
+                inner.pop(last)
+            else:
+                inner[last] = value
+        if sealed:
+            card["digest"] = surgery.card._digest(card)
         (folder / "linattn.json").write_text(json.dumps(card))
 
     return changed
@@ -745,7 +752,23 @@ DAMAGE = {
         r"linattn\.safetensors is missing",
     ),
     "no card": (lambda folder: (folder / "linattn.json").unlink(), r"linattn\.json is missing"),
-    "a later format": (edit(format=2), r"has format 2; this linattn reads 1"),
+    "a later format": (edit(format=3), r"has format 3; this linattn reads 2"),
+    "an edited option": (
+        edit(sealed=False, layers__0__options={"radius": 2}),
+        r"linattn\.json is damaged .*its digest is another: it was edited",
+    ),
+    "a layer less": (edit(sealed=False, layers__0=...), r"its digest is another"),
+    "no layer": (edit(layers=[]), r"it replaces no layer"),
+    "another initialisation": (edit(layers__0__initialise="evil"), r"unknown initialise 'evil'"),
+    "a number for an initialisation": (edit(layers__0__initialise=3), r"unknown initialise 3"),
+    "weights that are no number": (
+        tensors(lambda state: state[QUERY].view(-1)[:1].fill_(float("nan"))),
+        rf"1 of [\d,]+ weights of {QUERY} are not finite",
+    ),
+    "whole weights": (
+        tensors(lambda state: state.update({QUERY: state[QUERY].to(torch.int8)})),
+        r"is torch\.int8 and no weight",
+    ),
     "no base": (edit(base=...), r"linattn\.json is damaged"),
     "an unknown operator": (
         edit(layers__0__operator="cleer"),

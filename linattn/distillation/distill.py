@@ -30,6 +30,7 @@ from linattn.distillation.history import History
 from linattn.distillation.lesson import Lesson
 from linattn.distillation.parameters import count, inside_attention, muon_matrices, require, select
 from linattn.distillation.training import Stage, fit
+from linattn.surgery.card import require_place
 from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
 
@@ -89,6 +90,8 @@ def distill(
         data = (diffusion, conditions, samples, accelerator, kept)
         teaching = Lesson(config, original, original, *data)
         student = convert(original, config, teaching.show)
+        if folder and accelerator.is_main_process:
+            require_place(folder, bytes_on_disk(student, config.trains))
         before = measured(evaluate, student, kept)
         lesson = dataclasses.replace(teaching, student=student)
         trained = train(lesson, config.recipe(teacher, samples), history)
@@ -107,6 +110,13 @@ def distill(
         after=after,
         folder=str(folder) if folder else None,
     )
+
+
+def bytes_on_disk(student: nn.Module, trains: str) -> int:
+    """Return the bytes that `surgery.save` will write: those of the replaced layers, or all."""
+    layers = [layer.attn for layer in families.layers(student) if layer.operator]
+    modules: list[nn.Module] = [student] if trains == "all" else layers
+    return sum(weight.nbytes for module in modules for weight in module.parameters())
 
 
 def _refuse_float16(model: nn.Module) -> None:

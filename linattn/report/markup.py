@@ -12,7 +12,7 @@ import nh3
 TEXT = "p div span br hr pre code kbd samp sub sup b i em strong small blockquote q abbr var del"
 LISTS = "ul ol li dl dt dd"
 TABLES = "table caption colgroup col thead tbody tfoot tr th td"
-TAGS = {*TEXT.split(), *LISTS.split(), *TABLES.split(), *"h1 h2 h3 h4 h5 h6".split()}
+TAGS = {*TEXT.split(), *LISTS.split(), *TABLES.split(), *["h1", "h2", "h3", "h4", "h5", "h6"]}
 TAGS |= {"a", "img", "figure", "figcaption"}
 EMPTIED = {"script", "style", "template", "noscript", "iframe", "object", "svg", "math", "title"}
 ATTRIBUTES = {

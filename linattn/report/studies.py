@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linattn import project
-from linattn.report.markup import slug, harmless
+from linattn.report.markup import harmless, slug
 
 STUDIES = {"plugins": "linattn.studies.plugins.report", "resolution": "linattn.studies.resolution"}
 
@@ -42,8 +42,7 @@ def _sections(name: str, module: str, file: Callable[[str], Path]) -> list[Secti
             return []
         titled = importlib.import_module(module).sections(file)
         return [
-            Section(f"study-{name}-{slug(title)}", title, harmless(body))
-            for title, body in titled
+            Section(f"study-{name}-{slug(title)}", title, harmless(body)) for title, body in titled
         ]
     except Exception as error:
         reason = html.escape(f"{type(error).__name__}: {error}")

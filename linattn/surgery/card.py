@@ -1,13 +1,11 @@
 """Write and read a student's folder: `linattn.json` and the weights that it describes.
 
-The card names the replaced layers with their operators, the sha256 of the weights' file, and the
-base: class, public config and digests of its weights.
+The card names the replaced layers with their operators, the sha256 of the weights' file, the base
+(class, public config and digests of its weights), and the digest of all that.
 """
 
 import json
 import operator
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from linattn import digests
+from linattn import digests, files
+from linattn.attention import POLICIES
+from linattn.finite import finite
+from linattn.names import known, shortened
 from linattn.surgery.student import Entry, Student
 
-FORMAT = 1
+FORMAT = 2
+UNSEALED = 1  # the format of cards without a digest of their own
 CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
 BASE = {"class": str, "name": str, "config": dict, "config_digest": str, "weights": dict}
 
@@ -30,30 +32,49 @@ def write(
     tensors: Mapping[str, Tensor],
     base: Mapping[str, Any],
 ) -> None:
-    """Write both files as drafts and rename them, so that no reader finds half a file."""
+    """Write both files whole; what is not finite is not written."""
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, card = folder / f".{WEIGHTS}.draft", folder / f".{CARD}.draft"
+    for name, tensor in copies.items():
+        finite(tensor, f"weights of {name}", "the training diverged, and nothing was written")
     try:
-        save_file(copies, weights, metadata={"format": "pt"})
-        content = {
-            "format": FORMAT,
-            "weights": {"file": WEIGHTS, "sha256": digests.of_file(weights)},
-            "layers": layers,
-            "base": base,
-        }
-        card.write_text(json.dumps(content, indent=2) + "\n")
-        # safetensors writes 0600, which another user of the folder cannot read
-        shutil.copymode(card, weights)
-        os.replace(weights, folder / WEIGHTS)
-        os.replace(card, folder / CARD)
+        with files.whole(folder / CARD) as card, files.whole(folder / WEIGHTS) as weights:
+            save_file(copies, weights, metadata={"format": "pt"})
+            content: dict[str, Any] = {
+                "format": FORMAT,
+                "weights": {"file": WEIGHTS, "sha256": digests.of_file(weights)},
+                "layers": layers,
+                "base": base,
+            }
+            content["digest"] = _digest(content)
+            card.write_text(json.dumps(content, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written ({error})") from error
-    finally:
-        weights.unlink(missing_ok=True)
-        card.unlink(missing_ok=True)
+
+
+def require_place(folder: str | Path, size: int) -> None:
+    """Raise OSError unless so many bytes can be written into a folder, made or not yet made.
+
+    Args:
+        folder: a student's.
+        size: of its files in bytes.
+    """
+    try:
+        files.require_room(Path(folder), size)
+    except OSError as error:
+        raise OSError(
+            f"the student could not be saved in {folder} ({error}): name another folder"
+        ) from error
+
+
+def _digest(card: Mapping[str, Any]) -> str:
+    """Return the digest of a card without its own."""
+    return digests.of_settings({key: value for key, value in card.items() if key != "digest"})
+
+
+class _Newer(ValueError):
+    """Report a card of a later version."""
 
 
 def recognises(path: Path) -> bool:
@@ -80,35 +101,57 @@ def read(path: Path, options: Mapping[str, Any]) -> Student:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights, which are finite numbers of a floating-point type."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+    if others := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        dtype = tensors[others[0]].dtype
+        raise ValueError(
+            f"{path} is damaged: {shortened(others)} is {dtype} and no weight; fetch it again"
+        )
+    try:
+        for name, tensor in tensors.items():
+            finite(tensor, f"weights of {name}", "fetch it again, or train it again")
+    except ArithmeticError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return tensors
 
 
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text())
+        version = card["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise _Newer(
+                f"{path} has format {version}; this linattn reads {FORMAT}: use a newer one"
+            )
         _check(card)
+    except _Newer:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged or was not written by linattn.save ({error})"
         ) from error
-    if card["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has format {card['format']}; this linattn reads {FORMAT}: use a newer one"
-        )
     return card
 
 
 def _check(card: Any) -> None:
     """Raise ValueError, KeyError or TypeError unless the card has every key that is read."""
-    if not isinstance(card["format"], int):
-        raise ValueError(f"format {card['format']!r} is no number")
+    if card["format"] not in (UNSEALED, FORMAT) or isinstance(card["format"], bool):
+        raise ValueError(f"format {card['format']!r} is none of {UNSEALED} and {FORMAT}")
+    if card["format"] == FORMAT and card["digest"] != _digest(card):
+        raise ValueError("its digest is another: it was edited, or is not whole; save it again")
+    if not card["layers"]:
+        raise ValueError("it replaces no layer")
     for layer in card["layers"]:
         if not isinstance(layer["name"], str) or not isinstance(layer["options"], dict):
             raise ValueError(f"layer {layer!r}")
-    _entries(card)
+        known(layer["initialise"], POLICIES, "initialise")
+    names = [entry.name for entry in _entries(card)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"it names {twice[0]} twice")
     _ = card["weights"]["sha256"]
     for key, expected in BASE.items():
         if not isinstance(card["base"][key], expected):
