@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from linattn import digests
+from linattn import digests, files
 
 PIPELINE = "LINATTN_PIPELINE"
 # a file in the folder of a teacher that has random weights
@@ -210,11 +210,8 @@ def report(write: bool = False) -> Path:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write a file whose bytes depend on the content alone; no reader finds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(draft, path)
+    """Write a file whose bytes depend on the content alone, and return its path."""
+    files.write_json(path, content)
     return path
 
 

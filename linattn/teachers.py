@@ -22,7 +22,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from linattn import conditions, sampling
+from linattn import conditions, sampling, sums
 from linattn.conditions import Conditions
 from linattn.diffusion import Diffusion, Process
 from linattn.names import hint
@@ -116,6 +116,8 @@ def load(
             revision.
     """
     _check(folder)
+    if Path(folder).is_dir():
+        sums.check(Path(folder))
     with quiet():
         pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
         pipe = pipe.to(device)

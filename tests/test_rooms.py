@@ -18,7 +18,7 @@ ROOT = project.ROOT
 # import one another.
 FLOORS = (
     ("linattn_kernels", "names", "digests", "seeds", "files", "signals", "finite"),
-    ("sealed", "project", "reader"),
+    ("sealed", "sums", "project", "reader"),
     ("outs", "alone", "checkpoint", "intervals", "diffusion", "lab", "shapes"),
     ("attention",),
     ("families", "world", "eye"),

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from linattn import project
+from linattn import project, sums
 from linattn.pretraining import autoencoder, loop
 from linattn.pretraining.backbone import Backbone
 from linattn.pretraining.recipe import Recipe, Stopwatch
@@ -43,6 +43,8 @@ def make(folder: Path, backbone: Backbone[Any], recipe: Recipe, device: str | No
             )
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(draft, folder)
+    if (folder.parent.parent / sums.NAME).is_file():
+        sums.write(folder, folder.parent.parent)
     return folder
 
 

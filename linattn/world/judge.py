@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linattn import sums
 from linattn.checkpoint import Resumable
 from linattn.seeds import of_step
 from linattn.world import drawing
@@ -73,8 +75,16 @@ def load(folder: Path) -> Judge:
     path = Path(folder) / "judge.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"no judge at {path}; `python -m linattn.world.judge` trains one")
+    sums.check(Path(folder))
     judge = Judge()
-    judge.load_state_dict(load_file(path))
+    try:
+        judge.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} holds no judge ({reason}): fetch it again, or `python -m linattn.world.judge` "
+            "trains one"
+        ) from error
     return judge.eval().requires_grad_(False)
 
 
