@@ -180,7 +180,8 @@ def test_a_repository_in_the_hubs_cache_is_a_teacher_at_its_commit(folders, tmp_
     code = (
         "import dataclasses, pathlib, sys\n"
         "from linattn import params, project, source\n"
-        "entry = params.Teacher(source='nobody/knows', revision='main', side=32, prompts='my.txt')\n"
+        "entry = params.Teacher(source='nobody/knows', revision='main', side=32,"
+        " prompts='my.txt')\n"
         "settings = dataclasses.replace(params.load('nano'), teachers={'mine': entry})\n"
         "project.ROOT = pathlib.Path(sys.argv[1])\n"
         "with project.pipeline():\n"
