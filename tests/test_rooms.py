@@ -27,7 +27,7 @@ FLOORS = (
     ("pretraining", "distillation"),
     ("params",),
     ("prompts", "memory"),
-    ("source",),
+    ("source", "roles"),
     ("students", "evaluation", "notebooks", "scorers"),
     ("report", "hours"),
     ("advise",),

@@ -11,7 +11,7 @@ import kinds
 import pytest
 import tiny
 
-from linattn import digests, params, project, prompts, source, teachers
+from linattn import digests, params, project, prompts, roles, source, teachers
 from linattn.families import registry
 
 
@@ -179,14 +179,14 @@ def test_a_repository_in_the_hubs_cache_is_a_teacher_at_its_commit(folders, tmp_
     (tmp_path / "my.txt").write_text("a bird\n")
     code = (
         "import dataclasses, pathlib, sys\n"
-        "from linattn import params, project, source\n"
+        "from linattn import params, project, roles, source\n"
         "entry = params.Teacher(source='nobody/knows', revision='main', side=32,"
         " prompts='my.txt')\n"
         "settings = dataclasses.replace(params.load('nano'), teachers={'mine': entry})\n"
         "project.ROOT = pathlib.Path(sys.argv[1])\n"
         "with project.pipeline():\n"
         "    notes = source.note('mine', settings)\n"
-        "made = source.load(settings, 'mine', 'cpu')\n"
+        "made = roles.load(settings, 'mine', 'cpu')\n"
         "commit = project.read_json(notes / 'model.json')['revision']['commit']\n"
         "print(commit, type(made.pipe).__name__, made.card['side'])\n"
     )
@@ -206,16 +206,16 @@ def test_a_branch_that_moves_after_the_note_is_loaded_at_the_noted_commit(usual,
     settings = settings_of(entry)
     loaded = []
     monkeypatch.setattr(teachers, "load", lambda *args, **kwargs: loaded.append(kwargs["revision"]))
-    source.load(settings, "mine")
+    roles.load(settings, "mine")
     note = {"source": "nobody/knows", "revision": {"name": "main", "commit": "0123abc"}}
     folder = root / "data" / "sources" / "mine"
     project.write_json(folder / "model.json", note)
-    source.load(settings, "mine")
-    source.load(settings, "mine", "cpu", revision="v2")
+    roles.load(settings, "mine")
+    roles.load(settings, "mine", "cpu", revision="v2")
     elsewhere = dataclasses.replace(entry, revision="v1")
-    source.load(settings_of(elsewhere), "mine")
+    roles.load(settings_of(elsewhere), "mine")
     project.write_json(folder / "model.json", {**note, "source": "nobody/else"})
-    source.load(settings, "mine")
+    roles.load(settings, "mine")
     assert loaded == ["main", "0123abc", "v2", "v1", "main"]
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from linattn import eye, params, project, prompts, samples, sampling, source, teachers, world
+from linattn import eye, params, project, prompts, roles, samples, sampling, teachers, world
 from linattn.conditions import Labels, Prompts
 from linattn.evaluation import likeness
 from linattn.world import judge
@@ -36,7 +36,7 @@ class Bench:
 
     @cached_property
     def teacher(self) -> teachers.Teacher:
-        return source.load(self.settings, self.role)
+        return roles.load(self.settings, self.role)
 
     @cached_property
     def judge(self) -> nn.Module:
