@@ -64,15 +64,21 @@ def of_teacher(entry: params.Teacher, teacher: Any) -> list[str] | None:
         teacher: the loaded Teacher.
     """
     if isinstance(teacher.conditions, Labels):
-        _refuse_file(entry, f"is conditioned on its {teacher.conditions.classes} classes")
+        refuse_file(entry, f"is conditioned on its {teacher.conditions.classes} classes")
         return None
     if teacher.judged:
-        _refuse_file(entry, "knows the captions of the small world and nothing else")
+        refuse_file(entry, "knows the captions of the small world and nothing else")
         return None
     return read(file_of(entry))
 
 
-def _refuse_file(entry: params.Teacher, reason: str) -> None:
+def refuse_file(entry: params.Teacher, reason: str) -> None:
+    """Raise a ValueError where an entry names a file of prompts that its teacher cannot read.
+
+    Args:
+        entry: the teacher's entry in params.yaml.
+        reason: why not, after "which".
+    """
     if entry.prompts is not None:
         raise ValueError(
             f"prompts: {entry.prompts} for {entry.source}, which {reason}: leave prompts out"

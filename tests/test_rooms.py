@@ -26,7 +26,7 @@ FLOORS = (
     ("teachers", "samples", "redraw"),
     ("pretraining", "distillation"),
     ("params",),
-    ("prompts", "memory"),
+    ("prompts", "memory", "parts"),
     ("source",),
     ("students", "evaluation", "notebooks", "scorers"),
     ("report", "hours"),
