@@ -25,15 +25,16 @@ def read(path: Path) -> list[str]:
     """Return the prompts of a file, or raise a ValueError that says what is wrong with it.
 
     Args:
-        path: a text file in UTF-8; empty lines are left out.
+        path: a text file in UTF-8; empty lines are left out, and a prompt that stands there twice
+            is one, or it might be learned and held out.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ValueError(f"no file of prompts {path}: write one, one prompt a line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no text file in UTF-8 that can be read: {error}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise ValueError(f"{path} is empty: write one prompt a line")
     for number, prompt in enumerate(lines, 1):

@@ -119,6 +119,13 @@ def test_what_cannot_be_a_teacher_is_refused_in_a_sentence(root, reader, tmp_pat
     refused("has no denoising model", source=str(reader))
 
 
+def test_a_mark_of_byte_order_and_repetitions_are_no_prompts(tmp_path):
+    listed = tmp_path / "my.txt"
+    lines = ["a red disc", "", "ein Bär", *["a red disc"] * 8]
+    listed.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert prompts.read(listed) == ["a red disc", "ein Bär"]
+
+
 def test_every_fifth_prompt_is_held_out_and_a_short_list_serves_twice():
     listed = [f"prompt {number}" for number in range(12)]
     learned, held_out = prompts.learned(listed), prompts.held_out(listed)
