@@ -81,6 +81,17 @@ def test_unrelated_pictures_are_half_the_set_apart():
     assert likeness.unrelated(features[:1]) is None
 
 
+@pytest.mark.parametrize(("count", "prompts"), [(8, 4), (200, 100), (9, 4), (10, 5), (4, 2)])
+def test_unrelated_pictures_have_another_prompt(count, prompts):
+    features = torch.eye(prompts, dtype=torch.float64)[torch.arange(count) % prompts]
+    assert likeness.unrelated(features, prompts=prompts)["low"] == pytest.approx(1)
+
+
+def test_pictures_of_one_prompt_are_compared_with_one_another():
+    features = torch.ones(6, 3, dtype=torch.float64)
+    assert likeness.unrelated(features, prompts=1)["value"] == pytest.approx(0)
+
+
 # A draw's cost
 
 
