@@ -112,7 +112,8 @@ def _snapshot(role: str, teacher: params.Teacher) -> Path:
     if not teacher.revision:
         raise ValueError(
             f"the {role} teacher, {teacher.source}, has no revision: write one beside it, such as "
-            "revision: main, or no two runs need be of the same weights"
+            "revision: main, or no two runs need be of the same weights; there is no folder of "
+            "this name"
         )
     from diffusers import DiffusionPipeline
     from huggingface_hub import constants
@@ -147,10 +148,19 @@ def _index(role: str, teacher: params.Teacher, folder: Path) -> Mapping[str, Any
     question = hint(folder.name, neighbours)
     raise ValueError(
         f"the {role} teacher, {teacher.source}, is not there: {folder} has no model_index.json"
-        f"{f'; {question}' if question else ''}. Get a clone that holds it, train it where it is "
-        f"one of this repository's (python -m linattn.notebooks teacher --teacher {role}), name "
-        "another folder, or run another teacher alone: make repro TEACHER=ROLE"
+        f"{f'; {question}' if question else ''}. {_remedy(role, teacher)}, or run another teacher "
+        "alone: make repro TEACHER=ROLE"
     )
+
+
+def _remedy(role: str, teacher: params.Teacher) -> str:
+    """Say where a folder that is missing comes from."""
+    if teacher.source.startswith("data/"):
+        train = f"python -m linattn.notebooks teacher --teacher {role}"
+        return f"Get a clone that holds it, train it if it is one of this repository's ({train})"
+    if teacher.source.startswith(".scratch/rehearse/"):
+        return f"make rehearse TEACHER={role} writes it and runs all stages"
+    return "Name the folder in which a pipeline was saved (save_pretrained)"
 
 
 def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
