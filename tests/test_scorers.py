@@ -4,6 +4,7 @@ Prompts and results are invented, in the true formats.
 """
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -113,6 +114,8 @@ def test_hpsv2_gets_a_folder_a_style(tmp_path):
     scorers.lay_out("hpsv2", prompts(tmp_path / "prompts", "hpsv2"), teacher(), out)
     assert names(out) == ["anime/00000.jpg", "concept-art/00000.jpg", "concept-art/00001.jpg"]
     assert pixels(out / "anime/00000.jpg").shape == (3, 32, 32)
+    with Image.open(out / "anime/00000.jpg") as picture:
+        assert max(picture.quantization[0]) <= 12, "JPEG loses more than at quality 95"
 
 
 def test_a_student_draws_other_pictures_than_its_teacher(tmp_path):
@@ -139,6 +142,14 @@ def test_a_call_that_was_ended_goes_on_and_draws_the_same(tmp_path, monkeypatch)
     assert {name: (out / name).read_bytes() for name in names(out)} == whole
     with pytest.raises(ValueError, match=r"pictures of another draw \(seed differ from out.json\)"):
         scorers.lay_out("geneval", path, made, out, seed=1, **options)
+
+
+def test_another_teacher_of_the_same_weights_does_not_go_on(tmp_path):
+    made, path = teacher(), prompts(tmp_path / "prompts", "hpsv2")
+    scorers.lay_out("hpsv2", path, made, tmp_path / "out")
+    other = dataclasses.replace(made, folder="other")  # whose VAE and encoders may be others
+    with pytest.raises(ValueError, match=r"another draw \(teacher differ from out.json\)"):
+        scorers.lay_out("hpsv2", path, other, tmp_path / "out")
 
 
 def test_a_student_that_was_trained_again_does_not_go_on(tmp_path):
