@@ -74,6 +74,12 @@ def test_fid_is_there_from_2048_pictures_on(count):
     assert ("eye_fid" in measured) == (count == 2048)
 
 
+def test_no_picture_is_nearer_than_itself():
+    """Rounding takes the cosine of a vector with itself above 1 by some 1e-16."""
+    values = [likeness.eye_distance(one, one)["value"] for one in normal(200, 5).split(1)]
+    assert min(values) >= 0
+
+
 def test_unrelated_pictures_are_half_the_set_apart():
     features = torch.eye(4, dtype=torch.float64)
     features[2] = features[0]  # the two that are half the set apart, like each other
