@@ -342,8 +342,10 @@ def test_captions_beyond_the_bytes_are_forgotten_and_read_again():
     kept = Kept(teacher_of("unet").conditions, most=0)
     kept.prepare(["one", "two", "one"])
     assert set(kept.encoded) == {"one", "two"}, "a step's own are kept whatever they take"
-    kept.prepare(["three"])
-    assert set(kept.encoded) == {"three"}
+    kept.prepare(["one", "three"])
+    assert set(kept.encoded) == {"one", "three"}, "the one that was read long ago is needed again"
+    kept.prepare(["four"])
+    assert set(kept.encoded) == {"four"}
 
 
 def test_encoders_visit_the_device_and_leave_without_a_copy(monkeypatch):
