@@ -75,10 +75,16 @@ def repro(only: str | None = None) -> int:
     return 1
 
 
+def _check_teacher(settings: params.Params, only: str | None) -> None:
+    if only:
+        known(only, settings.teachers, "teacher")
+
+
 def _roles(settings: params.Params, only: str | None) -> list[str]:
     """Return the roles to run: the one that was typed, or all that have students."""
+    _check_teacher(settings, only)
     if only:
-        return [known(only, settings.teachers, "teacher")]
+        return [only]
     return [role for role in settings.teachers if settings.of_teacher(role)]
 
 
@@ -306,12 +312,14 @@ def _renew(stage: Any) -> bool:
 def copy(folder: Path, profile: str) -> Path:
     """Copy the working tree into `folder`, with `profile` in its params.yaml.
 
-    Results that lie in the folder stay.
+    Results that lie in the folder stay. A teacher's files stay where they are: they may be tens of
+    gigabytes.
     """
+    apart = ("dvc.lock", "params.yaml", *PUBLISHED, *_left_where_they_are(profile))
     for path in PUBLISHED:
         shutil.rmtree(folder / path, ignore_errors=True)
     for path in files():
-        if not path.startswith(("dvc.lock", "params.yaml", *PUBLISHED)):
+        if not path.startswith(apart):
             _refresh(project.ROOT / path, folder / path)
     for gone in set(files(folder)) - set(files()):
         if gone.startswith(("linattn/", "notebooks/", "kernels/", "tests/")):
@@ -322,6 +330,16 @@ def copy(folder: Path, profile: str) -> Path:
         f"[core]\n    no_scm = true\n[cache]\n    dir = {project.ROOT / '.dvc' / 'cache'}\n"
     )
     return folder
+
+
+def _left_where_they_are(profile: str) -> list[str]:
+    """Name the folders of the profile's own teachers that lie in this repository."""
+    content = reader.read_yaml(project.ROOT / "params.yaml")
+    entries = content["profiles"][profile]["teachers"].values()
+    places = [project.ROOT / _absolute(entry)["source"] for entry in entries]
+    inside = [place for place in places if place.is_dir() and place.is_relative_to(project.ROOT)]
+    names = [place.relative_to(project.ROOT).as_posix() for place in inside]
+    return [f"{name}/" for name in names if not name.startswith("data/")]
 
 
 def _refresh(source: Path, target: Path) -> None:
@@ -455,7 +473,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.study is not None:
             return study(options.study)
         if options.profile and options.profile != params.load().profile:
-            params.load(options.profile)  # a misspelt name is refused before anything is copied
+            # a misspelt name is refused before anything is copied
+            _check_teacher(params.load(options.profile), options.teacher)
             words = ["--teacher", options.teacher] if options.teacher else []
             return elsewhere(options.profile, words)
         with project.pipeline():  # never what was made by hand

@@ -6,8 +6,8 @@
   so that an edit of one runs the stages of that one.
 - The stage runs every time and writes the same bytes while nothing has changed.
 - What cannot become a teacher is refused here in one sentence, before anything is drawn: a hub id
-  without a revision or out of reach, a class without a family, weights that would be unpickled,
-  prompts that are not there.
+  without a revision or out of reach, a class without a family, a part that is not whole or would
+  be unpickled (parts.py), prompts that are not there.
 - Only configs are read. Digests of large files are kept in .scratch/ by size and time of change.
 """
 
@@ -18,13 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linattn import digests, params, project, prompts, teachers
+from linattn import digests, params, parts, project, prompts, reader, teachers
 from linattn.names import hint
 
 NOTES = ("model", "sample", "distill", "evaluate")
 LARGE = 1 << 24  # bytes from which a file's digest is kept
 MODELS = ("transformer", "unet")  # the part of a pipeline that is the denoising model
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def note(role: str, settings: params.Params) -> Path:
@@ -56,12 +55,21 @@ def _revision(teacher: params.Teacher, folder: Path) -> dict[str, Any]:
 
 def check(role: str, teacher: params.Teacher) -> Path:
     """Return the folder of a teacher's files, or raise a ValueError where it cannot be one."""
+    _check_revision(role, teacher)
     folder = teacher.folder or _snapshot(role, teacher)
     index = _index(role, teacher, folder)
     _check_class(role, teacher, folder)
-    _check_weights(role, folder, index)
+    parts.check(role, folder, index)
     _texts(teacher, folder)
     return folder
+
+
+def _check_revision(role: str, teacher: params.Teacher) -> None:
+    if teacher.folder and teacher.revision:
+        raise ValueError(
+            f"the {role} teacher, {teacher.source}, is a folder, which has no revision "
+            f"{teacher.revision}: leave revision out, or move the folder where a hub id is meant"
+        )
 
 
 def _snapshot(role: str, teacher: params.Teacher) -> Path:
@@ -69,7 +77,8 @@ def _snapshot(role: str, teacher: params.Teacher) -> Path:
     if not teacher.revision:
         raise ValueError(
             f"the {role} teacher, {teacher.source}, has no revision: write one beside it, such as "
-            "revision: main, or no two runs need be of the same weights"
+            "revision: main, or no two runs need be of the same weights; there is no folder of "
+            "this name"
         )
     from diffusers import DiffusionPipeline
     from huggingface_hub import constants
@@ -99,15 +108,24 @@ def _index(role: str, teacher: params.Teacher, folder: Path) -> Mapping[str, Any
     """Return what model_index.json says."""
     path = folder / "model_index.json"
     if path.is_file():
-        return project.read_json(path)
+        return reader.mapping(project.read_json(path), str(path))
     neighbours = sorted(found.parent.name for found in folder.parent.glob("*/model_index.json"))
     question = hint(folder.name, neighbours)
     raise ValueError(
         f"the {role} teacher, {teacher.source}, is not there: {folder} has no model_index.json"
-        f"{f'; {question}' if question else ''}. Get a clone that holds it, train it where it is "
-        f"one of this repository's (python -m linattn.notebooks teacher --teacher {role}), name "
-        "another folder, or run another teacher alone: make repro TEACHER=ROLE"
+        f"{f'; {question}' if question else ''}. {_remedy(role, teacher)}, or run another teacher "
+        "alone: make repro TEACHER=ROLE"
     )
+
+
+def _remedy(role: str, teacher: params.Teacher) -> str:
+    """Say where a folder that is missing comes from."""
+    if teacher.source.startswith("data/"):
+        train = f"python -m linattn.notebooks teacher --teacher {role}"
+        return f"Get a clone that holds it, train it if it is one of this repository's ({train})"
+    if teacher.source.startswith(".scratch/rehearse/"):
+        return f"make rehearse TEACHER={role} writes it and runs all stages"
+    return "Name the folder in which a pipeline was saved (save_pretrained)"
 
 
 def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
@@ -133,29 +151,13 @@ def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
         )
 
 
-def _check_weights(role: str, folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a part whose only weights are pickles: nothing here is unpickled."""
-    for part in _parts(index):
-        names = [path.name for path in (folder / part).glob("*")]
-        pickles = [name for name in names if name.endswith(PICKLES)]
-        if pickles and not any(name.endswith(".safetensors") for name in names):
-            raise ValueError(
-                f"the {role} teacher's {part} has {pickles[0]} and no safetensors: nothing is "
-                "unpickled here; save the pipeline again with safe_serialization=True"
-            )
-
-
-def _parts(index: Mapping[str, Any]) -> list[str]:
-    """Name the parts of a pipeline that lie in folders of their own."""
-    return [name for name, value in index.items() if isinstance(value, list) and value[1]]
-
-
 def _texts(teacher: params.Teacher, folder: Path) -> list[str]:
     """Return the prompts of a teacher that reads a file of them, else nothing."""
     card = folder / "card.json"
     judged = card.is_file() and "gate" in project.read_json(card)
     reads = any((folder / name).is_dir() for name in ("tokenizer", "tokenizer_2", "tokenizer_3"))
     if judged or not reads:
+        prompts.refuse_file(teacher, "reads no file of them")
         return []
     return prompts.read(prompts.file_of(teacher))
 
@@ -172,7 +174,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """Return the files that are a pipeline, by their relative names."""
     index = project.read_json(folder / "model_index.json")
     files = [folder / name for name in ("model_index.json", "card.json")]
-    for part in _parts(index):
+    for part in parts.of(index):
         files += sorted((folder / part).rglob("*"))
     return {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
 

@@ -238,7 +238,8 @@ SHOWING = {
 NAMES = {"names", "attention", "attention.registry"}
 VALUES = {"params", "project", "reader"}
 # What says or refuses before a training, and alters none.
-SAYING = {"memory", *(f"memory.{path.stem}" for path in (ROOT / "linattn/memory").glob("*.py"))}
+SAYING = {"parts", "memory"}
+SAYING |= {f"memory.{path.stem}" for path in (ROOT / "linattn/memory").glob("*.py")}
 CARRIERS = {"linattn", "notebooks", "pipeline", *VALUES, *NAMES, *SHOWING, *SAYING}
 # Rooms of which a stage depends on all files; of the others it lists the files that it uses.
 ROOMS = {"distillation", "eye", "families", "pretraining", "samples", "sampling", "surgery"}

@@ -26,7 +26,7 @@ FLOORS = (
     ("teachers", "samples", "redraw"),
     ("pretraining", "distillation"),
     ("params",),
-    ("prompts", "memory"),
+    ("prompts", "memory", "parts"),
     ("source", "roles"),
     ("students", "evaluation", "notebooks", "scorers"),
     ("report", "hours"),
