@@ -1,6 +1,6 @@
 """Figures of quality, cost, speed and training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from linattn.evaluation.growth import exponents
 from linattn.report.figures.canvas import REFERENCE, drawn, finish, new_figure
 from linattn.report.numbers import seconds, short
-from linattn.report.picture import DPI, FAINT, INK, PAPER, SOFT, WIDTH, Look, Picture
+from linattn.report.picture import DPI, FAINT, INK, LETTER, PAPER, SOFT, WIDTH, Look, Picture
 
 
 @drawn
@@ -55,12 +55,18 @@ def quality_cost(
     for name, marker in (markers or {}).items():
         axis.plot([], [], marker, color=SOFT, label=name)
     if markers:
-        figure.legend(loc="outside upper right", ncols=len(markers), handletextpad=0.2)
+        figure.legend(loc="outside upper right", ncols=_columns(markers), handletextpad=0.2)
     elif line:
         figure.legend(loc="outside upper right")
     _label_points(figure, axis, every)
     alt = f"Scatter plot of {y} against {x}: {_in_words(points)}"
     return finish(figure, f"{alt}; {line_name}: {_in_words(line)}." if line else f"{alt}.")
+
+
+def _columns(names: Collection[str]) -> int:
+    """Return how many names of a legend fit beside one another, their marks included."""
+    widest = max(map(len, names)) + 5
+    return min(len(names), max(1, int(WIDTH / (widest * LETTER))))
 
 
 def _errorbar(axis: Any, point: Mapping[str, Any]) -> None:
