@@ -56,7 +56,7 @@ def repro(only: str | None = None) -> int:
     _check_listed(settings)
     roles = _roles(settings, only)
     for role in roles:
-        source.check(role, settings.teacher(role))
+        source.check_steps(role, settings, source.check(role, settings.teacher(role)))
     announce(settings, roles)
     make_folders()
     stages: list[str] = []

@@ -30,6 +30,7 @@ def note(role: str, settings: params.Params) -> Path:
     """Write the notes of a teacher, and return their folder."""
     teacher = settings.teacher(role)
     folder = check(role, teacher)
+    check_steps(role, settings, folder)
     texts = _texts(teacher, folder)
     contents = {
         "model": {
@@ -70,6 +71,28 @@ def _check_revision(role: str, teacher: params.Teacher) -> None:
             f"the {role} teacher, {teacher.source}, is a folder, which has no revision "
             f"{teacher.revision}: leave revision out, or move the folder where a hub id is meant"
         )
+
+
+def check_steps(role: str, settings: params.Params, folder: Path) -> None:
+    """Refuse numbers of steps below the fewest that the teacher's scheduler can take."""
+    from linattn.families.registry import FAMILIES
+
+    conditions = FAMILIES[_model(folder)].conditions
+    path = folder / "scheduler" / "scheduler_config.json"
+    if conditions is None or not path.is_file():
+        return
+    least, numbers = conditions.least_steps(project.read_json(path)), settings.of(role)
+    counts = {
+        "sample.steps": numbers.sample.steps,
+        "evaluate.steps": numbers.evaluate.steps,
+        "evaluate.quick_steps": numbers.evaluate.quick_steps,
+    }
+    for key, steps in counts.items():
+        if steps < least:
+            raise ValueError(
+                f"the {role} teacher draws with {key}: {steps}, and its scheduler takes {least} "
+                f"or more: write {key.replace('.', ': {')}: {least}}} in its entry in params.yaml"
+            )
 
 
 def _snapshot(role: str, teacher: params.Teacher) -> Path:
@@ -128,25 +151,33 @@ def _remedy(role: str, teacher: params.Teacher) -> str:
     return "Name the folder in which a pipeline was saved (save_pretrained)"
 
 
-def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
-    """Refuse a pipeline whose model has no family, or a family that cannot draw."""
-    from linattn.families.registry import FAMILIES, class_name, refusal
+def _model(folder: Path) -> str:
+    """Name the class of a pipeline's denoising model, or nothing where it has none."""
+    from linattn.families.registry import class_name
 
     configs = [folder / part / "config.json" for part in MODELS]
     names = [class_name(project.read_json(path)) for path in configs if path.is_file()]
-    if not names:
+    return names[0] if names else ""
+
+
+def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
+    """Refuse a pipeline whose model has no family, or a family that cannot draw."""
+    from linattn.families.registry import FAMILIES, refusal
+
+    name = _model(folder)
+    if not name:
         raise ValueError(
             f"the {role} teacher, {teacher.source}, has no denoising model (transformer or unet "
             "with a config.json): it cannot be a teacher"
         )
-    if names[0] not in FAMILIES:
+    if name not in FAMILIES:
         raise ValueError(
-            f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is not supported: "
-            f"{refusal(names[0])}"
+            f"the {role} teacher, {teacher.source}, holds a {name}, which is not supported: "
+            f"{refusal(name)}"
         )
-    if FAMILIES[names[0]].conditions is None:
+    if FAMILIES[name].conditions is None:
         raise ValueError(
-            f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is converted, saved "
+            f"the {role} teacher, {teacher.source}, holds a {name}, which is converted, saved "
             "and looked into, but not drawn with: it cannot be a teacher"
         )
 

@@ -123,17 +123,19 @@ def test_a_draw_runs_as_many_forwards_as_are_counted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("steps", "quick", "counts"),
+    ("steps", "quick", "least", "counts"),
     [
-        (20, 8, [5, 8, 10]),
-        (50, 50, [12, 25]),
-        (2, 2, [1]),
-        (28, 14, [7, 14]),
-        (1, 1, []),
+        (20, 8, 1, [5, 8, 10]),
+        (50, 50, 1, [12, 25]),
+        (2, 2, 1, [1]),
+        (28, 14, 1, [7, 14]),
+        (1, 1, 1, []),
+        (2, 2, 2, []),
+        (7, 2, 2, [2, 3]),
     ],
 )
-def test_fewer_steps_are_a_half_a_quarter_and_the_quick_rows(steps, quick, counts):
-    assert fewer.fewer_steps(SimpleNamespace(steps=steps, quick_steps=quick)) == counts
+def test_fewer_steps_are_a_half_a_quarter_and_the_quick_rows(steps, quick, least, counts):
+    assert fewer.fewer_steps(SimpleNamespace(steps=steps, quick_steps=quick), least) == counts
 
 
 @pytest.fixture(scope="module")

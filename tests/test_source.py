@@ -290,3 +290,17 @@ def test_a_folder_saved_before_its_class_had_a_name_is_a_teacher(reader):
     config.write_text(json.dumps(content | {"norm_type": "layer_norm"}))
     with pytest.raises(ValueError, match="holds a Transformer2DModel, which is not supported"):
         source.check("mine", teacher)
+
+
+@pytest.mark.parametrize("section", ["sample", "evaluate"])
+def test_steps_too_few_for_the_teachers_scheduler_are_refused_with_what_to_write(
+    usual, root, tmp_path, section
+):
+    """Qwen-Image's times are stretched to end at a last one, which a single step cannot."""
+    pipe = kinds.pipeline("qwen")
+    pipe.scheduler.register_to_config(shift_terminal=0.02)
+    pipe.save_pretrained(tmp_path / "stretched")
+    teacher = params.Teacher(source=str(tmp_path / "stretched"), **{section: {"steps": 1}})
+    with pytest.raises(ValueError, match=rf"takes 2 or more: write {section}: {{steps: 2}}"):
+        notes(root, teacher)
+    assert notes(root, dataclasses.replace(teacher, **{section: {"steps": 2}}))
