@@ -58,7 +58,7 @@ def repro(only: str | None = None) -> int:
     _check_listed(settings)
     roles = _roles(settings, only)
     for role in roles:
-        source.check(role, settings.teacher(role))
+        source.check_steps(role, settings, source.check(role, settings.teacher(role)))
     with running("make repro"):
         return _repro(settings, roles, everything=not only)
 
@@ -82,10 +82,16 @@ def _repro(settings: params.Params, roles: Sequence[str], everything: bool) -> i
     return 1
 
 
+def _check_teacher(settings: params.Params, only: str | None) -> None:
+    if only:
+        known(only, settings.teachers, "teacher")
+
+
 def _roles(settings: params.Params, only: str | None) -> list[str]:
     """Return the roles to run: the one that was typed, or all that have students."""
+    _check_teacher(settings, only)
     if only:
-        return [known(only, settings.teachers, "teacher")]
+        return [only]
     return [role for role in settings.teachers if settings.of_teacher(role)]
 
 
@@ -341,12 +347,14 @@ def _renew(stage: Any) -> bool:
 def copy(folder: Path, profile: str) -> Path:
     """Copy the working tree into `folder`, with `profile` in its params.yaml.
 
-    Results that lie in the folder stay.
+    Results that lie in the folder stay. A teacher's files stay where they are: they may be tens of
+    gigabytes.
     """
+    apart = ("dvc.lock", "params.yaml", *PUBLISHED, *_left_where_they_are(profile))
     for path in PUBLISHED:
         shutil.rmtree(folder / path, ignore_errors=True)
     for path in files():
-        if not path.startswith(("dvc.lock", "params.yaml", *PUBLISHED)):
+        if not path.startswith(apart):
             _refresh(project.ROOT / path, folder / path)
     for gone in set(files(folder)) - set(files()):
         if gone.startswith(("linattn/", "notebooks/", "kernels/", "tests/")):
@@ -356,6 +364,16 @@ def copy(folder: Path, profile: str) -> Path:
     text = f'[core]\n    no_scm = true\n[cache]\n    dir = "{cache}"\n'  # in quotes: a comma, a #
     write_text(folder / ".dvc" / "config.local", text)
     return folder
+
+
+def _left_where_they_are(profile: str) -> list[str]:
+    """Name the folders of the profile's own teachers that lie in this repository."""
+    content = reader.read_yaml(project.ROOT / "params.yaml")
+    entries = content["profiles"][profile]["teachers"].values()
+    places = [project.ROOT / _absolute(entry)["source"] for entry in entries]
+    inside = [place for place in places if place.is_dir() and place.is_relative_to(project.ROOT)]
+    names = [place.relative_to(project.ROOT).as_posix() for place in inside]
+    return [f"{name}/" for name in names if not name.startswith("data/")]
 
 
 def _refresh(source: Path, target: Path) -> None:
@@ -484,9 +502,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.study is not None:
         return study(options.study)
     if options.profile and options.profile != params.load().profile:
-        settings = params.load(options.profile)  # refused before anything is copied
-        if options.teacher:
-            _roles(settings, options.teacher)
+        # a misspelt name is refused before anything is copied
+        _check_teacher(params.load(options.profile), options.teacher)
         words = ["--teacher", options.teacher] if options.teacher else []
         return elsewhere(options.profile, words)
     with project.pipeline():  # never what was made by hand

@@ -25,15 +25,16 @@ def read(path: Path) -> list[str]:
     """Return the prompts of a file, or raise a ValueError that says what is wrong with it.
 
     Args:
-        path: a text file in UTF-8; empty lines are left out.
+        path: a text file in UTF-8; empty lines are left out, and a prompt that stands there twice
+            is one, or it might be learned and held out.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ValueError(f"no file of prompts {path}: write one, one prompt a line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no text file in UTF-8 that can be read: {error}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise ValueError(f"{path} is empty: write one prompt a line")
     for number, prompt in enumerate(lines, 1):
@@ -64,15 +65,21 @@ def of_teacher(entry: params.Teacher, teacher: Any) -> list[str] | None:
         teacher: the loaded Teacher.
     """
     if isinstance(teacher.conditions, Labels):
-        _refuse_file(entry, f"is conditioned on its {teacher.conditions.classes} classes")
+        refuse_file(entry, f"is conditioned on its {teacher.conditions.classes} classes")
         return None
     if teacher.judged:
-        _refuse_file(entry, "knows the captions of the small world and nothing else")
+        refuse_file(entry, "knows the captions of the small world and nothing else")
         return None
     return read(file_of(entry))
 
 
-def _refuse_file(entry: params.Teacher, reason: str) -> None:
+def refuse_file(entry: params.Teacher, reason: str) -> None:
+    """Raise a ValueError where an entry names a file of prompts that its teacher cannot read.
+
+    Args:
+        entry: the teacher's entry in params.yaml.
+        reason: why not, after "which".
+    """
     if entry.prompts is not None:
         raise ValueError(
             f"prompts: {entry.prompts} for {entry.source}, which {reason}: leave prompts out"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
@@ -20,10 +21,9 @@ from diffusers import (
 )
 from torch import nn
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    T5Config,
+    Qwen2_5_VLForConditionalGeneration,
     T5EncoderModel,
 )
 
@@ -119,6 +119,29 @@ T5_XXL = {
     "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }
+QWEN_25_VL = {
+    "text_config": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [16, 24, 24],
+        },
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+    },
+}
+DEPTHS = ("num_layers", "num_hidden_layers", "depth")  # what encoders' configs call their blocks
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -147,6 +170,7 @@ class Shape:
     encoders: Mapping[str, tuple[type[nn.Module], Config]] = field(default_factory=dict)
     vae: Config = field(default_factory=lambda: VAE)
     side: int = 512  # px that it draws
+    vae_model: type[nn.Module] = AutoencoderKL
 
     def build(self, shallow: bool = False, **changes: Any) -> Any:
         """Build the model with random weights, on torch's current default device."""
@@ -157,17 +181,25 @@ class Shape:
         """Build the text encoders by their names in the pipeline, at most `depth` layers deep."""
         built = {}
         for name, (encoder, config) in self.encoders.items():
-            values = dict(config)
-            if depth is not None:
-                key = "num_layers" if encoder is T5EncoderModel else "num_hidden_layers"
-                values[key] = min(depth, values[key])
-            kind: Any = T5Config if encoder is T5EncoderModel else CLIPTextConfig
-            built[name] = encoder(kind(**values))
+            made: Any = encoder
+            built[name] = made(made.config_class(**_at_most(depth, config)))
         return built
 
-    def build_vae(self, **changes: Any) -> AutoencoderKL:
+    def build_vae(self, **changes: Any) -> Any:
         """Build the autoencoder."""
-        return AutoencoderKL(**{**self.vae, **changes})
+        vae: Any = self.vae_model
+        return vae(**{**self.vae, **changes})
+
+
+def _at_most(depth: int | None, config: Config) -> dict[str, Any]:
+    """Return a config, and those inside it, with at most so many blocks; None leaves them all."""
+    changed = dict(config)
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            changed[key] = _at_most(depth, value)
+        elif depth is not None and key in DEPTHS:
+            changed[key] = min(depth, value)
+    return changed
 
 
 SHAPES: dict[str, Shape] = {
@@ -249,7 +281,10 @@ SHAPES: dict[str, Shape] = {
         60,
         (3072, 24, 128),
         {"num_layers": 2},
-        side=1024,
+        {"text_encoder": (Qwen2_5_VLForConditionalGeneration, QWEN_25_VL)},
+        {},
+        1024,
+        AutoencoderKLQwenImage,
     ),
 }
 

@@ -6,8 +6,8 @@
   so that an edit of one runs the stages of that one.
 - The stage runs every time and writes the same bytes while nothing has changed.
 - What cannot become a teacher is refused here in one sentence, before anything is drawn: a hub id
-  without a revision or out of reach, a class without a family, weights that would be unpickled,
-  prompts that are not there.
+  without a revision or out of reach, a class without a family, a part that is not whole or would
+  be unpickled (parts.py), prompts that are not there.
 - Only configs are read. Digests of large files are kept in .scratch/ by size and time of change.
 """
 
@@ -18,22 +18,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from linattn import digests, params, project, prompts, teachers
+from linattn import digests, params, parts, project, prompts, reader, teachers
 from linattn.names import hint
-from linattn.teachers import Teacher
 
 NOTES = ("model", "sample", "distill", "evaluate")
 LARGE = 1 << 24  # bytes from which a file's digest is kept
 MODELS = ("transformer", "unet")  # the part of a pipeline that is the denoising model
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def note(role: str, settings: params.Params) -> Path:
     """Write the notes of a teacher, and return their folder."""
     teacher = settings.teacher(role)
     folder = check(role, teacher)
+    check_steps(role, settings, folder)
     texts = _texts(teacher, folder)
     contents = {
         "model": {
@@ -52,38 +49,6 @@ def note(role: str, settings: params.Params) -> Path:
     return project.source(role)
 
 
-def load(
-    settings: params.Params, role: str, device: str | torch.device | None = None, **options: Any
-) -> Teacher:
-    """Load the teacher of a role; one of the hub at the commit that its notes name.
-
-    A branch may have moved since the notes were taken, between two stages even.
-
-    Args:
-        settings: the parameters that name the role.
-        role: the teacher's.
-        device: where its models are moved; None: the project's device.
-        options: keyword arguments of `teachers.load` that replace the entry's.
-    """
-    entry = settings.teacher(role)
-    loading = entry.loading
-    if commit := _noted_commit(role, entry):
-        loading["revision"] = commit
-    device = project.device() if device is None else device
-    return teachers.load(entry.name_or_path, device=device, **{**loading, **options})
-
-
-def _noted_commit(role: str, entry: params.Teacher) -> str | None:
-    """Return the commit in the notes of a teacher of the hub, where they are of this revision."""
-    path = project.source(role) / "model.json"
-    if entry.folder or not path.is_file():
-        return None
-    noted = project.read_json(path)
-    revision = noted["revision"] or {}
-    same = (noted["source"], revision.get("name")) == (entry.source, entry.revision)
-    return revision["commit"] if same else None
-
-
 def _revision(teacher: params.Teacher, folder: Path) -> dict[str, Any]:
     """Return the revision as it was asked for, and the commit that it was."""
     return {"name": teacher.revision, "commit": folder.name}
@@ -91,12 +56,43 @@ def _revision(teacher: params.Teacher, folder: Path) -> dict[str, Any]:
 
 def check(role: str, teacher: params.Teacher) -> Path:
     """Return the folder of a teacher's files, or raise a ValueError where it cannot be one."""
+    _check_revision(role, teacher)
     folder = teacher.folder or _snapshot(role, teacher)
     index = _index(role, teacher, folder)
     _check_class(role, teacher, folder)
-    _check_weights(role, folder, index)
+    parts.check(role, folder, index)
     _texts(teacher, folder)
     return folder
+
+
+def _check_revision(role: str, teacher: params.Teacher) -> None:
+    if teacher.folder and teacher.revision:
+        raise ValueError(
+            f"the {role} teacher, {teacher.source}, is a folder, which has no revision "
+            f"{teacher.revision}: leave revision out, or move the folder where a hub id is meant"
+        )
+
+
+def check_steps(role: str, settings: params.Params, folder: Path) -> None:
+    """Refuse numbers of steps below the fewest that the teacher's scheduler can take."""
+    from linattn.families.registry import FAMILIES
+
+    conditions = FAMILIES[_model(folder)].conditions
+    path = folder / "scheduler" / "scheduler_config.json"
+    if conditions is None or not path.is_file():
+        return
+    least, numbers = conditions.least_steps(project.read_json(path)), settings.of(role)
+    counts = {
+        "sample.steps": numbers.sample.steps,
+        "evaluate.steps": numbers.evaluate.steps,
+        "evaluate.quick_steps": numbers.evaluate.quick_steps,
+    }
+    for key, steps in counts.items():
+        if steps < least:
+            raise ValueError(
+                f"the {role} teacher draws with {key}: {steps}, and its scheduler takes {least} "
+                f"or more: write {key.replace('.', ': {')}: {least}}} in its entry in params.yaml"
+            )
 
 
 def _snapshot(role: str, teacher: params.Teacher) -> Path:
@@ -104,7 +100,8 @@ def _snapshot(role: str, teacher: params.Teacher) -> Path:
     if not teacher.revision:
         raise ValueError(
             f"the {role} teacher, {teacher.source}, has no revision: write one beside it, such as "
-            "revision: main, or no two runs need be of the same weights"
+            "revision: main, or no two runs need be of the same weights; there is no folder of "
+            "this name"
         )
     from diffusers import DiffusionPipeline
     from huggingface_hub import constants
@@ -134,55 +131,55 @@ def _index(role: str, teacher: params.Teacher, folder: Path) -> Mapping[str, Any
     """Return what model_index.json says."""
     path = folder / "model_index.json"
     if path.is_file():
-        return project.read_json(path)
+        return reader.mapping(project.read_json(path), str(path))
     neighbours = sorted(found.parent.name for found in folder.parent.glob("*/model_index.json"))
     question = hint(folder.name, neighbours)
     raise ValueError(
         f"the {role} teacher, {teacher.source}, is not there: {folder} has no model_index.json"
-        f"{f'; {question}' if question else ''}. Get a clone that holds it, train it where it is "
-        f"one of this repository's (python -m linattn.notebooks teacher --teacher {role}), name "
-        "another folder, or run another teacher alone: make repro TEACHER=ROLE"
+        f"{f'; {question}' if question else ''}. {_remedy(role, teacher)}, or run another teacher "
+        "alone: make repro TEACHER=ROLE"
     )
+
+
+def _remedy(role: str, teacher: params.Teacher) -> str:
+    """Say where a folder that is missing comes from."""
+    if teacher.source.startswith("data/"):
+        train = f"python -m linattn.notebooks teacher --teacher {role}"
+        return f"Get a clone that holds it, train it if it is one of this repository's ({train})"
+    if teacher.source.startswith(".scratch/rehearse/"):
+        return f"make rehearse TEACHER={role} writes it and runs all stages"
+    return "Name the folder in which a pipeline was saved (save_pretrained)"
+
+
+def _model(folder: Path) -> str:
+    """Name the class of a pipeline's denoising model, or nothing where it has none."""
+    from linattn.families.registry import class_name
+
+    configs = [folder / part / "config.json" for part in MODELS]
+    names = [class_name(project.read_json(path)) for path in configs if path.is_file()]
+    return names[0] if names else ""
 
 
 def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
     """Refuse a pipeline whose model has no family, or a family that cannot draw."""
-    from linattn.families.registry import FAMILIES, class_name, refusal
+    from linattn.families.registry import FAMILIES, refusal
 
-    configs = [folder / part / "config.json" for part in MODELS]
-    names = [class_name(project.read_json(path)) for path in configs if path.is_file()]
-    if not names:
+    name = _model(folder)
+    if not name:
         raise ValueError(
             f"the {role} teacher, {teacher.source}, has no denoising model (transformer or unet "
             "with a config.json): it cannot be a teacher"
         )
-    if names[0] not in FAMILIES:
+    if name not in FAMILIES:
         raise ValueError(
-            f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is not supported: "
-            f"{refusal(names[0])}"
+            f"the {role} teacher, {teacher.source}, holds a {name}, which is not supported: "
+            f"{refusal(name)}"
         )
-    if FAMILIES[names[0]].conditions is None:
+    if FAMILIES[name].conditions is None:
         raise ValueError(
-            f"the {role} teacher, {teacher.source}, holds a {names[0]}, which is converted, saved "
+            f"the {role} teacher, {teacher.source}, holds a {name}, which is converted, saved "
             "and looked into, but not drawn with: it cannot be a teacher"
         )
-
-
-def _check_weights(role: str, folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a part whose only weights are pickles: nothing here is unpickled."""
-    for part in _parts(index):
-        names = [path.name for path in (folder / part).glob("*")]
-        pickles = [name for name in names if name.endswith(PICKLES)]
-        if pickles and not any(name.endswith(".safetensors") for name in names):
-            raise ValueError(
-                f"the {role} teacher's {part} has {pickles[0]} and no safetensors: nothing is "
-                "unpickled here; save the pipeline again with safe_serialization=True"
-            )
-
-
-def _parts(index: Mapping[str, Any]) -> list[str]:
-    """Name the parts of a pipeline that lie in folders of their own."""
-    return [name for name, value in index.items() if isinstance(value, list) and value[1]]
 
 
 def _texts(teacher: params.Teacher, folder: Path) -> list[str]:
@@ -191,6 +188,7 @@ def _texts(teacher: params.Teacher, folder: Path) -> list[str]:
     judged = card.is_file() and "gate" in project.read_json(card)
     reads = any((folder / name).is_dir() for name in ("tokenizer", "tokenizer_2", "tokenizer_3"))
     if judged or not reads:
+        prompts.refuse_file(teacher, "reads no file of them")
         return []
     return prompts.read(prompts.file_of(teacher))
 
@@ -207,7 +205,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """Return the files that are a pipeline, by their relative names."""
     index = project.read_json(folder / "model_index.json")
     files = [folder / name for name in ("model_index.json", "card.json")]
-    for part in _parts(index):
+    for part in parts.of(index):
         files += sorted((folder / part).rglob("*"))
     return {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
 

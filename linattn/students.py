@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from linattn import memory, params, project, source, surgery
+from linattn import memory, params, project, roles, surgery
 from linattn.distillation.config import DistillConfig, of_params
 from linattn.distillation.distill import Result, distill
 from linattn.distillation.settings import Settings
@@ -42,7 +42,7 @@ def make_of(settings: params.Params, name: str, **origin: str) -> list[Result]:
     accelerator = Accelerator(cpu=project.device() == "cpu")
     # where the encoders leave, training itself brings the model to the device
     device = "cpu" if recipe.encoders == "leave" else accelerator.device
-    teacher = source.load(settings, student.teacher, device)
+    teacher = roles.load(settings, student.teacher, device)
     samples = Samples(project.samples(student.teacher))
     results = []
     for seed in recipe.seeds:

@@ -23,7 +23,12 @@ torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # what tests start shares the machine as well
 
-LONG = {"test_pipeline.py", "test_kernel_builds.py", "test_kernels.py"}  # minutes each
+LONG = {  # minutes each
+    "test_foreign.py",
+    "test_pipeline.py",
+    "test_kernel_builds.py",
+    "test_kernels.py",
+}
 
 
 @pytest.hookimpl(optionalhook=True)

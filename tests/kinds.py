@@ -1,7 +1,6 @@
 """Pipelines of every family but DiT (tiny.py), around the tiny models of linattn.testing."""
 
 import copy
-import re
 
 import tiny
 import torch
@@ -17,8 +16,6 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from tokenizers import AddedToken
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
@@ -28,6 +25,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from linattn.rehearse import tokenizers
 from linattn.testing import models
 from linattn.testing.models import JOINT, ROTARY, TEXT, run, seeded, sizes
 from linattn.world import language
@@ -135,28 +133,9 @@ def _flow(made: nn.Module):
     )
 
 
-# What the pipeline writes around a caption: 34 tokens before it, as many as it then drops.
-TEMPLATE = (
-    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
-    "spatial relationships of the objects and background:user\nassistant\n"
-)
-
-FIRST_WORDS = ("system", "Describe", "user", "assistant")  # which no space goes before
-
-
 def qwen_tokenizer() -> Qwen2Tokenizer:
     """Read words of the template and of captions as a token each, and all else by bytes."""
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary, merges = [*marks, *sorted(ByteLevel.alphabet())], {}
-    for word in (*re.findall(r"\w+", TEMPLATE), *language.words()):
-        for end in range(len(word)):
-            merges[f"\u0120{word[:end]}", word[end]] = None  # U+0120 is a space among the bytes
-    vocabulary += ["".join(merge) for merge in merges]
-    numbers = {token: number for number, token in enumerate(vocabulary)}
-    tokenizer = Qwen2Tokenizer(numbers, list(merges))
-    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in marks])
-    tokenizer.add_tokens([AddedToken(word, single_word=True) for word in FIRST_WORDS])
-    return tokenizer
+    return tokenizers.qwen(language.words())
 
 
 def _qwen_encoder(words: int) -> Qwen2_5_VLForConditionalGeneration:

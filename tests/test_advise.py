@@ -337,6 +337,13 @@ def test_bad_input_is_one_sentence_before_anything_is_timed(name, sides, options
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(device):
+    with pytest.raises(ValueError, match=f"nothing runs on device '{device}' here: ") as error:
+        advise("sd15", [512], timer=Never(), device=device)
+    assert "\n" not in str(error.value)
+
+
 def test_latents_that_a_model_cannot_take_are_named():
     with pytest.raises(ValueError, match="takes no latents for a side of 512 px: .*pos_embed_max"):
         advise(models.model("sd3"), [256, 512], timer=Never(), device="cpu")
@@ -464,6 +471,7 @@ def test_the_command_prints_the_table_and_writes_its_files(tmp_path, capsys):
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     wrong = [["fluxx", "--side", "512"], ["sd15", "--side", "500"]]
     wrong.append(["sd15", "--side", "512", "--json", str(tmp_path / "none" / "a.json")])
+    wrong.append(["sd15", "--side", "512", "--json", str(tmp_path)])
     for typed in wrong:
         assert main(typed) == 1
         assert capsys.readouterr().err.count("\n") == 1

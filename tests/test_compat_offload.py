@@ -160,6 +160,16 @@ def test_a_base_that_is_offloaded_one_by_one_converts_as_it_would_have_been(oper
     assert torch.equal(compat.run("flux", offloaded), compat.run("flux", plain))
 
 
+@pytest.mark.parametrize("buffers", [True, False])
+def test_buffers_are_offloaded_after_a_conversion_as_before(buffers):
+    model = accelerate.cpu_offload(kinds.model("sd35"), CPU, offload_buffers=buffers)
+    before = {name: buffer.is_meta for name, buffer in model.named_buffers()}
+    assert set(before.values()) == {buffers}
+    linattn.linearize(model, "linfusion")
+    after = {name: buffer.is_meta for name, buffer in model.named_buffers()}
+    assert before.items() <= after.items()
+
+
 def test_a_conversion_that_fails_leaves_weights_offloaded_and_whole():
     model = sequential(kinds.model("flux"))
     wanted = compat.run("flux", model)

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 import linattn
 from linattn import families, surgery
+from linattn.surgery import quantised
 
 aten = torch.ops.aten
 
@@ -113,6 +114,14 @@ LIBRARY = pytest.mark.parametrize("quantise", LIBRARIES.values(), ids=LIBRARIES)
 def quantised_names(model):
     plain = (torch.Tensor, nn.Parameter)
     return [name for name, tensor in model.named_parameters() if type(tensor) not in plain]
+
+
+def test_the_digest_of_a_quantised_weight_knows_its_scale():
+    integers, scale = torch.ones(2, 3, dtype=torch.int8), torch.ones(2, 1)
+    digest = quantised.digest(Int8Tensor(integers, scale))
+    assert quantised.digest(Int8Tensor(integers.clone(), scale.clone())) == digest
+    assert quantised.digest(Int8Tensor(integers, 2 * scale)) != digest
+    assert quantised.digest(Int8Tensor(2 * integers, scale)) != digest
 
 
 @LIBRARY

@@ -9,6 +9,7 @@ from linattn.attention.base import LayerShape
 from linattn.attention.grid import Grid
 from linattn.evaluation import costs
 from linattn.evaluation.density import density
+from linattn.testing import models
 from linattn.testing.contract import density_is_of_the_map
 from linattn.testing.form import Form
 
@@ -82,6 +83,24 @@ def test_a_models_density_is_the_mean_over_its_equal_layers():
     replaced = families.layers(model)[0].operator.density(grids[0])
     assert 0 < replaced < 1
     assert density(model, grids) == pytest.approx((replaced + len(grids) - 1) / len(grids))
+
+
+def test_layers_weigh_by_their_heads_and_the_square_of_their_tokens():
+    model = models.unet(attention_head_dim=(2, 8))  # as UNets call the number of heads
+    surgery.linearize(model, "linfusion", layers=[0])
+    with torch.no_grad():
+        grids = families.grids(model, **costs.example(model))
+    heads = [layer.shape.heads for layer in families.layers(model)]
+    weights = [count * grid.tokens**2 for count, grid in zip(heads, grids, strict=True)]
+    assert set(heads) == {2, 8}
+    assert density(model, grids) == pytest.approx(1 - weights[0] / sum(weights))
+
+
+def test_a_models_density_is_that_of_a_noise_level():
+    schedule = [{"until": 0.5, "count": 4}]
+    model, grids = model_and_grids("mediator", schedule=schedule, count=16)
+    for noise, count in ((0.9, 4), (0.1, 16)):
+        assert density(model, grids, noise) == pytest.approx(2 * count / grids[0].tokens)
 
 
 def test_a_model_of_an_operator_that_does_not_know_its_pairs_has_none(monkeypatch):

@@ -115,6 +115,15 @@ def test_damaged_weights_are_named_with_the_remedy(tmp_path):
     (folder / weights.FILE).write_bytes(content)
     with pytest.raises(ValueError, match=r"eye.safetensors .* damaged; git checkout"):
         eye.load(folder)
+    (folder / "card.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"eye.safetensors .* damaged; git checkout"):
+        eye.load(folder)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 4, 32, 32), (3, 32, 32)])
+def test_pictures_without_three_colours_are_refused(loaded, shape):
+    with pytest.raises(ValueError, match=r"pictures are \(.*sees \(pictures, 3, height, width\)"):
+        eye.features(loaded, torch.zeros(shape))
 
 
 def test_a_missing_eye_is_named_with_the_remedy(tmp_path):

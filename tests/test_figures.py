@@ -6,6 +6,7 @@ import torch
 
 from linattn.attention import OPERATORS
 from linattn.report import figures
+from linattn.report.figures import canvas, curves
 from linattn.report.figures.pictures import fitted, stacked
 from linattn.report.looks import looks
 from linattn.report.numbers import short
@@ -216,3 +217,20 @@ def test_a_measure_without_a_number_is_refused():
 def test_lines_at_zero_are_drawn_without_a_warning(recwarn):
     figures.by_noise([0.1, 0.9], {"clear": [0.0, 0.0]}, LOOKS, "error")
     assert not [warning for warning in recwarn if "log" in str(warning.message)]
+
+
+@pytest.mark.parametrize(("values", "fewest"), [((0.31, 0.34), 2), ((0.02, 50.0), 3)])
+def test_a_logarithmic_axis_has_numbers_within_a_decade_too(values, fewest):
+    _, axis = canvas.new_figure()
+    axis.set_yscale("log")
+    axis.plot(values, values)
+    curves._number(axis.yaxis)
+    low, high = axis.get_ylim()
+    labels = [label for place, label in _numbered(axis.yaxis) if low <= place <= high]
+    assert len(set(labels)) == len(labels) >= fewest
+
+
+def _numbered(axis):
+    """Return the ticks of an axis with what is written beside them."""
+    places = axis.get_majorticklocs()
+    return zip(places, axis.get_major_formatter().format_ticks(places), strict=True)

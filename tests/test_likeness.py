@@ -74,11 +74,28 @@ def test_fid_is_there_from_2048_pictures_on(count):
     assert ("eye_fid" in measured) == (count == 2048)
 
 
+def test_no_picture_is_nearer_than_itself():
+    """Rounding takes the cosine of a vector with itself above 1 by some 1e-16."""
+    values = [likeness.eye_distance(one, one)["value"] for one in normal(200, 5).split(1)]
+    assert min(values) >= 0
+
+
 def test_unrelated_pictures_are_half_the_set_apart():
     features = torch.eye(4, dtype=torch.float64)
     features[2] = features[0]  # the two that are half the set apart, like each other
     assert likeness.unrelated(features)["value"] == pytest.approx(0.5)
     assert likeness.unrelated(features[:1]) is None
+
+
+@pytest.mark.parametrize(("count", "prompts"), [(8, 4), (200, 100), (9, 4), (10, 5), (4, 2)])
+def test_unrelated_pictures_have_another_prompt(count, prompts):
+    features = torch.eye(prompts, dtype=torch.float64)[torch.arange(count) % prompts]
+    assert likeness.unrelated(features, prompts=prompts)["low"] == pytest.approx(1)
+
+
+def test_pictures_of_one_prompt_are_compared_with_one_another():
+    features = torch.ones(6, 3, dtype=torch.float64)
+    assert likeness.unrelated(features, prompts=1)["value"] == pytest.approx(0)
 
 
 # A draw's cost
@@ -106,17 +123,19 @@ def test_a_draw_runs_as_many_forwards_as_are_counted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("steps", "quick", "counts"),
+    ("steps", "quick", "least", "counts"),
     [
-        (20, 8, [5, 8, 10]),
-        (50, 50, [12, 25]),
-        (2, 2, [1]),
-        (28, 14, [7, 14]),
-        (1, 1, []),
+        (20, 8, 1, [5, 8, 10]),
+        (50, 50, 1, [12, 25]),
+        (2, 2, 1, [1]),
+        (28, 14, 1, [7, 14]),
+        (1, 1, 1, []),
+        (2, 2, 2, []),
+        (7, 2, 2, [2, 3]),
     ],
 )
-def test_fewer_steps_are_a_half_a_quarter_and_the_quick_rows(steps, quick, counts):
-    assert fewer.fewer_steps(SimpleNamespace(steps=steps, quick_steps=quick)) == counts
+def test_fewer_steps_are_a_half_a_quarter_and_the_quick_rows(steps, quick, least, counts):
+    assert fewer.fewer_steps(SimpleNamespace(steps=steps, quick_steps=quick), least) == counts
 
 
 @pytest.fixture(scope="module")

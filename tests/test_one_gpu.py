@@ -250,6 +250,20 @@ def test_a_bfloat16_teacher_trains_a_bfloat16_student(kind, optimizer, tmp_path)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_bfloat16_weight_ends_at_the_average_of_its_master():
+    weight = nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    trained = training.Trained([("weight", weight)])
+    for step in range(30):
+        with torch.no_grad():
+            trained.masters[0].add_(1)
+        trained.update_copies()
+        trained.update_average(step, 0.6)
+    assert torch.equal(weight, torch.full_like(weight, 30))
+    trained.use_average()
+    assert torch.equal(weight, trained.average[0].bfloat16())
+    assert (weight < 30).all()
+
+
 def test_a_bfloat16_training_goes_on_from_its_masters(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, checkpoint_every=1, scratch=str(tmp_path))
     original = Lesson.end_to_end
@@ -328,8 +342,10 @@ def test_captions_beyond_the_bytes_are_forgotten_and_read_again():
     kept = Kept(teacher_of("unet").conditions, most=0)
     kept.prepare(["one", "two", "one"])
     assert set(kept.encoded) == {"one", "two"}, "a step's own are kept whatever they take"
-    kept.prepare(["three"])
-    assert set(kept.encoded) == {"three"}
+    kept.prepare(["one", "three"])
+    assert set(kept.encoded) == {"one", "three"}, "the one that was read long ago is needed again"
+    kept.prepare(["four"])
+    assert set(kept.encoded) == {"four"}
 
 
 def test_encoders_visit_the_device_and_leave_without_a_copy(monkeypatch):

@@ -116,6 +116,29 @@ def test_a_copy_finds_what_lies_outside_of_git_where_it_lay(tmp_path, monkeypatc
     assert pipeline._absolute(elsewhere) == elsewhere
 
 
+def test_a_teachers_files_in_this_repository_are_not_copied(tmp_path, monkeypatch):
+    root, folder = tmp_path / "root", tmp_path / "copy"
+    for path in (".dvc/config", "models/mine/model_index.json", "data/teachers/own/card.json"):
+        (root / path).parent.mkdir(parents=True)
+        (root / path).write_text("{}")
+    (folder / ".dvc").mkdir(parents=True)
+    entries = {"mine": {"source": "models/mine"}, "own": {"source": "data/teachers/own"}}
+    content = {"profile": "nano", "profiles": {"real": {"teachers": entries, "students": {}}}}
+    lists = {"teachers_of": {}, "students": {}}
+    with (root / "params.yaml").open("w") as file:
+        YAML().dump(content | lists, file)
+    monkeypatch.setattr(project, "ROOT", root)
+    pipeline.copy(folder, "real")
+    assert not (folder / "models").exists()
+    assert (folder / "data" / "teachers" / "own" / "card.json").is_file()
+
+
+def test_an_unknown_teacher_of_another_profile_is_refused_before_the_copy(monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "copy", lambda *arguments: pytest.fail("copied"))
+    assert pipeline.main(["--profile", "real", "--teacher", "SD15"]) == 1
+    assert "unknown teacher 'SD15': did you mean 'sd15'?" in capsys.readouterr().err
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A Git repository with the lock of a pipeline and of a study."""

@@ -4,14 +4,17 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import synthetic_results
 from pages import Page, check
 
 from linattn import project, report
-from linattn.params import Student
-from linattn.report import limits, overview, ranking, sentences, tables
+from linattn.params import Student, Teacher
+from linattn.report import figures, limits, overview, ranking, sentences, tables
+from linattn.report.figures import curves, overview as overview_figure
 from linattn.report.numbers import short
+from linattn.report.picture import LETTER, WIDTH
 
 NAMES = (
     "softmax",
@@ -110,6 +113,24 @@ def test_a_teachers_folder_says_what_its_prompts_are_whatever_its_role_is_called
     assert part.prompts_in_words == "captions, read by joint attention"
     assert not read().parts["class"].captioned
     assert read().parts["text"].prompts_in_words == "captions, read by cross-attention"
+
+
+def test_before_any_row_a_folder_says_what_it_reads_and_that_no_judge_knows_it(root, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "unet").mkdir()
+    project.write_json(tmp_path / "model_index.json", {})
+    unet = {"attention_head_dim": 2, "block_out_channels": [8]}
+    project.write_json(tmp_path / "unet" / "config.json", unet)
+    foreign = {"mine": Teacher(source=str(tmp_path))}
+    part = read({"mine-lit": {"operator": "lit", "teacher": "mine"}}, foreign).parts["mine"]
+    assert part.prompts_in_words == "captions, read by cross-attention"
+    assert not part.judged
+    (tmp_path / "tokenizer").rmdir()
+    part = read({"mine-lit": {"operator": "lit", "teacher": "mine"}}, foreign).parts["mine"]
+    assert part.prompts_in_words == "class labels"
+    project.write_json(tmp_path / "card.json", {"gate": {}})
+    part = read({"mine-lit": {"operator": "lit", "teacher": "mine"}}, foreign).parts["mine"]
+    assert part.judged
 
 
 def test_a_result_of_another_teacher_is_refused(root):
@@ -379,8 +400,23 @@ def test_a_teachers_page_links_its_own_notebooks(data):
 def test_the_finding_names_who_is_closest_to_each_teacher(data):
     sentence = sentences.headline(data)
     assert sentence == (
-        "No one idea comes closest to every teacher: lit to dit-nano (6.5\u00a0%), "
+        "No idea was tried with every teacher; closest are lit to dit-nano (6.5\u00a0%), "
         "sd-lit to sd-nano (5.0\u00a0%) and flux-clear to flux-nano (10.0\u00a0%)."
+    )
+
+
+def test_of_ideas_that_were_tried_with_every_teacher_none_need_be_closest(root):
+    chosen = {name: synthetic_results.ALL[name] for name in ("clear", "lit", "flux-clear")}
+    chosen["flux-lit"] = {**synthetic_results.ALL["flux-clear"], "operator": "lit"}
+    data = report.read(chosen, "nano", teachers=TEACHERS)
+    result = data.parts["text-joint"].results["flux-clear"]
+    worse = {**result["quality"]["error"], "value": 0.9, "low": 0.8, "high": 1.0}
+    quality = {**result["quality"], "error": worse}
+    data.parts["text-joint"].failures.clear()
+    data.parts["text-joint"].results["flux-lit"] = {**result, "quality": quality}
+    assert sentences.headline(data) == (
+        "No one idea comes closest to every teacher: lit to dit-nano (6.5\u00a0%) and "
+        "flux-clear to flux-nano (10.0\u00a0%)."
     )
 
 
@@ -443,3 +479,20 @@ def test_a_table_on_a_phone_is_a_list_of_cards():
         ".scroll, .across { overflow-x: visible",
     ):
         assert rule in phone
+
+
+def test_long_names_of_many_teachers_do_not_cover_one_another():
+    pictures = np.zeros((1, 3, 8, 8))
+    names = [f"nobody-knows-teacher-{number}" for number in range(7)]
+    picture = figures.blocks({name: {"teacher": pictures} for name in names}, ["teacher"])
+    assert all(name in picture.alt for name in names)
+    for name in names:
+        lines = overview_figure._wrapped(name, (WIDTH - overview_figure.NAMES) / 7).split("\n")
+        assert "".join(lines) == name
+        assert max(map(len, lines)) * LETTER * 7 < WIDTH - overview_figure.NAMES + 0.1
+
+
+def test_a_legend_of_many_teachers_has_more_lines_than_one():
+    assert curves._columns(["dit-nano", "sd-nano", "flux-nano"]) == 3
+    assert curves._columns([f"nobody-knows-{number}" for number in range(7)]) == 3
+    assert len(set(overview.MARKERS)) >= 7

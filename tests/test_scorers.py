@@ -4,6 +4,7 @@ Prompts and results are invented, in the true formats.
 """
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -113,6 +114,8 @@ def test_hpsv2_gets_a_folder_a_style(tmp_path):
     scorers.lay_out("hpsv2", prompts(tmp_path / "prompts", "hpsv2"), teacher(), out)
     assert names(out) == ["anime/00000.jpg", "concept-art/00000.jpg", "concept-art/00001.jpg"]
     assert pixels(out / "anime/00000.jpg").shape == (3, 32, 32)
+    with Image.open(out / "anime/00000.jpg") as picture:
+        assert max(picture.quantization[0]) <= 12, "JPEG loses more than at quality 95"
 
 
 def test_a_student_draws_other_pictures_than_its_teacher(tmp_path):
@@ -141,6 +144,34 @@ def test_a_call_that_was_ended_goes_on_and_draws_the_same(tmp_path, monkeypatch)
         scorers.lay_out("geneval", path, made, out, seed=1, **options)
 
 
+def test_another_teacher_of_the_same_weights_does_not_go_on(tmp_path):
+    made, path = teacher(), prompts(tmp_path / "prompts", "hpsv2")
+    scorers.lay_out("hpsv2", path, made, tmp_path / "out")
+    other = dataclasses.replace(made, folder="other")  # whose VAE and encoders may be others
+    with pytest.raises(ValueError, match=r"another draw \(teacher differ from out.json\)"):
+        scorers.lay_out("hpsv2", path, other, tmp_path / "out")
+
+
+def test_a_student_that_was_trained_again_does_not_go_on(tmp_path):
+    made, path = teacher(), prompts(tmp_path / "prompts", "hpsv2")
+    student = surgery.linearize(kinds.model("unet"), "linfusion")
+    options = {"model": student, "student": "mine"}
+    scorers.lay_out("hpsv2", path, made, tmp_path / "out", **options)
+    scorers.lay_out("hpsv2", path, made, tmp_path / "out", **options)
+    with torch.no_grad():
+        next(value for _, value in surgery.new_parameters(student)).add_(1)
+    with pytest.raises(ValueError, match=r"another draw \(weights differ from out.json\)"):
+        scorers.lay_out("hpsv2", path, made, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("name", ["geneval", "dpg"])
+def test_a_mark_of_byte_order_is_no_part_of_a_file(name, tmp_path):
+    path = prompts(tmp_path / "prompts", name)
+    plain = scorers.benchmark(name).prompts(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert scorers.benchmark(name).prompts(path) == plain
+
+
 def test_pictures_of_somebody_else_are_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.png").write_bytes(b"mine")
@@ -157,6 +188,7 @@ def test_pictures_of_somebody_else_are_left_alone(tmp_path):
         ("geneval", "a.jsonl", "", "no prompts in"),
         ("geneval", "a.jsonl", '{"prompt": "x", "tag": "y"}\nx', "line 2 of .* is no JSON"),
         ("geneval", "a.jsonl", '{"prompt": "x"}', "line 1 of .* has no tag"),
+        ("geneval", "a.jsonl", '{"prompt": 5, "tag": "y"}', "line 1 of .*: prompt is 5, no str"),
         ("geneval", "a.jsonl", "[1]", "line 1 of .* has no prompt and no tag"),
         ("geneval", "a.jsonl", '{"prompt": " ", "tag": "y"}', "prompt 00000 in .* has no text"),
         ("dpg", "a.csv", "id,text\n1,a\n", "no column item_id; it has id, text"),
@@ -216,12 +248,12 @@ def lines(*entries) -> str:
 def test_genevals_score_is_the_mean_over_tags(tmp_path):
     path = tmp_path / "results.jsonl"
     entries = [
-        {"tag": tag, "prompt": prompt, "metadata": prompt, "correct": correct, "filename": "x"}
-        for tag, prompt, correct in [
-            ("counting", "two rings", True),
-            ("counting", "two rings", False),
-            ("counting", "three rings", False),
-            ("colors", "a blue star", True),
+        {"tag": tag, "prompt": prompt, "metadata": prompt, "correct": correct, "filename": file}
+        for file, tag, prompt, correct in [
+            ("00000/samples/0000.png", "counting", "two rings", True),
+            ("00000/samples/0001.png", "counting", "two rings", False),
+            ("00001/samples/0000.png", "counting", "three rings", False),
+            ("00002/samples/0000.png", "colors", "a blue star", True),
         ]
     ]
     path.write_text(lines(*entries))
@@ -283,11 +315,20 @@ def test_hpsv2s_scores_are_read_from_what_it_prints(tmp_path):
     assert values == {"hpsv2_anime": 27.35, "hpsv2_concept-art": 26.1, "hpsv2": 26.73}
 
 
+TWICE = '{"filename": "0.png", "tag": "a", "prompt": "b", "correct": true}\n' * 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("geneval", "", "has no results"),
         ("geneval", '{"tag": "a", "prompt": "b"}', "line 1 of .* has no correct"),
+        (
+            "geneval",
+            '{"tag": "a", "prompt": "b", "correct": "false"}',
+            "correct is 'false', no bool",
+        ),
+        ("geneval", TWICE, "two results of 0.png: keep one run"),
         ("geneval", "Summary\n=======", "line 1 of .* is no JSON"),
         ("dpg", "a.png, (0, 0), is it red?, yes\n", "0 lines 'DPG-Bench score"),
         ("dpg", "DPG-Bench score: 50.0\n", "no line of a picture"),

@@ -112,6 +112,12 @@ def test_a_score_that_would_mean_nothing_is_left_out_before_anything_loads(monke
     assert loaded == []
 
 
+def test_inception_is_measured_from_2048_pictures_on(monkeypatch):
+    monkeypatch.setitem(scores.METRICS, "inception", lambda: FrechetInceptionDistance(Means()))
+    assert "a row has 2,047" in scores.left_out(bench("inception", count=2047))["inception"]
+    assert scores.left_out(bench("inception", count=2048)) == {}
+
+
 def test_nothing_is_measured_or_said_unless_it_is_asked(monkeypatch):
     monkeypatch.setitem(scores.METRICS, "clip", Cosine)
     assert scores.of_student(bench(), pictures(2)) == {}

@@ -11,7 +11,7 @@ import kinds
 import pytest
 import tiny
 
-from linattn import digests, params, project, prompts, source, teachers
+from linattn import digests, params, project, prompts, roles, source, teachers
 from linattn.families import registry
 
 
@@ -79,6 +79,21 @@ def test_notes_change_with_a_file_a_number_or_a_prompt_and_nothing_else(usual, r
     assert {name for name in third if third[name] != fourth[name]} == {"sample"}
 
 
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"side": 64}])
+def test_the_note_on_a_model_says_how_it_is_loaded(usual, root, reader, change):
+    teacher = params.Teacher(source=str(reader))
+    first, second = notes(root, teacher), notes(root, dataclasses.replace(teacher, **change))
+    assert {name for name in first if first[name] != second[name]} == {"model"}
+
+
+def test_the_note_on_a_model_changes_with_its_card(usual, root, reader):
+    teacher = params.Teacher(source=str(reader))
+    first = notes(root, teacher)
+    (reader / "card.json").write_text('{"steps": 7}')
+    second = notes(root, teacher)
+    assert {name for name in first if first[name] != second[name]} == {"model"}
+
+
 def test_a_teacher_of_classes_has_no_prompts_in_its_notes(usual, root, folders):
     taken = notes(root, params.Teacher(source=str(folders / "classes")))
     assert taken["sample"] == taken["evaluate"] == {}
@@ -96,7 +111,12 @@ def test_what_cannot_be_a_teacher_is_refused_in_a_sentence(root, reader, tmp_pat
         source="nobody/knows",
         revision="main",
     )
-    refused("has no model_index.json", source=str(tmp_path / "missing"))
+    refused(
+        "has no model_index.json.* folder in which a pipeline", source=str(tmp_path / "missing")
+    )
+    refused("has no model_index.json.*Get a clone that holds it", source="data/teachers/missing")
+    refused("make rehearse TEACHER=mine writes it", source=".scratch/rehearse/missing")
+    refused("models/missing, has no revision.* no folder of this name", source="models/missing")
     listed = tmp_path / "my.txt"
     refused("no file of prompts .*my.txt", source=str(reader), prompts=str(listed))
     listed.write_text("\n \n")
@@ -119,12 +139,20 @@ def test_what_cannot_be_a_teacher_is_refused_in_a_sentence(root, reader, tmp_pat
     refused("has no denoising model", source=str(reader))
 
 
+def test_a_mark_of_byte_order_and_repetitions_are_no_prompts(tmp_path):
+    listed = tmp_path / "my.txt"
+    lines = ["a red disc", "", "ein Bär", *["a red disc"] * 8]
+    listed.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert prompts.read(listed) == ["a red disc", "ein Bär"]
+
+
 def test_every_fifth_prompt_is_held_out_and_a_short_list_serves_twice():
     listed = [f"prompt {number}" for number in range(12)]
     learned, held_out = prompts.learned(listed), prompts.held_out(listed)
     assert held_out == ["prompt 4", "prompt 9"]
     assert sorted(learned + held_out) == sorted(listed)
     assert prompts.learned(listed[:4]) == prompts.held_out(listed[:4]) == listed[:4]
+    assert (prompts.learned(listed[:5]), prompts.held_out(listed[:5])) == (listed[:4], listed[4:5])
 
 
 def test_prompts_for_a_teacher_of_classes_or_of_the_small_world_are_refused(folders):
@@ -136,6 +164,16 @@ def test_prompts_for_a_teacher_of_classes_or_of_the_small_world_are_refused(fold
     with pytest.raises(ValueError, match="captions of the small world"):
         prompts.to_learn_from(entry, small)
     assert prompts.to_learn_from(params.Teacher(source="small"), small) is None
+
+
+def test_a_teacher_that_reads_is_evaluated_on_prompts_that_no_student_learned(folders, tmp_path):
+    listed = [f"prompt {number}" for number in range(10)]
+    (tmp_path / "my.txt").write_text("\n".join(listed))
+    entry = params.Teacher(source="reader", prompts=str(tmp_path / "my.txt"))
+    made = teachers.load(folders / "reader")
+    assert prompts.to_evaluate_on(entry, made) == ["prompt 4", "prompt 9"]
+    learned = prompts.to_learn_from(entry, made)
+    assert sorted([*learned, "prompt 4", "prompt 9"]) == listed
 
 
 def test_an_entry_replaces_the_card_and_the_dtype(folders):
@@ -179,14 +217,14 @@ def test_a_repository_in_the_hubs_cache_is_a_teacher_at_its_commit(folders, tmp_
     (tmp_path / "my.txt").write_text("a bird\n")
     code = (
         "import dataclasses, pathlib, sys\n"
-        "from linattn import params, project, source\n"
+        "from linattn import params, project, roles, source\n"
         "entry = params.Teacher(source='nobody/knows', revision='main', side=32,"
         " prompts='my.txt')\n"
         "settings = dataclasses.replace(params.load('nano'), teachers={'mine': entry})\n"
         "project.ROOT = pathlib.Path(sys.argv[1])\n"
         "with project.pipeline():\n"
         "    notes = source.note('mine', settings)\n"
-        "made = source.load(settings, 'mine', 'cpu')\n"
+        "made = roles.load(settings, 'mine', 'cpu')\n"
         "commit = project.read_json(notes / 'model.json')['revision']['commit']\n"
         "print(commit, type(made.pipe).__name__, made.card['side'])\n"
     )
@@ -206,16 +244,16 @@ def test_a_branch_that_moves_after_the_note_is_loaded_at_the_noted_commit(usual,
     settings = settings_of(entry)
     loaded = []
     monkeypatch.setattr(teachers, "load", lambda *args, **kwargs: loaded.append(kwargs["revision"]))
-    source.load(settings, "mine")
+    roles.load(settings, "mine")
     note = {"source": "nobody/knows", "revision": {"name": "main", "commit": "0123abc"}}
     folder = root / "data" / "sources" / "mine"
     project.write_json(folder / "model.json", note)
-    source.load(settings, "mine")
-    source.load(settings, "mine", "cpu", revision="v2")
+    roles.load(settings, "mine")
+    roles.load(settings, "mine", "cpu", revision="v2")
     elsewhere = dataclasses.replace(entry, revision="v1")
-    source.load(settings_of(elsewhere), "mine")
+    roles.load(settings_of(elsewhere), "mine")
     project.write_json(folder / "model.json", {**note, "source": "nobody/else"})
-    source.load(settings, "mine")
+    roles.load(settings, "mine")
     assert loaded == ["main", "0123abc", "v2", "v1", "main"]
 
 
@@ -236,7 +274,8 @@ def test_a_large_file_is_read_once_and_the_hubs_name_of_a_blob_is_its_digest(
     link.symlink_to(blob)
     assert source._digest(link) == "ab" * 32
     monkeypatch.undo()
-    file.write_bytes(b"other weights")
+    file.write_bytes(b"SOME WEIGHTS")  # as many bytes, at another time
+    os.utime(file, ns=(0, 0))
     assert source._digest(file) != first
 
 
@@ -251,3 +290,17 @@ def test_a_folder_saved_before_its_class_had_a_name_is_a_teacher(reader):
     config.write_text(json.dumps(content | {"norm_type": "layer_norm"}))
     with pytest.raises(ValueError, match="holds a Transformer2DModel, which is not supported"):
         source.check("mine", teacher)
+
+
+@pytest.mark.parametrize("section", ["sample", "evaluate"])
+def test_steps_too_few_for_the_teachers_scheduler_are_refused_with_what_to_write(
+    usual, root, tmp_path, section
+):
+    """Qwen-Image's times are stretched to end at a last one, which a single step cannot."""
+    pipe = kinds.pipeline("qwen")
+    pipe.scheduler.register_to_config(shift_terminal=0.02)
+    pipe.save_pretrained(tmp_path / "stretched")
+    teacher = params.Teacher(source=str(tmp_path / "stretched"), **{section: {"steps": 1}})
+    with pytest.raises(ValueError, match=rf"takes 2 or more: write {section}: {{steps: 2}}"):
+        notes(root, teacher)
+    assert notes(root, dataclasses.replace(teacher, **{section: {"steps": 2}}))

@@ -79,6 +79,8 @@ def _check_folders(files: Sequence[Path | None]) -> None:
     for file in files:
         if file is not None and not file.parent.is_dir():
             raise ValueError(f"{file} cannot be written: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} cannot be written: it is a folder; name a file in it")
 
 
 def _progress(text: str) -> None:

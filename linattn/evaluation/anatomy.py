@@ -184,10 +184,10 @@ def middle(values: Sequence[Any]) -> Any:
 
 def run(role: str, profile: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Run the whole stage of one teacher: write its numbers and its maps."""
-    from linattn import source
+    from linattn import roles
 
     settings = params.load(profile)
-    teacher = source.load(settings, role)
+    teacher = roles.load(settings, role)
     samples = Samples(project.samples(role))
     query = settings.report.query
     operators = settings.operators["anatomy"]

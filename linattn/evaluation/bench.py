@@ -14,18 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linattn import (
-    eye,
-    params,
-    project,
-    prompts,
-    samples,
-    sampling,
-    sealed,
-    source,
-    teachers,
-    world,
-)
+from linattn import eye, params, project, prompts, roles, samples, sampling, sealed, teachers, world
 from linattn.conditions import Labels, Prompts
 from linattn.evaluation import likeness
 from linattn.world import judge
@@ -46,7 +35,7 @@ class Bench:
 
     @cached_property
     def teacher(self) -> teachers.Teacher:
-        return source.load(self.settings, self.role)
+        return roles.load(self.settings, self.role)
 
     @cached_property
     def judge(self) -> nn.Module:

@@ -115,12 +115,13 @@ def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     if bench.judged and bench.captioned:
         two_things, scenes = on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2]
         values |= pairs.chance(bench.judge, two_things, scenes)
+    repeating = len(bench.captions) if bench.captions else None
     quality = {}
     for prefix in ("", "cross_"):
         for name, value in values.items():
             quality[prefix + name] = {"value": value, "low": None, "high": None, "n": None}
     for prefix, drawn in (("", "pictures"), ("cross_", "cross")):
-        if apart := unrelated(bench.eyed[drawn], bench.evaluation.seed):
+        if apart := unrelated(bench.eyed[drawn], bench.evaluation.seed, repeating):
             quality[f"{prefix}eye_distance"] = plain(apart)
     return {
         "student": project.chance_row(bench.role),

@@ -18,10 +18,15 @@ from linattn.evaluation.rows import draw, plain
 COMPARED = ("psnr", "ssim")  # of the pictures themselves, beside the eye's distance
 
 
-def fewer_steps(settings: params.Evaluate) -> list[int]:
-    """Return the step counts below the full draw's: its half, its quarter, the quick rows'."""
+def fewer_steps(settings: params.Evaluate, least: int = 1) -> list[int]:
+    """Return the step counts below the full draw's: its half, its quarter, the quick rows'.
+
+    Args:
+        settings: how the students are measured.
+        least: the fewest steps that the teacher's scheduler can take.
+    """
     counts = {settings.steps // 2, settings.steps // 4, settings.quick_steps}
-    return sorted(count for count in counts if 1 <= count < settings.steps)
+    return sorted(count for count in counts if least <= count < settings.steps)
 
 
 def fewer(bench: Bench, reference: Mapping[str, Tensor], macs: int) -> list[dict[str, Any]]:
@@ -36,7 +41,9 @@ def fewer(bench: Bench, reference: Mapping[str, Tensor], macs: int) -> list[dict
     count = min(settings.quick_pictures, settings.pictures)
     full, seed = reference["pictures"][:count], settings.seed
     entries = []
-    for steps in fewer_steps(settings):
+    teacher = bench.teacher
+    least = teacher.conditions.least_steps(teacher.scheduler.config)
+    for steps in fewer_steps(settings, least):
         if steps == settings.quick_steps:
             pictures = reference["quick"][:count]
         else:
@@ -45,6 +52,6 @@ def fewer(bench: Bench, reference: Mapping[str, Tensor], macs: int) -> list[dict
         near = distance(pictures, full, seed)
         seen = eye_distance(bench.seen_by_eye(pictures), bench.eyed["pictures"][:count], seed)
         quality = {name: plain(near[name]) for name in COMPARED} | {"eye_distance": plain(seen)}
-        cost = {"draw_macs": macs * forwards(bench.teacher, steps)}
+        cost = {"draw_macs": macs * forwards(teacher, steps)}
         entries.append({"steps": steps, "quality": quality, "cost": cost})
     return entries

@@ -49,11 +49,29 @@ def likeness(ours: Tensor, theirs: Tensor, seed: int = 0) -> dict[str, Result]:
     return measures
 
 
-def unrelated(theirs: Tensor, seed: int = 0) -> Result | None:
+def unrelated(theirs: Tensor, seed: int = 0, prompts: int | None = None) -> Result | None:
     """Return the distance of the teacher's pictures to others of its own; None of a single one.
 
     A model that ignores its prompt and its noise, and draws as well as the teacher, has it.
+
+    Args:
+        theirs: features of the teacher's pictures.
+        seed: of the bootstrap.
+        prompts: how many prompts the pictures take in turn; None where they do not repeat.
     """
     if len(theirs) < 2:
         return None
-    return eye_distance(theirs.roll(len(theirs) // 2, 0), theirs, seed)
+    return eye_distance(theirs.roll(_apart(len(theirs), prompts), 0), theirs, seed)
+
+
+def _apart(count: int, prompts: int | None) -> int:
+    """Return by how many places a picture's partner lies off: half the set, or the next to it.
+
+    Half of 5,000 pictures is a multiple of 100 prompts, and every partner had the same prompt.
+    """
+    half = count // 2
+    if prompts is None:
+        return half
+    nearest = sorted(range(1, count), key=lambda places: abs(places - half))
+    unlike = (places for places in nearest if places % prompts and (count - places) % prompts)
+    return next(unlike, half)

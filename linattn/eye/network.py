@@ -105,6 +105,11 @@ def features(eye: Eye, pictures: Tensor, batch: int = 64) -> Tensor:
         pictures: (pictures, 3, height, width) in [0, 1]
         batch: pictures of one forward
     """
+    if pictures.ndim != 4 or pictures.shape[1] != 3:
+        raise ValueError(
+            f"pictures are {tuple(pictures.shape)}, and the eye sees (pictures, 3, height, width): "
+            "repeat the channel of grey ones, and leave out an alpha channel"
+        )
     device = next(eye.parameters()).device
     seen = [eye(chunk.to(device).float()).double().cpu() for chunk in pictures.split(batch)]
     return torch.cat(seen)

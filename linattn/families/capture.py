@@ -46,7 +46,7 @@ def joined(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
 
 @contextmanager
 def capture(
-    model_or_pipeline: Any, detach: bool = False
+    model_or_pipeline: Any, detach: bool = False, outputs_only: bool = False
 ) -> Generator[list[dict[str, Any]], None, None]:
     """Return a list that each forward fills anew with an entry for each self-attention, in order.
 
@@ -58,9 +58,10 @@ def capture(
     Args:
         model_or_pipeline: a diffusers model, a pipeline or a Teacher, linearised or not.
         detach: whether to cut the graph.
+        outputs_only: whether to hold no more of each layer than "output".
     """
     model = model_of(model_or_pipeline)
-    recorder = Recorder(layers(model), detach)
+    recorder = Recorder(layers(model), detach, outputs_only)
     with _watching(model):
         handles = recorder.hooks(model)
         try:
@@ -73,8 +74,8 @@ def capture(
 class Recorder:
     """Record the layers of a forward by hooks on the model and on each layer."""
 
-    def __init__(self, layers: list[Layer], detach: bool):
-        self.layers, self.detach = layers, detach
+    def __init__(self, layers: list[Layer], detach: bool, outputs_only: bool = False):
+        self.layers, self.detach, self.outputs_only = layers, detach, outputs_only
         self.entries: list[dict[str, Any]] = []
         # the context of each layer that is running; None outside the model's forward, since
         # gradient checkpointing computes a layer again in the backward
@@ -119,6 +120,10 @@ class Recorder:
         if self.contexts is None:
             return
         context = self.contexts.pop(id(layer.attn))
+        if self.outputs_only:
+            entry = {"output": joined(output)}
+            self.entries.append(_detached(entry) if self.detach else entry)
+            return
         entry = {
             "input": args[0] if args else kwargs["hidden_states"],
             "more": {name: kwargs[name] for name in MORE if kwargs.get(name) is not None},

@@ -133,6 +133,11 @@ class Conditions:
         """Set the scheduler's times for latents of this shape and device."""
         scheduler.set_timesteps(steps, device=like.device)
 
+    @staticmethod
+    def least_steps(scheduler: Mapping[str, Any]) -> int:
+        """Return the fewest steps of a draw, by the scheduler's config."""
+        return 1
+
     def guided(self, conditional: Tensor, empty: Tensor, guidance: float) -> Tensor:
         """Lead a prediction for the prompts away from one for the empty prompt."""
         return empty + guidance * (conditional - empty)

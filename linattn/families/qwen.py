@@ -110,9 +110,14 @@ class PaddedCaptions(Packed, Captions):
         scaled = combined * (length / torch.linalg.vector_norm(combined, dim=-1, keepdim=True))
         return unpacked(scaled, conditional)
 
+    @staticmethod
+    def least_steps(scheduler: Mapping[str, Any]) -> int:
+        """Return 2 where the times are stretched to end at `shift_terminal`, which one cannot."""
+        return 2 if scheduler.get("shift_terminal") else 1
+
     def set_times(self, scheduler: Any, steps: int, like: Tensor) -> None:
         last = scheduler.config.get("shift_terminal")
-        if steps == 1 and last:
+        if steps < self.least_steps(scheduler.config):
             raise ValueError(
                 f"{steps} step; the scheduler stretches its times to end at shift_terminal={last}, "
                 "which takes 2 steps or more"

@@ -48,11 +48,11 @@ def lines(arguments: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     """Yield the lines of the published models, or that of the teacher."""
     config, dtype = config_of(arguments), DTYPES[arguments.dtype]
     if arguments.teacher:
-        folder = folder_of(arguments.teacher)
-        yield line(arguments.teacher, needed(of_folder(folder, dtype), config))
+        shapes = of_folder(folder_of(arguments.teacher), dtype)
+        yield line(arguments.teacher, needed(shapes, config, device=arguments.device))
         return
     for name, published in MODELS.items():
-        yield line(name, needed(published.shapes(dtype), config))
+        yield line(name, needed(published.shapes(dtype), config, device=arguments.device))
 
 
 def folder_of(teacher: str) -> Path:
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--operator", default="clear", help="the student's; clear by default")
     parser.add_argument("--trains", default="attention", help="attention, new or all")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cuda by default")
     parser.add_argument("--objective", default="clear", help="a preset; clear by default")
     parser.add_argument("--no-checkpointing", action="store_true", help="hold every activation")
     parser.add_argument("--json", type=Path, help="a file that the table is written to as well")

@@ -1,22 +1,19 @@
-"""Count the bytes of all tensors that are alive during a call: on the meta device, where tensors
-have sizes and no memory, as well as on a real one.
+"""Count the bytes of all tensors that are alive during a call, fake or real.
 
-Attention is counted as flash attention runs it: PyTorch's own operation on the meta device would
-write out the whole map, 2 GB a layer of FLUX.1 at 1024 px.
+An operation of `linattn_kernels` that takes its PyTorch path is looked into: its code runs on the
+same tensors, and what it holds on the way counts. A Triton kernel is one operation.
 """
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
-import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import functional as F
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+OURS = "linattn_kernels"  # the namespace of our operations
 
 
 class Live(TorchDispatchMode):
@@ -33,11 +30,18 @@ class Live(TorchDispatchMode):
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
                 self._know(value, 0)  # it was there before the call, or was counted
-        result = func(*args, **(kwargs or {}))
+        result = self._run(func, args, kwargs or {})
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._know(value, value.untyped_storage().nbytes())
         return result
+
+    def _run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run an operation; one of ours on its PyTorch path by its code, which this mode sees."""
+        if func.namespace != OURS or "torch" not in args:
+            return func(*args, **kwargs)
+        with self:
+            return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
 
     def _know(self, tensor: Tensor, size: int) -> None:
         """Count a storage that is new, until it is freed."""
@@ -56,21 +60,6 @@ class Live(TorchDispatchMode):
 
 def peak_of(call: Callable[[], Any]) -> int:
     """Return the most bytes that were alive at once, of the tensors that the call made."""
-    with flash(), Live() as live:
+    with Live() as live:
         call()
     return live.peak
-
-
-@contextlib.contextmanager
-def flash() -> Iterator[None]:
-    """Let attention on the meta device keep what flash attention keeps: no map."""
-    original = F.scaled_dot_product_attention
-
-    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not isinstance(query, FakeTensor):
-            return original(query, key, value, *args, **kwargs)
-        run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return run(query, key, value)[0]
-
-    with patch.object(F, "scaled_dot_product_attention", attention):
-        yield

@@ -54,15 +54,16 @@ def fixed(shapes: Shapes, config: DistillConfig, encoders: int = 0) -> Need:
     return Need(weights, of_student - shared, _learning(student, config), stay)
 
 
-def needed(shapes: Shapes, config: DistillConfig, encoders: int = 0) -> Need:
+def needed(shapes: Shapes, config: DistillConfig, encoders: int = 0, device: str = "cuda") -> Need:
     """Return the memory of a training, that of its steps included; this takes seconds.
 
     Args:
         shapes: the teacher's, as `Shapes` holds them.
         config: the student and its training.
         encoders: bytes of text encoders and VAE.
+        device: where it is trained, "cuda" or "cpu".
     """
-    base, more = fixed(shapes, config, encoders), growth(shapes, config)
+    base, more = fixed(shapes, config, encoders), growth(shapes, config, device)
     return Need(base.weights, base.own, base.learning, base.encoders, more.fixed, more.picture)
 
 

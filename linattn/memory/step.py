@@ -2,8 +2,13 @@
 
 Models are built and converted on the meta device. The step runs on PyTorch's fake tensors, which
 know the sizes of every operation, autocast and our kernels included.
+
+On the CPU the estimates for tiny models of all families, with all operators, were .92 to 1.00 of
+what PyTorch's allocator handed out in a step. What is missing oneDNN takes inside a convolution:
+1.4 MB at once in bfloat16, whatever the batch.
 """
 
+import contextlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from linattn import conditions, families
 from linattn.attention.grid import Grid
@@ -20,10 +26,12 @@ from linattn.distillation.config import DistillConfig
 from linattn.distillation.distill import convert, frozen, recomputing
 from linattn.distillation.lesson import Batch, Lesson
 from linattn.distillation.parameters import inside_attention, require, select
+from linattn.families.qwen import MASK, STATES, PaddedCaptions
 from linattn.memory.live import peak_of
+from linattn.memory.paths import taken
 
 META, CPU = torch.device("meta"), torch.device("cpu")
-STATES = "encoder_hidden_states"  # the argument that holds a vector for every token of the text
+COUNTS = (2, 3)  # pictures; of a single one some copies are views
 ARGUMENTS = (STATES, "pooled_projections", "guidance", "class_labels", "text_embeds")
 
 
@@ -45,8 +53,14 @@ class Growth:
     picture: int
 
 
-def growth(shapes: Shapes, config: DistillConfig) -> Growth:
-    """Return what the costlier stage holds at its peak, beside weights and optimizer."""
+def growth(shapes: Shapes, config: DistillConfig, device: str = "cuda") -> Growth:
+    """Return what the costlier stage holds at its peak, beside weights and optimizer.
+
+    Args:
+        shapes: the teacher's, as `Shapes` holds them.
+        config: the student and its training.
+        device: where it is trained, "cuda" or "cpu".
+    """
     lesson = lesson_of(shapes, config)
     selected = select(lesson.student, config.trains)
     inside = inside_attention(lesson.student, selected)
@@ -55,16 +69,18 @@ def growth(shapes: Shapes, config: DistillConfig) -> Growth:
         (lesson._learn_layers, dict(inside) if config.layerwise_steps else {}),
     ]
     peaks = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), taken(device):
         for model in (lesson.teacher, lesson.student):
             model._apply(_fake)
+        _fill_caches(lesson, batch_of(lesson, shapes, 1))
         for learn, names in stages:
             learning = [(n, p) for n, p in lesson.student.named_parameters() if n in names]
             require(lesson.student, learning)
             if learning:
-                peaks.append([_peak(lesson, learn, shapes, count) for count in (1, 2)])
-    picture = max((two - one for one, two in peaks), default=0)
-    return Growth(max((one - picture for one, _ in peaks), default=0), picture)
+                peaks.append([_peak(lesson, learn, shapes, count) for count in COUNTS])
+    picture = max((more - fewer for fewer, more in peaks), default=0)
+    fixed = max((fewer - COUNTS[0] * picture for fewer, _ in peaks), default=0)
+    return Growth(max(fixed, 0), picture)
 
 
 def lesson_of(shapes: Shapes, config: DistillConfig) -> Lesson:
@@ -72,6 +88,7 @@ def lesson_of(shapes: Shapes, config: DistillConfig) -> Lesson:
     teacher = frozen(on_meta(shapes.model))
     pipe = SimpleNamespace(transformer=teacher, vae=nn.Identity(), vae_scale_factor=8)
     conditioner: Any = conditions.of(pipe)
+    conditioner.groups = lambda conditioning: [slice(None)]  # all texts have one length
     conditioner.arguments = with_context(conditioner, shapes)
     alone: Any = SimpleNamespace(device=CPU, num_processes=1, process_index=0)
     student = convert(teacher, config)
@@ -80,7 +97,10 @@ def lesson_of(shapes: Shapes, config: DistillConfig) -> Lesson:
 
 
 def with_context(conditioner: Any, shapes: Shapes) -> Any:
-    """Let FLUX's grid come with the call: its values cannot be read from ids without memory."""
+    """Let the grid of rotary positions come with the call, and read a mask of the text outside.
+
+    Values of fake tensors cannot be read: neither FLUX's ids nor Qwen-Image's mask, which is real.
+    """
     arguments, family = conditioner.arguments, families.family(conditioner.model)
     if not family.rotates:
         return arguments
@@ -89,7 +109,8 @@ def with_context(conditioner: Any, shapes: Shapes) -> Any:
     def told(noisy: Tensor, t: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         context = families.Context.of(grid, t / 1000, noisy)
         extras = {family.handed_down: {families.KEY: context}}
-        return arguments(noisy, t, conditioning) | extras
+        with _disable_current_modes() if MASK in conditioning else contextlib.nullcontext():
+            return arguments(noisy, t, conditioning) | extras
 
     return told
 
@@ -121,6 +142,9 @@ def conditioning_of(model: nn.Module, shapes: Shapes, count: int) -> Conditionin
     if STATES in conditioning:
         states = conditioning[STATES]
         conditioning[STATES] = states.new_empty(count, shapes.text, states.shape[-1])
+    if families.family(model).conditions is PaddedCaptions:
+        with _disable_current_modes():
+            conditioning[MASK] = torch.ones(count, shapes.text, dtype=torch.bool)
     return conditioning
 
 
@@ -137,6 +161,13 @@ def _peak(lesson: Lesson, learn: Any, shapes: Shapes, count: int) -> int:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def _fill_caches(lesson: Lesson, batch: Batch) -> None:
+    """Run both models once: what they keep from then on, as Qwen-Image does, is not a step's."""
+    for model in (lesson.teacher, lesson.student):
+        lesson.run(model, batch.clean, batch)
 
 
 def _fake(tensor: Tensor) -> Tensor:

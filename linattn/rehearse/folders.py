@@ -2,81 +2,25 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    PixArtSigmaPipeline,
-    PNDMScheduler,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-)
 from torch import nn
-from transformers import T5EncoderModel
+from transformers import Qwen2_5_VLForConditionalGeneration, T5EncoderModel
 
 from linattn import digests, project
 from linattn.names import known
 from linattn.rehearse import tokenizers
+from linattn.rehearse.pipelines import PIPELINES, VAE_SCALES
 from linattn.shapes import Shape, shape
 from linattn.teachers import quiet
 
-Parts = Mapping[str, Any]
-
-
-def sd15(parts: Parts) -> Any:
-    steps = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    scheduler = PNDMScheduler(**steps, skip_prk_steps=True, steps_offset=1)
-    return StableDiffusionPipeline(
-        unet=parts["model"],
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **_without_model(parts),
-    )
-
-
-def pixart(parts: Parts) -> Any:
-    scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", algorithm_type="dpmsolver++")
-    return PixArtSigmaPipeline(
-        transformer=parts["model"], scheduler=scheduler, **_without_model(parts)
-    )
-
-
-def sd35(parts: Parts) -> Any:
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return StableDiffusion3Pipeline(
-        transformer=parts["model"], scheduler=scheduler, **_without_model(parts)
-    )
-
-
-def flux(parts: Parts) -> Any:
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, shift=3.0, max_shift=1.15, base_shift=0.5
-    )
-    return FluxPipeline(transformer=parts["model"], scheduler=scheduler, **_without_model(parts))
-
-
-def _without_model(parts: Parts) -> dict[str, Any]:
-    return {name: part for name, part in parts.items() if name != "model"}
-
-
-PIPELINES: dict[str, Callable[[Parts], Any]] = {
-    "sd15": sd15,
-    "pixart": pixart,
-    "sd35": sd35,
-    "flux": flux,
-}
-VAE_SCALES = {  # the published autoencoders' own
-    "sd15": {"scaling_factor": 0.18215},
-    "pixart": {"scaling_factor": 0.13025},
-    "sd35": {"scaling_factor": 1.5305, "shift_factor": 0.0609},
-    "flux": {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+# by the class of the encoder that reads their tokens; all others are CLIP's
+TOKENIZERS: dict[type, Callable[[], Any]] = {
+    T5EncoderModel: tokenizers.t5,
+    Qwen2_5_VLForConditionalGeneration: tokenizers.qwen,
 }
 
 
@@ -84,7 +28,7 @@ def write(name: str, folder: str | Path, *, full_depth: bool = False, seed: int 
     """Write a pipeline with random weights, or keep the one that is there, and return its folder.
 
     Args:
-        name: one of sd15, pixart, sd35, flux.
+        name: one of dit, sd15, sdxl, pixart, sd35, flux, qwen.
         folder: where the pipeline is written; its weights are bfloat16.
         full_depth: whether it is as deep as the published model, which FLUX needs 34 GB for.
         seed: of the weights.
@@ -112,7 +56,8 @@ def write(name: str, folder: str | Path, *, full_depth: bool = False, seed: int 
 
 
 def _sources() -> list[Path]:
-    return [Path(__file__), Path(__file__).with_name("tokenizers.py")]
+    names = ("folders.py", "pipelines.py", "tokenizers.py")
+    return [Path(__file__).with_name(name) for name in names]
 
 
 def _build(name: str, full_depth: bool, seed: int) -> Any:
@@ -143,9 +88,8 @@ def _readers(model: Shape, depth: int | None) -> dict[str, Any]:
     encoders = model.build_encoders(depth)
     readers: dict[str, Any] = dict(encoders)
     for encoder, module in encoders.items():
-        is_t5 = isinstance(module, T5EncoderModel)
         tokenizer = encoder.replace("text_encoder", "tokenizer")
-        readers[tokenizer] = tokenizers.t5() if is_t5 else tokenizers.clip()
+        readers[tokenizer] = TOKENIZERS.get(type(module), tokenizers.clip)()
     return readers
 
 

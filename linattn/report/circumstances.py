@@ -48,12 +48,12 @@ def _sizes(data: Data) -> str:
     size = data.teacher.get("pictures")
     if not size:
         return ""
-    quick = size["quick_steps"]
+    quick = number(size["quick_steps"], "step")
     return (
-        f"{size['pictures']} pictures a row, of {size['steps']} steps; "
+        f"{size['pictures']} pictures a row, of {number(size['steps'], 'step')}; "
         f"the error over {size['errors']} of the teacher's latents; "
-        f"at {size['cross']} times the side {size['cross_pictures']} pictures of {quick} steps. "
-        f"Rows that were not distilled have {size['quick_pictures']} pictures of {quick} steps "
+        f"at {size['cross']} times the side {size['cross_pictures']} pictures of {quick}. "
+        f"Rows that were not distilled have {size['quick_pictures']} pictures of {quick} "
         f"and are compared with the teacher's of {quick}."
     )
 

@@ -46,6 +46,7 @@ class Data:
     # arrays by row and name
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     rehearsed: bool = False  # whether the teacher's weights are random
+    foreign: bool = False  # whether its folder says that no judge knows what it draws
     labels: tuple[str, ...] = ()  # names of the classes
     captions: tuple[str, ...] = ()  # one for each picture, where the prompts are captions
     classes: tuple[str, ...] = ()  # one for each picture, of classes that are not the small world's
@@ -77,10 +78,12 @@ class Data:
 
     @property
     def judged(self) -> bool:
-        """Say whether the judge marks this teacher's pictures; unknown before any row is there."""
+        """Say whether the judge marks this teacher's pictures; before any row, its folder tells."""
         results = [self.teacher, self.chance, *self.results.values()]
         qualities = [result.get("quality") or {} for result in results]
-        return not any(qualities) or any("shape" in quality for quality in qualities)
+        if not any(qualities):
+            return not self.foreign
+        return any("shape" in quality for quality in qualities)
 
     @property
     def prompts_in_words(self) -> str:

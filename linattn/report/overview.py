@@ -8,7 +8,7 @@ from linattn.report.data import Data, Report
 from linattn.report.picture import Look, Picture
 from linattn.report.ranking import ideas
 
-MARKERS = ("o", "s", "D", "^", "v")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 SHOWN = 9  # pictures in a line, over all teachers
 
 
@@ -20,7 +20,7 @@ def pictures(report: Report, count: int | None = None) -> Picture | None:
     parts = [data for data in report.parts.values() if "teacher" in data.pictures]
     if not parts:
         return None
-    count = count or min(parts[0].show, max(3, SHOWN // len(parts)))
+    count = count or min(parts[0].show, max(1, SHOWN // len(parts)))
     teachers: dict[str, dict[str, Any]] = {}
     for data in parts:
         rows = {"teacher": "teacher", **ideas(data)}

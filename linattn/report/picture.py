@@ -13,6 +13,7 @@ from typing import Any
 
 INK, SOFT, FAINT, PAPER = "#22262b", "#5d656f", "#dfe3e8", "#ffffff"
 WIDTH, DPI = 5.2, 200  # inches, dots an inch
+LETTER = 0.083  # inches of a letter of 9 pt, bold, as names are written above pictures
 LOOK = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,

@@ -48,7 +48,7 @@ def read(
         model = params.class_of(teacher) if teacher else ""
         prompts = _prompts(teacher)
         data = Data(profile, of_role, role, _name(teacher), model, prompts, show=show)
-        data.rehearsed = _is_rehearsed(teacher)
+        data.rehearsed, data.foreign = _is_rehearsed(teacher), _is_foreign(teacher)
         parts[role] = _fill(data, _nowhere if committed else project.local)
         if committed:
             data.published, data.committed = set(), Measured()
@@ -88,13 +88,15 @@ def _name(teacher: params.Teacher | None) -> str:
 def _prompts(teacher: params.Teacher | None) -> str:
     """Return the key in words.PROMPTS of a teacher's prompts, or nothing where no folder tells.
 
-    The card of a teacher of classes holds their labels. A config with text in its attention reads
-    captions by joint attention.
+    The card of a teacher of classes holds their labels; without a card, what has no tokenizer reads
+    labels. A config with text in its attention reads captions by joint attention.
     """
-    card = teacher.folder / "card.json" if teacher and teacher.folder else None
-    if teacher is None or card is None or not card.is_file():
+    folder = teacher.folder if teacher else None
+    if teacher is None or folder is None or not _is_there(folder):
         return ""
-    if "labels" in project.read_json(card):
+    card = _card(folder)
+    reads_text = any(folder.glob("tokenizer*")) if card is None else "labels" not in card
+    if not reads_text:
         return "labels"
     _, _, has_text = params.shape_of(teacher)
     return "joint" if has_text else "cross"
@@ -104,6 +106,27 @@ def _is_rehearsed(teacher: params.Teacher | None) -> bool:
     """Say whether a teacher's folder is one of a rehearsal, whose weights are random."""
     folder = teacher.folder if teacher else None
     return folder is not None and (folder / project.REHEARSAL).is_file()
+
+
+def _is_foreign(teacher: params.Teacher | None) -> bool:
+    """Say whether no judge knows what a teacher draws: only a card says that one passed its gate.
+
+    Of a teacher whose files are not there, the results tell.
+    """
+    folder = teacher.folder if teacher else None
+    if folder is None or not _is_there(folder):
+        return False
+    return "gate" not in (_card(folder) or {})
+
+
+def _is_there(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model_index.json", "card.json"))
+
+
+def _card(folder: Path) -> Result | None:
+    """Return a teacher's card, or None of a folder without one."""
+    path = folder / "card.json"
+    return project.read_json(path) if path.is_file() else None
 
 
 def _make_names_unique(parts: Mapping[str, Data]) -> None:

@@ -60,6 +60,8 @@ def headline(report: Report) -> str:
         clauses.append(f"{' or '.join(names)} to {teacher} ({error})")
     operators = {data.name: _operators(data, firsts) for data in report.parts.values()}
     shared = set.intersection(*(operators[teacher] for teacher in firsts))
+    if not set.intersection(*(set(ideas(data)) for data in report.parts.values() if closest(data))):
+        return f"No idea was tried with every teacher; closest are {listed(clauses)}."
     same = f"{listed(sorted(shared))} can be closest to every teacher" if shared else ""
     return f"{same or 'No one idea comes closest to every teacher'}: {listed(clauses)}."
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from linattn import params, project, source, surgery, teachers
+from linattn import params, project, roles, surgery, teachers
 from linattn.scorers.layout import lay_out
 from linattn.scorers.registry import BENCHMARKS
 
@@ -64,7 +64,7 @@ def _teacher(name: str, dtype: str | None) -> teachers.Teacher:
     options: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)} if dtype else {}
     settings = params.load()
     if name in settings.teachers:
-        return source.load(settings, name, **options)
+        return roles.load(settings, name, **options)
     return teachers.load(name, device=project.device(), **options)
 
 

@@ -36,13 +36,14 @@ def prompts(path: Path) -> list[Prompt]:
 
 def _of_folder(path: Path) -> dict[str, str]:
     return {
-        file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(path.glob("*.txt"))
+        file.stem: file.read_text(encoding="utf-8-sig").strip()
+        for file in sorted(path.glob("*.txt"))
     }
 
 
 def _of_table(path: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file)
         missing = [column for column in COLUMNS if column not in (table.fieldnames or ())]
         if missing:
@@ -72,7 +73,7 @@ def place(folder: Path, prompt: Prompt, pictures: Tensor) -> None:
 
 def read(path: Path) -> dict[str, Result]:
     """Read the scorer's text: the score and those of the categories, in percent."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     totals = TOTAL.findall(text)
     if len(totals) != 1:
         raise ValueError(

@@ -7,6 +7,7 @@
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def prompts(path: Path) -> list[Prompt]:
 def _lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return the JSON objects of a file, or raise a ValueError for a line that lacks a key."""
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -42,8 +43,17 @@ def _lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
                 f"line {number} of {path} has no {' and no '.join(missing)}; GenEval's lines are "
                 f"objects with {', '.join(keys)}"
             )
+        _check_types(entry, f"line {number} of {path}")
         entries.append(entry)
     return entries
+
+
+def _check_types(entry: dict[str, Any], line: str) -> None:
+    """Refuse what would be counted wrongly: the text "false" is true to Python."""
+    types = {"tag": str, "prompt": str, "correct": bool}
+    for key, expected in types.items():
+        if key in entry and not isinstance(entry[key], expected):
+            raise ValueError(f"{line}: {key} is {entry[key]!r}, no {expected.__name__}")
 
 
 def files(prompt: Prompt, count: int) -> list[str]:
@@ -69,12 +79,15 @@ def read(path: Path) -> dict[str, Result]:
     entries = _lines(path, ("tag", "prompt", "correct"))
     if not entries:
         raise ValueError(f"{path} has no results; GenEval writes a line a picture")
+    drawn = Counter(entry["filename"] for entry in entries if "filename" in entry)
+    if twice := [name for name, count in drawn.items() if count > 1]:
+        raise ValueError(f"{path} has two results of {twice[0]}: keep one run")
     tags = list(dict.fromkeys(entry["tag"] for entry in entries))
     counts = _counts(entries, tags)  # (prompts, tags, right and all)
     measures = {}
     for number, tag in enumerate(tags):
-        right, drawn = counts[counts[:, number, 1] > 0, number].unbind(1)
-        measures[f"geneval_{tag}"] = summary(right / drawn)
+        right, every = counts[counts[:, number, 1] > 0, number].unbind(1)
+        measures[f"geneval_{tag}"] = summary(right / every)
     value = _score(counts[None]).item()
     low, high = bootstrap(counts, statistic=_score)
     return {"geneval": {"value": value, "low": low, "high": high, "n": len(counts)}, **measures}

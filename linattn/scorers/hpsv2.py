@@ -32,7 +32,7 @@ def prompts(path: Path) -> list[Prompt]:
 
 def _of_style(path: Path) -> list[Prompt]:
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
+        texts = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -53,7 +53,7 @@ def place(folder: Path, prompt: Prompt, pictures: Tensor) -> None:
 
 def read(path: Path) -> dict[str, Result]:
     """Read what the scorer printed: the score of each style and their average."""
-    lines = LINE.findall(path.read_text(encoding="utf-8"))
+    lines = LINE.findall(path.read_text(encoding="utf-8-sig"))
     models = sorted({model for model, *_ in lines})
     if len(models) != 1:
         raise ValueError(

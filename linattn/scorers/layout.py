@@ -33,7 +33,8 @@ def lay_out(
     """Draw every prompt of a benchmark into a folder that its scorer reads, and return the folder.
 
     Scorers read everything in the folder, so what was drawn is noted beside it, in `FOLDER.json`.
-    The same call goes on where it was ended; another one is refused.
+    The same call goes on where it was ended; another one is refused, and one of a student that was
+    trained again since.
 
     Args:
         name: geneval, dpg or hpsv2.
@@ -60,6 +61,7 @@ def lay_out(
         "teacher": teacher.folder,
         "student": student,
         "pictures": count,
+        "weights": digests.of_values((model or teacher.model).state_dict().values()),
         **drawing,
     }
     _begin(folder, json.loads(json.dumps(note)))

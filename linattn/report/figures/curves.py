@@ -1,16 +1,16 @@
 """Figures of quality, cost, speed and training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from linattn.evaluation.growth import exponents
 from linattn.report.figures.canvas import REFERENCE, drawn, finish, new_figure
 from linattn.report.numbers import seconds, short
-from linattn.report.picture import DPI, FAINT, INK, PAPER, SOFT, WIDTH, Look, Picture
+from linattn.report.picture import DPI, FAINT, INK, LETTER, PAPER, SOFT, WIDTH, Look, Picture
 
 
 @drawn
@@ -55,12 +55,18 @@ def quality_cost(
     for name, marker in (markers or {}).items():
         axis.plot([], [], marker, color=SOFT, label=name)
     if markers:
-        figure.legend(loc="outside upper right", ncols=len(markers), handletextpad=0.2)
+        figure.legend(loc="outside upper right", ncols=_columns(markers), handletextpad=0.2)
     elif line:
         figure.legend(loc="outside upper right")
     _label_points(figure, axis, every)
     alt = f"Scatter plot of {y} against {x}: {_in_words(points)}"
     return finish(figure, f"{alt}; {line_name}: {_in_words(line)}." if line else f"{alt}.")
+
+
+def _columns(names: Collection[str]) -> int:
+    """Return how many names of a legend fit beside one another, their marks included."""
+    widest = max(map(len, names)) + 5
+    return min(len(names), max(1, int(WIDTH / (widest * LETTER))))
 
 
 def _errorbar(axis: Any, point: Mapping[str, Any]) -> None:
@@ -183,8 +189,10 @@ def training(
         _curve(axis, curve, color=look.colour, lw=1.9)
         axis.set_title(name, color=_darker(look.colour), fontsize=9.5)
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _number(axis.yaxis)
+        axis.xaxis.set_major_locator(
+            MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10])  # no half steps
+        )
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
     for axis in axes.flat[max(0, len(curves) - columns) : len(curves)]:
@@ -195,6 +203,17 @@ def training(
     for name, curve in curves.items():
         losses.append(f"{name} from {short(curve['loss'][0])} to {short(curve['loss'][-1])}")
     return finish(figure, f"Training curves, {y} by step on a log axis: {'; '.join(losses)}.")
+
+
+def _number(axis: Any) -> None:
+    """Write numbers on a logarithmic axis of x or y; within a decade they are evenly spaced."""
+    low, high = sorted(axis.get_view_interval())
+    within = high < 10 * low  # where a decade's locator may find none
+    if within:
+        axis.set_major_locator(MaxNLocator(4))
+    digits = 3 if within else 2
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value, digits)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _curve(axis: Any, curve: Mapping[str, Sequence[Any]], **style: Any) -> None:
@@ -236,8 +255,7 @@ def by_noise(
     axis.set(xlabel="noise level (1 is pure noise)", ylabel=y)
     if log and min(map(min, lines.values())) > 0:
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _number(axis.yaxis)
     spacing = {"handlelength": 2.6, "columnspacing": 1.4}
     figure.legend(loc="outside lower center", ncols=min(3, len(lines)), **spacing)
     descriptions = []
@@ -270,8 +288,7 @@ def bars(
     axis.grid(False, axis="y")
     if log:
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 2)))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _number(axis.xaxis)
     descriptions = []
     for name, pair in values.items():
         start = f"from {short(pair['before'])} to " if pair.get("before") is not None else ""

@@ -1,5 +1,6 @@
 """One picture of many models: a row for each idea, a block of columns for each teacher."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from linattn.report.figures.canvas import drawn, finish, new_figure
 from linattn.report.figures.pictures import as_bytes
-from linattn.report.picture import INK, SOFT, WIDTH, Picture
+from linattn.report.picture import INK, LETTER, SOFT, WIDTH, Picture
 
 GAP = 4  # pixels between pictures
 NAMES = 0.95  # inches for the names of the rows
@@ -21,18 +22,21 @@ def blocks(teachers: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> P
     empty there.
     """
     sheets = {teacher: _sheet(models, names) for teacher, models in teachers.items()}
+    across = (WIDTH - NAMES) / len(sheets)
+    titles = [_wrapped(teacher, across) for teacher in sheets]
+    head_room = 0.28 + 0.14 * max(title.count("\n") for title in titles)
     widths = [sheet.shape[1] for sheet in sheets.values()]
     inches = (WIDTH - NAMES - 0.12 * (len(sheets) - 1)) / sum(widths)
-    height = inches * max(sheet.shape[0] for sheet in sheets.values()) + 0.28
+    height = inches * max(sheet.shape[0] for sheet in sheets.values()) + head_room
     figure, axes = new_figure(
         WIDTH, height, 1, len(sheets), squeeze=False, gridspec_kw={"width_ratios": widths}
     )
     figure.set_layout_engine(None)
-    head = 1 - 0.26 / height
+    head = 1 - (head_room - 0.02) / height
     figure.subplots_adjust(NAMES / WIDTH, 0, 1, head, wspace=0.12 / (inches * np.mean(widths)))
-    for axis, (teacher, sheet) in zip(axes[0], sheets.items(), strict=True):
+    for axis, title, (teacher, sheet) in zip(axes[0], titles, sheets.items(), strict=True):
         axis.imshow(sheet, interpolation="nearest", aspect="auto")
-        axis.set_title(teacher, fontsize=9, pad=4)
+        axis.set_title(title, fontsize=9, pad=4)
         axis.set_axis_off()
         _name_gaps(axis, [name in teachers[teacher] for name in names])
     _name_rows(axes[0][0], names)
@@ -45,6 +49,11 @@ def blocks(teachers: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> P
         f"Pictures from the same noise and prompts down each column. The rows are {order}; "
         f"the blocks are {'; '.join(described)}.",
     )
+
+
+def _wrapped(name: str, inches: float) -> str:
+    """Break a teacher's name into lines as wide as its block."""
+    return "\n".join(textwrap.wrap(name, max(6, int(inches / LETTER))))
 
 
 def _sheet(models: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
