@@ -1,7 +1,8 @@
 # Two commands: `make repro` runs the pipeline and ends with the report, `make test` runs every test.
-# Both set up .venv by themselves. Variables: PROFILE, TEACHER, STUDY, OPERATOR, OPTIONS, NAME, PYTHON, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
+# Both set up .venv by themselves. Variables: PROFILE, TEACHER, STUDY, OPERATOR, OPTIONS, NAME, PYTHON, TORCH, PIP_ARGS, VENV, PYTEST_ARGS (see `make help`).
 
 PYTHON ?=
+TORCH ?=
 PIP_ARGS ?=
 VENV ?= .venv
 PROFILE ?=
@@ -45,12 +46,12 @@ help:
 	@echo "  OPTIONS='rows=2' NAME=bands-two   make row with options of the operator, and another name than the operator's"
 	@echo "  PYTEST_ARGS='-n 0 -k window'   some of the tests, in one process (make test takes one a core, eight at most)"
 	@echo "  PYTHON=/path/to/python3.12     the interpreter to build .venv with (3.11 or newer)"
-	@echo "  PIP_ARGS='--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple'"
-	@echo "                                 a torch without CUDA: some 300 MB instead of 3 GB"
+	@echo "  TORCH=cpu                      a torch without CUDA: some 300 MB instead of 3 GB"
+	@echo "  PIP_ARGS='--proxy ...'         options of pip's own"
 	@echo "  VENV=/path                     the environment elsewhere, or one you have made (conda: VENV=\$$CONDA_PREFIX)"
 
 setup:
-	@sh .ci/setup "$(VENV)" "$(PYTHON)" $(PIP_ARGS)
+	@sh .ci/setup "$(VENV)" "$(PYTHON)" "$(TORCH)" $(PIP_ARGS)
 
 report: setup
 	@TRANSFORMERS_VERBOSITY=error python -m linattn.report
@@ -97,9 +98,4 @@ lint: setup
 	@nbstripout --verify notebooks/*.ipynb studies/*/*.ipynb
 
 clean:
-	@rm -rf .scratch .pytest_cache .ruff_cache .hypothesis reports/index.html reports/leaderboard.html reports/pages reports/notebooks reports/failed reports/committed
-	@rm -rf data/samples data/reference data/pictures data/plugins reports/local/results reports/local/runs reports/local/students
-	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	@echo "Removed scratch, reports and samples. What was computed is still in DVC's cache: make repro brings it back."
-	@test ! -d reports/local/rows || echo "Kept reports/local/rows: no cache holds the rows of operators' files."
-	@test ! -d reports/local/studies || echo "Kept reports/local/studies: no cache holds the results of studies."
+	@sh .ci/clean

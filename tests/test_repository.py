@@ -53,27 +53,45 @@ def test_the_licence_is_apache_2_in_full():
 
 
 def pins(path):
-    return [line for line in text(path).splitlines() if line and not line.startswith("#")]
+    """Return the requirements of a file, without their digests."""
+    lines = text(path).replace("\\\n", " ").splitlines()
+    return [line.split(" --hash")[0].strip() for line in lines if line and line[0] not in "#"]
+
+
+LOCKS = ("requirements.lock", "requirements-torch.lock")
+
+
+def locked():
+    return [line for lock in LOCKS for line in pins(lock)]
 
 
 def test_the_lock_pins_everything_and_names_no_address():
-    lines = pins("requirements.lock")
+    lines = locked()
     assert len(lines) > 100
     for line in lines:
         assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+( ; .+)?", line), line
     assert "torch==2.13.0" in lines
+    assert pins("requirements-torch.lock") == ["torch==2.13.0"]
     assert "triton==3.7.1 ; sys_platform == 'linux'" in lines
     assert "+" not in "".join(line.split(";")[0] for line in lines)
 
 
+def test_every_pin_but_torch_has_the_digests_of_its_files():
+    entries = text("requirements.lock").replace("\\\n", " ").splitlines()
+    entries = [line for line in entries if line and not line.startswith("#")]
+    assert len(entries) == len(pins("requirements.lock"))
+    for entry in entries:
+        assert re.fullmatch(r"[^ ]+( ; [^-]+?)?( +--hash=sha256:[0-9a-f]{64})+", entry), entry[:80]
+
+
 def test_every_direct_requirement_is_in_the_lock():
     direct = {canonicalize_name(re.split(r"[=<>; ]", line)[0]) for line in pins("requirements.in")}
-    assert direct <= {canonicalize_name(line.split("==")[0]) for line in pins("requirements.lock")}
+    assert direct <= {canonicalize_name(line.split("==")[0]) for line in locked()}
 
 
 def test_this_environment_is_the_locked_one():
     wrong = []
-    for line in pins("requirements.lock"):
+    for line in locked():
         pin = Requirement(line)
         if pin.marker and not pin.marker.evaluate():
             continue
