@@ -8,6 +8,7 @@ VENV ?= .venv
 PROFILE ?=
 TEACHER ?=
 STUDY ?=
+FAULT ?=
 PYTEST_ARGS ?=
 # From the command line alone: some systems have a NAME in their environment, which is no row's.
 OPERATOR :=
@@ -23,7 +24,7 @@ export HF_HUB_OFFLINE ?= $(if $(filter real paper,$(PROFILE)),0,1)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report repro rehearse row study publish test lab bench gpu-check docs lint clean
+.PHONY: help setup report repro rehearse row study publish test faults lab bench gpu-check docs lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,7 @@ help:
 	@echo "make study STUDY=plugins   a study beside the pipeline: studies/<name>/dvc.yaml"
 	@echo "make publish this machine's finished run becomes the committed one: results, students, run files, README"
 	@echo "make test    run every test there is on this machine, and say what was skipped and why"
+	@echo "make faults  inject damage, kills, signals and full disks into tiny runs: a line for each, expected and seen"
 	@echo "make lab     open JupyterLab at the tour"
 	@echo "make bench   time attention against tokens on this machine: the operators, then the kernels beside their peers"
 	@echo "make gpu-check   all that only a GPU shows, under ten minutes: numbers, graphs, a million tokens, times"
@@ -74,6 +76,9 @@ publish: setup
 test: setup
 	@echo "Running the tests; those that need what this machine has not are skipped and named at the end."
 	@python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+
+faults: setup
+	@cd tests && python -m faults.suite $(if $(FAULT),"$(FAULT)")
 
 lab: setup
 	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir="$(CURDIR)" --ContentsManager.pre_save_hook=linattn.lab.save_source notebooks/00_tour.ipynb

@@ -20,7 +20,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -132,24 +132,11 @@ def source(notebook: str) -> Path:
 
 def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
     """Execute `notebook` with `names` injected; `out` appears only when every cell has run."""
-    check_names(notebook, names)
-    check_loopback()
-    stage = outs.running()
-    try:
-        if stage:
-            outs.check(stage)
-        return _execute(notebook, out, by_hand, names)
-    except BaseException:
-        if stage and (restored := outs.restore(stage)):
-            print(f"Put back as before: {', '.join(restored)}", flush=True)
-        raise
-
-
-def _execute(notebook: Path, out: Path, by_hand: bool, names: dict[str, Any]) -> Path:
-    """Execute a notebook as a draft, and put it in its place."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    check_names(notebook, names)
+    check_loopback()
     title = f"{out.parent.name}-{out.stem}".removeprefix("notebooks-")
     draft = project.scratch("notebooks") / f"{title}.ipynb"
     kept = project.failed(title)
@@ -352,19 +339,33 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     values = {name: getattr(options, name) for name in ("student", "teacher", "profile")}
     names = {name: value for name, value in values.items() if value is not None}
-    stage = f"{options.stage} {options.student or options.teacher or ''}".rstrip()
-    try:
-        with signals.interruptible():
-            _check_profile(options.profile, options.by_hand)
-            out = run_stage(options.stage, options.by_hand, **names)
+    title = f"{options.stage} {options.student or options.teacher or ''}".rstrip()
+
+    def work() -> None:
+        _check_profile(options.profile, options.by_hand)
+        out = run_stage(options.stage, options.by_hand, **names)
         if options.by_hand:
             print(f"Executed: {out}")
+
+    return ended(title, work)
+
+
+def ended(title: str, work: Callable[[], object]) -> int:
+    """Do the work of a stage and return its exit code; what went wrong is one sentence.
+
+    Args:
+        title: names the stage in the sentence.
+        work: runs its notebook.
+    """
+    try:
+        with signals.interruptible(), outs.kept():
+            work()
     except KeyboardInterrupt:
-        print(f"linattn: {stage} was interrupted; the same command goes on", file=sys.stderr)
+        print(f"linattn: {title} was interrupted; the same command goes on", file=sys.stderr)
         return signals.INTERRUPTED
     except (ValueError, OSError, Failed) as error:
         cause = f"{error.__cause__}; " if error.__cause__ else ""
-        print(f"linattn: {stage} failed: {cause}{error}", file=sys.stderr)
+        print(f"linattn: {title} failed: {cause}{error}", file=sys.stderr)
         return 1
     return 0
 

@@ -7,9 +7,12 @@
   stage reads it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +56,22 @@ def _checked_out(out: Any) -> bool:
 
 
 def running() -> str | None:
-    """Return the stage that DVC runs in this process's parents, or None outside of a stage."""
-    return os.environ.get(RUNNING) if project.in_pipeline() else None
+    """Return the stage that DVC runs in this process or its parents, or None outside of a stage."""
+    return os.environ.get(RUNNING)
+
+
+@contextlib.contextmanager
+def kept() -> Generator[None]:
+    """Compare what the running stage reads, and bring its outs back where it does not end well."""
+    stage = running()
+    try:
+        if stage:
+            check(stage)
+        yield
+    except BaseException:
+        if stage and (restored := restore(stage)):
+            print(f"Put back as before: {', '.join(restored)}", file=sys.stderr, flush=True)
+        raise
 
 
 def check(stage: str) -> None:
@@ -69,17 +86,23 @@ def damaged(stage: str) -> dict[str, str]:
     Args:
         stage: as DVC names it; what is in step with the stage that wrote it has no sentence.
     """
-    lock, sentences = project.ROOT / "dvc.lock", {}
-    if not lock.is_file():
-        return {}
-    read = _read_by(stage)
-    for writer, recorded in reader.read_yaml(lock)["stages"].items():
-        for out in recorded.get("outs", []):
-            name = out["path"]
-            if any(name == path or name.startswith(f"{path}/") for path in read):
-                sentence = _damage(writer, name, out["md5"])
-                sentences |= {name: sentence} if sentence else {}
+    read, sentences = _read_by(stage), {}
+    for writer, name, recorded in _recorded(stage):
+        if any(name == path or name.startswith(f"{path}/") for path in read):
+            sentence = _damage(writer, name, recorded)
+            sentences |= {name: sentence} if sentence else {}
     return sentences
+
+
+def _recorded(stage: str) -> Iterator[tuple[str, str, str]]:
+    """Yield stage, path and digest of all outs that the locks record, a study's own too."""
+    folder = Path(stage.rpartition(":")[0] or "dvc.yaml").parent
+    for lock in dict.fromkeys((project.ROOT / "dvc.lock", project.ROOT / folder / "dvc.lock")):
+        stages = reader.read_yaml(lock)["stages"] if lock.is_file() else {}
+        for writer, entry in stages.items():
+            for out in entry.get("outs", []):
+                if "md5" in out:
+                    yield writer, out["path"], out["md5"]
 
 
 def _read_by(stage: str) -> list[str]:

@@ -109,10 +109,12 @@ def read_yaml(path: Path) -> Any:
     try:
         return YAML(typ="safe").load(path)
     except FileNotFoundError:
-        raise ValueError(f"no {path.name} in {path.parent}") from None
+        raise ValueError(f"no {path.name} in {path.parent}: fetch it again") from None
     except YAMLError as error:
         message = " ".join(str(error).split())
-        raise ValueError(f"{path.name} is not valid YAML: {message}") from None
+        raise ValueError(
+            f"{path.name} is not valid YAML: {message}; mend that line, or fetch the file again"
+        ) from None
 
 
 def read(settings: type[T], content: Any, path: str) -> T:

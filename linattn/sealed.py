@@ -76,8 +76,8 @@ def check(path: Path, remedy: str = "make it again") -> Any:
         if (now := _digest(path, start)) != written:
             raise ValueError(f"it is {now[:12]} and was written as {written[:12]}")
         return json.loads(note[len(f"sha256:{BLANK} ") :])
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing; {remedy}") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise Damaged(f"{path} is damaged ({error}); {remedy}") from error
 

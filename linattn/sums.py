@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 
 from linattn import digests, files
+from linattn.names import short
 
 NAME = "SHA256SUMS"
 ABOVE = 3  # folders above one in which a list is looked for
@@ -52,8 +53,12 @@ def read(path: Path) -> dict[str, str]:
     for line in path.read_text(encoding="utf-8").splitlines():
         digest, separator, name = line.partition("  ")
         if len(digest) != 64 or not separator or not name:
-            raise Damaged(f"{path} is damaged: {line[:80]!r} is no line of sha256sum's")
+            raise Damaged(
+                f"{path} is damaged: {short(line)} is no line of sha256sum's; {_remedy(path)}"
+            )
         sums[name] = digest
+    if not sums:
+        raise Damaged(f"{path} is damaged: it is empty; {_remedy(path)}")
     return sums
 
 

@@ -38,7 +38,9 @@ def load(folder: Path = FOLDER, device: str = "cpu") -> Eye:
     """
     path, card_path = folder / FILE, folder / "card.json"
     if not path.is_file() or not card_path.is_file():
-        raise FileNotFoundError(f"no eye in {folder}: git checkout HEAD -- data/eye")
+        raise FileNotFoundError(
+            f"no eye in {folder}: {FILE} or card.json is missing; git checkout HEAD -- data/eye"
+        )
     expected, actual = project.read_json(card_path).get("sha256", ""), digests.of_file(path)
     if actual != expected:
         raise ValueError(

@@ -6,7 +6,6 @@
 """
 
 import html
-import sys
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,9 @@ def run(study: str, notebook: str, stage: str, **names: str) -> int:
     """
     home = f"studies/{study}"
     out = project.ROOT / "reports" / "notebooks" / home / f"{stage}.ipynb"
-    try:
-        notebooks.run(project.ROOT / home / f"{notebook}.ipynb", out, by_hand=False, **names)
-    except (ValueError, notebooks.Failed) as error:
-        cause = f"{error.__cause__}; " if error.__cause__ else ""
-        print(f"linattn: study {study}, {stage} failed: {cause}{error}", file=sys.stderr)
-        return 1
-    return 0
+    source = project.ROOT / home / f"{notebook}.ipynb"
+    title = f"study {study}, {stage}"
+    return notebooks.ended(title, lambda: notebooks.run(source, out, False, **names))
 
 
 def run_name(study: str) -> str:

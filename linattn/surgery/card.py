@@ -132,7 +132,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged or was not written by linattn.save ({error})"
+            f"{path} is damaged or was not written by linattn.save ({error}); fetch it again"
         ) from error
     return card
 
