@@ -29,7 +29,7 @@ def run(study: str, notebook: str, stage: str, **names: str) -> int:
     out = project.ROOT / "reports" / "notebooks" / home / f"{stage}.ipynb"
     source = project.ROOT / home / f"{notebook}.ipynb"
     title = f"study {study}, {stage}"
-    return notebooks.ended(title, lambda: notebooks.run(source, out, False, **names))
+    return notebooks.ended(title, lambda: notebooks.run(source, out, by_hand=False, **names))
 
 
 def run_name(study: str) -> str:
