@@ -58,7 +58,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
     The leader goes first: DVC would take the end of a stage for a reason to start the next one.
     """
-    with _undisturbed():
+    with undisturbed():
         process.terminate()
         _wait(process.poll, GRACE)
         for name, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, 5.0)):
@@ -72,7 +72,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Generator[None]:
+def undisturbed() -> Generator[None]:
     """Ignore a second Ctrl-C while what it wants is under way."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,6 +1,7 @@
 """Linearise a diffusers model in place, and restore it bit for bit.
 
-- Everything is checked before anything is changed, and a conversion that fails half way is undone.
+- Everything is checked before anything is changed, and a conversion or restoration that fails or is
+  interrupted half way is undone.
 - A layer is always converted from its original weights, however often it is converted.
 """
 
@@ -16,18 +17,12 @@ from linattn.attention.policies import PROJECTIONS
 from linattn.families import Layer
 from linattn.names import nearest, shortened
 from linattn.surgery import identity, quantised
-from linattn.surgery.install import (
-    Replacement,
-    build_operator,
-    check_backend,
-    copy_into,
-    install,
-    remove,
-)
+from linattn.surgery.install import Replacement, build_operator, check_backend, install
 from linattn.surgery.offload import at_hand, is_sequential
 from linattn.surgery.reach import require_reachable
 from linattn.surgery.record import Conversion, conversion_of, detach, require_conversion
 from linattn.surgery.select import Selection, select
+from linattn.surgery.undo import Before, copy_into, replace, wholly
 
 
 def linearize(
@@ -110,7 +105,11 @@ def _convert(
         operator.initialise(layer.attn, initialise, *more)
 
     conversion = copy.deepcopy(previous) if previous else Conversion.of(model)
-    install(model, conversion, replacements, set_weights, keep_original)
+
+    def change(before: Before) -> None:
+        install(model, before, conversion, replacements, set_weights, keep_original)
+
+    wholly(model, change)
 
 
 @torch.no_grad()
@@ -189,21 +188,33 @@ def restore(model_or_pipeline: Any, *, strict: bool = True) -> Any:
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     conversion = require_conversion(model)
+    with at_hand(model):
+        require_base(model, conversion, strict)
+        wholly(model, lambda before: take_back(model, before, conversion))
+    return model_or_pipeline
+
+
+def take_back(model: nn.Module, before: Before, conversion: Conversion) -> None:
+    """Make a student the base again, whose replaced weights the record holds."""
+    live = identity.tensors(model)
+    before.keep({name: live[name] for name in conversion.originals if name in live})
+    copy_into(live, conversion.originals)
+    for layer in families.layers(model):
+        if layer.name in conversion.processors:
+            replace(layer, None, conversion.processors[layer.name])
+    detach(model)
+
+
+def require_base(model: nn.Module, conversion: Conversion, strict: bool = True) -> None:
+    """Raise if a student cannot be made the base again, bit for bit where `strict`."""
     if conversion.unrestorable:
         raise ValueError(
             f"the original weights of {shortened(sorted(conversion.unrestorable))} were not kept "
             f"(keep_original=False): load {conversion.base['name']!r} again"
         )
-    with at_hand(model):
-        conversion.refuse_quantised(model)
-        if strict:
-            _require_untrained(model, conversion)
-        copy_into(identity.tensors(model), conversion.originals)
-        for layer in families.layers(model):
-            if layer.name in conversion.processors:
-                remove(layer, conversion.processors[layer.name])
-        detach(model)
-    return model_or_pipeline
+    conversion.refuse_quantised(model)
+    if strict:
+        _require_untrained(model, conversion)
 
 
 def _require_untrained(model: nn.Module, conversion: Conversion) -> None:

@@ -16,21 +16,14 @@ from torch import Tensor, nn
 from linattn import families
 from linattn.families import KEY
 from linattn.surgery import card, clear, hub, identity, linfusion, quantised
-from linattn.surgery.convert import restore
+from linattn.surgery.convert import require_base, take_back
 from linattn.surgery.fit import fitted
-from linattn.surgery.install import (
-    Replacement,
-    check_backend,
-    copy_into,
-    cpu_copies,
-    install,
-    operator_tensors,
-    reinstatement,
-)
+from linattn.surgery.install import Replacement, check_backend, install, operator_tensors
 from linattn.surgery.offload import at_hand
 from linattn.surgery.reach import require_reachable
 from linattn.surgery.record import Conversion, conversion_of, require_conversion
 from linattn.surgery.student import Student
+from linattn.surgery.undo import Before, copy_into, wholly
 
 SOURCES = (linfusion, clear, card)  # the last says what is missing where none recognises a path
 
@@ -138,28 +131,29 @@ def _become(
     keep_original: bool,
 ) -> None:
     """Make the model the student; if that fails, the model stays what it is."""
-    reinstate = reinstatement(model)
-    if conversion_of(model):
-        restore(model)
-        conversion = Conversion(conversion.base, conversion.digests)
+    previous = conversion_of(model)
+    if previous:
+        require_base(model, previous)
+        conversion = Conversion(previous.base, previous.digests)
     prefixes = tuple(f"{replacement.layer.name}." for replacement in replacements)
     outside = {
         name: tensor for name, tensor in student.tensors.items() if not name.startswith(prefixes)
     }
-    live = identity.tensors(model)
-    overwritten = cpu_copies({name: live[name] for name in outside})
 
     def set_weights(replacement: Replacement) -> None:
         _set_weights(replacement, student.tensors)
 
-    try:
-        install(model, conversion, replacements, set_weights, keep_original)
-    except BaseException:
-        reinstate()
-        raise
-    copy_into(live, outside)
-    if keep_original:
-        conversion.originals.update(overwritten)
+    def change(before: Before) -> None:
+        if previous:
+            take_back(model, before, previous)
+        live = identity.tensors(model)
+        originals = before.keep({name: live[name] for name in outside})
+        copy_into(live, outside)
+        if keep_original:
+            conversion.originals.update(originals)
+        install(model, before, conversion, replacements, set_weights, keep_original)
+
+    wholly(model, change)
 
 
 def _set_weights(replacement: Replacement, tensors: dict[str, Tensor]) -> None:

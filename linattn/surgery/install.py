@@ -1,4 +1,4 @@
-"""Build operators and install them in their layers, in all of them or in none."""
+"""Build operators and install them in their layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linattn import attention, families
+from linattn import attention
 from linattn.attention import Operator
 from linattn.families import KEY, Layer
 from linattn.names import nearest
 from linattn.surgery import identity
-from linattn.surgery.record import Conversion, attach, conversion_of
+from linattn.surgery.record import Conversion, attach
+from linattn.surgery.undo import Before, attention_of, copy_into, replace
 from linattn_kernels.launch import PATHS
 
 
@@ -23,20 +24,6 @@ class Replacement:
     layer: Layer
     operator: Operator
     initialise: str  # the policy, as a saved student names it
-
-
-class Snapshot:
-    """Remember the weights, operator and processor of one layer."""
-
-    def __init__(self, layer: Layer, live: dict[str, Tensor]):
-        self.layer, self.inside = layer, inside(layer, live)
-        self.values = cpu_copies(self.inside)
-        self.operator, self.processor = layer.operator, _attention(layer).processor
-
-    def reinstate(self) -> None:
-        """Bring the layer back to what it was."""
-        copy_into(self.inside, self.values)
-        _replace(self.layer, self.operator, self.processor)
 
 
 def check_backend(backend: str | None) -> None:
@@ -68,75 +55,41 @@ def _dtype(attn: nn.Module, weight: Tensor) -> torch.dtype | None:
 
 def install(
     model: nn.Module,
+    before: Before,
     conversion: Conversion,
     replacements: Sequence[Replacement],
     set_weights: Callable[[Replacement], None],
     keep_original: bool,
 ) -> None:
-    """Install every operator, or none at all if one of them fails.
+    """Install every operator and make the model the student that `conversion` records.
 
-    `set_weights` gives a layer and its operator their first weights.
+    `before` keeps what is overwritten; `set_weights` gives a layer and its operator their first
+    weights.
     """
     live = identity.tensors(model)
-    undo: list[Snapshot] = []
-    try:
-        for replacement in replacements:
-            layer = replacement.layer
-            snapshot = Snapshot(layer, live)
-            undo.append(snapshot)
-            if layer.name in conversion.processors:
-                copy_into(snapshot.inside, conversion.originals)
-            else:
-                _keep(conversion, snapshot, keep_original)
-            conversion.initialise[layer.name] = replacement.initialise
-            _replace(layer, replacement.operator, layer.processor())
-            set_weights(replacement)
-    except BaseException:
-        for snapshot in undo:
-            snapshot.reinstate()
-        raise
+    for replacement in replacements:
+        layer = replacement.layer
+        tensors = inside(layer, live)
+        values = before.keep(tensors)
+        if layer.name in conversion.processors:
+            copy_into(tensors, conversion.originals)
+        else:
+            _keep(conversion, layer, values, keep_original)
+        conversion.initialise[layer.name] = replacement.initialise
+        replace(layer, replacement.operator, layer.processor())
+        set_weights(replacement)
     attach(model, conversion)
 
 
-def _keep(conversion: Conversion, snapshot: Snapshot, keep_original: bool) -> None:
+def _keep(
+    conversion: Conversion, layer: Layer, values: dict[str, Tensor], keep_original: bool
+) -> None:
     """Keep what `restore` needs of a layer that is replaced for the first time."""
-    conversion.processors[snapshot.layer.name] = snapshot.processor
+    conversion.processors[layer.name] = attention_of(layer).processor
     if keep_original:
-        conversion.originals.update(snapshot.values)
+        conversion.originals.update(values)
     else:
-        conversion.unrestorable.add(snapshot.layer.name)
-
-
-def reinstatement(model: nn.Module) -> Callable[[], None]:
-    """Return a function that makes the model its present student again after a `restore`.
-
-    It does nothing where the model is no student.
-    """
-    conversion = conversion_of(model)
-    if conversion is None:
-        return lambda: None
-    live = identity.tensors(model)
-    layers = [layer for layer in families.layers(model) if layer.operator is not None]
-    snapshots = [Snapshot(layer, live) for layer in layers]
-    others = {
-        name: tensor
-        for name, tensor in live.items()
-        if name in conversion.originals and not conversion.inside(name)
-    }
-    values = cpu_copies(others)
-
-    def reinstate() -> None:
-        for snapshot in snapshots:
-            snapshot.reinstate()
-        copy_into(others, values)
-        attach(model, conversion)
-
-    return reinstate
-
-
-def remove(layer: Layer, processor: Any) -> None:
-    """Give a layer its own processor back and take its operator out."""
-    _replace(layer, None, processor)
+        conversion.unrestorable.add(layer.name)
 
 
 def operator_tensors(name: str, operator: Operator) -> dict[str, Tensor]:
@@ -148,34 +101,3 @@ def operator_tensors(name: str, operator: Operator) -> dict[str, Tensor]:
 def inside(layer: Layer, live: dict[str, Tensor]) -> dict[str, Tensor]:
     """Select the tensors of one layer."""
     return {name: tensor for name, tensor in live.items() if name.startswith(f"{layer.name}.")}
-
-
-def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU; those on meta stay on meta."""
-    return {name: _cpu_copy(tensor.detach()) for name, tensor in tensors.items()}
-
-
-def _cpu_copy(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_meta else tensor.to("cpu", copy=True)
-
-
-@torch.no_grad()
-def copy_into(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copy the values into the live tensors of the same name."""
-    for name, value in values.items():
-        if name in live:
-            live[name].copy_(value)
-
-
-def _replace(layer: Layer, operator: Operator | None, processor: Any) -> None:
-    attn = _attention(layer)
-    attn.set_processor(processor)
-    if operator is not None:
-        setattr(attn, KEY, operator)
-    elif layer.operator is not None:
-        delattr(attn, KEY)
-
-
-def _attention(layer: Layer) -> Any:
-    """Return the layer's attention; diffusers has two classes of it, which share no base."""
-    return layer.attn

@@ -79,6 +79,7 @@ def attach(model: nn.Module, conversion: Conversion) -> None:
 
 
 def detach(model: nn.Module) -> None:
+    """Make the model none of ours, also where `attach` was interrupted half way."""
     families.unwatch(model)
-    delattr(model, ATTRIBUTE)
+    vars(model).pop(ATTRIBUTE, None)
     refusals.allow(model)
