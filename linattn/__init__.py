@@ -7,6 +7,7 @@ compare honestly.
     linattn.load(fresh_pipe, "my-student")      # a folder or a hub id
     linattn.push("my-student", "me/my-student")  # to the hub, with a model card
     linattn.restore(pipe)                       # the original, bit for bit
+    linattn.reattach(pipe)                      # after diffusers took processors away
     linattn.upscale(pipe, pictures, 2, 0.4, prompts=captions)  # drawn again at twice the side
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from linattn.attention import OPERATORS, register
     from linattn.attention.grid import Grid
+    from linattn.families import reattach
     from linattn.redraw import upscale
     from linattn.surgery import attention_map, describe, linearize, load, push, restore, save
 
@@ -26,6 +28,7 @@ __version__ = "0.1.0"  # the one place; pyproject.toml reads it, CHANGELOG.md sa
 _HOMES = {
     "OPERATORS": "linattn.attention",
     "register": "linattn.attention",
+    "reattach": "linattn.families",
     "Grid": "linattn.attention.grid",
     "upscale": "linattn.redraw",
     **dict.fromkeys(
@@ -51,6 +54,7 @@ __all__ = [
     "linearize",
     "load",
     "push",
+    "reattach",
     "register",
     "restore",
     "save",
@@ -68,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -1,5 +1,6 @@
 """Calls of diffusers that must not turn a student back, nor write it as what it is not."""
 
+import contextlib
 import copy
 
 import compat
@@ -12,6 +13,7 @@ from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry as Registry,
 )
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 import linattn
 from linattn import families
@@ -108,7 +110,7 @@ def converted(holder):
 
 
 @pytest.mark.parametrize("holder", ["pipeline", "model", "another", "copy"])
-@pytest.mark.parametrize("name", ["save_pretrained", "push_to_hub"])
+@pytest.mark.parametrize("name", ["save_pretrained", "push_to_hub", "save_config"])
 def test_a_pipeline_that_holds_a_student_refuses_before_it_writes(name, holder, tmp_path):
     """Its VAE and text encoder were written before its UNet refused."""
     pipe = converted(holder)
@@ -134,3 +136,96 @@ def test_pipelines_without_a_student_are_saved_as_ever(tmp_path):
     converted("pipeline")
     kinds.pipeline("unet").save_pretrained(tmp_path / "base")
     assert {path.name for path in (tmp_path / "base").iterdir()} >= {"unet", "vae"}
+
+
+# Processors and adapters
+# ---------------------------------------------------------------------------------------------
+
+
+TAKERS = {
+    "enable_attention_slicing": lambda pipe: pipe.enable_attention_slicing(),
+    "disable_attention_slicing": lambda pipe: pipe.disable_attention_slicing(),
+    "disable_xformers": lambda pipe: pipe.disable_xformers_memory_efficient_attention(),
+    "fuse_qkv_projections": lambda pipe: pipe.unet.fuse_qkv_projections(),
+    "set_attn_processor": lambda pipe: pipe.unet.set_attn_processor(AttnProcessor2_0()),
+}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_a_student_that_lost_its_processors_comes_back(name):
+    pipe = kinds.pipeline("unet")
+    compat.student("unet", "clear", pipe.unet)
+    wanted = compat.run("unet", pipe.unet)
+    TAKERS[name](pipe)
+    with pytest.raises(RuntimeError, match=r"call linattn\.reattach\(model\)"):
+        compat.run("unet", pipe.unet)
+    assert linattn.reattach(pipe) is pipe
+    # the layers that were not replaced keep what they were given, which rounds otherwise
+    torch.testing.assert_close(compat.run("unet", pipe.unet), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("unet", "set_default_attn_processor"),
+        *((kind, "unfuse_qkv_projections") for kind in ("unet", "sd3", "flux", "qwen")),
+    ],
+)
+def test_a_student_is_one_after_calls_that_give_processors_back(kind, name):
+    model = compat.student(kind, "clear")
+    wanted = compat.run(kind, model)
+    with contextlib.suppress(ValueError):  # diffusers finds nothing to give back
+        getattr(model, name)()
+    assert torch.equal(compat.run(kind, model), wanted)
+
+
+def test_only_students_are_reattached():
+    with pytest.raises(ValueError, match=r"has no operator: call linattn\.linearize"):
+        linattn.reattach(kinds.model("dit"))
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_an_adapter_that_is_a_joint_attention_is_refused_before_it_is_loaded(kind, tmp_path):
+    pipe = linattn.linearize(kinds.pipeline(kind), "clear", radius=2)
+    wanted = compat.run(kind, pipe.transformer)
+    with pytest.raises(ValueError, match="an IP-Adapter of FLUX or SD3 is a processor"):
+        pipe.load_ip_adapter(tmp_path, weight_name="ip.safetensors")
+    with pytest.raises(ValueError, match="an IP-Adapter of FLUX or SD3 is a processor"):
+        pipe.transformer._load_ip_adapter_weights({})
+    assert torch.equal(compat.run(kind, pipe.transformer), wanted)
+    linattn.restore(pipe)
+    with pytest.raises(KeyError):  # diffusers' own words
+        pipe.transformer._load_ip_adapter_weights({})
+
+
+def adapter(flux):
+    """Weights of an IP-Adapter for FLUX's double blocks, of four tokens a picture."""
+    width, text = flux.inner_dim, flux.config.joint_attention_dim
+    keys = {}
+    for number, _ in enumerate(flux.transformer_blocks):
+        for name in ("to_k_ip", "to_v_ip"):
+            keys[f"{number}.{name}.weight"] = torch.randn(width, text) / text**0.5
+            keys[f"{number}.{name}.bias"] = torch.zeros(width)
+    projection = {
+        "proj.weight": torch.randn(4 * text, 6),
+        "proj.bias": torch.zeros(4 * text),
+        "norm.weight": torch.ones(text),
+        "norm.bias": torch.zeros(text),
+    }
+    return {"image_proj": projection, "ip_adapter": keys}
+
+
+def test_an_adapter_that_is_there_is_refused_and_single_blocks_beside_it_are_converted():
+    flux = kinds.model("flux")
+    flux._load_ip_adapter_weights([adapter(flux)], low_cpu_mem_usage=False)
+    with pytest.raises(ValueError, match=r"has an IP-Adapter.*call unload_ip_adapter\(\)"):
+        linattn.linearize(flux, "clear", radius=2)
+    assert not compat.operators(flux)
+    singles = [layer.name for layer in families.layers(flux) if "single" in layer.name]
+    linattn.linearize(flux, "clear", radius=2, layers=singles)
+    outputs = []
+    for _ in range(2):
+        seen = {"ip_adapter_image_embeds": [torch.randn(2, 1, 6)]}
+        with torch.no_grad():
+            outputs.append(kinds.run(flux, **kinds.inputs("flux"), joint_attention_kwargs=seen))
+    assert not torch.allclose(*outputs, atol=1e-3)

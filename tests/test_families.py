@@ -421,7 +421,7 @@ def test_a_lost_processor_raises_instead_of_being_softmax_again():
         layer.attn.set_attention_slice(None)  # what enable_attention_slicing ends in
     with pytest.raises(RuntimeError, match="lost its processor to AttnProcessor2_0"):
         tiny.run(model)
-    families.reattach(model)
+    linattn.reattach(model)
     assert torch.equal(tiny.run(model), wanted)
 
 

@@ -124,10 +124,10 @@ def _deliver(attn: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Call:
         return args, {name: value for name, value in kwargs.items() if name != KEY}
     if not isinstance(attn.processor, Processor):
         raise RuntimeError(
-            f"a linearised layer lost its processor to {type(attn.processor).__name__} (attention "
-            "slicing, fused projections, an IP-Adapter for joint attention and set_attn_processor "
-            "do that) and would be softmax again: undo that, or call "
-            "linattn.families.reattach(model)"
+            f"a linearised layer lost its processor to {type(attn.processor).__name__} "
+            "(enable_attention_slicing and disable_attention_slicing, fuse_qkv_projections, "
+            "disable_xformers_memory_efficient_attention and set_attn_processor do that) and would "
+            "be softmax again: call linattn.reattach(model)"
         )
     return args, kwargs
 
@@ -165,12 +165,21 @@ def _remove(module: nn.Module, function: Any) -> None:
         module._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
-def reattach(model_or_pipeline: Any) -> None:
-    """Put our processor back on every layer that has an operator.
+def reattach(model_or_pipeline: Any) -> Any:
+    """Make a student draw as one again after diffusers took processors away, and return it.
+
+    Attention slicing, fused projections and `set_attn_processor` put processors of diffusers on all
+    layers. Every layer that has an operator gets ours back; the others stay as they are.
 
     Args:
         model_or_pipeline: a linearised model, or a pipeline or Teacher that holds one.
     """
-    for layer in layers(model_of(model_or_pipeline)):
-        if layer.operator is not None:
-            layer.attn.set_processor(layer.processor())
+    replaced = [layer for layer in layers(model_or_pipeline) if layer.operator is not None]
+    if not replaced:
+        raise ValueError(
+            f"this {type(model_of(model_or_pipeline)).__name__} has no operator: call "
+            "linattn.linearize(model, name) first"
+        )
+    for layer in replaced:
+        layer.attn.set_processor(layer.processor())
+    return model_or_pipeline

@@ -13,6 +13,7 @@ from linattn.families import KEY, Layer
 from linattn.names import nearest
 from linattn.surgery import identity
 from linattn.surgery.record import Conversion, attach
+from linattn.surgery.refusals import refuse_adapter
 from linattn.surgery.undo import Before, attention_of, copy_into, replace
 from linattn_kernels.launch import PATHS
 
@@ -35,6 +36,7 @@ def build_operator(
     layer: Layer, name: str, options: dict[str, Any], backend: str | None = None
 ) -> Operator:
     """Create the operator of one layer with the device, dtype and mode of that layer."""
+    refuse_adapter(layer)
     weight = identity.tensors(layer.attn)["to_q.weight"]
     # Weights are drawn on the CPU, so that a seed means the same on every device. A model on meta
     # keeps its operators on meta, because those of FLUX would take 8 GB.
