@@ -445,18 +445,29 @@ def test_a_flux_grid_is_read_in_half_precision_and_refuses_reference_pictures():
     model = converted("flux", "clear")
     inputs = kinds.inputs("flux", 3, 300)
     ids = inputs["img_ids"].bfloat16()  # rows above 256 merge
-    assert families.family(model).read(model, {**inputs, "img_ids": ids})[0] == Grid(3, 300, 5)
-    assert families.family(model).read(model, {**inputs, "img_ids": ids[None]})[0] == Grid(
-        3, 300, 5
-    )
+    assert families.family(model).grid(model, {**inputs, "img_ids": ids}) == Grid(3, 300, 5)
+    assert families.family(model).grid(model, {**inputs, "img_ids": ids[None]}) == Grid(3, 300, 5)
+    says = "1800 picture tokens, but img_ids tell of a picture of 3 x 300.*FLUX.1 Kontext.*softmax"
+    with pytest.raises(ValueError, match=says):
+        kinds.run(model, **kontext(inputs))
+
+
+def kontext(inputs):
+    """Return FLUX's arguments with a reference picture after the picture, as Kontext has it."""
+    ids, states = inputs["img_ids"], inputs["hidden_states"]
     more = torch.cat([ids, ids + torch.tensor([1.0, 0, 0])])
-    with pytest.raises(
-        ValueError, match="1800 picture tokens, but img_ids tell of a picture of 3 x 300"
-    ):
-        kinds.run(
-            model,
-            **{**inputs, "img_ids": more, "hidden_states": inputs["hidden_states"].repeat(1, 2, 1)},
-        )
+    return {**inputs, "img_ids": more, "hidden_states": states.repeat(1, 2, 1)}
+
+
+@torch.no_grad()
+def test_a_reference_picture_is_served_where_no_operator_reads_the_grid():
+    model, inputs = kinds.model("flux"), kontext(kinds.inputs("flux", 4, 6))
+    wanted = kinds.run(model, **inputs)
+    linattn.linearize(model, "softmax")
+    torch.testing.assert_close(kinds.run(model, **inputs), wanted)
+    linattn.linearize(model, "softmax", conv=3)
+    with pytest.raises(ValueError, match="FLUX.1 Kontext"):
+        kinds.run(model, **inputs)
 
 
 @pytest.mark.parametrize("kind", kinds.ROTARY)
@@ -465,6 +476,33 @@ def test_who_knows_the_grid_hands_it_down(kind):
     wanted = kinds.run(model, **inputs)
     context = families.Context.of(Grid(4, 6, 5), inputs["timestep"], inputs["hidden_states"])
     extras = {families.family(model).handed_down: {families.KEY: context}}
+    assert torch.equal(kinds.run(model, **inputs, **extras), wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("flux", "img_ids"),
+        ("flux", "encoder_hidden_states"),
+        ("sd3", "encoder_hidden_states"),
+        ("dit", "hidden_states"),
+        ("unet", "sample"),
+    ],
+)
+def test_a_call_that_lacks_what_the_grid_is_read_from_says_so(kind, name):
+    model, inputs = converted(kind, "clear"), {**kinds.inputs(kind), name: None}
+    with pytest.raises(ValueError, match=f"called without {name}, from which its operators"):
+        model(**inputs)
+    del inputs[name]
+    with pytest.raises(ValueError, match=f"called without {name}, from which its operators"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("kind", kinds.ROTARY)
+def test_the_grid_alone_is_handed_down(kind):
+    model, inputs = converted(kind, "clear"), kinds.inputs(kind, 4, 6)
+    wanted = kinds.run(model, **inputs)
+    extras = {families.family(model).handed_down: {families.KEY: Grid(4, 6, 5)}}
     assert torch.equal(kinds.run(model, **inputs, **extras), wanted)
 
 

@@ -47,7 +47,7 @@ def mask(*lengths):
 @torch.no_grad()
 def test_the_grid_is_read_from_every_form_of_shapes_that_diffusers_takes(shapes):
     model, arguments = student(), inputs(img_shapes=shapes)
-    assert families.family(model).read(model, arguments)[0] == Grid(HEIGHT, WIDTH, TEXT)
+    assert families.family(model).grid(model, arguments) == Grid(HEIGHT, WIDTH, TEXT)
     assert families.grids(model, **inputs()) == [Grid(HEIGHT, WIDTH, TEXT)] * 2
 
 
@@ -70,10 +70,13 @@ def test_shapes_that_are_no_grid_are_refused(shapes, says):
         kinds.run(student(), **inputs(img_shapes=shapes))
 
 
-def test_an_edit_model_runs_dense_on_two_pictures_and_is_refused_converted():
+@torch.no_grad()
+def test_an_edit_models_two_pictures_are_served_by_softmax_alone():
     model, arguments = kinds.model("qwen"), inputs(img_shapes=[[(1, 4, 3), (1, 4, 3)]] * 2)
-    kinds.run(model, **arguments)
+    wanted = kinds.run(model, **arguments)
     linattn.linearize(model, "softmax")
+    torch.testing.assert_close(kinds.run(model, **arguments), wanted)
+    linattn.linearize(model, "clear", radius=2, layers=[1])
     with pytest.raises(ValueError, match="reference pictures, layers and frames"):
         kinds.run(model, **arguments)
 

@@ -176,6 +176,8 @@ class Operator(nn.Module):
         def at_position(position: int, *tensors: Tensor | None) -> Tensor:
             return function(self._values_at(position), *tensors)
 
+        if torch.compiler.is_exporting():
+            return schedules.by_choice(at_position, self.schedule, noise, *tensors)
         positions = schedules.positions(self.schedule, noise)
         return schedules.by_position(at_position, positions, *tensors)
 
@@ -232,6 +234,11 @@ class Operator(nn.Module):
             return choose(device, dtype, self.head_dim, self.backend, self.max_head_dim)
         except RuntimeError as error:
             return Backend("none", str(error))
+
+    @property
+    def reads_grid(self) -> bool:
+        """Say whether it matters where a token lies; if not, any sequence of tokens is served."""
+        return True
 
     @property
     def head_dim(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_constant
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,7 @@ class Grid:
     def rows(self, tokens: Tensor) -> Tensor:
         """Return the picture's tokens as (batch, height, width, ...), without a copy."""
         return tokens[:, self.text :].unflatten(1, (self.height, self.width))
+
+
+# A caller hands a grid down to a model that is exported: a constant of the program.
+register_constant(Grid)

@@ -14,6 +14,10 @@ from torch import Tensor
 
 Changes = dict[str, Any]
 Entry = tuple[float, Changes]
+UNTRACED = (
+    "a schedule follows the values of the noise, by which one graph cannot choose: compile without "
+    "fullgraph=True, hold one entry by operator.pin(...), or export, where all entries are computed"
+)
 SHOWN = "[{until: 0.8, ...}, {until: 0.0, ...}]"
 
 
@@ -48,12 +52,29 @@ def write(schedule: Sequence[Entry]) -> list[Changes]:
     return [{"until": until, **changes} for until, changes in schedule]
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def positions(schedule: Sequence[Entry], noise: Tensor) -> list[int]:
     """Return for each noise level the position of the entry that holds there."""
+    return _numbers(schedule, noise).tolist()
+
+
+def _numbers(schedule: Sequence[Entry], noise: Tensor) -> Tensor:
     # In the noise's own precision: 0.7 in float32 is below the double 0.7, yet it is the level that
     # was meant.
     untils = noise.new_tensor([until for until, _ in schedule])
-    return (noise.flatten()[:, None] < untils).sum(1).tolist()
+    return (noise.flatten()[:, None] < untils).sum(1)
+
+
+def by_choice(
+    function: Callable[..., Tensor], schedule: Sequence[Entry], noise: Tensor, *tensors: Any
+) -> Tensor:
+    """Run function(position, *tensors) for every position on all pictures, and choose for each.
+
+    It is what `positions` and `by_position` compute, without a branch on the noise's values.
+    """
+    outputs = torch.stack([function(number, *tensors) for number in range(len(schedule) + 1)])
+    batch = torch.arange(outputs.shape[1], device=outputs.device)
+    return outputs[_numbers(schedule, noise).to(outputs.device).expand_as(batch), batch]
 
 
 def changes(schedule: Sequence[Entry], position: int) -> Changes:

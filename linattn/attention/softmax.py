@@ -34,6 +34,10 @@ class Softmax(Operator):
         if side := max(self.possible("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
 
+    @property
+    def reads_grid(self) -> bool:
+        return self.convolution is not None
+
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:

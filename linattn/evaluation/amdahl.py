@@ -87,7 +87,7 @@ def _time_converted(
 def _described(model: nn.Module, inputs: Mapping[str, Any]) -> Row:
     """Return the tokens, the kernels' paths and the facts of a timing."""
     weight = next(model.parameters())
-    grid, _, _ = families.family(model).read(model, inputs)
+    grid = families.family(model).grid(model, inputs)
     backends = sorted({layer["backend"] for layer in surgery.describe(model)})
     return {
         "tokens": grid.tokens,

@@ -85,10 +85,10 @@ def trace(
 
 
 def _grid_and_noise(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Grid, float]:
-    grid, noise, _ = families.family(model).read(model, inputs)
-    if noise is None:
+    context = families.family(model).context(model, inputs)
+    if context.noise is None:
         raise ValueError(f"{type(model).__name__} was called without a time, which a trace needs")
-    return grid, float(noise[0])
+    return context.grid, float(context.noise[0])
 
 
 def first_row(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from linattn.families.processors import Attention, Processor, SelfAttention
 # the operator's name in its attention, and the context's among the attention's arguments
 KEY = "linattn"
 TEXT = 8  # tokens of text in an example
+SERVED = "softmax without conv alone serves them, for it reads no grid"
 
 Model = Any  # a diffusers model; torch takes every attribute of a module for a tensor or a module
 
@@ -74,6 +75,10 @@ class Slot(NamedTuple):
     trained: int | None = None  # tokens at the size the model was trained at, where that is known
 
 
+class Gridless(ValueError):
+    """Report picture tokens that do not lie on one grid."""
+
+
 class Family:
     """Say how one kind of model differs from the others.
 
@@ -84,6 +89,8 @@ class Family:
     models = ""  # the models that are of this family, as their users call them
     # how the model is told what to draw; None: it is converted, saved and looked into, not drawn
     conditions: type[Conditions] | None = None
+    sample = "hidden_states"  # the forward's argument for the noisy latents, or for their tokens
+    times = 1000  # the time that is pure noise, as the forward takes it
     # the argument that diffusers passes on to every attention
     handed_down = "cross_attention_kwargs"
     rotates = False  # whether queries and keys carry rotary positions
@@ -96,10 +103,8 @@ class Family:
         """Yield every self-attention in the order in which the forward meets them."""
         raise NotImplementedError
 
-    def read(
-        self, model: Model, arguments: Mapping[str, Any]
-    ) -> tuple[Grid, Tensor | None, Tensor]:
-        """Return grid, noise and a tensor on the model's device from a forward's arguments."""
+    def grid(self, model: Model, arguments: Mapping[str, Any]) -> Grid:
+        """Return the grid of a forward's arguments, or raise Gridless or another ValueError."""
         raise NotImplementedError
 
     def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
@@ -131,9 +136,24 @@ class Family:
         return [_layer(index, slot) for index, slot in enumerate(self.attentions(model))]
 
     def context(self, model: Model, arguments: Mapping[str, Any]) -> Context:
-        """Return the caller's context, or else the one read from the arguments."""
-        context = (arguments.get(self.handed_down) or {}).get(KEY)
-        return Context.of(*self.read(model, arguments)) if context is None else context
+        """Return the caller's context, or else one of the caller's grid or the arguments'."""
+        handed = (arguments.get(self.handed_down) or {}).get(KEY)
+        if isinstance(handed, Context):
+            return handed
+        sample = required(model, arguments, self.sample)
+        grid = handed if isinstance(handed, Grid) else self._grid(model, arguments)
+        return Context.of(grid, noise_level(arguments.get("timestep"), sample, self.times), sample)
+
+    def _grid(self, model: Model, arguments: Mapping[str, Any]) -> Grid:
+        """Return the grid, or one row of tokens for operators that do not read it."""
+        try:
+            return self.grid(model, arguments)
+        except Gridless:
+            operators = [layer.operator for layer in self.layers(model)]
+            if any(operator is None or operator.reads_grid for operator in operators):
+                raise
+        text = required(model, arguments, "encoder_hidden_states").shape[1]
+        return Grid(1, arguments[self.sample].shape[1], text)
 
 
 def _layer(index: int, slot: Slot) -> Layer:
@@ -142,6 +162,22 @@ def _layer(index: int, slot: Slot) -> Layer:
     has_text = slot.processor.has_text
     shape = LayerShape(attn.query_dim, attn.heads, head_dim, has_text, index, slot.trained)
     return Layer(slot.name, attn, shape, slot.processor)
+
+
+def required(model: Model, arguments: Mapping[str, Any], name: str) -> Any:
+    """Return an argument of the forward, or raise a ValueError where the call lacks it.
+
+    Args:
+        model: the model that is called.
+        arguments: the arguments of the call by name.
+        name: of an argument from which the grid is read.
+    """
+    if arguments.get(name) is None:
+        raise ValueError(
+            f"{type(model).__name__} was called without {name}, from which its operators read how "
+            "the tokens lie: pass it as diffusers' pipeline does"
+        )
+    return arguments[name]
 
 
 def noise_level(timestep: Any, sample: Tensor, steps: int = 1000) -> Tensor | None:

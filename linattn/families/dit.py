@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from linattn.attention.grid import Grid
-from linattn.families.base import Family, Model, Slot, latents, noise_level, timesteps
+from linattn.families.base import Family, Model, Slot, latents, required, timesteps
 from linattn.families.conditions import Conditioning, Conditions, Prompts
 from linattn.families.processors import SelfAttention
 
@@ -69,10 +69,8 @@ class DiT(Family):
         for index, block in enumerate(model.transformer_blocks):
             yield Slot(f"transformer_blocks.{index}.attn1", block.attn1, SelfAttention, trained)
 
-    def read(
-        self, model: Model, arguments: Mapping[str, Any]
-    ) -> tuple[Grid, Tensor | None, Tensor]:
-        sample = arguments["hidden_states"]  # (batch, channels, height, width)
+    def grid(self, model: Model, arguments: Mapping[str, Any]) -> Grid:
+        sample = required(model, arguments, self.sample)  # (batch, channels, height, width)
         rows, columns = sample.shape[-2:]
         height, width = rows // model.config.patch_size, columns // model.config.patch_size
         if self.squares_only and height != width:
@@ -81,7 +79,7 @@ class DiT(Family):
                 f"{height} x {width} tokens, which its last step would lay out as a square, "
                 "scrambled; crop or pad them"
             )
-        return Grid(height, width), noise_level(arguments.get("timestep"), sample), sample
+        return Grid(height, width)
 
     def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
         sample = latents(model, side, batch, model.config.patch_size)

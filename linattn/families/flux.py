@@ -4,8 +4,8 @@
 - The grid is read from `img_ids`, whose rows are (0, row, column). The width is the number of ids
   whose first two entries equal the first id's. Counting is right in bf16 as well, where ids above
   256 merge and the largest id is off.
-- Counting waits for the GPU once a call. A caller who knows the grid hands down a `Context` and
-  spares it.
+- Counting waits for the GPU once a call. A caller who knows the grid hands it down, a `Grid` or a
+  whole `Context`, and spares it; torch.export and torch.compile(fullgraph=True) need that.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 
 from linattn.attention.grid import Grid
-from linattn.families.base import TEXT, Family, Model, Slot, noise_level
+from linattn.families.base import SERVED, TEXT, Family, Gridless, Model, Slot, required
 from linattn.families.conditions import Conditioning, Prompts, cast
 from linattn.families.flow import FlowCaptions, Packed, packed, set_times, unpacked
 from linattn.families.processors import JointAttention
 
+UNTRACED = (
+    "FLUX's grid is counted from the values of img_ids, which a graph cannot hold: hand it down, "
+    "joint_attention_kwargs={'linattn': linattn.Grid(height, width, text)}, in tokens"
+)
 SIDE = 64  # tokens a side of FLUX.1 at 1,024 px
 # No config holds the size that FLUX was trained at. A model with FLUX.1's heads is FLUX.1 or was
 # cut from it, and was trained with 512 tokens of text and 64 x 64 of the picture.
@@ -76,6 +80,7 @@ class Flux(Family):
     conditions = JointCaptions
     prompt_tokens = 512
     packs = True
+    times = 1
     handed_down = "joint_attention_kwargs"
     rotates = True
 
@@ -87,18 +92,17 @@ class Flux(Family):
             name = f"single_transformer_blocks.{index}.attn"
             yield Slot(name, block.attn, JointAttention, trained)
 
-    def read(
-        self, model: Model, arguments: Mapping[str, Any]
-    ) -> tuple[Grid, Tensor | None, Tensor]:
-        sample, ids = arguments["hidden_states"], arguments["img_ids"]  # (batch, tokens, channels)
+    def grid(self, model: Model, arguments: Mapping[str, Any]) -> Grid:
+        sample = required(model, arguments, self.sample)  # (batch, tokens, channels)
+        ids = required(model, arguments, "img_ids")
         height, width = sides(ids[0] if ids.ndim == 3 else ids)
         if height * width != sample.shape[1]:
-            raise ValueError(
+            raise Gridless(
                 f"{sample.shape[1]} picture tokens, but img_ids tell of a picture of {height} x "
-                f"{width} tokens: reference pictures in the same sequence are not supported"
+                f"{width} tokens: reference pictures in the same sequence, as of FLUX.1 Kontext, "
+                f"are not supported: {SERVED}"
             )
-        grid = Grid(height, width, arguments["encoder_hidden_states"].shape[1])
-        return grid, noise_level(arguments.get("timestep"), sample, steps=1), sample
+        return Grid(height, width, required(model, arguments, "encoder_hidden_states").shape[1])
 
     def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
         side = SIDE if side is None else side
@@ -122,12 +126,15 @@ def trained_tokens(model: Model) -> int | None:
     return FLUX_1_TOKENS if (heads, head_dim) == (FLUX_1_HEADS, FLUX_1_HEAD_DIM) else None
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def sides(ids: Tensor) -> tuple[int, int]:
     """Return (height, width) in tokens of the first picture among the ids (tokens, 3)."""
+    if torch.compiler.is_exporting():
+        raise ValueError(UNTRACED)
     tokens = int((ids[:, 0] == ids[0, 0]).sum())
     width = int((ids[:, :2] == ids[0, :2]).all(1).sum())
     if tokens % width:
-        raise ValueError(
+        raise Gridless(
             f"img_ids tell of {tokens} picture tokens in rows of {width}: not a rectangle"
         )
     return tokens // width, width

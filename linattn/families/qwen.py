@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from linattn.attention.grid import Grid
-from linattn.families.base import TEXT, Context, Family, Model, Slot, noise_level
+from linattn.families.base import SERVED, TEXT, Context, Family, Gridless, Model, Slot, required
 from linattn.families.captions import Captions
 from linattn.families.conditions import Conditioning, Prompts, cast, taken
 from linattn.families.flow import Packed, packed, set_times, unpacked
@@ -149,6 +149,7 @@ class QwenImage(Family):
     conditions = PaddedCaptions
     prompt_tokens = 512
     packs = True
+    times = 1
     handed_down = "attention_kwargs"
     rotates = True
 
@@ -156,16 +157,13 @@ class QwenImage(Family):
         for index, block in enumerate(model.transformer_blocks):
             yield Slot(f"transformer_blocks.{index}.attn", block.attn, JointAttention)
 
-    def read(
-        self, model: Model, arguments: Mapping[str, Any]
-    ) -> tuple[Grid, Tensor | None, Tensor]:
-        sample = arguments["hidden_states"]  # (batch, tokens, channels)
+    def grid(self, model: Model, arguments: Mapping[str, Any]) -> Grid:
+        sample = required(model, arguments, self.sample)  # (batch, tokens, channels)
         height, width = sides(arguments.get("img_shapes"), sample.shape[1])
-        grid = Grid(height, width, arguments["encoder_hidden_states"].shape[1])
-        return grid, noise_level(arguments.get("timestep"), sample, steps=1), sample
+        return Grid(height, width, required(model, arguments, "encoder_hidden_states").shape[1])
 
     def context(self, model: Model, arguments: Mapping[str, Any]) -> Context:
-        # Padding is refused here and not in `read`, which a caller who knows the grid spares.
+        # Padding is refused here and not in `grid`, which a caller who knows the grid spares.
         refuse_padding(arguments.get("encoder_hidden_states_mask"))
         return super().context(model, arguments)
 
@@ -213,10 +211,10 @@ def sides(shapes: Any, tokens: int) -> tuple[int, int]:
             "each size"
         )
     if len(first) != 1 or first[0][0] != 1:
-        raise ValueError(
+        raise Gridless(
             f"img_shapes tell of {len(first)} pictures a sample, {first}: one picture of one frame "
-            "is a grid; reference pictures, layers and frames in the same sequence are not "
-            "supported"
+            "is a grid; reference pictures, layers and frames in the same sequence, as of "
+            f"Qwen-Image-Edit, are not supported: {SERVED}"
         )
     _, height, width = first[0]
     if height * width != tokens:

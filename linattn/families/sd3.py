@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from linattn.attention.grid import Grid
-from linattn.families.base import TEXT, Family, Model, Slot, latents, noise_level, timesteps
+from linattn.families.base import TEXT, Family, Model, Slot, latents, required, timesteps
 from linattn.families.conditions import Conditioning, Prompts
 from linattn.families.flow import FlowCaptions, shifted
 from linattn.families.processors import JointAttention, SelfAttention
@@ -52,13 +52,10 @@ class SD3(Family):
             if block.attn2 is not None:
                 yield Slot(f"{name}.attn2", block.attn2, SelfAttention, picture)
 
-    def read(
-        self, model: Model, arguments: Mapping[str, Any]
-    ) -> tuple[Grid, Tensor | None, Tensor]:
-        sample = arguments["hidden_states"]  # (batch, channels, height, width)
+    def grid(self, model: Model, arguments: Mapping[str, Any]) -> Grid:
+        sample = required(model, arguments, self.sample)  # (batch, channels, height, width)
         height, width = (side // model.config.patch_size for side in sample.shape[-2:])
-        grid = Grid(height, width, arguments["encoder_hidden_states"].shape[1])
-        return grid, noise_level(arguments.get("timestep"), sample), sample
+        return Grid(height, width, required(model, arguments, "encoder_hidden_states").shape[1])
 
     def example(self, model: Model, side: int | None, batch: int, noise: float) -> dict[str, Any]:
         config = model.config

@@ -19,7 +19,7 @@ from linattn.families.base import (
     Model,
     Slot,
     latents,
-    noise_level,
+    required,
     timesteps,
 )
 from linattn.families.captions import Captions
@@ -67,6 +67,7 @@ class UNet(Family):
     models = "SD 1.5, 2.1, SDXL"
     conditions = CrossCaptions
     prompt_tokens = 77
+    sample = "sample"
 
     def conditions_of(self, pipe: Any, card: Mapping[str, Any]) -> Conditions:
         model: Model = denoiser(pipe)
@@ -102,11 +103,9 @@ class UNet(Family):
             )
         return layers
 
-    def read(
-        self, model: Model, arguments: Mapping[str, Any]
-    ) -> tuple[Grid, Tensor | None, Tensor]:
-        sample = arguments["sample"]  # (batch, channels, height, width)
-        return Grid(*sample.shape[-2:]), noise_level(arguments.get("timestep"), sample), sample
+    def grid(self, model: Model, arguments: Mapping[str, Any]) -> Grid:
+        # (batch, channels, height, width)
+        return Grid(*required(model, arguments, self.sample).shape[-2:])
 
     def levels(self, model: Model) -> list[Any]:
         resized = (Transformer2DModel, KAttentionBlock)
