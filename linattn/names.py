@@ -50,11 +50,15 @@ def hint(name: object, valid: Iterable[str]) -> str:
 
 
 def similar(name: object, valid: Iterable[str], least: float = 0.3) -> str | None:
-    """Return the valid name that is most similar, or None if all are less similar than `least`."""
+    """Return the valid name that is most similar, or None if all are less similar than `least`.
+
+    Upper and lower case are alike.
+    """
     if not isinstance(name, (str, int, float)) or len(str(name)) > LONGEST:
         return None
-    matches = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=least)
-    return matches[0] if matches else None
+    lower = {word.lower(): word for word in valid}
+    matches = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=least)
+    return lower[matches[0]] if matches else None
 
 
 def shortened(names: Sequence[str], most: int = 4) -> str:

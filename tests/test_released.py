@@ -1,6 +1,7 @@
 """Files in the layout of the papers' authors give the papers' formulas on the same tensors."""
 
 import json
+import pickle
 
 import kinds
 import pytest
@@ -297,3 +298,41 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(ValueError, match="is damaged"):
         linattn.load(unet, tmp_path / "released")
+
+
+class Bomb:
+    """Unpickling it would raise."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was opened",))
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_weights_that_are_pickles_are_named_and_not_opened(config, tmp_path):
+    model, folder = kinds.model("unet"), tmp_path / "weights"
+    linfusion(folder, model)
+    next(folder.glob("*.safetensors")).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    if not config:
+        (folder / "config.json").unlink()
+    says = r"diffusion_pytorch_model\.bin is a pickle.*not opened.*safetensors\.torch\.save_file"
+    with pytest.raises(ValueError, match=says):
+        linattn.load(model, folder)
+
+
+def test_the_scale_of_clears_weights_takes_the_trained_tokens(tmp_path):
+    """The config of a small FLUX does not say how many tokens it was trained with."""
+    clear(tmp_path / "clear.safetensors", kinds.model("flux"))
+    options = {"radius": 3, "proportional": True}
+    with pytest.raises(ValueError, match="pass trained, text included"):
+        linattn.load(kinds.model("flux"), tmp_path / "clear.safetensors", **options)
+    scaled = [
+        linattn.load(kinds.model("flux"), tmp_path / "clear.safetensors", **options, trained=tokens)
+        for tokens in (21, 40)
+    ]
+    (operator, *_), (other, *_) = (
+        [layer.operator for layer in families.layers(model)] for model in scaled
+    )
+    assert (operator.values.trained, other.values.trained) == (21, 40)
+    first, second = (kinds.run(model, **kinds.inputs("flux", 4, 4)) for model in scaled)
+    assert not torch.allclose(first, second, atol=1e-4)

@@ -26,10 +26,25 @@ def create(name: str, shape: LayerShape, /, **options: Any) -> Operator:
     """
     if name not in OPERATORS:
         raise ValueError(
-            f"{nearest('operator', name, OPERATORS)}; one of another package joins by "
-            "linattn.register(Operator)"
+            f"{unknown(name)}; one of another package joins by linattn.register(Operator)"
         )
     return OPERATORS[name](shape, **options)
+
+
+def unknown(name: str, noun: str = "operator") -> ValueError:
+    """Return the error for an unknown operator; "linear", say, names the linear ones.
+
+    Args:
+        name: what was asked for.
+        noun: what it should be a name of.
+    """
+    meant = [
+        valid for valid, operator in OPERATORS.items() if str(name).lower() in operator.aliases
+    ]
+    if not meant:
+        return nearest(noun, name, OPERATORS)
+    question = f"did you mean {' or '.join(map(repr, meant))}?"
+    return ValueError(f"unknown {noun} {name!r}: {question} valid are {', '.join(OPERATORS)}")
 
 
 def register(operator: type[Operator]) -> type[Operator]:
@@ -51,4 +66,5 @@ __all__ = [
     "create",
     "register",
     "register_policy",
+    "unknown",
 ]

@@ -73,6 +73,9 @@ class Operator(nn.Module):
     # Whether half precision is widened before the core.
     core_in_float32: ClassVar[bool] = True
 
+    # Other words for it: the error for an unknown operator names it where one of them is asked for.
+    aliases: ClassVar[tuple[str, ...]] = ()
+
     # What is said about it; the report, the README's tables and the figures read these.
     gist: ClassVar[str] = ""  # a few words for a table
     about: ClassVar[str] = ""  # a sentence or two for a reader of the report

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.grid import Grid
-from linattn.attention.options import Values, flag, number, whole
+from linattn.attention.options import Values, also, flag, number, whole
 from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
 
@@ -51,6 +51,7 @@ class Pooling(nn.Module):
 
 class Clear(Operator):
     name = "clear"
+    aliases = ("local", "window", "disc")
     gist = "softmax inside a disc around each token"
     about = (
         "CLEAR keeps softmax and the teacher's weights, but lets a token look only at those inside "
@@ -61,8 +62,8 @@ class Clear(Operator):
     hue = "#0072b2"
     max_head_dim, core_in_float32 = MOST_SOFTMAX, False
     table = {
-        "radius": number(8, above=0),
-        "pool": whole(1, least=1),
+        "radius": also(number(8, above=0), "window_size"),
+        "pool": also(whole(1, least=1), "down_factor"),
         "proportional": flag(False, scheduled=True),
         "trained": whole(None, least=2),
     }

@@ -18,7 +18,7 @@ from linattn.attention import features
 from linattn.attention.base import LayerShape, Operator
 from linattn.attention.features import JOINT, SHIFTS
 from linattn.attention.grid import Grid
-from linattn.attention.options import Values, choice, number, whole
+from linattn.attention.options import Values, also, choice, number, whole
 from linattn_kernels.check import MOST
 
 
@@ -35,6 +35,7 @@ class Shift(nn.Sequential):
 
 class LinFusion(Operator):
     name = "linfusion"
+    aliases = ("linear", "elu")
     gist = "one normalised linear read of all tokens"
     about = (
         "LinFusion replaces softmax by a normalised product of positive features, with queries and "
@@ -46,7 +47,7 @@ class LinFusion(Operator):
     max_head_dim, core_in_float32 = MOST, False
     table = {
         "feature_map": choice("elu1", SHIFTS),
-        "hidden": whole(None, least=0, scheduled=False),
+        "hidden": also(whole(None, least=0, scheduled=False), "projection_mid_dim"),
         "eps": number(1e-4, least=0),
         **JOINT,
     }

@@ -41,6 +41,7 @@ def few_heads(shape: LayerShape) -> int:
 
 class LiT(Operator):
     name = "lit"
+    aliases = ("linear", "relu")
     gist = "ReLU linear attention, few heads, a convolution"
     about = (
         "LiT uses plain linear attention with ReLU features and few, wide heads, plus a depth-wise "

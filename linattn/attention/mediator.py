@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
-from linattn.attention.options import Option, Values, choice, kernel
+from linattn.attention.options import Option, Values, also, choice, kernel
 from linattn.attention.resample import averages, interpolation
 from linattn_kernels import mediator_attention
 from linattn_kernels.check import MOST_SOFTMAX
@@ -119,6 +119,7 @@ def _along(matrix: Tensor, table: Tensor) -> Tensor:
 
 class Mediator(Operator):
     name = "mediator"
+    aliases = ("mediators", "agent")
     gist = "two softmaxes through a few pooled queries"
     about = (
         "Attention Mediators put a few pooled queries between queries and keys: they read all "
@@ -132,7 +133,7 @@ class Mediator(Operator):
     hue = "#009e73"
     max_head_dim, core_in_float32 = MOST_SOFTMAX, False
     table = {
-        "count": counts(64),
+        "count": also(counts(64), "mediator_num", "agent_num"),
         "bias": choice("none", ("none", "factorised", "full")),
         "conv": kernel(3),
         "source": choice("query", ("query", "learned")),

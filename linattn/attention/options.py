@@ -8,12 +8,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from linattn.names import hint, nearest
 
-__all__ = ["Option", "Values", "choice", "flag", "kernel", "number", "whole"]
+__all__ = ["Option", "Values", "also", "choice", "flag", "kernel", "number", "whole"]
 
 
 class Values:
@@ -48,6 +48,7 @@ class Option:
     # "text": it means something only where a layer's tokens begin with text; "rotation": only where
     # the family also rotates queries and keys.
     needs: str = ""
+    also: tuple[str, ...] = ()  # what the code of papers calls it: the error for these names it
 
 
 def resolve(owner: str, table: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +64,18 @@ def check_names(owner: str, table: Mapping[str, Any], names: Iterable[str]) -> N
     """Raise a ValueError if the table has no option of one of these names."""
     for name in names:
         if name not in table:
-            raise nearest(f"option of {owner}", name, table)
+            raise _unknown(owner, table, name)
+
+
+def _unknown(owner: str, table: Mapping[str, Any], name: str) -> ValueError:
+    """Return the error for an unknown option, which knows the names of the papers' code."""
+    for valid, option in table.items():
+        if name in option.also:
+            return ValueError(
+                f"unknown option of {owner} {name!r}: here it is called {valid!r}; valid are "
+                f"{', '.join(table)}"
+            )
+    return nearest(f"option of {owner}", name, table)
 
 
 def check(owner: str, table: Mapping[str, Option], name: str, value: Any) -> Any:
@@ -124,6 +136,16 @@ def whole(default: int | None, *, least: int, scheduled: bool = True) -> Option:
         return value
 
     return Option(default, checked, scheduled)
+
+
+def also(option: Option, *names: str) -> Option:
+    """Let the error for other names of an option say what it is called here.
+
+    Args:
+        option: what is called otherwise in the code of papers.
+        names: those other names; they are still refused.
+    """
+    return replace(option, also=names)
 
 
 def kernel(default: int) -> Option:

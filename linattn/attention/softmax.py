@@ -16,6 +16,7 @@ from linattn.attention.options import Values, kernel
 
 class Softmax(Operator):
     name = "softmax"
+    aliases = ("dense", "full", "sdpa")
     gist = "softmax over all tokens"
     about = (
         "Softmax attention as the teacher has it, every token looking at every token: a control "

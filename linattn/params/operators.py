@@ -82,7 +82,8 @@ def check_operator(student: Student, heads: int, head_dim: int, text: bool, path
         text: whether text tokens take part in self-attention.
         path: where the student stands in params.yaml, for the error.
     """
-    known(student.operator, attention.OPERATORS, f"{path}.operator")
+    if student.operator not in attention.OPERATORS:
+        raise attention.unknown(student.operator, f"{path}.operator")
     shape = attention.LayerShape(
         width=heads * head_dim, heads=heads, head_dim=head_dim, has_text=text
     )

@@ -23,6 +23,7 @@ from linattn.surgery.student import Entry, Student
 FORMAT = 2
 UNSEALED = 1  # the format of cards without a digest of their own
 CARD, WEIGHTS = "linattn.json", "linattn.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 BASE = {"class": str, "name": str, "config": dict, "config_digest": str, "weights": dict}
 
 
@@ -90,7 +91,10 @@ def read(path: Path, options: Mapping[str, Any]) -> Student:
         )
     for name in (CARD, WEIGHTS):
         if not (path / name).is_file():
-            raise ValueError(f"{path} holds no student: {name} is missing (linattn.save writes it)")
+            raise ValueError(
+                f"{path} holds no student: {name} is missing (linattn.save writes it)"
+                f"{pickled(path)}"
+            )
     card = _read_card(path / CARD)
     if digests.of_file(path / WEIGHTS) != card["weights"]["sha256"]:
         raise ValueError(
@@ -98,6 +102,18 @@ def read(path: Path, options: Mapping[str, Any]) -> Student:
             "again"
         )
     return Student(path, _entries(card), read_weights(path / WEIGHTS), card["base"])
+
+
+def pickled(path: Path) -> str:
+    """Name the pickles of a folder for an error, and what to do; nothing where it has none."""
+    names = sorted(file.name for file in path.glob("*") if file.suffix in PICKLES)
+    if not names:
+        return ""
+    return (
+        f"; {shortened(names)} is a pickle, which can run code and is not opened: write its "
+        "tensors beside it, safetensors.torch.save_file(torch.load(file, weights_only=True), "
+        "'diffusion_pytorch_model.safetensors')"
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

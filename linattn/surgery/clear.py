@@ -20,7 +20,7 @@ from linattn.surgery.card import read_weights
 from linattn.surgery.student import Entry, Student
 
 ATTENTION = re.compile(r"(?:transformer\.)?((?:single_)?transformer_blocks\.\d+\.attn)\.(.+)$")
-OPTIONS = ("radius", "proportional")  # a file says all others itself
+OPTIONS = ("radius", "proportional", "trained")  # a file says all others itself
 TRAINED = ("to_q", "to_k", "to_v")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from linattn.families import KEY
-from linattn.surgery.card import read_weights
+from linattn.surgery.card import pickled, read_weights
 from linattn.surgery.student import Entry, Student
 
 CONFIG = "config.json"
@@ -35,7 +35,10 @@ def read(path: Path, options: Mapping[str, Any]) -> Student:
         )
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
-        raise ValueError(f"{path} holds {len(files)} safetensors files, LinFusion's folder one")
+        pickles = pickled(path) or "; pickles (.bin) are not opened"
+        raise ValueError(
+            f"{path} holds {len(files)} safetensors files, LinFusion's folder one{pickles}"
+        )
     tensors = read_weights(files[0])
     modules = _config(path)["modules_list"]
     entries = [_entry(path, number, module) for number, module in enumerate(modules)]
