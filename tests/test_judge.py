@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from linattn import project, world
 from linattn.world import judge
@@ -110,3 +112,37 @@ def test_the_committed_judge_marks_the_thing_and_not_what_is_around_it(side):
         assert right.float().mean() >= 0.99
         # Four deviations above chance.
         assert guesses.float().mean() <= chance + 4 * (chance * (1 - chance) / len(full)) ** 0.5
+
+
+def test_torchmetrics_distances_take_the_judges_features(fresh):
+    """Bytes and floats are the same pictures to it."""
+    dice = torch.Generator().manual_seed(0)
+    real, other = (torch.randint(0, 256, (40, 3, 64, 64), generator=dice) for _ in range(2))
+    real, other = real.to(torch.uint8), (other // 2).to(torch.uint8)
+    extractor = judge.Features(fresh).requires_grad_(False)
+    frechet = FrechetInceptionDistance(feature=extractor, input_img_size=(3, 64, 64))
+    kernel = KernelInceptionDistance(feature=extractor, subset_size=20, subsets=4)
+    for metric in (frechet, kernel):
+        metric.update(real, real=True)
+        metric.update(other.float() / 255, real=False)
+    assert frechet.compute() > 0
+    assert kernel.compute()[0] > 0
+    marked = [fresh(pictures.float() / 255).features.double() for pictures in (real, other)]
+    torch.testing.assert_close(frechet.real_features_sum, marked[0].sum(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(frechet.fake_features_sum, marked[1].sum(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        torch.full((1, 3, 8, 8), 255.0),
+        torch.full((1, 3, 8, 8), float("nan")),
+        torch.ones(1, 3, 8, 8, dtype=torch.int64),
+        torch.ones(3, 8, 8),
+        torch.ones(0, 3, 8, 8),
+        torch.ones(1, 1, 8, 8),
+    ],
+)
+def test_what_is_no_picture_has_no_features(fresh, pictures):
+    with pytest.raises(ValueError, match=r"pictures are .*pass (uint8|\(batch, 3)"):
+        judge.Features(fresh)(pictures)

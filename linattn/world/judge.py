@@ -70,6 +70,34 @@ class Judge(nn.Module):
         return Marks(self.shape(features), self.colour(features), features)
 
 
+class Features(nn.Module):
+    """Give a judge's features alone, as torchmetrics' FID and KID take an extractor.
+
+    FrechetInceptionDistance(feature=Features(load(folder))) compares pictures in the judge's space;
+    its numbers compare with others of this space only.
+    """
+
+    num_features = Judge.num_features
+
+    def __init__(self, judge: Judge):
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return (batch, 128) of pictures (batch, 3, side, side) in bytes, or floats in [0, 1]."""
+        if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.numel():
+            raise ValueError(f"pictures are {tuple(pictures.shape)}; pass (batch, 3, side, side)")
+        if pictures.dtype == torch.uint8:
+            pictures = pictures.float() / 255
+        least, most = pictures.min().item(), pictures.max().item()
+        if not pictures.is_floating_point() or not (least >= 0 and most <= 1):
+            raise ValueError(
+                f"pictures are {pictures.dtype} from {least:g} to {most:g}; pass uint8, or "
+                "floating-point numbers in [0, 1]"
+            )
+        return self.judge(pictures.float()).features
+
+
 def load(folder: Path) -> Judge:
     """Load the trained judge of a folder, in evaluation mode without gradients."""
     path = Path(folder) / "judge.safetensors"
