@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -1129,3 +1130,28 @@ def test_no_scores_are_written_where_values_and_heads_differ_in_width(kernel):
 
     for value_dim in (8, 24):
         assert peak(value_dim) < 16 * 4 * 256 * 200 * 4 / 2  # half of the scores' bytes
+
+
+# Heads first
+# ---------------------------------------------------------------------------------------------
+
+
+def test_heads_first_tensors_are_noticed_where_shapes_tell():
+    """PyTorch's scaled_dot_product_attention takes (batch, heads, tokens, head_dim)."""
+    q, k = torch.rand(1, 4, 256, 8), torch.rand(1, 4, 200, 8)
+    with pytest.warns(UserWarning, match=r"4 tokens of 256 heads.*transpose\(1, 2\)"):
+        linear_attention(q, q, q)
+    with pytest.raises(ValueError, match=r"200 heads, q has.*or transpose\(1, 2\) them"):
+        linear_attention(q, k, k)
+    with (
+        pytest.warns(UserWarning, match="4 tokens of 256 heads"),
+        pytest.raises(ValueError, match=r"make 256; it seems that heads come first: transpose"),
+    ):
+        window_attention(q, q, q, height=16, width=16, radius=2)
+
+
+def test_few_tokens_of_many_heads_are_no_mistake():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for shape in ((1, 4, 128, 8), (1, 300, 256, 8)):
+            assert linear_attention(*torch.rand(3, *shape)).shape == shape

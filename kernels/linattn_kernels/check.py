@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from linattn_kernels.reference import FEATURE_MAPS, SHAPES, State
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_HEADS = 128  # of a layer; FLUX has 24, SD3.5 large 38
+LAYOUT = "the layout is (batch, tokens, heads, head_dim)"
 MOST = 288  # the widest head_dim of the linear kernels: LiT-XL's four heads
 MOST_SOFTMAX = 160  # the widest head_dim of the other kernels: SD 1.5's
 
@@ -45,6 +48,7 @@ def layout(**tensors: Tensor) -> None:
             raise ValueError(
                 f"{title} has batch {tensor.shape[0]} and {tensor.shape[2]} heads, {first} has "
                 f"batch {q.shape[0]} and {q.shape[2]}; expand them to the same"
+                f"{_transposed(tensor, q)}"
             )
         if tensor.device != q.device:
             raise ValueError(
@@ -52,6 +56,31 @@ def layout(**tensors: Tensor) -> None:
             )
         if tensor.dtype != q.dtype and not autocasts(q.device.type):
             raise ValueError(f"{title} is {tensor.dtype}, {first} {q.dtype}; cast one of them")
+    if not torch.compiler.is_compiling():
+        _notice_heads_first(first, q)
+
+
+def _transposed(tensor: Tensor, other: Tensor) -> str:
+    """Ask whether heads come first where the first two sizes are alike and the third is not."""
+    if tensor.shape[:2] != other.shape[:2]:
+        return ""
+    return f", or transpose(1, 2) them if heads come first: {LAYOUT}"
+
+
+def _counted(heads: int, tokens: int) -> str:
+    """Say that heads come first where there are as many of them as there should be tokens."""
+    return f"; it seems that heads come first: transpose(1, 2), {LAYOUT}" if heads == tokens else ""
+
+
+def _notice_heads_first(title: str, tensor: Tensor) -> None:
+    """Warn about a shape that no model has: more heads than tokens, and more than any has."""
+    _, tokens, heads, _ = tensor.shape
+    if heads > max(tokens, MOST_HEADS) and tokens > 0:
+        warnings.warn(
+            f"{title} is {tuple(tensor.shape)}, read as {tokens} tokens of {heads} heads: "
+            f"{LAYOUT}; transpose(1, 2) it if heads come first",
+            stacklevel=4,
+        )
 
 
 def autocasts(device_type: str) -> bool:
@@ -184,7 +213,7 @@ def window(
     if q.shape[1] != text + height * width:
         raise ValueError(
             f"{q.shape[1]} tokens; {text} of text and a picture of {height} x {width} make "
-            f"{text + height * width}"
+            f"{text + height * width}{_counted(q.shape[2], text + height * width)}"
         )
     if extra is not None:
         extra_k, extra_v = pair("extra", extra)
