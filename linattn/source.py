@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linattn import digests, params, parts, project, prompts, reader, teachers
+from linattn import digests, params, parts, project, prompts, teachers
 from linattn.names import hint
 
 NOTES = ("model", "sample", "distill", "evaluate")
@@ -81,7 +81,7 @@ def check_steps(role: str, settings: params.Params, folder: Path) -> None:
     path = folder / "scheduler" / "scheduler_config.json"
     if conditions is None or not path.is_file():
         return
-    least, numbers = conditions.least_steps(project.read_json(path)), settings.of(role)
+    least, numbers = conditions.least_steps(params.described(path)), settings.of(role)
     counts = {
         "sample.steps": numbers.sample.steps,
         "evaluate.steps": numbers.evaluate.steps,
@@ -131,7 +131,7 @@ def _index(role: str, teacher: params.Teacher, folder: Path) -> Mapping[str, Any
     """Return what model_index.json says."""
     path = folder / "model_index.json"
     if path.is_file():
-        return reader.mapping(project.read_json(path), str(path))
+        return params.described(path)
     neighbours = sorted(found.parent.name for found in folder.parent.glob("*/model_index.json"))
     question = hint(folder.name, neighbours)
     raise ValueError(
@@ -156,7 +156,7 @@ def _model(folder: Path) -> str:
     from linattn.families.registry import class_name
 
     configs = [folder / part / "config.json" for part in MODELS]
-    names = [class_name(project.read_json(path)) for path in configs if path.is_file()]
+    names = [class_name(params.described(path)) for path in configs if path.is_file()]
     return names[0] if names else ""
 
 
@@ -185,7 +185,7 @@ def _check_class(role: str, teacher: params.Teacher, folder: Path) -> None:
 def _texts(teacher: params.Teacher, folder: Path) -> list[str]:
     """Return the prompts of a teacher that reads a file of them, else nothing."""
     card = folder / "card.json"
-    judged = card.is_file() and "gate" in project.read_json(card)
+    judged = card.is_file() and "gate" in params.described(card)
     reads = any((folder / name).is_dir() for name in ("tokenizer", "tokenizer_2", "tokenizer_3"))
     if judged or not reads:
         prompts.refuse_file(teacher, "reads no file of them")
@@ -203,7 +203,7 @@ def _described(key: str, chosen: Any, texts: list[str]) -> dict[str, Any]:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Return the files that are a pipeline, by their relative names."""
-    index = project.read_json(folder / "model_index.json")
+    index = params.described(folder / "model_index.json")
     files = [folder / name for name in ("model_index.json", "card.json")]
     for part in parts.of(index):
         files += sorted((folder / part).rglob("*"))

@@ -267,6 +267,62 @@ def test_operators_of_other_packages_join_by_their_entry_points(monkeypatch):
     assert asked == ["linattn.operators"]
 
 
+@pytest.fixture
+def torn(monkeypatch):
+    """A registry in which the file of one operator ends in the middle of a line."""
+    whole = importlib.import_module
+
+    def load(name):
+        if name == "linattn.attention.lit":
+            compile("class LiT(", "/a/clone/linattn/attention/lit.py", "exec")
+        return whole(name)
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    return Registry("softmax:Softmax", "lit:LiT", "clear:Clear")
+
+
+def test_an_operators_broken_file_costs_that_operator_alone(torn):
+    assert list(torn) == ["softmax", "lit", "clear"]
+    assert len(torn) == 3
+    assert torn["softmax"] is Softmax
+    assert "lit" in torn
+    assert torn.find("lit") is None
+    assert torn.find("clear").name == "clear"
+    assert torn.find("unknown") is None
+    says = r"'lit' cannot be imported \(lit\.py, line 1: SyntaxError: .*mend linattn/attention/lit"
+    with pytest.raises(ValueError, match=says):
+        torn["lit"]
+    assert set(torn.broken) == {"lit"}
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ImportError("no module named einops"), "ImportError: no module named einops"),
+        (AttributeError("LiT"), "AttributeError: LiT"),
+        (RuntimeError("a line\nand another"), "RuntimeError: a line and another"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_an_operators_file_raises_is_said_when_it_is_used(monkeypatch, error, says):
+    def load(name):
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Registry("lit:LiT")["lit"]
+
+
+def test_an_operator_that_is_mended_is_no_longer_broken(torn):
+    class Mended(Softmax):
+        name = "lit"
+
+    torn.add(Mended)
+    assert torn["lit"] is Mended
+    assert not torn.broken
+
+
 def test_an_outsiders_class_needs_five_things_and_nothing_else():
     class Uniform(Operator):
         name = "uniform"

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from linattn import attention, params, project, reader
+from linattn import attention, params, project, reader, sealed
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.objectives import PRESETS
 from linattn.distillation.optimizers import OPTIMIZERS
@@ -313,3 +313,31 @@ def test_a_teacher_of_the_hub_has_a_revision_and_one_in_a_folder_has_none():
     )
     assert folder.name_or_path == str(project.ROOT / "data/teachers/dit-nano")
     assert folder.loading == {}
+
+
+def test_an_operators_broken_file_leaves_the_other_students(monkeypatch):
+    says = "the operator 'lit' cannot be imported (lit.py, line 3: SyntaxError)"
+    monkeypatch.setitem(attention.OPERATORS.broken, "lit", says)
+    with pytest.warns(UserWarning, match=r"operators\.anatomy leaves out lit: .*line 3"):
+        settings = params.load()
+    assert "lit" in settings.students
+    assert "lit" not in settings.operators["anatomy"]
+    assert "clear" in settings.operators["anatomy"]
+    shape = attention.LayerShape(128, 4, 32)
+    with pytest.raises(ValueError, match="line 3"):
+        attention.create("lit", shape)
+
+
+def test_a_teachers_broken_config_leaves_the_other_students(monkeypatch):
+    whole = params.operators.described
+
+    def described(path):
+        if "dit-nano" in str(path):
+            raise sealed.Damaged(f"{path} is damaged")
+        return whole(path)
+
+    monkeypatch.setattr(params.operators, "described", described)
+    settings = params.load()
+    with pytest.raises(ValueError, match="is damaged"):
+        params.shape_of(settings.teachers["class"])
+    params.shape_of(settings.teachers["text"])

@@ -3,6 +3,8 @@
 - `register(Operator)` adds one by hand, also as a decorator.
 - A package adds its own by the entry point group "linattn.operators". They are loaded when a name
   is unknown or the names are listed; one that cannot be loaded is named in a warning and left out.
+- A file of this package that cannot be imported costs its own operator: the name stays, and says
+  what is wrong when it is used.
 """
 
 import importlib
@@ -10,6 +12,7 @@ import importlib.metadata
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from linattn.attention.base import Operator
 from linattn.attention.options import Option, check_names
@@ -26,14 +29,30 @@ RESERVED = {
 
 
 class Registry(Mapping[str, type[Operator]]):
-    """Map names to operators, in the order of registration; built-in ones are "module:Class"."""
+    """Map names to operators, in the order of registration; built-in ones are "module:Class".
+
+    A built-in operator has the name of its module.
+    """
 
     def __init__(self, *built_in: str):
         self._operators: dict[str, type[Operator]] = {}
+        self.broken: dict[str, str] = {}  # sentences on files that cannot be imported, by name
+        self._names: dict[str, None] = {}  # of all operators, in their order
         self._loaded = False
         for entry in built_in:
-            module, _, kind = entry.partition(":")
-            self.add(getattr(importlib.import_module(f"linattn.attention.{module}"), kind))
+            module, _, operator = entry.partition(":")
+            self._import(module, operator)
+
+    def _import(self, module: str, operator: str) -> None:
+        """Add an operator of this package, or keep the sentence on why it cannot be imported."""
+        try:
+            self.add(getattr(importlib.import_module(f"linattn.attention.{module}"), operator))
+        except Exception as error:  # a file under work may raise anything
+            self._names[module] = None
+            self.broken[module] = (
+                f"the operator {module!r} cannot be imported ({_in_words(error)}); mend "
+                f"linattn/attention/{module}.py, or take it from Git again"
+            )
 
     def add(self, operator: type[Operator]) -> type[Operator]:
         """Add an operator, or raise a ValueError that says what it lacks."""
@@ -45,24 +64,35 @@ class Registry(Mapping[str, type[Operator]]):
                 f"{_origin(known)}: choose another"
             )
         self._operators[operator.name] = operator
+        self._names[operator.name] = None
+        self.broken.pop(operator.name, None)
         return operator
+
+    def find(self, name: str) -> type[Operator] | None:
+        """Return an operator, or None for one that is unknown or cannot be imported."""
+        return self[name] if name in self and name not in self.broken else None
 
     def remove(self, name: str) -> None:
         """Forget an operator that was registered."""
-        del self._operators[name]
+        del self._operators[name], self._names[name]
 
     def __getitem__(self, name: str) -> type[Operator]:
+        if name in self.broken:
+            raise ValueError(self.broken[name])
         if name not in self._operators:
             self._load()
         return self._operators[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names or name in list(self)
+
     def __iter__(self) -> Iterator[str]:
         self._load()
-        return iter(self._operators)
+        return iter(self._names)
 
     def __len__(self) -> int:
         self._load()
-        return len(self._operators)
+        return len(self._names)
 
     def _load(self) -> None:
         """Load the entry points of other packages, once."""
@@ -77,6 +107,15 @@ class Registry(Mapping[str, type[Operator]]):
                     f"the operator {entry.name!r} ({entry.value}) is left out: {error}",
                     stacklevel=3,
                 )
+
+
+def _in_words(error: Exception) -> str:
+    """Write an error of an import, with the line of a file of this package."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError) and error.filename:
+        name = Path(error.filename).name
+        return f"{name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    return text
 
 
 def check_class(operator: type) -> None:

@@ -9,7 +9,7 @@
 
 from linattn.names import known
 from linattn.params.file import load, parse, read_student
-from linattn.params.operators import check_operator, class_of, shape_of
+from linattn.params.operators import check_operator, class_of, described, shape_of
 from linattn.params.schema import (
     USUAL,
     Anatomy,
@@ -41,6 +41,7 @@ __all__ = [
     "between",
     "check_operator",
     "class_of",
+    "described",
     "known",
     "load",
     "parse",

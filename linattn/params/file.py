@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -71,7 +72,7 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
         students[name] = _resolved(student, numbers.published, chosen)
     lists = mapping(top["operators"], "operators")
     check_keys(lists, OPERATOR_LISTS, OPERATOR_LISTS, "operators")
-    operators = {use: _students(lists[use], f"operators.{use}") for use in OPERATOR_LISTS}
+    operators = {use: _importable(lists[use], f"operators.{use}") for use in OPERATOR_LISTS}
     params = Params(
         profile=chosen,
         students=students,
@@ -185,6 +186,19 @@ def _students(content: Any, path: str) -> dict[str, Student]:
     for name, value in mapping(content, path).items():
         students[name] = read_student(name, value, f"{path}.{name}")
     return students
+
+
+def _importable(content: Any, path: str) -> dict[str, Student]:
+    """Read a list of operators without those whose file cannot be imported."""
+    entries = _students(content, path)
+    for name, entry in entries.items():
+        if entry.operator in OPERATORS.broken:
+            warnings.warn(
+                f"{path} leaves out {name}: {OPERATORS.broken[entry.operator]}", stacklevel=4
+            )
+    return {
+        name: entry for name, entry in entries.items() if entry.operator not in OPERATORS.broken
+    }
 
 
 def read_student(name: str, content: Any, path: str) -> Student:

@@ -5,29 +5,47 @@ An operator's own checks are therefore the only ones, and no option's rules stan
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from linattn import attention, project
+from linattn import attention, project, sealed
 from linattn.families.registry import class_name
-from linattn.names import known, similar
+from linattn.names import known, short, similar
 from linattn.params.schema import STUDENT_KEYS, Params, Student, Teacher
+
+CARD = "card.json"  # of a teacher of this repository; it may say nothing
+REMEDY = "copy or save the pipeline whole, or take it from Git again: git checkout HEAD -- its path"
 
 
 def check_students(params: Params) -> None:
-    """Raise ValueError for the first student or operator that its layers cannot have."""
+    """Raise ValueError for the first student or operator that its layers cannot have.
+
+    What a broken file of an operator or of a teacher's says nothing of is left to its own stage,
+    which fails by name, so that the others go on.
+    """
     for student in params.students.values():
         path = f"students.{student.name}"
         role = known(student.teacher, params.teachers, f"{path}.teacher")
-        check_operator(student, *shape_of(params.teachers[role]), path=path)
-    shown = [shape_of(params.teacher(role)) for role in params.teachers_of["anatomy"]]
+        shape = _known_shape(params.teachers[role])
+        if shape and student.operator not in attention.OPERATORS.broken:
+            check_operator(student, *shape, path=path)
+    shown = [_known_shape(params.teacher(role)) for role in params.teachers_of["anatomy"]]
     timed = (params.benchmark.heads, params.benchmark.head_dim, False)
-    shapes = {"anatomy": shown, "benchmark": [timed]}
+    shapes = {"anatomy": list(filter(None, shown)), "benchmark": [timed]}
     for use, operators in params.operators.items():
         for operator in operators.values():
             for shape in shapes[use]:
                 check_operator(operator, *shape, path=f"operators.{use}.{operator.name}")
+
+
+def _known_shape(teacher: Teacher) -> tuple[int, int, bool] | None:
+    """Return a teacher's shape, or None where its config is broken."""
+    try:
+        return shape_of(teacher)
+    except sealed.Damaged:  # source.py names the file before anything is drawn
+        return None
 
 
 def shape_of(teacher: Teacher) -> tuple[int, int, bool]:
@@ -37,14 +55,41 @@ def shape_of(teacher: Teacher) -> tuple[int, int, bool]:
         teacher: where the teacher is, and its shape where no folder says it.
     """
     for part, read_shape in SHAPES.items():
-        if config := _config(teacher, part):
-            return read_shape(config)
+        if path := _config(teacher, part):
+            return read_shape(described(path), path)
     return teacher.heads, teacher.head_dim, teacher.text
 
 
-def _transformer_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
+def described(path: Path) -> Mapping[str, Any]:
+    """Return what a JSON file of a teacher's folder says, or raise Damaged, which names it.
+
+    Args:
+        path: the teacher's card.json, model_index.json or a part's config.json.
+    """
+    try:
+        content = project.read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise sealed.Damaged(f"{error}; {REMEDY}") from None
+    if not isinstance(content, dict) or not (content or path.name == CARD):
+        raise sealed.Damaged(f"{path} is damaged: it holds {short(content)}; {REMEDY}")
+    return content
+
+
+def _transformer_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int, bool]:
     has_text = "joint_attention_dim" in config
-    return config["num_attention_heads"], config["attention_head_dim"], has_text
+    heads = _count(config.get("num_attention_heads"), "num_attention_heads", path)
+    return heads, _count(config.get("attention_head_dim"), "attention_head_dim", path), has_text
+
+
+def _count(value: Any, key: str, path: Path) -> int:
+    """Return a whole number above 0 of a config; a list has one for each block."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    if isinstance(first, bool) or not isinstance(first, int) or first < 1:
+        raise sealed.Damaged(
+            f"{path} is damaged: its {key} is {short(value)}, and must be a whole number above 0; "
+            f"{REMEDY}"
+        )
+    return first
 
 
 def class_of(teacher: Teacher) -> str:
@@ -53,20 +98,21 @@ def class_of(teacher: Teacher) -> str:
     Args:
         teacher: where the teacher is.
     """
-    configs = (_config(teacher, part) for part in SHAPES)
-    return class_name(next(filter(None, configs), {}))
+    paths = (_config(teacher, part) for part in SHAPES)
+    return class_name(next((described(path) for path in paths if path), {}))
 
 
-def _config(teacher: Teacher, part: str) -> Mapping[str, Any]:
-    """Return the config of a part of a teacher's pipeline, or nothing where it has no such part."""
+def _config(teacher: Teacher, part: str) -> Path | None:
+    """Return the config of a part of a teacher's pipeline, or None where it has no such part."""
     path = teacher.folder and teacher.folder / part / "config.json"
-    return project.read_json(path) if path and path.is_file() else {}
+    return path if path and path.is_file() else None
 
 
-def _unet_shape(config: Mapping[str, Any]) -> tuple[int, int, bool]:
-    heads = config["attention_head_dim"]  # of a UNet this is how many, whatever the name says
-    heads = heads[0] if isinstance(heads, (list, tuple)) else heads
-    return heads, config["block_out_channels"][0] // heads, False
+def _unet_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int, bool]:
+    # of a UNet this is how many heads, whatever the name says
+    heads = _count(config.get("attention_head_dim"), "attention_head_dim", path)
+    width = _count(config.get("block_out_channels"), "block_out_channels", path)
+    return heads, width // heads, False
 
 
 SHAPES = {"transformer": _transformer_shape, "unet": _unet_shape}  # by the part of a pipeline

@@ -165,7 +165,8 @@ def _drawn(data: Data, name: str) -> Any:
 
 
 def _paper(operator: str) -> str:
-    return OPERATORS[operator].paper if operator in OPERATORS else ""
+    registered = OPERATORS.find(operator)
+    return registered.paper if registered else ""
 
 
 def _contributed(row: Contributed) -> Entry:

@@ -37,7 +37,8 @@ def _hues(operators: Mapping[str, str]) -> dict[str, str]:
     hues, spare = {}, iter(SPARE_HUES)
     for operator in operators.values():
         if operator not in hues:
-            hue = OPERATORS[operator].hue if operator in OPERATORS else ""
+            registered = OPERATORS.find(operator)
+            hue = registered.hue if registered else ""
             hues[operator] = hue or next(spare, SOFT)
     return hues
 
