@@ -1,3 +1,4 @@
+import itertools
 import struct
 
 import numpy as np
@@ -234,3 +235,78 @@ def _numbered(axis):
     """Return the ticks of an axis with what is written beside them."""
     places = axis.get_majorticklocs()
     return zip(places, axis.get_major_formatter().format_ticks(places), strict=True)
+
+
+# What cannot be drawn
+
+
+NAN, INF = float("nan"), float("inf")
+POINT = {"name": "clear", "x": 2.0, "y": 1.0}
+FRAMES = np.zeros((2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("draw", "says"),
+    [
+        (lambda: figures.strip(FRAMES[:0], "none"), r"no pictures to draw: .*\(0, 3, 4, 4\)"),
+        (lambda: figures.strip(FRAMES * NAN, "none"), "96 of 96 values of pictures are not finite"),
+        (lambda: figures.strip(FRAMES + INF, "none"), "not finite"),
+        (lambda: figures.grid({}), "no rows of pictures"),
+        (lambda: figures.grid({"a": FRAMES[:0]}), "no pictures to draw"),
+        (lambda: figures.blocks({}, ["a"]), "no teachers to draw"),
+        (lambda: figures.blocks({"t": {}}, ["a"]), "no named pictures of t"),
+        (lambda: scatter([]), "no points to draw"),
+        (lambda: scatter([{**POINT, "y": NAN}]), "y of clear is nan; it must be finite"),
+        (lambda: scatter([{**POINT, "x": "2"}]), "x of clear is '2'; it must be a number"),
+        (lambda: scatter([{**POINT, "low": INF, "high": 1}]), "low of clear is inf"),
+        (lambda: scatter([{**POINT, "x": 0}]), "no points to draw"),
+        (lambda: figures.training({}, {}), "no curves to draw"),
+        (lambda: figures.training({"a": {"step": [], "loss": []}}, {}), "numbers in step of"),
+        (lambda: figures.training({"a": {"step": [1, 2], "loss": [1]}}, {}), "loss has 1"),
+        (lambda: figures.training({"a": {"step": [1], "loss": [NAN]}}, {}), r"loss\[0\] is nan"),
+        (lambda: figures.by_noise([0.1], {}, {}, "y"), "no lines to draw"),
+        (lambda: figures.by_noise([0.1], {"a": [1, 2]}, {}, "y"), "a has 2"),
+        (lambda: figures.by_noise([0.1], {"a": [INF]}, {}, "y"), r"a\[0\] is inf"),
+        (lambda: figures.bars({}, {}, "x"), "no students to draw"),
+        (lambda: figures.bars({"a": {"after": NAN}}, {}, "x"), r"x of a\[0\] is nan"),
+        (lambda: figures.speed([], {}, "dense"), "no times to draw"),
+        (lambda: figures.speed([{**TIMINGS[0], "seconds": INF}], {}, "dense"), "is inf"),
+        (lambda: figures.speed([{**TIMINGS[0], "seconds": -1}], {}, "dense"), "must be above 0"),
+        (lambda: heatmap([[1, 2]]), r"has shape \(1, 2\).*names for \(1, 1\)"),
+        (lambda: heatmap([[INF]]), "infinite number"),
+        (lambda: heatmap([[1], [1, 2]]), "no table of numbers"),
+        (lambda: figures.confusion([[1, 2]], ["a"]), r"has shape \(1, 2\)"),
+        (lambda: figures.confusion([["x"]], ["a"]), "no table of numbers"),
+        (lambda: figures.confusion([[-1]], ["a"]), "a count that is no number of 0 or more"),
+        (lambda: figures.confusion([[NAN]], ["a"]), "a count that is no number of 0 or more"),
+        (lambda: figures.attention_over(FRAMES[0], {}, 0), "no maps to draw"),
+        (lambda: figures.attention_over(FRAMES[0], {"a": np.eye(2)}, 4), "token 4"),
+        (lambda: figures.attention_over(FRAMES[0], {"a": np.eye(2) * NAN}, 0), "not finite"),
+    ],
+    ids=itertools.count(),
+)
+def test_what_cannot_be_drawn_is_named(draw, says):
+    with pytest.raises(ValueError, match=says):
+        draw()
+
+
+def scatter(points, **options):
+    return figures.quality_cost(points, x="cost", y="error", **options)
+
+
+def heatmap(values):
+    return figures.heatmap(values, rows=["a"], columns=["b"], title="share", x="x", y="y")
+
+
+def test_one_picture_is_a_figure():
+    assert figures.grid({"teacher": FRAMES[:1]}).size[0] > 0
+    assert figures.strip(FRAMES[0], "one").size == (8, 8)
+
+
+def test_a_point_that_a_log_axis_lacks_is_named_in_the_alt_text(recwarn):
+    zero = {"name": "exact", "x": 1.0, "y": 0.0}
+    picture = scatter([POINT, zero], log_y=True)
+    assert "without exact, at 0 or below on a log axis" in picture.alt
+    assert "clear 1 at 2" in picture.alt
+    assert not recwarn
+    assert "without" not in scatter([POINT, zero]).alt

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from linattn.evaluation.growth import exponents
+from linattn.report.figures import inputs
 from linattn.report.figures.canvas import REFERENCE, drawn, finish, new_figure
 from linattn.report.numbers import seconds, short
 from linattn.report.picture import DPI, FAINT, INK, LETTER, PAPER, SOFT, WIDTH, Look, Picture
@@ -28,8 +29,10 @@ def quality_cost(
     """Draw points {name, x, y, low?, high?, look?}; those without a look are grey references.
 
     `markers` maps the names of a legend to markers, where these mean something. `line` has points
-    of one thing, which a line joins.
+    of one thing, which a line joins. A logarithmic axis shows no point at 0 or below; the alt text
+    names those that are left out.
     """
+    points, line, missing = _on_axes(points, line, ["x"] * log + ["y"] * log_y)
     figure, axis = new_figure(height=3.9)
     if line:
         ends = [point["x"] for point in line], [point["y"] for point in line]
@@ -60,7 +63,22 @@ def quality_cost(
         figure.legend(loc="outside upper right")
     _label_points(figure, axis, every)
     alt = f"Scatter plot of {y} against {x}: {_in_words(points)}"
+    alt += f"; without {', '.join(missing)}, at 0 or below on a log axis" if missing else ""
     return finish(figure, f"{alt}; {line_name}: {_in_words(line)}." if line else f"{alt}.")
+
+
+def _on_axes(
+    points: Sequence[Mapping[str, Any]], line: Sequence[Mapping[str, Any]], axes: Sequence[str]
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], list[str]]:
+    """Return the points and the line that axes can show, and the names of what they cannot."""
+    for point in (*points, *line):
+        for key in ("x", "y", "low", "high"):
+            if key in ("x", "y") or point.get(key) is not None:
+                inputs.number(point.get(key), f"{key} of {point['name']}")
+    shown, missing = inputs.above_zero(points, axes)
+    joined, missing_of_line = inputs.above_zero(line, axes)
+    inputs.some(shown, "points")
+    return shown, joined, missing + missing_of_line
 
 
 def _columns(names: Collection[str]) -> int:
@@ -125,6 +143,14 @@ def speed(
 
     Each line is named with its fitted exponent.
     """
+    inputs.some([row for row in timings if row["seconds"] is not None], "times")
+    for row in timings:
+        place = f"of {row['operator']} at {row['tokens']} tokens"
+        if (
+            row["seconds"] is not None
+            and not inputs.number(row["seconds"], f"the time {place}") > 0
+        ):
+            raise ValueError(f"the time {place} is {row['seconds']}; it must be above 0")
     figure, axis = new_figure(height=4.3)
     lines, slopes = _series(timings), exponents(timings)
     labels, descriptions = [], []
@@ -177,6 +203,9 @@ def training(
     curves: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping[str, Look], y: str = "loss"
 ) -> Picture:
     """Draw a panel for each student's {step, loss}: its line in colour, the others' in grey."""
+    inputs.some(curves, "curves")
+    for name, curve in curves.items():
+        inputs.alike({"step": curve["step"], "loss": curve["loss"]}, f"the curve of {name}")
     columns = min(2, len(curves))
     down = -(-len(curves) // columns)
     height, shared = max(1.55 * down + 0.35, 2.6), {"sharex": True, "sharey": True}
@@ -247,6 +276,9 @@ def by_noise(
     log: bool = True,
 ) -> Picture:
     """Draw a line for each student over the noise levels, where 0 is clean and 1 is pure noise."""
+    inputs.some(lines, "lines")
+    for name, values in lines.items():
+        inputs.alike({"the noise levels": noise, name: values}, y)
     figure, axis = new_figure(height=4.0)
     for name, values in lines.items():
         look = styles.get(name, Look(SOFT, "o", (0, (1.2, 1.4)), False))
@@ -273,6 +305,10 @@ def bars(
 
     The farther left the value after, the better the student became.
     """
+    inputs.some(values, "students")
+    for name, pair in values.items():
+        ends = [pair["after"]] if pair.get("before") is None else [pair["before"], pair["after"]]
+        inputs.line(ends, f"{x} of {name}")
     figure, axis = new_figure(height=0.36 * len(values) + 1.05)
     for row, (name, pair) in enumerate(values.items()):
         look = styles.get(name, Look(INK, "o", "-", False))

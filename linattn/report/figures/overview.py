@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from linattn.report.figures import inputs
 from linattn.report.figures.canvas import drawn, finish, new_figure
 from linattn.report.figures.pictures import as_bytes
 from linattn.report.picture import INK, LETTER, SOFT, WIDTH, Picture
@@ -21,6 +22,9 @@ def blocks(teachers: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> P
     `teachers` maps a teacher's name to {row's name: pictures}. A row that a teacher lacks stays
     empty there.
     """
+    inputs.some(teachers, "teachers")
+    for teacher, models in teachers.items():
+        inputs.some(set(models) & set(names), f"named pictures of {teacher}")
     sheets = {teacher: _sheet(models, names) for teacher, models in teachers.items()}
     across = (WIDTH - NAMES) / len(sheets)
     titles = [_wrapped(teacher, across) for teacher in sheets]

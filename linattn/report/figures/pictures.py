@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from linattn.report.figures import inputs
 from linattn.report.figures.canvas import drawn, finish, new_figure
 from linattn.report.picture import SOFT, WIDTH, Picture
 
@@ -21,8 +22,15 @@ def as_bytes(pictures: Any) -> np.ndarray:
         array = array[None]
     if array.ndim != 4 or array.shape[1] != 3:
         raise ValueError(f"pictures have shape (count, 3, height, width), not {array.shape}")
+    if not array.size:
+        raise ValueError(f"there are no pictures to draw: their shape is {array.shape}")
     if array.dtype == np.uint8:
         return array.transpose(0, 2, 3, 1)
+    if broken := int((~np.isfinite(array)).sum()):
+        raise ValueError(
+            f"{broken:,} of {array.size:,} values of pictures are not finite: what drew them has "
+            "weights or inputs that are NaN or infinite"
+        )
     scaled = np.clip(array.astype(np.float64), 0, 1) * 255
     return scaled.round().astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -68,6 +76,7 @@ def grid(
 
     The width has room for `room` pictures or more.
     """
+    inputs.some(rows, "rows of pictures")
     names, frames = list(rows), [as_bytes(pictures) for pictures in rows.values()]
     count = max(map(len, frames))
     cell = (WIDTH - 1.1) / max(count, room)
@@ -141,6 +150,19 @@ def _over(axis: Any, picture: np.ndarray, weights: np.ndarray, query: int, vmax:
     axis.set_axis_off()
 
 
+def _map(name: str, weights: Any, query: int) -> np.ndarray:
+    """Return a row of an attention map, which holds the query's token and finite weights."""
+    array = np.asarray(weights, dtype=float)
+    if array.ndim != 2 or not 0 <= query < array.size:
+        raise ValueError(
+            f"the map of {name} has shape {array.shape}; it must be (height, width), and hold the "
+            f"query, token {query}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"the map of {name} holds weights that are not finite")
+    return array
+
+
 @drawn
 def attention_over(
     picture: Any, weights: Mapping[str, Any], query: int, columns: int = 3
@@ -151,7 +173,8 @@ def attention_over(
     to its 99.5th percentile, and states this value.
     """
     frame = as_bytes(picture)[0]
-    panels = {name: np.asarray(array, dtype=float) for name, array in weights.items()}
+    panels = {name: _map(name, array, query) for name, array in weights.items()}
+    inputs.some(panels, "maps")
     columns = min(columns, len(panels))
     down = -(-len(panels) // columns)
     cell = WIDTH / max(columns, 3)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from linattn.report.figures import inputs
 from linattn.report.figures.canvas import drawn, finish, new_figure
 from linattn.report.numbers import short
 from linattn.report.picture import INK, PAPER, WIDTH, Picture
@@ -19,7 +20,7 @@ def heatmap(
 
     `rows` and `columns` are the names of the ticks; a None among the values stays empty.
     """
-    table = np.array(values, float)  # None becomes NaN
+    table = inputs.table(values, (len(rows), len(columns)), title)
     if np.isnan(table).all():
         raise ValueError(f"{title}: not one number to show")
     figure, axis = new_figure(WIDTH, 0.34 * len(rows) + 1.15)
@@ -55,7 +56,9 @@ def _scale_end(table: np.ndarray) -> float:
 @drawn
 def confusion(matrix: Any, names: Sequence[str]) -> Picture:
     """Draw how often the judge saw each shape (columns) for each prompted one (rows), in %."""
-    counts = np.asarray(matrix, float)
+    counts = inputs.table(matrix, (len(names), len(names)), "the confusion of shapes")
+    if not (counts >= 0).all():  # a NaN is none either
+        raise ValueError("the confusion of shapes holds a count that is no number of 0 or more")
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axis = new_figure(WIDTH, WIDTH * 0.86)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
