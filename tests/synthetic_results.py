@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
-from linattn import params, project, world
+from linattn import params, project, sealed, world
 
 STUDENTS = {
     "softmax": {"operator": "softmax", "teacher": "class"},
@@ -220,7 +219,8 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
 def _facts(role: str) -> None:
     """Write what a teacher's folder says of its prompts."""
     folder = TEACHERS[role].folder
-    project.write_json(folder / "card.json", {"labels": []} if role == "class" else {})
+    card = {"gate": {}, "labels": []} if role == "class" else {"gate": {}}
+    project.write_json(folder / "card.json", card)
     config = {"num_attention_heads": 4, "attention_head_dim": 32, "_class_name": MODELS[role]}
     if role == "text-joint":
         config["joint_attention_dim"] = 96
@@ -329,9 +329,8 @@ def _anatomy(students: dict) -> None:
     for index, name in enumerate(("teacher", *of_class)):
         weights = ball ** (1 + index / 3)
         maps[f"map.{name}"] = weights / weights.sum()
-    save_file(
-        {"picture": _frames("class")[0], **maps}, project.pictures("anatomy-class", write=True)
-    )
+    arrays = {"picture": _frames("class")[0], **maps}
+    save_arrays(arrays, project.pictures("anatomy-class", write=True))
 
 
 def _by_layer(size: float | None) -> list[list[float | None]]:
@@ -348,6 +347,12 @@ def _frames(role: str) -> np.ndarray:
     return (world.render(scenes(role), 64).numpy() * 255).round().astype(np.uint8)
 
 
+def save_arrays(arrays: dict[str, np.ndarray], path) -> None:
+    """Write arrays as a stage does, with the file's own digest."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays}
+    sealed.save(tensors, path)
+
+
 def _pictures(role: str, students: list[str], failed: str | None) -> None:
     frames = _frames(role)
     labels = np.array([scene.label for scene in scenes(role)])
@@ -358,7 +363,7 @@ def _pictures(role: str, students: list[str], failed: str | None) -> None:
         return np.clip(frames + noise, 0, 255).round().astype(np.uint8)
 
     path = project.pictures(f"teacher-{role}", write=True)
-    save_file({"pictures": frames, "labels": labels}, path)
+    save_arrays({"pictures": frames, "labels": labels}, path)
     for name in students:
         if name != failed:
             before, after = ERRORS[name]
@@ -367,7 +372,7 @@ def _pictures(role: str, students: list[str], failed: str | None) -> None:
                 "undistilled": spoilt(min(before, 0.5)),
                 "labels": labels,
             }
-            save_file(arrays, project.pictures(name, write=True))
+            save_arrays(arrays, project.pictures(name, write=True))
 
 
 torch.set_num_threads(1)

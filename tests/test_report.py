@@ -361,7 +361,8 @@ def test_a_notebook_keeps_its_alt_texts_and_loses_its_addresses(written):
     assert page.title == "A notebook"
     assert "a red disc" in page.alts
     assert all(page.alts)
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert "the paper" in text
     assert "see example.org/page and go on" in text
     assert "#A-chapter" in page.links

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from linattn import params, project
+from linattn.report import schema
 from linattn.report.data import Data, Report
+from linattn.report.stored import Files
 from linattn.report.words import number
 
 TRAINED = ("layerwise_steps", "steps", "batch", "samples")  # of a result's training
@@ -49,15 +51,12 @@ def of_supplies(settings: params.Params, role: str) -> Expected | None:
 
 def _run(name: str, profile: str, measured: Iterable[str]) -> dict[str, Any]:
     """Return the committed run of a row where it is of this profile and timed, else nothing."""
-    result, run = (
-        project.published(path) for path in (f"results/{name}.json", f"runs/{name}.run.json")
-    )
-    if not (result.is_file() and run.is_file()):
+    files = Files()
+    result = files.json(project.published(f"results/{name}.json"), schema.ROW).content
+    run = files.json(project.published(f"runs/{name}.run.json"), schema.RUN).content
+    if result.get("profile") != profile or "facts" not in run:
         return {}
-    if project.read_json(result).get("profile") != profile:
-        return {}
-    content = project.read_json(run)
-    return content if content.get("seconds", {}).keys() >= set(measured) else {}
+    return run if (run.get("seconds") or {}).keys() >= set(measured) else {}
 
 
 def in_words(expected: Expected | None) -> str:

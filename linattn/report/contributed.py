@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from linattn import digests, project
-from linattn.report import sheet
+from linattn.report import schema, stored
+from linattn.report.columns import measure
+from linattn.report.stored import Files
 
 OPERATOR, RESULT, RUN, STRIP = "operator.py", "result.json", "run.json", "pictures.png"
 STUDENT = "student"  # the folder of the weights, which are too large for Git
@@ -56,18 +58,13 @@ def _of_folder(folder: Path, in_git: bool) -> dict[str, Contributed]:
 
 def read_row(folder: Path, in_git: bool = False) -> Contributed:
     """Return the row of a folder, with what is wrong with its files."""
-    content: dict[str, Any] = {RESULT: {}, RUN: {}}
-    pictures, strip = None, folder / STRIP
-    try:
-        content |= {file: project.read_json(folder / file) for file in content}
-        pictures = sheet.read(strip)["pictures"] if strip.is_file() else None
-        problem = _problem(folder, content[RESULT])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = str(error).replace(f"{folder}/", "")  # a page names no folder of this machine
-        problem = f"its files are not whole ({type(error).__name__}: {message})"
-    return Contributed(
-        folder.name, folder, content[RESULT], content[RUN], in_git, problem, pictures
-    )
+    files = Files()
+    result = files.json(folder / RESULT, schema.CONTRIBUTED)
+    run = files.json(folder / RUN, schema.RUN)
+    drawn = files.sheet(folder / STRIP, "pictures")
+    problem = result.problem or run.problem or drawn.problem or _problem(folder, result.content)
+    pictures = drawn.content.get("pictures")
+    return Contributed(folder.name, folder, result.content, run.content, in_git, problem, pictures)
 
 
 def _problem(folder: Path, result: dict[str, Any]) -> str:
@@ -76,12 +73,15 @@ def _problem(folder: Path, result: dict[str, Any]) -> str:
         return f"its result is of {result['student']}, and its folder is {folder.name}"
     if result["teacher"] != folder.parent.name:
         return f"its result is of {result['teacher']}, and its folder is in {folder.parent.name}"
-    digest = digests.of_text((folder / OPERATOR).read_text())
+    try:
+        digest = digests.of_text((folder / OPERATOR).read_text())
+    except (OSError, ValueError) as error:
+        return f"{OPERATOR} cannot be read ({type(error).__name__}); {stored.remedy(folder)}"
     if digest != result["file"]["digest"]:
         return (
             f"its result was made from a file of digest {result['file']['digest']}, and "
             f"{OPERATOR} has {digest}: make row makes it anew"
         )
-    if result["quality"]["error"]["value"] is None:
+    if measure(result, "error") is None:
         return "its result has no error"
     return ""

@@ -38,6 +38,8 @@ class Data:
     results: dict[str, Result] = field(default_factory=dict)  # result files by student
     runs: dict[str, Result] = field(default_factory=dict)  # run files by row
     failures: dict[str, str] = field(default_factory=dict)  # what failed, in one line, by student
+    # files that are no row and could not be read: a sentence for each
+    problems: list[str] = field(default_factory=list)
     teacher: Result = field(default_factory=dict)  # the teacher's result file
     teacher_failure: str = ""  # what failed, in one line
     chance: Result = field(default_factory=dict)  # the result of guessing

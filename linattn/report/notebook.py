@@ -4,10 +4,12 @@ import html
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from linattn import project
 from linattn.report.data import Data, Report
 from linattn.report.markup import harmless
+from linattn.report.stored import damaged
 
 
 def executed(report: Report, file: Callable[[str], Path] = project.executed) -> dict[str, Path]:
@@ -41,13 +43,13 @@ def _of_teacher(data: Data, prefix: str) -> dict[str, str]:
 def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
     """Return a notebook's body, its chapters as (anchor, title), and the style of its code.
 
-    Nothing in the body runs or is fetched; its pictures keep their alt texts.
+    Nothing in the body runs or is fetched; its pictures keep their alt texts. A file that is no
+    notebook is a ValueError that names it.
     """
-    import nbformat
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter  # pyrefly: ignore[untyped-import] has no stubs
 
-    notebook = nbformat.read(path, as_version=4)
+    notebook = _read(path)
     exporter = HTMLExporter(
         template_name="basic", mathjax_url="", require_js_url="", mermaid_js_url=""
     )
@@ -58,6 +60,19 @@ def notebook_body(path: Path) -> tuple[str, list[tuple[str, str]], str]:
         title = html.unescape(re.sub(r"<[^>]+>", "", heading)).replace("¶", "").strip()
         chapters.append((anchor, title))
     return body, chapters, HtmlFormatter(style="default").get_style_defs(".highlight")
+
+
+def _read(path: Path) -> Any:
+    """Read a notebook, or raise ValueError that names the file and the remedy."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # of another kind, nbformat ends in whatever it meets first
+        reason = str(error).partition("\n")[0][:160]
+        raise ValueError(damaged(path, f"{type(error).__name__}: {reason}")) from error
+    return notebook
 
 
 def _described(body: str) -> str:

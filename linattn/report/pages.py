@@ -1,5 +1,6 @@
 """The pages: index.html, and in pages/ one for each student, notebook and, of several, teacher."""
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,11 @@ def student_html(report: Report, name: str, notebooks: Sequence[Link] = ()) -> s
 
 
 def notebook_html(path: Path, title: str) -> str:
-    """Return the page of an executed notebook."""
-    body, chapters, style = notebook_body(path)
+    """Return the page of an executed notebook, or of what is wrong with its file."""
+    try:
+        body, chapters, style = notebook_body(path)
+    except ValueError as error:
+        body, chapters, style = f'<p class="failure">{html.escape(str(error))}</p>', [], ""
     return _render(
         "notebook.html.j2", title=title, body=body, chapters=chapters, code_style=style, root="../"
     )
@@ -209,7 +213,8 @@ def _ideas(data: Data | Report) -> list[tuple[str, str]]:
 
 def about(operator: str) -> str:
     """Return an operator's sentence for the report; nothing of one that is not registered here."""
-    return OPERATORS[operator].about if operator in OPERATORS else ""
+    registered = OPERATORS.find(operator)
+    return registered.about if registered else ""
 
 
 def _numbers(data: Data, name: str) -> list[dict[str, Any]]:

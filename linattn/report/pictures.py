@@ -42,8 +42,13 @@ def column_names(data: Data) -> list[str]:
         return list((data.captions or data.classes)[: data.show])
     for entry in data.pictures.values():
         if "labels" in entry:
-            return [data.labels[int(label)] for label in entry["labels"][: data.show]]
+            return [_label(data, int(label)) for label in entry["labels"][: data.show]]
     return []
+
+
+def _label(data: Data, number: int) -> str:
+    """Return the name of a class; one that the small world does not have is its number."""
+    return data.labels[number] if 0 <= number < len(data.labels) else f"class {number}"
 
 
 def detail(data: Data, name: str) -> list[dict[str, Any]]:
@@ -53,7 +58,9 @@ def detail(data: Data, name: str) -> list[dict[str, Any]]:
         return []
     shown = {name: strip(data, name, student["pictures"], "drawn by")}
     if teacher is not None:
-        change = figures.change(teacher["pictures"][: data.show], student["pictures"][: data.show])
+        # a committed row has fewer pictures than one that was drawn here
+        count = min(data.show, len(teacher["pictures"]), len(student["pictures"]))
+        change = figures.change(teacher["pictures"][:count], student["pictures"][:count])
         shown = {
             "teacher": strip(data, "the teacher", teacher["pictures"], "drawn by"),
             **shown,

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from linattn import params, project, sealed
+from linattn import params, project
 from linattn.params import USUAL
-from linattn.report import contributed, sheet, studies
+from linattn.report import contributed, schema, stored, studies
 from linattn.report.data import Data, Measured, Report, Result
+from linattn.report.stored import Files, Stored
 from linattn.report.words import NO_RESULT
-
-REMEDY = "remove it, and make repro makes it again"
 
 
 def read(
@@ -41,25 +40,20 @@ def read(
     """
     entries = {name: _entry(entry) for name, entry in students.items()}
     roles = list(dict.fromkeys(entry["teacher"] for entry in entries.values()))
-    parts = {}
+    files, parts = stored.of_run(committed), {}
     for role in roles or list(teachers or ())[:1]:
         of_role = {name: entry for name, entry in entries.items() if entry["teacher"] == role}
         teacher = (teachers or {}).get(role)
-        model = params.class_of(teacher) if teacher else ""
-        prompts = _prompts(teacher)
-        data = Data(profile, of_role, role, _name(teacher), model, prompts, show=show)
-        data.rehearsed, data.foreign = _is_rehearsed(teacher), _is_foreign(teacher)
-        parts[role] = _fill(data, _nowhere if committed else project.local)
+        data = Data(profile, of_role, role, _name(teacher), prompts="", show=show)
+        problem = _describe(data, teacher)
+        parts[role] = _fill(data, files)
+        if problem:
+            data.teacher, data.teacher_failure = {}, problem
         if committed:
             data.published, data.committed = set(), Measured()
     _make_names_unique(parts)
     file = _published_study if committed else project.study
     return Report(profile, parts, studies.read(file), contributed.read(parts, committed))
-
-
-def _nowhere(path: str) -> Path:
-    """Return a path at which no run leaves a file."""
-    return project.ROOT / "reports" / "nowhere" / path
 
 
 def _published_study(file: str) -> Path:
@@ -78,6 +72,17 @@ def _entry(student: Any) -> Result:
         return dict(student)
     entry = {"operator": student.operator, **student.options, "teacher": student.teacher}
     return {**entry, **student.settings}
+
+
+def _describe(data: Data, teacher: params.Teacher | None) -> str:
+    """Take what a teacher's folder says of it, or return what is wrong with the folder."""
+    try:
+        data.model = params.class_of(teacher) if teacher else ""
+        data.prompts = _prompts(teacher)
+        data.rehearsed, data.foreign = _is_rehearsed(teacher), _is_foreign(teacher)
+    except (OSError, ValueError) as error:
+        return str(error).replace(f"{project.ROOT}/", "")
+    return ""
 
 
 def _name(teacher: params.Teacher | None) -> str:
@@ -123,10 +128,10 @@ def _is_there(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("model_index.json", "card.json"))
 
 
-def _card(folder: Path) -> Result | None:
+def _card(folder: Path) -> Mapping[str, Any] | None:
     """Return a teacher's card, or None of a folder without one."""
     path = folder / "card.json"
-    return project.read_json(path) if path.is_file() else None
+    return params.described(path) if path.is_file() else None
 
 
 def _make_names_unique(parts: Mapping[str, Data]) -> None:
@@ -137,21 +142,22 @@ def _make_names_unique(parts: Mapping[str, Data]) -> None:
             data.folder = f"{data.name} ({role})"
 
 
-def _fill(data: Data, local: Callable[[str], Path]) -> Data:
-    """Read all files of a teacher; `local` gives the path of a file of this machine's run."""
+def _fill(data: Data, files: Files) -> Data:
+    """Read all files of a teacher."""
     from linattn import world
 
     data.labels, data.shapes = world.LABELS, tuple(world.SHAPES)
     for name in data.students:
-        _read_student(data, name, local)
-    _read_teacher(data, local)
-    files = {"teacher": project.teacher_row(data.role), **{name: name for name in data.students}}
-    files["anatomy"] = anatomy = project.anatomy_row(data.role)
-    benchmark = project.benchmark_row(data.role)
-    data.benchmark = _beside(data, "benchmark", f"runs/{benchmark}.run.json", local)
-    data.anatomy = _beside(data, "anatomy", f"results/{anatomy}.json", local)
-    for name, file in files.items():
-        _read_pictures(data, name, file)
+        _read_student(data, name, files)
+    _read_teacher(data, files)
+    benchmark = f"runs/{project.benchmark_row(data.role)}.run.json"
+    anatomy = f"results/{project.anatomy_row(data.role)}.json"
+    data.benchmark = _beside(data, "benchmark", benchmark, schema.BENCHMARK, files)
+    data.anatomy = _beside(data, "anatomy", anatomy, schema.ANATOMY, files)
+    _read_pictures(data, "teacher", project.teacher_row(data.role), files)
+    for name in data.students:
+        _read_pictures(data, name, name, files)
+    _read_pictures(data, "anatomy", project.anatomy_row(data.role), files)
     lists = (result.get("captions") for result in (data.teacher, *data.results.values()))
     data.captions = tuple(next((captions for captions in lists if captions), ()))
     data.classes = tuple(data.teacher.get("classes") or ())
@@ -160,24 +166,50 @@ def _fill(data: Data, local: Callable[[str], Path]) -> Data:
     return data
 
 
-def _read_pictures(data: Data, name: str, file: str) -> None:
+def _read_pictures(data: Data, name: str, file: str, files: Files) -> None:
     """Read a row's pictures; a row whose file is damaged has failed, since it shows them."""
-    try:
-        if pictures := _pictures(file, name in data.published):
-            data.pictures[name] = pictures
-    except (OSError, ValueError) as error:
-        problem = str(error).replace(f"{project.ROOT}/", "")
-        if name == "teacher":
-            data.teacher, data.teacher_failure = {}, problem
-        elif name in data.students:
-            data.results.pop(name, None)
-            data.failures[name] = problem
-        else:
-            data.anatomy = {}
+    drawn = _pictures(data, name, file, files)
+    problem = drawn.problem or _unlike(data, name, drawn.content)
+    if not problem:
+        data.pictures |= {name: drawn.content} if drawn.content else {}
+    elif name == "teacher":
+        data.teacher, data.teacher_failure = {}, problem
+    elif name in data.students:
+        data.results.pop(name, None)
+        data.failures[name] = problem
+    else:
+        data.problems.append(problem)
 
 
-def _read_student(data: Data, name: str, local: Callable[[str], Path]) -> None:
-    row = _row(name, local, lambda result: _other_settings(data, name, result))
+def _unlike(data: Data, name: str, drawn: Mapping[str, np.ndarray]) -> str:
+    """Say why a row's pictures or maps cannot stand beside what else is there."""
+    if name == "anatomy":
+        query = data.anatomy.get("query", 0)
+        smallest = min((drawn[key].size for key in drawn if key.startswith("map.")), default=None)
+        outside = smallest is not None and query >= smallest
+        return (
+            f"the query is token {query}, and a map has {smallest}; make repro" if outside else ""
+        )
+    teacher = data.pictures.get("teacher", drawn)
+    sizes = [arrays["pictures"].shape[1:] for arrays in (teacher, drawn)] if drawn else []
+    if len(set(sizes)) < 2:
+        return ""
+    return f"its pictures have shape {sizes[1]}, and its teacher's {sizes[0]}; make repro"
+
+
+def _outside(query: int, drawn: Mapping[str, np.ndarray]) -> str:
+    """Say whether the token whose attention is shown lies outside of a map."""
+    for name, array in drawn.items():
+        if name.startswith("map.") and query >= array.size:
+            return f"token {query} is asked for, and {name} has {array.size} tokens; make repro"
+    return ""
+
+
+def _read_student(data: Data, name: str, files: Files) -> None:
+    def misfit(result: Result) -> str | None:
+        return _other_settings(data, name, result)
+
+    row = _row(data, name, schema.STUDENT, files, misfit)
     data.runs[name] = row.run
     if row.published:
         data.published.add(name)
@@ -189,14 +221,19 @@ def _read_student(data: Data, name: str, local: Callable[[str], Path]) -> None:
         data.results[name] = row.result
 
 
-def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
-    row = _row(project.teacher_row(data.role), local, lambda result: _other_teacher(data, result))
+def _read_teacher(data: Data, files: Files) -> None:
+    def misfit(result: Result) -> str | None:
+        return _other_teacher(data, result)
+
+    row = _row(data, project.teacher_row(data.role), schema.TEACHER, files, misfit)
     data.runs["teacher"], data.teacher_failure = row.run, row.problem or ""
     data.teacher = {} if row.problem else row.result
     data.folder = data.folder or data.teacher.get("folder") or ""
-    chance_file = f"results/{project.chance_row(data.role)}.json"
-    chances = [_json(path(chance_file)) or {} for path in (local, project.published)]
-    chances = [{} if _other_teacher(data, chance) else chance for chance in chances]
+    file = f"results/{project.chance_row(data.role)}.json"
+    chances = []
+    for path in (files.local(file), project.published(file)):
+        chance = _noted(data, files.json(path, schema.CHANCE))
+        chances.append({} if _other_teacher(data, chance) else chance)
     chance, committed_chance = chances
     data.chance = committed_chance if row.published else chance
     if row.published:
@@ -205,17 +242,26 @@ def _read_teacher(data: Data, local: Callable[[str], Path]) -> None:
         data.committed.teacher, data.committed.chance = row.committed, committed_chance
 
 
-def _beside(data: Data, name: str, path: str, local: Callable[[str], Path]) -> Result:
+def _beside(data: Data, name: str, file: str, expected: schema.Schema, files: Files) -> Result:
     """Read what belongs to a teacher and is no row.
 
     The committed file is read only where the committed teacher is the same.
     """
-    here = _json(local(path))
+    here = files.json(files.local(file), expected)
     fits = "teacher" in data.published or data.committed.teacher
-    committed = _json(project.published(path)) if fits else None
-    if not here and committed:
+    if here.problem != NO_RESULT or not fits:
+        return _noted(data, here)
+    committed = _noted(data, files.json(project.published(file), expected))
+    if committed:
         data.published.add(name)
-    return here or committed or {}
+    return committed
+
+
+def _noted(data: Data, file: Stored) -> Result:
+    """Return what a file holds; the damage of one that is no row is noted for the page."""
+    if file.damaged:
+        data.problems.append(file.damaged)
+    return file.content
 
 
 @dataclass(frozen=True)
@@ -229,41 +275,31 @@ class Row:
     published: bool = False  # whether run and result are the committed ones
 
 
-def _row(name: str, local: Callable[[str], Path], misfit: Callable[[Result], str | None]) -> Row:
+def _row(
+    data: Data,
+    name: str,
+    expected: schema.Schema,
+    files: Files,
+    misfit: Callable[[Result], str | None],
+) -> Row:
     """Read one row's files.
 
     `misfit` says why a result belongs to other settings than those in params.yaml. A committed
     result that does is not used for comparison.
     """
     file, run_file = f"results/{name}.json", f"runs/{name}.run.json"
-    committed = _json(project.published(file))
-    if committed and misfit(committed):
-        committed = None
-    run = _json(local(run_file)) or {}
-    result, problem = _result(local(file))
-    problem = run.get("error") or problem
-    if problem == NO_RESULT and committed:
-        return Row(_json(project.published(run_file)) or {}, committed, None, published=True)
-    return Row(run, result, problem or misfit(result), committed)
-
-
-def _json(path: Path) -> Result | None:
-    """Return a file's object, or None where there is none or it is damaged."""
-    return _result(path)[0] or None
-
-
-def _result(path: Path) -> tuple[Result, str | None]:
-    """Return a file's object, and what is wrong with it."""
-    if not path.exists():
-        return {}, NO_RESULT
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        return {}, f"the result file is damaged: {error}"
-    if not isinstance(content, dict):
-        name = type(content).__name__
-        return {}, f"the result file is damaged: {path.name} holds a {name} and no object"
-    return content, None
+    committed = files.json(project.published(file), expected)
+    fits = bool(committed.content) and not misfit(committed.content)
+    run = files.json(files.local(run_file), schema.RUN)
+    result = files.json(files.local(file), expected)
+    problem = run.content.get("error") or run.damaged or result.problem
+    if problem == NO_RESULT and (fits or committed.damaged):
+        run = files.json(project.published(run_file), schema.RUN)
+        problem = committed.damaged or run.damaged
+        return Row(run.content, committed.content, problem or None, published=not problem)
+    _noted(data, committed)
+    problem = problem or misfit(result.content)
+    return Row(run.content, result.content, problem, committed.content if fits else None)
 
 
 def _other_settings(data: Data, name: str, result: Mapping[str, Any]) -> str | None:
@@ -311,16 +347,16 @@ def _other_teacher(data: Data, result: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _pictures(file: str, published: bool) -> dict[str, np.ndarray]:
+def _pictures(data: Data, name: str, file: str, files: Files) -> Stored:
     """Read a row's pictures: those of this machine's run, or the committed run's few from Git.
 
     An anatomy's maps are few anyway, and Git has their file as it was made.
     """
     path = project.pictures(file)
-    if published:
-        path, committed_sheet = (
-            project.published(f"pictures/{file}{suffix}") for suffix in (path.suffix, ".png")
-        )
-        if committed_sheet.exists():
-            return sheet.read(committed_sheet)
-    return sealed.load(path, REMEDY, "np") if path.exists() else {}
+    needed = "picture" if file == project.anatomy_row(data.role) else "pictures"
+    if name not in data.published:
+        return files.pictures(path, needed)
+    committed_sheet = project.published(f"pictures/{file}.png")
+    if committed_sheet.exists():
+        return files.sheet(committed_sheet, needed)
+    return files.pictures(project.published(f"pictures/{file}{path.suffix}"), needed)

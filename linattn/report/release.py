@@ -9,10 +9,12 @@ import shutil
 from pathlib import Path
 
 from linattn import params, project
+from linattn.report import schema
 from linattn.report.data import Report
 from linattn.report.notebook import executed
 from linattn.report.pages import write
 from linattn.report.reading import read
+from linattn.report.stored import Files
 
 
 def committed() -> Report:
@@ -38,7 +40,7 @@ def _has_result(name: str) -> bool:
 def profile() -> str | None:
     """Return the profile of the committed results, or None where there are none."""
     results = sorted(project.published("results").glob("*.json"))
-    profiles = (project.read_json(path).get("profile") for path in results)
+    profiles = (Files().json(path, schema.ROW).content.get("profile") for path in results)
     return next(filter(None, profiles), None)
 
 

@@ -109,6 +109,7 @@ def of_all(report: Report) -> list[str]:
 
 
 def _failures(data: Data) -> Iterable[str]:
+    yield from (f"Left out: {problem}." for problem in data.problems)
     if data.waiting:
         yield f"Nothing of {data.name} is here yet: make repro makes its own row and its students'."
         return

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,18 +40,28 @@ def read(path: Path) -> dict[str, np.ndarray]:
         with Image.open(path) as image:
             pixels, text = np.asarray(image.convert("RGB")), image.info.get(TEXT)
     except (OSError, SyntaxError) as error:  # Pillow's errors do not name the file
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {error}; {_remedy(path)}") from None
     if text is None:
-        raise ValueError(
-            f"{path} does not say which pictures it holds; take it from Git again: "
-            f"git checkout HEAD -- {path.name}"
-        )
-    contents = json.loads(text)
+        raise ValueError(f"{path} does not say which pictures it holds; {_remedy(path)}")
+    try:
+        return _cut(pixels, json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {_remedy(path)}") from None
+
+
+def _cut(pixels: np.ndarray, contents: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """Cut a sheet into its sets; its text names them and the labels."""
+    if not contents["sets"]:
+        raise ValueError("it names no set of pictures")
     lines = np.split(pixels, len(contents["sets"]))  # each (side, count · side, 3)
     drawn = {name: _pictures(line) for name, line in zip(contents["sets"], lines, strict=True)}
     if contents["labels"]:
-        drawn["labels"] = np.array(contents["labels"])
+        drawn["labels"] = np.array(contents["labels"], int)
     return drawn
+
+
+def _remedy(path: Path) -> str:
+    return f"take it from Git again: git checkout HEAD -- {path.name}"
 
 
 def _pictures(line: np.ndarray) -> np.ndarray:
