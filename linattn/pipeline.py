@@ -31,10 +31,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from linattn import hours, outs, params, project, reader, signals, source
+from linattn import hours, outs, params, project, reader, sealed, signals, source
 from linattn.alone import alone
 from linattn.files import write_text
 from linattn.names import known
+from linattn.report import schema
+from linattn.report.stored import Files
 
 # folders with results of the profile that params.yaml names
 PUBLISHED = tuple(
@@ -57,8 +59,7 @@ def repro(only: str | None = None) -> int:
     settings = params.load()
     _check_listed(settings)
     roles = _roles(settings, only)
-    for role in roles:
-        source.check_steps(role, settings, source.check(role, settings.teacher(role)))
+    _check_sources(settings, roles)
     with running("make repro"):
         return _repro(settings, roles, everything=not only)
 
@@ -78,8 +79,22 @@ def _repro(settings: params.Params, roles: Sequence[str], everything: bool) -> i
         print(f"Done. The report: {project.report()}")
         return 0
     print("\nA stage failed; rendering the report with what there is.", flush=True)
-    _name_failures(settings, roles, rendered=render() == 0)
+    _name_failures(settings, roles, stages, rendered=render() == 0)
     return 1
+
+
+def _check_sources(settings: params.Params, roles: Sequence[str]) -> None:
+    """Refuse what cannot be a teacher; a damaged file of one of several leaves out that one."""
+    damaged = {}
+    for role in roles:
+        try:
+            source.check_steps(role, settings, source.check(role, settings.teacher(role)))
+        except sealed.Damaged as error:
+            damaged[role] = error
+    if len(damaged) == len(roles):
+        raise damaged[roles[0]]
+    for role, error in damaged.items():
+        print(f"The {role} teacher is left out: {error}", file=sys.stderr)
 
 
 def _check_teacher(settings: params.Params, only: str | None) -> None:
@@ -108,15 +123,24 @@ def _check_listed(settings: params.Params) -> None:
         )
 
 
-def _name_failures(settings: params.Params, roles: Sequence[str], rendered: bool) -> None:
-    """Print which rows failed, where their notebooks are, and where the report is."""
-    failed = failures(settings, roles)
+def _name_failures(
+    settings: params.Params, roles: Sequence[str], stages: Sequence[str], rendered: bool
+) -> None:
+    """Print which rows and stages failed, where their tracebacks are, and where the report is."""
+    failed, waiting = failures(settings, roles), []
+    with contextlib.suppress(RuntimeError):  # DVC is busy or broken, and has said so itself
+        ended, waiting = unfinished(stages)
+        failed += [stage for stage in ended if not {*_rows(stage)} & {*failed}]
     lines = [f"Failed: {', '.join(failed) or 'see the messages above'}."]
+    if waiting:
+        lines.append(f"Not run, since they need what failed: {', '.join(waiting)}.")
     copies = sorted(path.name for path in (project.ROOT / "reports" / "failed").glob("*.ipynb"))
     if copies:
         lines.append(
             f"Notebooks with their tracebacks, in reports/failed/: {', '.join(copies)}",
         )
+    elif failed:
+        lines.append("Their messages stand above, after the name of the stage.")
     if rendered:
         lines.append(f"The report, without them: {project.report()}")
     else:
@@ -216,16 +240,50 @@ def targets(settings: params.Params, role: str) -> list[str]:
 
 
 def failures(settings: params.Params, roles: Sequence[str]) -> list[str]:
-    """Return teachers' rows and students without a result, or whose last run ended in an error."""
+    """Return teachers' rows and students whose last run ended in an error."""
     names = []
     for role in roles:
         names += [project.teacher_row(role), *settings.of_teacher(role)]
-    return [name for name in names if not project.result(name).exists() or _error(name)]
+    return [name for name in names if _error(name)]
 
 
-def _error(name: str) -> str | None:
-    path = project.run_result(name)
-    return project.read_json(path).get("error") if path.exists() else None
+def unfinished(stages: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Return the stages that failed in a run that has ended, and those that wait for them.
+
+    A stage that failed is behind dvc.lock and needs none that is behind.
+
+    Args:
+        stages: those that were run; none means all.
+    """
+    from dvc.repo import Repo
+
+    behind = [stage for stage in (*_sources_missing(), *stale()) if stage != "report"]
+    if stages:
+        behind = [stage for stage in behind if stage in stages]
+    waiting = []
+    with Repo(str(project.ROOT)) as repo:
+        for stage in behind:
+            needed = {dep.addressing for dep in repo.stage.collect(stage, with_deps=True)} - {stage}
+            waiting += [stage] if needed & set(behind) else []
+    return [stage for stage in behind if stage not in waiting], waiting
+
+
+def _rows(stage: str) -> tuple[str, str]:
+    """Return the rows of the report that a stage may be of: a student's, or a teacher's."""
+    name = stage.partition("@")[2]
+    return name, project.teacher_row(name)
+
+
+def _sources_missing() -> list[str]:
+    """Return the stages that note what a teacher is and have left nothing."""
+    roles = reader.read_yaml(project.ROOT / "params.yaml")["teachers"]
+    return [f"source@{role}" for role in roles if not project.source(role).is_dir()]
+
+
+def _error(name: str) -> str:
+    """Return the error of a row's last run, or what is wrong with the file that would say it."""
+    run = Files().json(project.run_result(name), schema.RUN)
+    return run.content.get("error") or run.damaged
 
 
 def dvc(*words: str) -> int:

@@ -171,3 +171,17 @@ def test_a_number_that_was_given_to_another_program_is_no_dvc_command(root):
     finally:
         other.kill()
         other.wait()
+
+
+def test_the_report_goes_on_where_another_stage_stops(monkeypatch):
+    def check(stage):
+        raise ValueError("it is damaged")
+
+    monkeypatch.setattr(outs, "check", check)
+    monkeypatch.setattr(outs, "restore", lambda stage: [])
+    monkeypatch.setattr(outs, "running", lambda: "report")
+    with outs.kept():
+        pass
+    monkeypatch.setattr(outs, "running", lambda: "evaluate@clear")
+    with pytest.raises(ValueError, match="it is damaged"), outs.kept():
+        pytest.fail("the stage ran")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from linattn import params, pipeline, project
+from linattn import params, pipeline, project, sealed
 
 STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}
@@ -78,6 +78,65 @@ def test_a_teacher_alone_runs_its_own_stages_and_its_notes_first(monkeypatch):
         "anatomy@text",
         *(f"{stage}@{name}" for stage in EACH for name in names),
     ]
+
+
+def test_a_damaged_teacher_of_several_leaves_out_its_own_stages(monkeypatch, capsys):
+    def check(role, teacher):
+        if role == "text":
+            raise sealed.Damaged("config.json is damaged; take it from Git again")
+
+    monkeypatch.setattr(pipeline.source, "check", check)
+    monkeypatch.setattr(pipeline.source, "check_steps", lambda *arguments: None)
+    pipeline._check_sources(params.load(), ["class", "text"])
+    assert "The text teacher is left out: config.json is damaged" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        pipeline._check_sources(params.load(), ["text"])
+
+
+def failing(monkeypatch, behind, errors=()):
+    """Stand in for a run that left these stages behind dvc.lock, and these rows with an error."""
+    monkeypatch.setattr(pipeline, "stale", lambda: list(behind))
+    monkeypatch.setattr(pipeline, "_sources_missing", list)
+    monkeypatch.setattr(pipeline, "_error", lambda name: "no room" if name in errors else "")
+
+
+@pytest.mark.parametrize(
+    ("behind", "errors", "failed", "waiting"),
+    [
+        (["benchmark@class"], [], "benchmark@class", ""),
+        (["anatomy@text", "report"], [], "anatomy@text", ""),
+        (["distill@lit", "evaluate@lit"], ["lit"], "lit", "evaluate@lit"),
+        (["sample@class", "distill@lit"], [], "sample@class", "distill@lit"),
+        (["reference@class"], ["teacher-class"], "teacher-class", ""),
+        ([], [], "see the messages above", ""),
+    ],
+    ids=str,
+)
+def test_a_failed_stage_is_named_and_so_is_what_waits_for_it(
+    monkeypatch, capsys, behind, errors, failed, waiting
+):
+    failing(monkeypatch, behind, errors)
+    settings = params.load()
+    pipeline._name_failures(settings, list(settings.teachers), [], rendered=True)
+    printed = capsys.readouterr().err
+    assert f"Failed: {failed}.\n" in printed
+    assert ("Not run" in printed) is bool(waiting)
+    if waiting:
+        assert f"Not run, since they need what failed: {waiting}.\n" in printed
+
+
+def test_only_stages_that_were_run_are_named(monkeypatch):
+    failing(monkeypatch, ["benchmark@class", "distill@lit"])
+    assert pipeline.unfinished(["distill@lit"]) == (["distill@lit"], [])
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3"])
+def test_a_broken_run_file_is_an_error_of_its_row(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(project, "ROOT", tmp_path)
+    path = project.run_result("clear", write=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert "clear.run.json is damaged" in pipeline._error("clear")
 
 
 def test_a_profile_with_its_own_teachers_is_refused_where_dvc_has_no_stages_of_them(monkeypatch):
