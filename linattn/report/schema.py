@@ -213,7 +213,7 @@ OPERATOR_FILE = _entry(
 CONTRIBUTED = _entry(
     "the result of an operator's file",
     ("student", "teacher", "operator", "options", "file", "quality", "cost"),
-    **{**RESULT, "quality": {**MEASURES, "required": ["error"]}},
+    **RESULT,
     file=OPERATOR_FILE,
 )
 
