@@ -120,7 +120,7 @@ RESULT = {
     "training": _or_null(TRAINING),
     "left_out": _or_null(_names(TEXT, "texts")),
 }
-ROW = _entry("the result of a row", **RESULT)
+ROW = _entry("the result of a row", (), **RESULT)
 STUDENT = _entry("the result of a student", ("quality", "cost"), **RESULT)
 SIZES = ("pictures", "steps", "quick_pictures", "quick_steps", "cross", "cross_pictures", "errors")
 FEWER = _entry(
