@@ -350,3 +350,8 @@ def test_a_broken_notebook_is_a_page_that_says_so(tmp_path, monkeypatch, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     assert "reports/notebooks/a.ipynb is damaged" in pages.notebook_html(path, "A notebook")
+
+
+def test_the_committed_files_are_all_whole():
+    for path in sorted((project.ROOT / "reports" / "pictures").glob("*.safetensors")):
+        assert stored.Files().pictures(path, "picture").problem == "", path.name

@@ -146,6 +146,8 @@ FRAMES = ("pictures", "undistilled", "picture")
 def _unfit(name: str, array: np.ndarray) -> str:
     """Say why one array cannot be shown; a map of attention has two dimensions."""
     dimensions = SHAPES.get(name, 2 if name.startswith("map.") else array.ndim)
+    if name == "picture" and array.ndim == 4:  # one picture alone, as a notebook writes it
+        dimensions = 4
     if array.ndim != dimensions or not array.size:
         return f"has shape {array.shape}, and must have {dimensions} dimensions and an element"
     if name in FRAMES and array.shape[-3] != 3:
