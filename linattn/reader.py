@@ -17,7 +17,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -47,7 +47,12 @@ WORDS = {
 
 
 def between(
-    least: float, most: float = math.inf, *, different: bool = False, **options: Any
+    least: float,
+    most: float = math.inf,
+    *,
+    different: bool = False,
+    empty: bool = False,
+    **options: Any,
 ) -> Any:
     """Declare a number, or a tuple of such numbers.
 
@@ -55,9 +60,10 @@ def between(
         least: the smallest number that is allowed.
         most: the largest number that is allowed.
         different: whether the numbers of a tuple must all be different.
+        empty: whether a tuple may hold none.
         options: further arguments of `dataclasses.field`, such as default.
     """
-    rules = {"least": least, "most": most, "different": different}
+    rules = {"least": least, "most": most, "different": different, "empty": empty}
     return dataclasses.field(metadata=rules, **options)
 
 
@@ -74,9 +80,14 @@ def choice(names: Collection[str], *, empty: bool = False, **options: Any) -> An
     return dataclasses.field(metadata={"choices": names, "empty": empty}, **options)
 
 
-def typed(**options: Any) -> Any:
-    """Declare a value of which the type alone is held."""
-    return dataclasses.field(**options)
+def typed(*, empty: bool = False, **options: Any) -> Any:
+    """Declare a value of which the type alone is held.
+
+    Args:
+        empty: whether a list may hold none.
+        options: further arguments of `dataclasses.field`, such as default.
+    """
+    return dataclasses.field(metadata={"empty": empty}, **options)
 
 
 def accepted_by(function: Callable[[Any], Any], **options: Any) -> Any:
@@ -158,7 +169,7 @@ def checked(**rules: Any) -> Callable[[F], F]:
         @functools.wraps(function)
         def held(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
-            annotations = typing.get_type_hints(function)
+            annotations = _annotations(function)
             for name, rule in rules.items():
                 if name in bound.arguments:
                     value = bound.arguments[name]
@@ -168,6 +179,12 @@ def checked(**rules: Any) -> Callable[[F], F]:
         return cast(F, held)
 
     return decorate
+
+
+@functools.cache
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return a function's annotations; they are read late, since one may name what comes later."""
+    return typing.get_type_hints(function)
 
 
 def mapping(content: Any, path: str) -> Mapping[str, Any]:
@@ -215,6 +232,8 @@ def _typed(annotation: Any, value: Any, path: str, rules: Rules) -> Any:
         return _of_union(annotation, value, path, rules)
     if origin is tuple:
         return _of_tuple(annotation, value, path, rules)
+    if origin is Sequence:
+        return _of_sequence(annotation, value, path, rules)
     if origin is dict:
         return _of_dict(annotation, value, path, rules)
     if dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
@@ -252,6 +271,20 @@ def _of_tuple(annotation: Any, value: Any, path: str, rules: Rules) -> tuple[Any
     return items
 
 
+def _of_sequence(annotation: Any, value: Any, path: str, rules: Rules) -> Sequence[Any]:
+    """Return a list of the items, or a range as it is: its numbers are whole."""
+    if isinstance(value, range) and (value or rules.get("empty")):
+        for end in (*value[:1], *value[-1:]):
+            _check_bounds(end, path, rules)
+        return value
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    if not is_list or not (value or rules.get("empty")):
+        least = "a list" if rules.get("empty") else "a list of one or more values"
+        raise ValueError(f"{path} is {short(value)}; it must be {least}")
+    (inner,) = typing.get_args(annotation) or (Any,)
+    return [_typed(inner, item, f"{path}[{index}]", rules) for index, item in enumerate(value)]
+
+
 def _of_dict(annotation: Any, value: Any, path: str, rules: Rules) -> dict[str, Any]:
     _, inner = typing.get_args(annotation)
     items = mapping(value, path).items()
@@ -272,7 +305,7 @@ def _of_choices(value: Any, path: str, names: Collection[str]) -> str:
 
 def _of_type(expected: type, value: Any, path: str, rules: Rules) -> Any:
     is_flag = isinstance(value, bool)
-    value = value if is_flag or isinstance(value, (int, float, str)) else _plain_number(value)
+    value = _plain_number(value) if expected in (int, float) and not is_flag else value
     is_number = isinstance(value, (int, float)) and not is_flag
     fits = isinstance(value, expected) or (expected is float and is_number)
     if not fits or (is_flag and expected is not bool):
@@ -285,6 +318,8 @@ def _of_type(expected: type, value: Any, path: str, rules: Rules) -> Any:
 
 def _plain_number(value: Any) -> Any:
     """Return NumPy's and torch's whole numbers as Python's, and all else as it is."""
+    if isinstance(value, (float, str)) or getattr(value, "ndim", 0):
+        return value
     try:
         return operator.index(value)
     except TypeError:
