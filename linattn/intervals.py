@@ -13,9 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linattn.finite import finite
+from linattn.names import short
+from linattn.reader import between, checked, typed
+
 Result = dict[str, Any]
 
 DRAWN = 1 << 22  # resampled values that a bootstrap holds at once
+RESAMPLES = 10**6  # the most that a bootstrap is drawn from
 NORMAL = 1.959964  # half the width of a 95 % interval, in standard deviations
 
 
@@ -24,6 +29,7 @@ def mean_over(values: Tensor) -> Tensor:
     return values.mean(1)
 
 
+@checked(seed=between(-math.inf), statistic=typed(), resamples=between(1, RESAMPLES))
 def bootstrap(
     values: Tensor,
     seed: int = 0,
@@ -35,7 +41,7 @@ def bootstrap(
     The first dimension of `values` is that of pictures. `statistic` maps (resamples, n, ...) to
     (resamples,). Fewer than two pictures give (None, None).
     """
-    values = torch.as_tensor(values).detach().double().cpu()
+    values = _as_values(values)
     if len(values) < 2:
         return None, None
     generator = torch.Generator().manual_seed(seed)
@@ -48,21 +54,40 @@ def bootstrap(
     return low, high
 
 
+def _as_values(values: Tensor) -> Tensor:
+    """Return the values in float64 on the CPU, or raise where they are none or not finite."""
+    try:
+        numbers = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"values are {short(values)}; pass a tensor, whose first dimension is that of pictures"
+        ) from None
+    if numbers.ndim == 0 or numbers.is_complex() or (len(numbers) and not numbers.numel()):
+        raise ValueError(
+            f"values are {tuple(numbers.shape)} {numbers.dtype}; pass real numbers, whose first "
+            "dimension is that of pictures"
+        )
+    return finite(numbers.double(), "values", "look for the picture that they are of")
+
+
+@checked(seed=between(-math.inf))
 def summary(values: Tensor, seed: int = 0) -> Result:
     """Average over pictures, with a bootstrap interval."""
+    values = _as_values(values)
     if len(values) == 0:
         raise ValueError("no values to summarise; evaluate at least 1 picture")
     low, high = bootstrap(values, seed)
-    return {"value": values.double().mean().item(), "low": low, "high": high, "n": len(values)}
+    return {"value": values.mean().item(), "low": low, "high": high, "n": len(values)}
 
 
+@checked(right=between(0), n=between(1))
 def wilson(right: int, n: int) -> Result:
     """Return a share with Wilson's 95 % interval.
 
     The interval stays inside [0, 1] and is informative even for 1 picture.
     """
-    if n < 1 or not 0 <= right <= n:
-        raise ValueError(f"{right} right of {n}; the count must be within 0..n and n at least 1")
+    if right > n:
+        raise ValueError(f"{right} right of {n}; the count must be within 0..n")
     share, correction = right / n, NORMAL**2 / n
     centre = (share + correction / 2) / (1 + correction)
     deviation = math.sqrt(share * (1 - share) / n + correction / (4 * n))

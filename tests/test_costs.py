@@ -286,9 +286,9 @@ def test_tokens_lie_as_near_a_square_as_they_can(tokens, expected):
 
 
 def test_no_tokens_no_repeats():
-    with pytest.raises(ValueError, match="0 tokens"):
+    with pytest.raises(ValueError, match="count is 0; it must be at least 1"):
         costs.sides(0)
-    with pytest.raises(ValueError, match="0 repeats"):
+    with pytest.raises(ValueError, match="repeats is 0; it must be at least 1"):
         costs.interleaved({}, 0)
 
 

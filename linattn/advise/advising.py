@@ -55,7 +55,7 @@ def advise(
     """
     _check(seconds, repeats)
     device = device or project.device()
-    _check_device(device)
+    costs.check_device(device)
     dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     chosen = paths.operators(operators)
     subject = backbones.find(model, text)
@@ -94,14 +94,6 @@ def _check(seconds: float, repeats: int) -> None:
         raise ValueError(f"{seconds:g} seconds for a point; it needs more than 0")
     if repeats < 1:
         raise ValueError(f"{repeats} repeats; a median needs at least 1")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # a torch without CUDA raises the former
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"nothing runs on device {device!r} here: {reason}") from None
 
 
 def _device_name(device: str) -> str:

@@ -23,10 +23,13 @@ from linattn.attention.grid import Grid
 from linattn.evaluation.growth import Row, exponents, predict
 from linattn.evaluation.macs import count_macs, counted_macs, example, macs, parameters
 from linattn.evaluation.memory import forward_memory, peak_memory
+from linattn.names import short
+from linattn.reader import between, checked, typed
 
 __all__ = [
     "BASELINE",
     "WITH_INPUTS",
+    "check_device",
     "count_macs",
     "counted_macs",
     "example",
@@ -44,6 +47,8 @@ __all__ = [
     "with_inputs",
 ]
 
+MOST_TOKENS = 1 << 40  # whose sides are found in a second
+REPEATS = between(1, 10**6)
 BASELINE = "scaled_dot_product_attention"
 # suffix of a label whose time includes what the operator computes before the projections
 WITH_INPUTS = " + inputs"
@@ -60,6 +65,7 @@ def facts(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     }
 
 
+@checked(calls=typed(), repeats=REPEATS)
 def interleaved(
     calls: Mapping[str, Callable[[], Any]],
     repeats: int = 5,
@@ -71,8 +77,10 @@ def interleaved(
     One warm-up of each call is thrown away, unless it took longer than `limit` seconds. Then the
     warm-up is the only measurement of its call.
     """
-    if repeats < 1:
-        raise ValueError(f"{repeats} repeats; a median needs at least 1")
+    _check_limit(limit)
+    check_device(device)
+    if wrong := [name for name, call in calls.items() if not callable(call)]:
+        raise ValueError(f"{wrong[0]!r} is {short(calls[wrong[0]])}; pass functions to time")
     times: dict[str, list[float]] = {}
     fast = {}
     for name, call in calls.items():
@@ -84,6 +92,26 @@ def interleaved(
         for name, call in fast.items():
             times[name].append(seconds_of(call, device))
     return times
+
+
+def _check_limit(limit: float) -> None:
+    """Refuse a limit that no time could be compared with; infinity is none."""
+    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not number or not limit >= 0:
+        raise ValueError(f"limit is {short(limit)}; it must be seconds from 0 on, or infinity")
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError where nothing runs on a device.
+
+    Args:
+        device: its name.
+    """
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (AssertionError, RuntimeError, TypeError) as error:  # without CUDA it is the first
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"nothing runs on device {device!r} here: {reason}") from None
 
 
 def seconds_of(call: Callable[[], Any], device: str | torch.device) -> float:
@@ -98,6 +126,15 @@ def seconds_of(call: Callable[[], Any], device: str | torch.device) -> float:
     return time.perf_counter() - began
 
 
+@checked(
+    operators=typed(),
+    tokens=between(1),
+    heads=between(1),
+    head_dim=between(1),
+    repeats=REPEATS,
+    noise=between(0, 1),
+    dtype=typed(),
+)
 @torch.no_grad()
 def time_operators(
     operators: Mapping[str, tuple[str, Mapping[str, Any]]],
@@ -124,6 +161,14 @@ def time_operators(
       baseline; `backend` names the kernels' path.
     - A row that was not measured has seconds None, and `skipped` gives the reason.
     """
+    _check_limit(limit)
+    check_device(device)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; attention is timed in floating-point numbers")
+    for label, entry in operators.items():
+        is_pair = isinstance(entry, Sequence) and len(entry) == 2 and not isinstance(entry, str)
+        if not is_pair or not isinstance(entry[1], Mapping):
+            raise ValueError(f"{label!r} is {short(entry)}; pass (operator's name, options)")
     timings: list[Row] = []
     cases = with_inputs(operators)
     labels = (BASELINE, *cases)
@@ -181,13 +226,12 @@ def _why_skipped(predicted: float, limit: float) -> str:
     return f"the last size predicts {predicted:.3g} s, more than the limit of {limit:g} s"
 
 
+@checked(count=between(1, MOST_TOKENS))
 def sides(count: int) -> tuple[int, int]:
     """Return the height and width nearest a square that make exactly `count` tokens.
 
     A prime number of tokens is one row.
     """
-    if count < 1:
-        raise ValueError(f"{count} tokens; a picture has at least 1")
     height = next(height for height in range(math.isqrt(count), 0, -1) if count % height == 0)
     return height, count // height
 

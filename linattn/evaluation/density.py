@@ -10,8 +10,10 @@ from torch import nn
 
 from linattn import families
 from linattn.attention.grid import Grid
+from linattn.reader import between, checked, typed
 
 
+@checked(model=typed(), grids=typed(), noise=between(0, 1))
 def density(model: nn.Module, grids: Sequence[Grid], noise: float = 0.5) -> float | None:
     """Return the model's density at a noise level; None where an operator does not know its own.
 
@@ -21,7 +23,12 @@ def density(model: nn.Module, grids: Sequence[Grid], noise: float = 0.5) -> floa
         noise: the noise level, for operators whose options follow it.
     """
     computed, dense = 0.0, 0
-    for layer, grid in zip(families.layers(model), grids, strict=True):
+    layers = families.layers(model)
+    if len(grids) != len(layers):
+        raise ValueError(
+            f"{len(grids)} grids for {len(layers)} layers; pass what families.grids returns"
+        )
+    for layer, grid in zip(layers, grids, strict=True):
         share = 1.0 if layer.operator is None else layer.operator.density(grid, noise)
         if share is None:
             return None

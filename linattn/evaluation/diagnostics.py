@@ -14,7 +14,7 @@ trained.
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,21 @@ from torch.nn import functional as F
 from linattn import families, sampling
 from linattn.attention.grid import Grid
 from linattn.conditions import Prompts
-from linattn.evaluation.distance import LEVELS, diffusion_of, level_time, noised
+from linattn.evaluation.distance import LEVELS, check_latents, diffusion_of, level_time, noised
+from linattn.finite import finite
+from linattn.reader import between, checked, typed
 
+MAPS = {"maps": typed()}
+RADIUS = between(0)
+RULES: dict[str, Any] = {  # of arguments of this file's functions
+    "max_rows": between(2),
+    "seed": between(-math.inf),
+    "radius": RADIUS,
+}
 MAX_ROWS = 128  # of whose pairs redundancy is the mean: 256 rows would be four times the work
 
 
+@checked(**MAPS)
 def distributions(maps: Tensor) -> Tensor:
     """Make every row non-negative with a sum of one, in at least float32."""
     _check_maps(maps)
@@ -38,13 +48,14 @@ def distributions(maps: Tensor) -> Tensor:
     return torch.where(total > 0, weights / total.where(total > 0, 1), uniform)
 
 
+@checked(grid=typed(), radius=RADIUS, **MAPS)
 def locality(maps: Tensor, grid: Grid, radius: float = 3) -> dict[str, Tensor]:
     """Measure where on the picture a token looks: `share` and `distance`, both (batch, heads).
 
     `share` is the attention inside CLEAR's open disc dy^2 + dx^2 < radius^2. `distance` is the mean
     distance in tokens. Only picture tokens take part; rows are renormalised over them.
     """
-    if radius <= 0:
+    if not radius > 0:
         raise ValueError(f"a radius of {radius}; it must be positive (1 is the token itself)")
     _check_maps(maps)
     _check_grid(maps, grid)
@@ -57,6 +68,7 @@ def locality(maps: Tensor, grid: Grid, radius: float = 3) -> dict[str, Tensor]:
     }
 
 
+@checked(grid=typed(), **MAPS)
 def text_share(maps: Tensor, grid: Grid) -> Tensor:
     """Average the share of its attention that a picture token gives to the text, (batch, heads)."""
     _check_maps(maps)
@@ -64,6 +76,7 @@ def text_share(maps: Tensor, grid: Grid) -> Tensor:
     return distributions(maps)[..., grid.text :, : grid.text].sum(-1).mean(-1)
 
 
+@checked(grid=typed())
 def token_distances(grid: Grid) -> Tensor:
     """Return the Euclidean distances between picture tokens: (picture, picture)."""
     y, x = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
@@ -71,6 +84,7 @@ def token_distances(grid: Grid) -> Tensor:
     return torch.linalg.vector_norm(positions[:, None] - positions[None], dim=-1)
 
 
+@checked(**MAPS)
 def entropy(maps: Tensor) -> Tensor:
     """Average the entropy of the rows over log N.
 
@@ -88,6 +102,7 @@ def row_entropy(p: Tensor) -> Tensor:
     return -torch.xlogy(p, p).sum(-1)
 
 
+@checked(**MAPS)
 def effective_rank(maps: Tensor) -> Tensor:
     """Return exp(entropy of the singular values divided by their sum), (batch, heads).
 
@@ -101,6 +116,7 @@ def effective_rank(maps: Tensor) -> Tensor:
     return rank.where(total.squeeze(-1) > 0, 0)
 
 
+@checked(**MAPS)
 def head_similarity(maps: Tensor) -> Tensor:
     """Average the cosine of the flattened maps over all pairs of heads, (batch,).
 
@@ -116,6 +132,7 @@ def head_similarity(maps: Tensor) -> Tensor:
     return (cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)) / (heads * (heads - 1))
 
 
+@checked(**MAPS, max_rows=RULES["max_rows"], seed=RULES["seed"])
 def row_redundancy(maps: Tensor, max_rows: int = MAX_ROWS, seed: int = 0) -> Tensor:
     """Average the Jensen-Shannon divergence over all pairs of rows in nats, (batch, heads).
 
@@ -124,8 +141,6 @@ def row_redundancy(maps: Tensor, max_rows: int = MAX_ROWS, seed: int = 0) -> Ten
     `max_rows` tokens, the pairs are those of so many tokens drawn from the seed, which keeps the
     mean unbiased.
     """
-    if max_rows < 2:
-        raise ValueError(f"{max_rows} rows; a pair needs 2")
     p = distributions(maps)
     if p.shape[-2] > max_rows:
         generator = torch.Generator().manual_seed(seed)
@@ -168,6 +183,7 @@ def measures(
     return by_name
 
 
+@checked(grid=typed(), radius=RADIUS, max_rows=RULES["max_rows"], **MAPS)
 def table(
     maps: Tensor, grid: Grid, radius: float = 3, max_rows: int = MAX_ROWS, **keys: Any
 ) -> list[dict[str, Any]]:
@@ -187,12 +203,13 @@ def table(
     return table_rows
 
 
+@checked(latents=typed(), levels=between(0, 1), layers=between(0), batch=between(1), **RULES)
 @torch.no_grad()
 def anatomy(
     teacher: Any,
     latents: Tensor,
     prompts: Prompts,
-    levels: Iterable[float] = LEVELS,
+    levels: Sequence[float] = LEVELS,
     *,
     layers: Sequence[int] | None = None,
     model: Any = None,
@@ -208,6 +225,9 @@ def anatomy(
     measured on its own grid, because a UNet's levels differ. Latents are noised as in
     `distance.prediction_error`: the same picture, level and seed give the same noise.
     """
+    source = sampling.Source.of(teacher)
+    prompts = source.conditions.check(prompts)
+    check_latents(latents, source)
     if len(latents) == 0 or len(latents) != len(prompts):
         raise ValueError(
             f"{len(latents)} latents and {len(prompts)} prompts; pass as many of each, at least 1"
@@ -270,6 +290,7 @@ def _averaged(tables: Sequence[tuple[float, list[dict[str, Any]]]]) -> list[dict
     return averaged_rows
 
 
+@checked(noisy=typed(), t=between(0), layers=between(0))
 @torch.no_grad()
 def layer_maps(
     teacher: Any,
@@ -287,6 +308,11 @@ def layer_maps(
     the teacher is.
     """
     source = sampling.Source.of(teacher, None if model is None else families.model_of(model))
+    prompts = source.conditions.check(prompts)
+    if len(check_latents(noisy, source)) != len(prompts):
+        raise ValueError(f"{len(noisy)} latents and {len(prompts)} prompts; pass as many of each")
+    if t >= (steps := diffusion_of(teacher).steps):
+        raise ValueError(f"a time of {t}; the teacher's process has the steps 0 to {steps - 1}")
     all_layers = families.layers(source.model)
     numbers = range(len(all_layers)) if layers is None else layers
     if wrong := [number for number in numbers if not 0 <= number < len(all_layers)]:
@@ -295,7 +321,7 @@ def layer_maps(
         )
     weight, conditions = next(source.model.parameters()), source.conditions
     times = torch.full((len(noisy),), t, device=weight.device)
-    encoded = conditions.encode(conditions.check(prompts))
+    encoded = conditions.encode(prompts)
     if len(groups := conditions.groups(encoded)) > 1:
         raise ValueError(
             f"these {len(prompts)} prompts have texts of {len(groups)} lengths, and maps of "
@@ -336,3 +362,4 @@ def _check_maps(maps: Tensor) -> None:
         )
     if not maps.is_floating_point():
         raise ValueError(f"maps are {maps.dtype}; pass attention weights as floating-point numbers")
+    finite(maps, "weights of the maps", "look at the weights of the model that they are of")

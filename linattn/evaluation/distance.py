@@ -4,6 +4,7 @@ Pictures are drawn from the same noise, predictions made on the same latents. Ev
 `Result` of intervals.py, so every result is finite and can be stored as strict JSON.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,13 +15,25 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from linattn import sampling
 from linattn.conditions import Prompts
 from linattn.diffusion import Diffusion, Process
+from linattn.finite import finite
 from linattn.intervals import Result, bootstrap, summary
+from linattn.names import short
+from linattn.reader import between, checked, typed
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels: time over 1000, 1 is pure noise
 PSNR_MOST = 100.0  # dB: the PSNR of two identical pictures, since JSON has no infinity
 PIECE = 8  # pictures compared at once
+SEED = between(-math.inf)
+RULES: dict[str, Any] = {  # of arguments of this file's functions
+    "levels": between(0, 1),
+    "count": between(1),
+    "batch": between(1),
+    "seed": SEED,
+}
+DIVERGED = "the model diverged; look at the weights that were loaded, and at the samples"
 
 
+@checked(pictures=typed(), reference=typed())
 def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
     """Compare picture by picture and return MSE, cosine, PSNR in dB and SSIM, all (n,).
 
@@ -36,6 +49,7 @@ def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"pictures of {tuple(pictures.shape[-2:])} px; SSIM's window needs at least 11 x 11"
         )
+    pictures, reference = _checked_values(pictures, "pictures"), _checked_values(reference)
     # A few at a time: SSIM's windows of 128 pictures at once take over a gigabyte, and ten seconds
     # of page faults.
     pieces = zip(pictures.split(PIECE), reference.split(PIECE), strict=True)
@@ -44,6 +58,15 @@ def distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
         for name, values in _piece_distances(*piece).items():
             by_name.setdefault(name, []).append(values)
     return {name: torch.cat(values) for name, values in by_name.items()}
+
+
+def _checked_values(pictures: Tensor, noun: str = "reference") -> Tensor:
+    """Refuse what cannot be compared: other numbers than floats and 8 bits, and no numbers."""
+    if not pictures.is_floating_point() and pictures.dtype != torch.uint8:
+        raise ValueError(
+            f"the {noun} is of {pictures.dtype}; pass floats in [0, 1], or 8 bits as torch.uint8"
+        )
+    return finite(pictures, f"values of the {noun}", "look at the model that drew them")
 
 
 def _piece_distances(pictures: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -64,11 +87,13 @@ def _as_floats(pictures: Tensor) -> Tensor:
     return floats.double().cpu()
 
 
+@checked(seed=SEED)
 def distance(pictures: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Result]:
     """Average every distance over the pictures, with a bootstrap interval."""
     return {name: summary(values, seed) for name, values in distances(pictures, reference).items()}
 
 
+@checked(student=typed(), theirs=typed(), **RULES)
 def prediction_error(
     teacher: Any,
     student: nn.Module,
@@ -95,6 +120,7 @@ def prediction_error(
     if theirs is None:
         theirs = predictions(teacher, sampling.Source.of(teacher).model, samples, levels, **options)
     ours = predictions(teacher, student, samples, levels, **options)
+    finite(theirs, "of the teacher's predictions", DIVERGED)
     if ours.shape != theirs.shape:
         raise ValueError(
             f"predictions are {tuple(ours.shape)}, the teacher's that were kept "
@@ -117,6 +143,7 @@ def _squared_sums(ours: Tensor, theirs: Tensor) -> Tensor:
     return torch.stack(by_level, 1)
 
 
+@checked(model=typed(), **RULES)
 @torch.no_grad()
 def predictions(
     teacher: Any,
@@ -133,22 +160,49 @@ def predictions(
     The variance half of an output is left out. Picture i's noise at a level comes from (seed, i,
     level) alone, so all students predict from the same noise.
     """
-    if not isinstance(samples, tuple):
-        samples = samples.first(min(count, len(samples)))
-    latents, conditioning = samples[0][:count].float(), samples[1][:count]
-    if len(latents) == 0 or len(latents) != len(conditioning):
-        raise ValueError(
-            f"{len(latents)} latents and {len(conditioning)} prompts; pass as many of each, at "
-            "least 1"
-        )
     source, outputs = sampling.Source.of(teacher, model), []
+    latents, conditioning = _first(samples, count, source)
     with sampling.evaluating(model):
         for t in [level_time(level, diffusion_of(teacher).steps) for level in levels]:
             for start in range(0, len(latents), batch):
                 chunk = slice(start, start + batch)
                 noisy = noised(teacher, latents[chunk], t, seed, start)
                 outputs.append(_prediction(source, noisy, t, conditioning[chunk]))
-    return torch.cat(outputs).unflatten(0, (len(levels), len(latents)))
+    predicted = torch.cat(outputs).unflatten(0, (len(levels), len(latents)))
+    return finite(predicted, "of the model's predictions", DIVERGED)
+
+
+def _first(samples: Any, count: int, source: sampling.Source) -> tuple[Tensor, Prompts]:
+    """Return the first latents and prompts of samples or of a pair, or raise a ValueError."""
+    if hasattr(samples, "first"):
+        samples = samples.first(min(count, len(samples)))
+    if not isinstance(samples, tuple) or len(samples) != 2 or not isinstance(samples[0], Tensor):
+        raise ValueError(
+            f"samples are {short(samples)}; pass Samples, or a pair of latents and of labels or "
+            "captions"
+        )
+    latents, prompts = check_latents(samples[0], source), source.conditions.check(samples[1])
+    if len(latents) != len(prompts):
+        raise ValueError(
+            f"{len(latents)} latents and {len(prompts)} prompts; pass as many of each, at least 1"
+        )
+    return latents[:count].float(), prompts[:count]
+
+
+def check_latents(latents: Tensor, source: sampling.Source) -> Tensor:
+    """Return latents of a source's model, or raise where they are none or not finite.
+
+    Args:
+        latents: (pictures, channels, height, width).
+        source: the model with its conditions.
+    """
+    channels = source.conditions.channels
+    if latents.ndim != 4 or latents.shape[1] != channels or not latents.is_floating_point():
+        raise ValueError(
+            f"latents are {tuple(latents.shape)} {latents.dtype}; {type(source.model).__name__} "
+            f"takes floating-point numbers (pictures, {channels}, height, width)"
+        )
+    return finite(latents, "latents", "look at the model that drew them, or draw them again")
 
 
 def _squares(values: Tensor) -> Tensor:
@@ -164,13 +218,13 @@ def diffusion_of(teacher_or_pipe: Any) -> Process:
     return Diffusion.of(sampling.Source.of(teacher_or_pipe).scheduler)
 
 
+@checked(level=between(0, 1), steps=between(1))
 def level_time(level: float, steps: int = 1000) -> int:
     """Return the time step of a noise level in [0, 1]."""
-    if not 0 <= level <= 1:
-        raise ValueError(f"a noise level of {level}; it is a share of the {steps} steps, 0 to 1")
     return min(steps - 1, round(level * steps))
 
 
+@checked(shape=between(1), t=between(0), seed=SEED, start=between(0))
 def level_noise(shape: Sequence[int], t: int, seed: int, start: int = 0) -> Tensor:
     """Draw the noise of pictures start.. at time t from (seed, picture, t) alone.
 
@@ -180,9 +234,12 @@ def level_noise(shape: Sequence[int], t: int, seed: int, start: int = 0) -> Tens
     return sampling.starting_noise(int(f"{seed}{t:04d}"), indices, tuple(shape[1:]))
 
 
+@checked(latents=typed(), t=between(0), seed=SEED, start=between(0))
 def noised(teacher: Any, latents: Tensor, t: int, seed: int = 0, start: int = 0) -> Tensor:
     """Return the latents of pictures start.. at time t, with the noise of `level_noise`."""
-    clean = latents.float().cpu()
+    if t >= (steps := diffusion_of(teacher).steps):
+        raise ValueError(f"a time of {t}; the teacher's process has the steps 0 to {steps - 1}")
+    clean = check_latents(latents, sampling.Source.of(teacher)).float().cpu()
     time = torch.full((len(clean),), t)
     return diffusion_of(teacher).noised(clean, level_noise(clean.shape, t, seed, start), time)
 

@@ -3,9 +3,11 @@
 from typing import Any
 
 from linattn import sampling
+from linattn.reader import between, checked
 from linattn.sampling.guidance import doubles
 
 
+@checked(steps=between(1))
 def forwards(teacher: Any, steps: int) -> int:
     """Count the forwards of one picture in a draw; most guidance takes two a step.
 

@@ -6,15 +6,19 @@
   fits a covariance of 1,280 features and is measured from 2,048 pictures on.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from linattn import eye
 from linattn.intervals import Result, summary
-from linattn.world.marks import FID_PICTURES, judge_fid, judge_kid
+from linattn.reader import between, checked, typed
+from linattn.world.marks import FID_PICTURES, check_features, judge_fid, judge_kid
 
 BATCH = 64  # pictures that are floats at once
+RULES = {"theirs": typed(), "seed": between(-math.inf)}
 
 
 def features(network: eye.Eye, pictures: Tensor) -> Tensor:
@@ -22,6 +26,7 @@ def features(network: eye.Eye, pictures: Tensor) -> Tensor:
     return torch.cat([eye.features(network, chunk / 255) for chunk in pictures.split(BATCH)])
 
 
+@checked(ours=typed(), **RULES)
 def eye_distance(ours: Tensor, theirs: Tensor, seed: int = 0) -> Result:
     """Average 1 - cosine of the features of pairs, with a bootstrap interval.
 
@@ -30,6 +35,7 @@ def eye_distance(ours: Tensor, theirs: Tensor, seed: int = 0) -> Result:
         theirs: features of the other picture of each pair.
         seed: of the bootstrap.
     """
+    check_features(ours, theirs)
     if ours.shape != theirs.shape:
         raise ValueError(
             f"features are {tuple(ours.shape)}, the reference {tuple(theirs.shape)}; compare "
@@ -38,6 +44,7 @@ def eye_distance(ours: Tensor, theirs: Tensor, seed: int = 0) -> Result:
     return summary((1 - F.cosine_similarity(ours, theirs)).clamp_min(0), seed)
 
 
+@checked(ours=typed(), **RULES)
 def likeness(ours: Tensor, theirs: Tensor, seed: int = 0) -> dict[str, Result]:
     """Return the distance of the pairs and the KID of the sets, and from 2,048 pictures the FID."""
     measures = {
@@ -49,6 +56,7 @@ def likeness(ours: Tensor, theirs: Tensor, seed: int = 0) -> dict[str, Result]:
     return measures
 
 
+@checked(prompts=between(1), **RULES)
 def unrelated(theirs: Tensor, seed: int = 0, prompts: int | None = None) -> Result | None:
     """Return the distance of the teacher's pictures to others of its own; None of a single one.
 
@@ -59,6 +67,7 @@ def unrelated(theirs: Tensor, seed: int = 0, prompts: int | None = None) -> Resu
         seed: of the bootstrap.
         prompts: how many prompts the pictures take in turn; None where they do not repeat.
     """
+    check_features(theirs, theirs)
     if len(theirs) < 2:
         return None
     return eye_distance(theirs.roll(_apart(len(theirs), prompts), 0), theirs, seed)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from linattn.families.conditions import Conditioning, Conditions, Prompts
+from linattn.names import short
 
 
 class Captions(Conditions):
@@ -12,9 +13,7 @@ class Captions(Conditions):
     def check(self, prompts: Any) -> list[str]:
         is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
         if not is_list or not all(isinstance(caption, str) for caption in prompts):
-            raise ValueError(
-                f"captions are {type(prompts).__name__}; pass a list of texts, one a picture"
-            )
+            raise ValueError(f"captions are {short(prompts)}; pass a list of texts, one a picture")
         if not prompts:
             raise ValueError("no captions; pass a list of texts, one a picture")
         return list(prompts)

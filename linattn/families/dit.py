@@ -10,6 +10,7 @@ from linattn.attention.grid import Grid
 from linattn.families.base import Family, Model, Slot, latents, required, timesteps
 from linattn.families.conditions import Conditioning, Conditions, Prompts
 from linattn.families.processors import SelfAttention
+from linattn.names import short
 
 NULL_CLASS = 1000  # DiTPipeline's constant, however few classes there are
 
@@ -28,12 +29,12 @@ class Labels(Conditions):
     def check(self, prompts: Any) -> Tensor:
         try:
             labels = torch.as_tensor(prompts)
-        except (TypeError, ValueError):
-            model = type(self.model).__name__
+        except (TypeError, ValueError, RuntimeError):
             raise ValueError(
-                f"prompts are {prompts!r}; {model} takes class numbers, 0 to {self.classes - 1}"
+                f"prompts are {short(prompts)}; {type(self.model).__name__} takes class numbers, "
+                f"0 to {self.classes - 1}"
             ) from None
-        fraction = labels.is_floating_point() or labels.dtype == torch.bool
+        fraction = labels.dtype == torch.bool or not _is_whole(labels)
         if labels.ndim != 1 or labels.numel() == 0 or fraction:
             raise ValueError(
                 f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a "
@@ -52,10 +53,14 @@ class Labels(Conditions):
         return [names[label] if names else f"class {label}" for label in labels]
 
     def encode(self, prompts: Prompts) -> Conditioning:
-        return {"class_labels": torch.as_tensor(prompts).to(self.device)}
+        return {"class_labels": self.check(prompts).to(self.device)}
 
     def nothing(self) -> Conditioning:
         return {"class_labels": torch.full((1,), NULL_CLASS, device=self.device)}
+
+
+def _is_whole(numbers: Tensor) -> bool:
+    return not numbers.is_floating_point() and not numbers.is_complex()
 
 
 class DiT(Family):

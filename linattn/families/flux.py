@@ -48,7 +48,7 @@ class JointCaptions(Packed, FlowCaptions):
 
     def encode(self, prompts: Prompts) -> Conditioning:
         states, pooled, _ = self.pipe.encode_prompt(
-            list(prompts), None, self.device, 1, **self.length_kwargs()
+            self.check(prompts), None, self.device, 1, **self.length_kwargs()
         )
         conditioning = {"encoder_hidden_states": states, "pooled_projections": pooled}
         if self.embeds_guidance:

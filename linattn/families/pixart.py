@@ -18,7 +18,7 @@ class MaskedCaptions(Captions):
 
     def encode(self, prompts: Prompts) -> Conditioning:
         states, mask, *_ = self.pipe.encode_prompt(
-            list(prompts),
+            self.check(prompts),
             do_classifier_free_guidance=False,
             device=self.device,
             clean_caption=False,

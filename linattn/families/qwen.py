@@ -55,7 +55,9 @@ class PaddedCaptions(Packed, Captions):
         return {"max_sequence_length": length}
 
     def encode(self, prompts: Prompts) -> Conditioning:
-        states, mask = self.pipe.encode_prompt(list(prompts), self.device, **self.length_kwargs())
+        states, mask = self.pipe.encode_prompt(
+            self.check(prompts), self.device, **self.length_kwargs()
+        )
         mask = states.new_ones(states.shape[:2]) if mask is None else mask
         return {STATES: states, MASK: mask.bool()}
 

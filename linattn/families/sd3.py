@@ -22,7 +22,7 @@ class PooledCaptions(FlowCaptions):
 
     def encode(self, prompts: Prompts) -> Conditioning:
         states, _, pooled, _ = self.pipe.encode_prompt(
-            list(prompts),
+            self.check(prompts),
             None,
             None,
             device=self.device,

@@ -37,7 +37,7 @@ class CrossCaptions(Captions):
         return 1
 
     def encode(self, prompts: Prompts) -> Conditioning:
-        states, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, False)
+        states, _ = self.pipe.encode_prompt(self.check(prompts), self.device, 1, False)
         return {"encoder_hidden_states": states}
 
 
@@ -45,7 +45,9 @@ class SizedCaptions(CrossCaptions):
     """Condition SDXL on two encoders' states, a pooled vector, and the size as six numbers."""
 
     def encode(self, prompts: Prompts) -> Conditioning:
-        states, _, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.device, 1, False)
+        states, _, pooled, _ = self.pipe.encode_prompt(
+            self.check(prompts), None, self.device, 1, False
+        )
         return {"encoder_hidden_states": states, "text_embeds": pooled}
 
     def nothing(self) -> Conditioning:

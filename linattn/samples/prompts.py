@@ -1,14 +1,21 @@
 """Choose what the teacher draws: labels in balanced order, or captions of the world's scenes."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from linattn import seeds, world
 from linattn.conditions import Conditions, Labels, Prompts
+from linattn.reader import between, checked, typed
+
+# Negative numbers are of no picture; seeds are any whole numbers.
+NUMBERS: dict[str, Any] = {"numbers": between(0, empty=True), "seed": between(-math.inf)}
 
 
+@checked(conditions=typed(), captions=typed(), **NUMBERS)
 def prompts_of(
     conditions: Conditions, numbers: Sequence[int], seed: int, captions: Sequence[str] | None = None
 ) -> Prompts:
@@ -28,6 +35,7 @@ def prompts_of(
     return [scene.caption for scene in scenes(numbers, seed)]
 
 
+@checked(**NUMBERS)
 def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
     """Return scenes of one thing for even numbers and of two things for odd numbers.
 
@@ -38,6 +46,7 @@ def scenes(numbers: Sequence[int], seed: int) -> list[world.Scene]:
     return [world.scene(seed, number, 1 + number % 2) for number in numbers]
 
 
+@checked(classes=between(1), **NUMBERS)
 def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
     """Return labels of pictures.
 
@@ -48,8 +57,6 @@ def balanced_labels(numbers: Sequence[int], seed: int, classes: int) -> Tensor:
         seed: picture i's label depends on this seed and i alone.
         classes: how many classes there are.
     """
-    if classes < 1:
-        raise ValueError(f"{classes} classes; a label needs at least 1")
     shuffles: dict[int, Tensor] = {}
     labels = []
     for number in numbers:

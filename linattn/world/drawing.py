@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linattn.reader import between, checked, typed
+
 # The hues are 60 degrees apart, as far as six colours can be from one another.
 COLOURS = {
     "red": (0.90, 0.10, 0.12),
@@ -44,6 +46,8 @@ RELATIONS = ("left of", "right of", "above", "below")
 SMALL, LARGE = 0.23, 0.34  # a radius under SMALL is called small, one over LARGE large
 SIDES = (16, 4096)
 HELD_OUT = 1 << 30  # no model is trained on scenes from this index on
+MOST = 10**7  # scenes that are listed at once
+SEED = between(-math.inf)
 PIXELS_AT_ONCE = 1 << 21  # bounds the temporaries of one render call to some tens of megabytes
 
 
@@ -189,6 +193,7 @@ def relation(first: Any, second: Any) -> str:
     return RELATIONS[2] if dy < 0 else RELATIONS[3]
 
 
+@checked(label=between(-math.inf))
 def label_parts(label: int) -> tuple[int, int]:
     """Return the (shape, colour) indices of a class.
 
@@ -202,6 +207,7 @@ def label_parts(label: int) -> tuple[int, int]:
     return divmod(label, len(COLOURS))
 
 
+@checked(seed=SEED, index=between(0), objects=between(-math.inf), label=SEED)
 def scene(seed: int, index: int, objects: int = 1, label: int | None = None) -> Scene:
     """Return one scene of a world.
 
@@ -249,6 +255,7 @@ def _two_things(generator: random.Random, first: tuple[str, str]) -> tuple[Thing
     return first_thing, second_thing
 
 
+@checked(count=between(0, MOST), start=between(0))
 def scenes(count: int, seed: int, objects: int = 1, start: int = 0) -> list[Scene]:
     """Return scenes of a world that follow one another.
 
@@ -261,6 +268,7 @@ def scenes(count: int, seed: int, objects: int = 1, start: int = 0) -> list[Scen
     return [scene(seed, index, objects) for index in range(start, start + count)]
 
 
+@checked(scenes=typed(empty=True), side=between(*SIDES))
 def render(scenes: Sequence[Scene], side: int) -> Tensor:
     """Draw the scenes as pictures (batch, 3, side, side) in [0, 1].
 
@@ -268,8 +276,6 @@ def render(scenes: Sequence[Scene], side: int) -> Tensor:
         scenes: what to draw.
         side: height and width of the pictures in px.
     """
-    if not SIDES[0] <= side <= SIDES[1]:
-        raise ValueError(f"a side of {side} px is outside {SIDES[0]}..{SIDES[1]}")
     batch = max(1, PIXELS_AT_ONCE // side**2)
     batches = [
         _render_batch(scenes[start : start + batch], side) for start in range(0, len(scenes), batch)

@@ -9,6 +9,8 @@
 
 import itertools
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from torch.nn import functional as F
 
 from linattn import sums
 from linattn.checkpoint import Resumable
+from linattn.names import short
+from linattn.reader import between, checked, typed
 from linattn.seeds import of_step
 from linattn.world import drawing
 
@@ -100,6 +104,8 @@ class Features(nn.Module):
 
 def load(folder: Path) -> Judge:
     """Load the trained judge of a folder, in evaluation mode without gradients."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise ValueError(f"folder is {short(folder)}; it must be a path")
     path = Path(folder) / "judge.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"no judge at {path}; `python -m linattn.world.judge` trains one")
@@ -161,6 +167,7 @@ def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(draw < 1 / 3, blurred, noisy_or_clean)
 
 
+@checked(judge=typed(), seed=between(-math.inf), count=between(1), side=between(1))
 def accuracy(judge: Judge, seed: int = 1, count: int = 4000, side: int = SIDE) -> dict[str, float]:
     """Measure the judge's accuracy on scenes that it was not trained on."""
     right_shapes = right_colours = 0

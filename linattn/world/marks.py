@@ -5,20 +5,27 @@ table and are never comparable to a published (Inception) KID or FID.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_kernel
 
-from linattn.intervals import NORMAL, Result, wilson
-from linattn.world.drawing import COLOURS, SHAPES
+from linattn.finite import finite
+from linattn.intervals import NORMAL, RESAMPLES, Result, wilson
+from linattn.reader import between, checked, typed
+from linattn.world.drawing import COLOURS, LABELS, SHAPES
 
 # with fewer pictures the bias of FID exceeds the differences that it should show
 FID_PICTURES = 2048
+SEED = between(-math.inf)
+JUDGING: dict[str, Any] = {"judge": typed(), "pictures": typed(), "batch": between(1)}
+FEATURES: dict[str, Any] = {"features": typed(), "reference": typed(), "seed": SEED}
 KID_SUBSET = 1000  # subset size for larger sets, the size that published KIDs take
 
 
+@checked(labels=typed(), **JUDGING)
 @torch.no_grad()
 def judge_marks(
     judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256
@@ -28,6 +35,8 @@ def judge_marks(
         raise ValueError(
             f"{len(pictures)} pictures and {len(labels)} labels; pass as many of each, at least 1"
         )
+    _check_labels(labels)
+    check_pictures(pictures)
     device = next(judge.parameters()).device
     shapes, colours = [], []
     batches = zip(pictures.split(batch), labels.to(device).split(batch), strict=True)
@@ -38,6 +47,36 @@ def judge_marks(
     return torch.cat(shapes).cpu(), torch.cat(colours).cpu()
 
 
+def _check_labels(labels: Tensor) -> None:
+    """Refuse what are no classes of the world."""
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    if labels.ndim != 1 or not whole or labels.is_complex():
+        raise ValueError(
+            f"labels are {tuple(labels.shape)} {labels.dtype}; pass one whole number a picture"
+        )
+    if labels.min() < 0 or labels.max() >= len(LABELS):
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}; the world's are 0 to "
+            f"{len(LABELS) - 1}"
+        )
+
+
+def check_pictures(pictures: Tensor) -> None:
+    """Raise unless these are pictures that the judge can mark, all of them finite.
+
+    Args:
+        pictures: (pictures, 3, height, width), floats in [0, 1] or their 8 bits.
+    """
+    numbers = pictures.is_floating_point() or pictures.dtype == torch.uint8
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.numel() or not numbers:
+        raise ValueError(
+            f"pictures are {tuple(pictures.shape)} {pictures.dtype}; pass at least one, as floats "
+            "(pictures, 3, height, width) in [0, 1]"
+        )
+    finite(pictures, "values of the pictures", "look at the model that drew them")
+
+
+@checked(labels=typed(), **JUDGING)
 def judge_accuracy(
     judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256
 ) -> dict[str, Result]:
@@ -53,12 +92,14 @@ def chance() -> dict[str, float]:
     return {"shape": shape, "colour": colour, "both": shape * colour}
 
 
+@checked(**JUDGING)
 @torch.no_grad()
 def judge_features(judge: nn.Module, pictures: Tensor, batch: int = 256) -> Tensor:
     """Return the judge's features (n, features) in float64 on the CPU.
 
     Compute the teacher's features once and share them between all rows.
     """
+    check_pictures(pictures)
     device = next(judge.parameters()).device
     batches = pictures.split(batch)
     return torch.cat([judge(chunk.to(device).float()).features.double().cpu() for chunk in batches])
@@ -75,6 +116,7 @@ class _PrecomputedFeatures(nn.Module):
         return features
 
 
+@checked(subsets=between(1, RESAMPLES), subset_size=between(2), **FEATURES)
 def judge_kid(
     features: Tensor,
     reference: Tensor,
@@ -97,7 +139,7 @@ def judge_kid(
       on their scale.
     - The interval is that of the delete-half jackknife: the spread over random halves.
     """
-    ours, theirs = _check_features(features, reference)
+    ours, theirs = check_features(features, reference)
     n = len(ours)
     if len(theirs) != n:
         raise ValueError(
@@ -107,7 +149,7 @@ def judge_kid(
     if n < 4 and subset_size is None:
         return _unknown(n, f"{n} pictures; KID needs 4")
     size = min(n // 2, KID_SUBSET) if subset_size is None else subset_size
-    if not 2 <= size <= n:
+    if size > n:
         raise ValueError(f"subsets of {size} from {n} pictures; choose 2 to {n}")
     scale = theirs.square().mean().sqrt().clamp_min(1e-12)
     generator = torch.Generator().manual_seed(seed)
@@ -137,13 +179,14 @@ def _paired_mmd(x: Tensor, y: Tensor) -> Tensor:
     return (kernels.sum() - kernels.trace()) / (len(x) * (len(x) - 1))
 
 
+@checked(resamples=between(2, RESAMPLES), **FEATURES)
 def judge_fid(features: Tensor, reference: Tensor, seed: int = 0, resamples: int = 40) -> Result:
     """Return the Frechet distance of two sets of judge features, for at least 2,048 pictures a set.
 
     A bootstrap of FID is biased upwards, since a resample has fewer distinct pictures. Only its
     spread is used: the interval is value +- 1.96 standard deviations over resamples.
     """
-    ours, theirs = _check_features(features, reference)
+    ours, theirs = check_features(features, reference)
     n = min(len(ours), len(theirs))
     if n < FID_PICTURES:
         reason = f"{n} pictures; from {FID_PICTURES} on, below that its bias hides the differences"
@@ -168,11 +211,22 @@ def _frechet(ours: Tensor, theirs: Tensor) -> float:
     return max(0.0, metric.compute().item())
 
 
-def _check_features(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Refuse features of different judges, and return both sets in float64 on the CPU."""
+def check_features(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both sets in float64 on the CPU; those of different networks are refused.
+
+    Args:
+        features: (pictures, features), all of them finite.
+        reference: others of the same network.
+    """
+    for values in (features, reference):
+        if not values.is_floating_point():
+            raise ValueError(f"features are {values.dtype}; pass what judge_features returned")
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         raise ValueError(
             f"features are {tuple(features.shape)}, the reference {tuple(reference.shape)}; "
             "both must be (pictures, features) of one judge: see judge_features"
         )
-    return features.double().cpu(), reference.double().cpu()
+    sets = (features.double().cpu(), reference.double().cpu())
+    for features in sets:
+        finite(features, "features", "look at the pictures that they are of")
+    return sets

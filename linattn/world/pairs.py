@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn import intervals
+from linattn.reader import between, checked, typed
 from linattn.world import drawing
+from linattn.world.marks import check_pictures
 
 # largest minus smallest of red, green, blue: backgrounds reach .24, the palest thing has .55
 SATURATED = 0.45
@@ -38,8 +40,10 @@ class Patch:
     side: float  # of the bounding box, in sides of the picture
 
 
+@checked(picture=typed(), most=between(0))
 def patches(picture: Tensor, most: int = 2) -> list[Patch]:
     """Return the saturated patches of a picture (3, side, side) in [0, 1], the largest first."""
+    check_pictures(picture[None])
     mask = picture.amax(0) - picture.amin(0) > SATURATED
     components = _components(mask)
     candidates = []
@@ -82,9 +86,13 @@ def cut(picture: Tensor, patch: Patch, side: int = 64) -> Tensor:
     return F.grid_sample(picture[None], grid[None], **options)[0]
 
 
+@checked(judge=typed(), pictures=typed(), scenes=typed(empty=True))
 @torch.no_grad()
 def marks(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> Tensor:
     """Say whether both shapes, both colours and the relation are right: (pictures, 3) booleans."""
+    if len(pictures):
+        check_pictures(pictures)
+    _check_scenes(pictures, scenes)
     patch_lists = [patches(picture) for picture in pictures]
     cuts = []
     for picture, picture_patches in zip(pictures, patch_lists, strict=True):
@@ -100,6 +108,13 @@ def marks(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -
         start = end
         verdicts.append(_mark(seen, scene))
     return torch.tensor(verdicts, dtype=torch.bool).view(-1, 3)
+
+
+def _check_scenes(pictures: Tensor, scenes: Sequence[drawing.Scene]) -> None:
+    if len(pictures) != len(scenes):
+        raise ValueError(f"{len(pictures)} pictures and {len(scenes)} scenes; pass as many of each")
+    if any(len(scene.things) != 2 for scene in scenes):
+        raise ValueError("a scene shows one thing; pairs are marked in pictures of two things")
 
 
 def _mark(seen: list[tuple[Patch, int, int]], scene: drawing.Scene) -> tuple[bool, bool, bool]:
