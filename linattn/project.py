@@ -218,8 +218,8 @@ def write_json(path: Path, content: Any) -> Path:
 def read_json(path: Path) -> Any:
     """Return what a file holds, or raise a ValueError that names the file."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
@@ -228,6 +228,17 @@ def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_device(name: Any) -> None:
+    """Raise ValueError where nothing runs on a device of torch's, such as "cpu"."""
+    import torch
+
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (AssertionError, RuntimeError, TypeError) as error:  # without CUDA it is the first
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"nothing runs on device {name!r} here: {reason}") from None
 
 
 @functools.cache

@@ -6,8 +6,8 @@
 - The small teachers are trained from scratch by pretraining.
 """
 
-import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from linattn import conditions, sampling, sums
+from linattn import conditions, project, reader, sampling, sums
 from linattn.conditions import Conditions
 from linattn.diffusion import Diffusion, Process
-from linattn.names import hint
+from linattn.names import hint, short
 from linattn.sampling import Source
 
 __all__ = ["Teacher", "default_card", "labels", "load"]
@@ -36,6 +36,11 @@ HARMLESS = {
     "diffusers.pipelines.pipeline_utils": "Expected types for id2label",
     "transformers.utils.import_utils": "requires torchvision",
 }
+
+
+DRAWING = ("steps", "guidance", "side")  # without which nothing is drawn
+NEEDED = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer.json")
+LONGEST = 4096  # characters of a path
 
 
 @dataclass(frozen=True)
@@ -115,16 +120,67 @@ def load(
         options: keyword arguments of `DiffusionPipeline.from_pretrained`, such as torch_dtype or
             revision.
     """
+    changes = sampling.checked_card({} if card is None else card, "card")
     _check(folder)
-    if Path(folder).is_dir():
+    _check_options(device, options)
+    if os.path.isdir(folder):
         sums.check(Path(folder))
+        _check_files(Path(folder))
+    noted = sampling.card_in(folder)
     with quiet():
-        pipe = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
-        pipe = pipe.to(device)
+        pipe = _pipeline(folder, options).to(device)
     pipe.set_progress_bar_config(disable=True)
-    path = Path(folder) / "card.json"
-    own = json.loads(path.read_text()) if path.exists() else default_card(pipe)
-    return Teacher(pipe, {**own, **(card or {})}, str(folder))
+    teacher = Teacher(pipe, {**_whole_card(pipe, noted), **changes}, str(folder))
+    _check_drawing(teacher)
+    return teacher
+
+
+def _pipeline(folder: str | Path, options: Mapping[str, Any]) -> Any:
+    """Load a pipeline; where a folder holds none that can be, the error names it."""
+    load_from = DiffusionPipeline.from_pretrained
+    if not os.path.isdir(folder):  # of the hub, whose errors say what happened there
+        return load_from(str(folder), use_safetensors=True, **options)
+    try:
+        return load_from(str(folder), use_safetensors=True, **options)
+    except Exception as error:  # loaders of other packages raise whatever they meet
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"the pipeline in {folder} cannot be loaded ({type(error).__name__}: {reason}); fetch "
+            "or save it again"
+        ) from error
+
+
+def _whole_card(pipe: Any, noted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card with diffusers' defaults for the entries that it lacks."""
+    if not noted:
+        return default_card(pipe)
+    lacking = [key for key in DRAWING if key not in noted]
+    usual = default_card(pipe) if lacking else {}
+    return {**{key: usual[key] for key in lacking}, **noted}
+
+
+def _check_options(device: Any, options: Mapping[str, Any]) -> None:
+    project.require_device(device)
+    dtype = options.get("torch_dtype")
+    if isinstance(dtype, str) and dtype != "auto":
+        raise ValueError(f"torch_dtype is {short(dtype)}; pass torch's own, as torch.float16")
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ValueError for the first file of settings that is cut or holds something else."""
+    in_parts = [path for path in sorted(folder.glob("*/*.json")) if path.is_file()]
+    for path in (folder / "model_index.json", *in_parts):
+        content = reader.mapping(project.read_json(path), str(path))
+        if not content and path.name in NEEDED:
+            raise ValueError(f"{path} is empty; fetch it again, or save the pipeline whole")
+
+
+def _check_drawing(teacher: Teacher) -> None:
+    """Raise ValueError where the pipeline cannot draw as its card says."""
+    try:
+        sampling.Plan.of(Source.of(teacher), None, None, None, "card")
+    except ValueError as error:
+        raise ValueError(f"the card of {teacher.folder}: {error}") from None
 
 
 def _check(folder: str | Path) -> None:
@@ -132,10 +188,15 @@ def _check(folder: str | Path) -> None:
 
     Diffusers' own error would be about the hub.
     """
-    path = Path(folder)
-    if (path / "model_index.json").exists() or (not path.is_dir() and _is_hub_id(str(folder))):
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder):
+        raise ValueError(f"folder is {short(folder)}; it must be a path, or a hub id")
+    is_pipeline = os.path.isfile(os.path.join(folder, "model_index.json"))
+    if is_pipeline or (not os.path.isdir(folder) and _is_hub_id(str(folder))):
         return
-    parent = path if path.is_dir() else path.parent
+    if len(str(folder)) > LONGEST or "\0" in str(folder):
+        raise FileNotFoundError(f"no pipeline in {short(folder)}; name its folder, or a hub id")
+    path = Path(folder)
+    parent = path if os.path.isdir(path) else path.parent
     names = sorted(index.parent.name for index in parent.glob("*/model_index.json"))
     question = hint(path.name, names)
     ending = f": {question}" if question else ""

@@ -1,4 +1,8 @@
+import json
+import math
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -87,3 +91,74 @@ def test_loading_prints_nothing(folder, capfd, caplog):
     assert "id2label" not in caplog.text
     assert capfd.readouterr().err == ""
     assert is_progress_bar_enabled() == shown
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copied"))
+
+
+SETTINGS = ("model_index.json", "transformer/config.json", "scheduler/scheduler_config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"null", b"3", bytes(range(256))])
+@pytest.mark.parametrize("name", [*SETTINGS, "vae/config.json"])
+def test_a_broken_file_of_settings_is_named(copied, name, content):
+    (copied / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(copied / name))):
+        teachers.load(copied)
+
+
+@pytest.mark.parametrize("name", ["transformer/config.json", "vae/config.json"])
+def test_a_pipeline_that_diffusers_cannot_load_is_one_sentence(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(ValueError, match=f"the pipeline in {re.escape(str(copied))} cannot be"):
+        teachers.load(copied)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"steps": ', "3"])
+def test_a_broken_card_is_named(copied, content):
+    (copied / "card.json").write_text(content)
+    with pytest.raises(ValueError, match=r"copied/card\.json"):
+        teachers.load(copied)
+
+
+WRONG = {
+    "steps": (0, "4", 1.5, None, True, 10**30, 1001),
+    "guidance": ("4", 0, math.nan, math.inf, []),
+    "side": (7, 0, "64", None),
+    "labels": ("x", [1], 3, {}),
+    "text_length": (0, "x"),
+    "classes": (0, "x"),
+    "gate": (3,),
+    "guidence": (3.0,),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
+)
+def test_a_wrong_entry_of_a_card_is_refused_before_a_draw(copied, key, value):
+    with pytest.raises(ValueError, match=rf"card.*{'guidance' if key == 'guidence' else key[:4]}"):
+        teachers.load(copied, card={key: value})
+    (copied / "card.json").write_text(json.dumps({key: value}))
+    with pytest.raises(ValueError, match=r"card.*copied|copied/card\.json"):
+        teachers.load(copied)
+
+
+def test_what_a_card_lacks_is_diffusers_default(copied):
+    (copied / "card.json").write_text('{"steps": 7, "facts": {"any": "thing"}}')
+    card = teachers.load(copied).card
+    assert card == {"steps": 7, "guidance": 4.0, "side": 32, "facts": {"any": "thing"}}
+
+
+@pytest.mark.parametrize("name", [None, 3, [], b"x", "", "x" * 5000, "a\0b"])
+def test_what_names_no_folder_is_one_sentence(name):
+    with pytest.raises((ValueError, FileNotFoundError), match="name its folder|must be a path"):
+        teachers.load(name)
+
+
+@pytest.mark.parametrize("option", [{"device": "cdua"}, {"device": []}, {"torch_dtype": "half"}])
+def test_a_wrong_option_of_loading_is_one_sentence(copied, option):
+    with pytest.raises(ValueError, match="nothing runs on device|torch_dtype is 'half'"):
+        teachers.load(copied, **option)

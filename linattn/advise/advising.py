@@ -55,7 +55,7 @@ def advise(
     """
     _check(seconds, repeats)
     device = device or project.device()
-    costs.check_device(device)
+    project.require_device(device)
     dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     chosen = paths.operators(operators)
     subject = backbones.find(model, text)

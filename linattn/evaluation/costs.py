@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from linattn import attention
+from linattn import attention, project
 from linattn.attention.base import LayerShape
 from linattn.attention.grid import Grid
 from linattn.evaluation.growth import Row, exponents, predict
@@ -29,7 +29,6 @@ from linattn.reader import between, checked, typed
 __all__ = [
     "BASELINE",
     "WITH_INPUTS",
-    "check_device",
     "count_macs",
     "counted_macs",
     "example",
@@ -78,7 +77,7 @@ def interleaved(
     warm-up is the only measurement of its call.
     """
     _check_limit(limit)
-    check_device(device)
+    project.require_device(device)
     if wrong := [name for name, call in calls.items() if not callable(call)]:
         raise ValueError(f"{wrong[0]!r} is {short(calls[wrong[0]])}; pass functions to time")
     times: dict[str, list[float]] = {}
@@ -99,19 +98,6 @@ def _check_limit(limit: float) -> None:
     number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
     if not number or not limit >= 0:
         raise ValueError(f"limit is {short(limit)}; it must be seconds from 0 on, or infinity")
-
-
-def check_device(device: str | torch.device) -> None:
-    """Raise ValueError where nothing runs on a device.
-
-    Args:
-        device: its name.
-    """
-    try:
-        torch.empty(0, device=torch.device(device))
-    except (AssertionError, RuntimeError, TypeError) as error:  # without CUDA it is the first
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"nothing runs on device {device!r} here: {reason}") from None
 
 
 def seconds_of(call: Callable[[], Any], device: str | torch.device) -> float:
@@ -162,7 +148,7 @@ def time_operators(
     - A row that was not measured has seconds None, and `skipped` gives the reason.
     """
     _check_limit(limit)
-    check_device(device)
+    project.require_device(device)
     if not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; attention is timed in floating-point numbers")
     for label, entry in operators.items():

@@ -14,6 +14,7 @@
 - Every batch builds its own scheduler, so calls and threads share no state.
 """
 
+from linattn.sampling.card import card_in, checked_card
 from linattn.sampling.coding import decode, decoded, eight_bits, encode, upcast
 from linattn.sampling.drawing import Callback, draw, draw_latents
 from linattn.sampling.guidance import GuidedBatch, predict
@@ -31,6 +32,8 @@ __all__ = [
     "Plan",
     "Size",
     "Source",
+    "card_in",
+    "checked_card",
     "ddpm_times",
     "decode",
     "decoded",

@@ -1,15 +1,14 @@
 """The source of a draw: model, VAE, scheduler, card and conditions."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from linattn import conditions
 from linattn.conditions import Conditions
+from linattn.sampling.card import card_in
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def _card_of(pipe: Any) -> dict[str, Any]:
     """
     config = getattr(pipe, "config", None) or {}
     folder = getattr(config, "_name_or_path", None)
-    path = Path(folder or "") / "card.json"
-    if folder and path.is_file():
-        return json.loads(path.read_text())
+    if folder and (card := card_in(folder)):
+        return card
     labels = getattr(config, "id2label", None) or {}
     return {"labels": list(labels.values())} if labels else {}
