@@ -141,7 +141,8 @@ def test_a_shard_that_was_damaged_before_the_manifest_is_drawn_again(pipe, writt
         ({"steps": 2}, "steps"),
         ({"guidance": 2.0}, "guidance"),
         ({"sampler": "ddpm"}, "sampler"),
-        ({"shard": 5}, "shard"),
+        ({"shard": 5}, "batch 4 .now 5., shard"),
+        ({"batch": 3}, "batch"),
         ({"size": 16}, "shape"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -185,8 +186,8 @@ def test_the_recipe_without_the_callers_captions_has_these_keys(pipe, reader):
         "shape",
         "shard",
     }
-    assert samples.describe(pipe, 0).keys() == both | {"classes"}
-    recipe = samples.describe(reader, 0)
+    assert samples.describe(pipe, 0, batch=16).keys() == both | {"classes"}
+    recipe = samples.describe(reader, 0, batch=16)
     assert recipe.keys() == both | {"captions", "readers", "text_length"}
     assert recipe["captions"] == "linattn.world"
 
@@ -295,7 +296,7 @@ def test_a_missing_shard_is_named(written):
 
 def test_a_damaged_manifest_is_named(pipe, written, drawn):
     (written / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest.json is damaged; delete it"):
+    with pytest.raises(ValueError, match=r"manifest.json is damaged .*; delete it"):
         Samples(written)
     (written / "manifest.json").unlink()
     samples.write(pipe, written, 10, seed=3, **OPTIONS)
@@ -363,3 +364,73 @@ def test_single_rows_are_read_and_a_checksum_once(written, monkeypatch):
         if number >= 4:
             assert torch.equal(latents[0], whole[number - 4].float())
     assert sorted(hashed) == ["shard-00000.safetensors", "shard-00001.safetensors"]
+
+
+def changed(**changes):
+    return lambda manifest: {**manifest, **changes}
+
+
+def with_shard(**changes):
+    """Return a change of the manifest's first shard."""
+    return lambda manifest: {
+        **manifest,
+        "shards": [{**manifest["shards"][0], **changes}, *manifest["shards"][1:]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: [], "it is "),
+        (lambda manifest: {**manifest, "shards": manifest["shards"][::-1]}, "shards.0..file"),
+        (lambda manifest: {"count": 10, "shards": manifest["shards"]}, "lacks recipe"),
+        (changed(count="10"), "it.count is '10'"),
+        (changed(count=-10), "it.count is -10"),
+        (changed(count=True), "it.count is True"),
+        (changed(shards=[]), "it.shards"),
+        (changed(shards=[3]), "it.shards"),
+        (changed(recipe=[]), "it.recipe"),
+        (changed(recipe={}), "recipe.shape is None"),
+        (changed(recipe={"shape": [4, 8, 8], "shard": "4"}), "recipe.shard is '4'"),
+        (with_shard(count="4"), "count is '4'"),
+        (with_shard(count=3), "count is 3"),
+        (with_shard(sha256=None), "sha256 is None"),
+        (with_shard(sha256="no"), "sha256 is 'no'"),
+        (with_shard(file="../../x"), r"file is '../../x'; it must be shard-00000.safetensors"),
+        (with_shard(file=3), "file is 3"),
+    ],
+)
+def test_a_manifest_of_another_form_is_named(pipe, written, change, message):
+    path = written / "manifest.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    for read in (Samples, lambda folder: samples.write(pipe, folder, 10, seed=3, **OPTIONS)):
+        with pytest.raises(ValueError, match=rf"manifest.json is damaged .*{message}.*delete it"):
+            read(written)
+
+
+def test_a_recipe_names_every_batch_but_nanos(pipe):
+    recipes = {
+        batch: samples.describe(pipe, 0, steps=1, shard=32, batch=batch) for batch in (8, 16, 64)
+    }
+    assert [recipe.get("batch") for recipe in recipes.values()] == [8, None, 32]
+
+
+def test_pictures_of_two_batches_are_not_mixed(pipe, tmp_path):
+    options = {**OPTIONS, "shard": 16}
+    samples.write(pipe, tmp_path, 20, **options, batch=16)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=r"with batch 16 \(now 5\)"):
+        samples.write(pipe, tmp_path, 30, **options, batch=5)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", [{"keep": 0}, {"most": "4"}, {"most": 0}])
+def test_samples_are_not_opened_with_bad_numbers(written, option):
+    with pytest.raises(ValueError, match="is .*; it must be"):
+        Samples(written, **option)
+
+
+@pytest.mark.parametrize("indices", ["4", None, [None], ["a"], [[0]], [0.5], [True], []])
+def test_what_is_no_list_of_numbers_reads_no_samples(written, indices):
+    with pytest.raises(ValueError, match="pass whole numbers"):
+        Samples(written).batch(indices)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from linattn import digests, sealed
 from linattn.conditions import Prompts
+from linattn.names import short
+from linattn.reader import between, checked
 from linattn.samples import manifest
 from linattn.samples.shards import REMEDY, OpenShard
 
@@ -26,8 +28,9 @@ class Samples:
         most: how many pictures are read of a folder with more; None reads all.
     """
 
+    @checked(keep=between(1), most=between(1))
     def __init__(self, folder: str | Path, keep: int = 64, most: int | None = None):
-        self.folder, self.keep = Path(folder), max(1, keep)
+        self.folder, self.keep = Path(folder), keep
         recorded = manifest.read(self.folder)
         if recorded is None:
             raise FileNotFoundError(
@@ -76,11 +79,17 @@ class Samples:
                 prompts[slot] = shard.prompts[position]
         return latents, prompts if isinstance(prompts[0], str) else torch.stack(prompts)
 
+    @checked(count=between(1))
     def first(self, count: int) -> tuple[Tensor, Prompts]:
         return self.batch(range(count))
 
     def _checked_numbers(self, indices: Tensor | Sequence[int]) -> Tensor:
-        numbers = torch.as_tensor(indices)
+        try:
+            numbers = torch.as_tensor(indices)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"indices are {short(indices)}; pass whole numbers, shape (N,)"
+            ) from None
         whole_numbers = not numbers.is_floating_point() and numbers.dtype != torch.bool
         if numbers.ndim != 1 or numbers.numel() == 0 or not whole_numbers:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from linattn import digests, sealed
 from linattn.conditions import Prompts
 from linattn.samples import recipe as recipes
+from linattn.samples.manifest import shard_name
 
 REMEDY = "write the samples again, only that shard is drawn anew"
 
@@ -25,7 +26,7 @@ class Shard:
 
 
 def path_in(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.safetensors"
+    return folder / shard_name(index)
 
 
 def write(path: Path, shard: Shard, recipe: Mapping[str, Any], first: int) -> None:

@@ -10,17 +10,15 @@ from linattn.reader import between, checked
 from linattn.samples import manifest, shards
 from linattn.samples.prompts import prompts_of
 from linattn.samples.reader import Samples
-from linattn.samples.recipe import describe, refuse_other
+from linattn.samples.recipe import RULES, describe, refuse_other
 from linattn.samples.shards import Shard
-from linattn.sampling.plan import RULES as DRAW
 
 MOST = 10**9  # pictures
 
 
 @checked(
-    **{name: rule for name, rule in DRAW.items() if name not in ("start", "model")},
     count=between(1, MOST),
-    shard=between(1),
+    **RULES,
 )
 def write(
     teacher: Any,
@@ -52,7 +50,8 @@ def write(
         steps: steps of a draw; None takes the card's value.
         guidance: scale of the guidance; None takes the card's value.
         sampler: one of `linattn.sampling.SAMPLERS`; "card" is the pipeline's own scheduler.
-        batch: pictures drawn at once; the same pictures come out at every batch but for rounding.
+        batch: pictures drawn at once; the same pictures come out at every batch but for rounding,
+            so a folder that was drawn in another batch is refused.
         progress: called as `progress(done, count)` after each shard.
     """
     folder = Path(folder)
@@ -67,6 +66,7 @@ def write(
             steps=steps,
             guidance=guidance,
             sampler=sampler,
+            batch=batch,
         ),
     )
     folder.mkdir(parents=True, exist_ok=True)
