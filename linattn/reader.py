@@ -118,9 +118,16 @@ def keys_of(settings: type) -> list[str]:
 def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file, or raise one sentence that names the file."""
     try:
+        path.read_text(encoding="utf-8")  # as DVC does; ruamel would guess other encodings
         return YAML(typ="safe").load(path)
     except FileNotFoundError:
         raise ValueError(f"no {path.name} in {path.parent}: fetch it again") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; it must be a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{path.name} nests its values too deeply to be read") from None
     except YAMLError as error:
         message = " ".join(str(error).split())
         raise ValueError(

@@ -14,6 +14,7 @@
 import argparse
 import dataclasses
 import shutil
+import sys
 from typing import Any
 
 from accelerate import Accelerator
@@ -106,14 +107,17 @@ def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, lis
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Distil the student that the command line names, once for each seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True, help="a name of params.yaml")
     parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")
-    arguments = parser.parse_args()
-    for result in make(arguments.student, arguments.profile):
-        print(
-            f"{result.folder}: {result.trained:,} parameters trained in {result.seconds:.0f} s",
-            flush=True,
-        )
+    typed = parser.parse_args(arguments)
+    try:
+        for result in make(typed.student, typed.profile):
+            trained = f"{result.trained:,} parameters trained in {result.seconds:.0f} s"
+            print(f"{result.folder}: {trained}", flush=True)
+    except (ArithmeticError, OSError, ValueError) as error:
+        print(f"linattn: {error}", file=sys.stderr)
+        return 1
+    return 0

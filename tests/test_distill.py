@@ -792,3 +792,13 @@ def test_two_processes_do_what_one_does(teacher, tmp_path):
     moved = sum((one[name] - start[name]).double().square().sum() for name in one) ** 0.5
     apart = sum((one[name] - two[name]).double().square().sum() for name in one) ** 0.5
     assert apart < 1e-3 * moved
+
+
+@pytest.mark.parametrize(
+    "words", [["--student", "claer"], ["--student", "../x"], ["--student", "clear", "--profile=no"]]
+)
+def test_a_misspelt_name_of_the_command_is_one_line(capsys, words):
+    assert students.main(words) == 1
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("linattn: unknown ")

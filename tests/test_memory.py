@@ -246,5 +246,25 @@ def test_a_folder_has_a_line_and_a_folder_without_pipeline_is_refused(tmp_path):
     name, fixed, *numbers = table.line("dit-nano", memory.needed(shapes, CONFIG))
     assert (name, len(numbers)) == ("dit-nano", len(table.HEAD) - 2)
     assert float(fixed) < 1
-    with pytest.raises(SystemExit, match="neither a pipeline's folder nor one of the roles"):
+    with pytest.raises(ValueError, match="neither a pipeline's folder nor one of the roles"):
         table.folder_of(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--teacher", "x" * 300],
+        ["--operator", "claer"],
+        ["--trains", "some"],
+        ["--objective", "none"],
+        ["--json", "nowhere/table.json"],
+        ["--json", "."],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_word_is_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert table.main(words) == 1
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n"), list(tmp_path.iterdir())) == ("", 1, [])
+    assert error.startswith("linattn: ")

@@ -341,3 +341,19 @@ def test_a_teachers_broken_config_leaves_the_other_students(monkeypatch):
     with pytest.raises(ValueError, match="is damaged"):
         params.shape_of(settings.teachers["class"])
     params.shape_of(settings.teachers["text"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("profile: nano\n".encode("utf-16"), "is not UTF-8"),
+        (b"profile: nano # \xff\n", "is not UTF-8"),
+        (b"a: " + b"[" * 2000 + b"]" * 2000, "too deeply"),
+        (None, "is a folder"),
+    ],
+)
+def test_a_file_that_dvc_could_not_read_is_named(tmp_path, content, message):
+    path = tmp_path / "params.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"params.yaml .*{message}"):
+        params.load(path=path)

@@ -17,6 +17,7 @@ from linattn.evaluation import costs
 from linattn.evaluation.growth import predict
 
 GB = 1e9
+MOST_REPEATS = 10_000
 SMALLER = "a smaller side was skipped"
 
 
@@ -92,8 +93,8 @@ def advise(
 def _check(seconds: float, repeats: int) -> None:
     if not seconds > 0:
         raise ValueError(f"{seconds:g} seconds for a point; it needs more than 0")
-    if repeats < 1:
-        raise ValueError(f"{repeats} repeats; a median needs at least 1")
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise ValueError(f"{repeats} repeats; a median is taken of 1 to {MOST_REPEATS}")
 
 
 def _device_name(device: str) -> str:

@@ -1,7 +1,8 @@
 """Print what a training takes of a device's memory: of published models, or of a folder."""
 
 import argparse
-import json
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from linattn.families.registry import class_name
 from linattn.memory.models import MODELS
 from linattn.memory.need import GB, Need, needed
 from linattn.memory.step import META, Shapes
+from linattn.names import short
+from linattn.sampling import card_in
 
 DEVICES = (24, 80, 141)  # GB
 HEAD = ("teacher", "fixed GB", "GB a picture", *(f"pictures in {size} GB" for size in DEVICES))
@@ -59,17 +62,17 @@ def folder_of(teacher: str) -> Path:
     """Return the folder of a role of params.yaml, or the folder itself."""
     roles = params.load().teachers
     folder = (roles[teacher].folder if teacher in roles else None) or Path(teacher)
-    if not (folder / "model_index.json").is_file():
-        raise SystemExit(
-            f"{teacher} is neither a pipeline's folder nor one of the roles {', '.join(roles)} "
-            "with a folder: pass a folder with model_index.json"
+    if not os.path.isfile(folder / "model_index.json"):
+        raise ValueError(
+            f"{short(teacher)} is neither a pipeline's folder nor one of the roles "
+            f"{', '.join(roles)} with a folder: pass a folder with model_index.json"
         )
     return folder
 
 
 def of_folder(folder: Path, dtype: torch.dtype) -> Shapes:
     """Read the shapes of a pipeline's folder, from configs alone."""
-    index = json.loads((folder / "model_index.json").read_text())
+    index = project.read_json(folder / "model_index.json")
     part = "transformer" if "transformer" in index else "unet"
     config = project.read_json(folder / part / "config.json")
     maker: Any = getattr(diffusers, class_name(config))
@@ -78,8 +81,7 @@ def of_folder(folder: Path, dtype: torch.dtype) -> Shapes:
     family = families.family(model)
     scheduler: Any = getattr(diffusers, index["scheduler"][1])
     process = Diffusion.of(scheduler.from_pretrained(folder / "scheduler"))
-    card_path = folder / "card.json"
-    card = json.loads(card_path.read_text()) if card_path.exists() else {}
+    card = card_in(folder)
     text = family.text_tokens(card.get("text_length"))
     conditions: Any = family.conditions
     factor = conditions.factor(project.read_json(folder / "vae" / "config.json"))
@@ -105,7 +107,8 @@ def written(table: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(aligned)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table, and return the exit code."""
     parser = argparse.ArgumentParser(prog="linattn.memory", description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", help="a role of params.yaml or a pipeline's folder")
     parser.add_argument("--operator", default="clear", help="the student's; clear by default")
@@ -115,12 +118,24 @@ def main() -> None:
     parser.add_argument("--objective", default="clear", help="a preset; clear by default")
     parser.add_argument("--no-checkpointing", action="store_true", help="hold every activation")
     parser.add_argument("--json", type=Path, help="a file that the table is written to as well")
-    arguments = parser.parse_args()
-    table = list(lines(arguments))
-    if arguments.json:
-        project.write_json(arguments.json, {"head": HEAD, "lines": table})
+    typed = parser.parse_args(arguments)
+    try:
+        _check_file(typed.json)
+        table = list(lines(typed))
+        if typed.json:
+            project.write_json(typed.json, {"head": HEAD, "lines": table})
+    except (OSError, ValueError) as error:
+        print(f"linattn: {error}", file=sys.stderr)
+        return 1
     print(written(table))
+    return 0
+
+
+def _check_file(path: Path | None) -> None:
+    """Raise ValueError before anything is computed where a file could not be written."""
+    if path is not None and (os.path.isdir(path) or not os.path.isdir(path.parent)):
+        raise ValueError(f"{path} cannot be written: name a file in a folder that is there")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
