@@ -12,6 +12,7 @@ from linattn.evaluation import costs, density, diagnostics, distance, draws, lik
 from linattn.finite import NotFinite
 from linattn.world import judge, marks, pairs
 
+torch.manual_seed(0)
 NUMBERS = ("4", 1.5, math.nan, math.inf, -math.inf, -1, True, [], 10**30)
 PICTURES, FEATURES = torch.rand(4, 3, 16, 16), torch.rand(8, 16).double()
 MAPS = torch.rand(1, 2, 16, 16).softmax(-1)
