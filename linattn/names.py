@@ -12,7 +12,7 @@ LONGEST = 120  # characters of a value in an error
 
 def short(value: object) -> str:
     """Write a value for an error; a YAML file's anchors can make one of 10^10 leaves."""
-    text = WRITER.repr(value)
+    text = WRITER.repr(value).replace("\n", " ")  # torch writes a tensor in several lines
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
