@@ -220,7 +220,8 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
 def _facts(role: str) -> None:
     """Write what a teacher's folder says of its prompts."""
     folder = TEACHERS[role].folder
-    project.write_json(folder / "card.json", {"labels": []} if role == "class" else {})
+    card = {"gate": {}, "labels": []} if role == "class" else {"gate": {}}
+    project.write_json(folder / "card.json", card)
     config = {"num_attention_heads": 4, "attention_head_dim": 32, "_class_name": MODELS[role]}
     if role == "text-joint":
         config["joint_attention_dim"] = 96
