@@ -63,7 +63,7 @@ def _picture(settings: params.Params, role: str) -> float:
     shape = shapes.shape(role)
     model = shapes.on_meta(shape.build)
     side = settings.teacher(role).side or shape.side
-    latents = side // 2 ** (len(shape.vae["block_out_channels"]) - 1)
+    latents = side // shape.factor
     size = latents // 2 if family(model).packs else latents
     return 2.0 * counted_macs(model, inputs=family(model).example(model, size, 1, 0.5))
 

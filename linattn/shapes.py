@@ -4,6 +4,7 @@ The configs are those of the published folders where they differ from the classe
 serve the arithmetic of memory and time, the rehearsal, and the tests on the meta device.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,6 +185,14 @@ class Shape:
             made: Any = encoder
             built[name] = made(made.config_class(**_at_most(depth, config)))
         return built
+
+    @property
+    def factor(self) -> int:
+        """Return the pixels along one side of a latent position; each level halves the side."""
+        defaults = inspect.signature(self.vae_model.__init__).parameters
+        name = "block_out_channels" if "block_out_channels" in defaults else "dim_mult"
+        levels: Any = self.vae.get(name, defaults[name].default)
+        return 2 ** (len(levels) - 1)
 
     def build_vae(self, **changes: Any) -> Any:
         """Build the autoencoder."""

@@ -164,3 +164,9 @@ def test_flux_1_is_known_to_have_seen_4608_tokens():
     assert {
         layer.shape.trained for layer in families.layers(made("FLUX.1-dev", num_attention_heads=4))
     } == {None}
+
+
+@pytest.mark.parametrize("short", SHAPES)
+def test_a_latent_is_eight_pixels_wide(short):
+    """Of every published autoencoder here, that of Qwen-Image with its own words included."""
+    assert SHAPES[short].factor == 8

@@ -23,7 +23,7 @@ class Published:
     def shapes(self, dtype: torch.dtype = torch.bfloat16) -> Shapes:
         """Build the model on the meta device."""
         published = shapes.shape(self.short)
-        side = self.side // 2 ** (len(published.vae["block_out_channels"]) - 1)
+        side = self.side // published.factor
         sized: dict[str, Any] = {"sample_size": side} if self.short == "pixart" else {}
         model = shapes.on_meta(lambda: published.build(**sized))
         process = Flow() if self.flow else linear()
