@@ -90,8 +90,8 @@ def _check_weights(role: str, part: str, folder: Path) -> None:
 
 def _needed(role: str, part: str, folder: Path, names: list[str]) -> list[str]:
     """Return the files that hold a part's weights, whole or in shards."""
-    if whole := [name for name in names if name in WHOLE]:
-        return whole
+    if single_files := [name for name in names if name in WHOLE]:
+        return single_files
     for name in WHOLE:
         if f"{name}.index.json" in names:
             index = project.read_json(folder / f"{name}.index.json")
