@@ -16,6 +16,9 @@ OPTIONS :=
 NAME :=
 BIN := $(abspath $(VENV))/bin
 
+# A value as one word of the shell, whatever stands in it.
+quoted = '$(subst ','\'',$(1))'
+
 export PATH := $(BIN):$(PATH)
 # After the installation nothing asks the network: no usage reports, and no hub but for the profile that needs it.
 export DVC_NO_ANALYTICS := 1
@@ -53,22 +56,22 @@ help:
 	@echo "  VENV=/path                     the environment elsewhere, or one you have made (conda: VENV=\$$CONDA_PREFIX)"
 
 setup:
-	@sh .ci/setup "$(VENV)" "$(PYTHON)" "$(TORCH)" $(PIP_ARGS)
+	@sh .ci/setup $(call quoted,$(VENV)) $(call quoted,$(PYTHON)) $(call quoted,$(TORCH)) $(PIP_ARGS)
 
 report: setup
 	@TRANSFORMERS_VERBOSITY=error python -m linattn.report
 
 repro: setup
-	@python -m linattn.pipeline $(if $(PROFILE),--profile $(PROFILE)) $(if $(TEACHER),--teacher $(TEACHER))
+	@python -m linattn.pipeline $(if $(PROFILE),--profile $(call quoted,$(PROFILE))) $(if $(TEACHER),--teacher $(call quoted,$(TEACHER)))
 
 rehearse: setup
-	@TRANSFORMERS_VERBOSITY=error python -m linattn.rehearse $(if $(TEACHER),--teacher $(TEACHER))
+	@TRANSFORMERS_VERBOSITY=error python -m linattn.rehearse $(if $(TEACHER),--teacher $(call quoted,$(TEACHER)))
 
 row: setup
-	@TRANSFORMERS_VERBOSITY=error python -m linattn.row --operator="$(OPERATOR)" --teacher="$(TEACHER)" --options="$(OPTIONS)" --name="$(NAME)" $(if $(PROFILE),--profile $(PROFILE))
+	@TRANSFORMERS_VERBOSITY=error python -m linattn.row --operator=$(call quoted,$(OPERATOR)) --teacher=$(call quoted,$(TEACHER)) --options=$(call quoted,$(OPTIONS)) --name=$(call quoted,$(NAME)) $(if $(PROFILE),--profile $(call quoted,$(PROFILE)))
 
 study: setup
-	@python -m linattn.pipeline --study "$(STUDY)"
+	@python -m linattn.pipeline --study $(call quoted,$(STUDY))
 
 publish: setup
 	@python -m linattn.publish
@@ -78,13 +81,13 @@ test: setup
 	@python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 faults: setup
-	@cd tests && python -m faults.suite $(if $(FAULT),"$(FAULT)")
+	@cd tests && python -m faults.suite $(if $(FAULT),$(call quoted,$(FAULT)))
 
 lab: setup
-	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir="$(CURDIR)" --ContentsManager.pre_save_hook=linattn.lab.save_source notebooks/00_tour.ipynb
+	@jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir=$(call quoted,$(CURDIR)) --ContentsManager.pre_save_hook=linattn.lab.save_source notebooks/00_tour.ipynb
 
 bench: setup
-	@python -m linattn.notebooks benchmark --by-hand --teacher $(or $(TEACHER),class)
+	@python -m linattn.notebooks benchmark --by-hand --teacher $(call quoted,$(or $(TEACHER),class))
 	@python kernels/bench.py --out .scratch/lab/kernels
 
 gpu-check: setup

@@ -99,9 +99,9 @@ def _snapshot(role: str, teacher: params.Teacher) -> Path:
     """Return the folder in the hub's cache that holds a repository's revision."""
     if not teacher.revision:
         raise ValueError(
-            f"the {role} teacher, {teacher.source}, has no revision: write one beside it, such as "
-            "revision: main, or no two runs need be of the same weights; there is no folder of "
-            "this name"
+            f"the {role} teacher, {teacher.source}, has no revision: write the commit beside it "
+            "(revision: 40 hexadecimal digits, from the hub's page of its files), or no two runs "
+            "need be of the same weights; there is no folder of this name"
         )
     from diffusers import DiffusionPipeline
     from huggingface_hub import constants

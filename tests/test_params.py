@@ -309,10 +309,17 @@ def test_a_teacher_of_the_hub_has_a_revision_and_one_in_a_folder_has_none():
     assert (hub.folder, hub.name_or_path, hub.loading) == (
         None,
         "facebook/DiT-XL-2-256",
-        {"revision": "main", "card": {"side": 256, "guidance": 4.0}},
+        {"revision": hub.revision, "card": {"side": 256, "guidance": 4.0}},
     )
     assert folder.name_or_path == str(project.ROOT / "data/teachers/dit-nano")
     assert folder.loading == {}
+
+
+@pytest.mark.parametrize("profile", ["full", "real", "paper"])
+def test_a_profiles_teacher_of_the_hub_is_one_commit(profile):
+    for role, teacher in params.load(profile).teachers.items():
+        if not teacher.folder:
+            assert re.fullmatch("[0-9a-f]{40}", teacher.revision), (profile, role)
 
 
 def test_an_operators_broken_file_leaves_the_other_students(monkeypatch):

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -239,6 +240,34 @@ def test_a_failed_installation_names_the_log(bare):
     options = (f"PYTHON={sys.executable}", "PIP_ARGS=--no-index")
     assert "pip.log" in sentence(make("test", *options, cwd=clone, LINATTN_DISK_GB="0"))
     assert not (clone / ".venv" / "linattn.stamp").exists()
+
+
+def test_a_value_of_make_is_one_word_of_the_shell_and_runs_nothing(tmp_path):
+    evil = f"tiny'; touch {tmp_path / 'ran'}; $(touch {tmp_path / 'ran'})"
+    value = evil.replace("$", "$$")
+    printed = make("-n", "repro", "study", f"PROFILE={value}", f"STUDY={value}").stdout
+    words = shlex.split(printed.splitlines()[-1])
+    assert words[-1] == evil
+    assert "--profile" in printed
+    make("repro", f"PROFILE={value}", f"VENV={tmp_path}", f"PYTHON={evil}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_environment_of_another_python_is_not_believed(bare):
+    clone, _ = bare
+    shutil.copy(ROOT / "requirements-torch.lock", clone)
+    python = clone / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    script(python, "case $2 in *print*) echo 3.12;; esac")
+    stamp = clone / ".venv" / "linattn.stamp"
+    setup = (clone / ".ci" / "setup").read_text()
+    wanted = setup[setup.index("version_of()") : setup.index("stamp=")]
+    written = f'venv=.venv; build=; {wanted} wanted >"{stamp}"'
+    subprocess.run(["sh", "-c", written], cwd=clone, check=True)
+    script(python, "exit 1")
+    options = (f"PYTHON={sys.executable}", "PIP_ARGS=--no-index")
+    process = make("setup", *options, cwd=clone, LINATTN_DISK_GB="0")
+    assert "Making the environment" in process.stdout
 
 
 # dvc.yaml

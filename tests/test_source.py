@@ -1,5 +1,6 @@
 """What a teacher is: its notes, its prompts, and the sentences for what cannot be one."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -304,3 +305,16 @@ def test_steps_too_few_for_the_teachers_scheduler_are_refused_with_what_to_write
     with pytest.raises(ValueError, match=rf"takes 2 or more: write {section}: {{steps: 2}}"):
         notes(root, teacher)
     assert notes(root, dataclasses.replace(teacher, **{section: {"steps": 2}}))
+
+
+def test_no_weights_are_loaded_from_pickles():
+    calls = []
+    for path in sorted((project.ROOT / "linattn").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                words = {keyword.arg for keyword in node.keywords}
+                if node.func.attr in ("from_pretrained", "load_lora_weights", "download"):
+                    calls.append((ast.unparse(node), words))
+    schedulers = [call for call, _ in calls if "scheduler" in call]
+    strict = [call for call, words in calls if "use_safetensors" in words or None in words]
+    assert len(schedulers) + len(strict) == len(calls) >= 6, calls

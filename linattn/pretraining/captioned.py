@@ -75,7 +75,7 @@ class Captioned(Backbone[Model]):
     @torch.no_grad()
     def drawn(self, folder: Path, captions: list[str], recipe: Recipe, batch: int = 50) -> Tensor:
         """Draw the captions with the stored pipeline, (captions, 3, side, side) in [0, 1]."""
-        pipe: Any = DiffusionPipeline.from_pretrained(folder)
+        pipe: Any = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
         pipe.set_progress_bar_config(disable=True)
         steps = recipe.sampler["steps"]
         kwargs = {"num_inference_steps": steps, "output_type": "pt", **self.call_arguments(recipe)}

@@ -52,7 +52,7 @@ def _autoencoder(recipe: Recipe, scratch: Path, device: str) -> AutoencoderKL:
     """Return another teacher's autoencoder where the recipe names one, or train it."""
     if "of" in recipe.autoencoder:
         folder = project.ROOT / "data" / "teachers" / recipe.autoencoder["of"] / "vae"
-        return AutoencoderKL.from_pretrained(folder).to(device).eval()
+        return AutoencoderKL.from_pretrained(folder, use_safetensors=True).to(device).eval()
     return autoencoder.train(scratch, device=device, **recipe.autoencoder)
 
 

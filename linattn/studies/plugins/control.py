@@ -70,7 +70,7 @@ class Control(Plugin):
         return curve
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-        control = ControlNetModel.from_pretrained(folder).to(pipe.device)
+        control = ControlNetModel.from_pretrained(folder, use_safetensors=True).to(pipe.device)
         mounted = StableDiffusionControlNetPipeline(
             **pipe.components, controlnet=control, requires_safety_checker=False
         )

@@ -63,7 +63,7 @@ class Lora(Plugin):
         return curve
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-        pipe.load_lora_weights(folder, adapter_name=ADAPTER)
+        pipe.load_lora_weights(folder, adapter_name=ADAPTER, use_safetensors=True)
         return pipe
 
     def silence(self, pipe: DiffusionPipeline) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Recolour(Plugin):
         return curve
 
     def mount(self, pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-        unet = UNet2DConditionModel.from_pretrained(folder).to(pipe.device)
+        unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).to(pipe.device)
         mounted = type(pipe)(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
         mounted.set_progress_bar_config(disable=True)
         return mounted
