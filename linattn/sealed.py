@@ -10,11 +10,15 @@
 
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from linattn import files
@@ -80,6 +84,35 @@ def check(path: Path, remedy: str = "make it again") -> Any:
         raise FileNotFoundError(f"{path} is missing; {remedy}") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise Damaged(f"{path} is damaged ({error}); {remedy}") from error
+
+
+class Rows:
+    """Read single rows of one tensor of a file, in the file's own dtype.
+
+    Args:
+        path: a file that was checked.
+        name: of the tensor.
+        remedy: what helps where the file is cut, for the error.
+    """
+
+    DTYPES = MappingProxyType({"F16": np.float16, "F32": np.float32})
+
+    def __init__(self, path: Path, name: str, remedy: str):
+        self.path, self.remedy = path, remedy
+        self.file = path.open("rb")
+        length = int.from_bytes(self.file.read(8), "little")
+        entry = json.loads(self.file.read(length))[name]
+        self.dtype = np.dtype(self.DTYPES[entry["dtype"]])
+        self.shape: tuple[int, ...] = tuple(entry["shape"])
+        self.start = 8 + length + entry["data_offsets"][0]
+
+    def __getitem__(self, position: int) -> Any:
+        """Return a row as NumPy's array, or raise Damaged where the file ends before it."""
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        content = os.pread(self.file.fileno(), size, self.start + position * size)
+        if len(content) < size:
+            raise Damaged(f"{self.path} was cut while it was read; {self.remedy}")
+        return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
 
 
 def _seal(path: Path) -> tuple[int, str]:

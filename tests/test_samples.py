@@ -9,7 +9,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from linattn import digests, samples, sampling
+from linattn import digests, samples, sampling, sealed
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.distill import distill
 from linattn.samples import Samples
@@ -278,6 +278,17 @@ def test_a_damaged_shard_is_named_and_only_it_is_drawn_again(pipe, written, draw
         samples.write(pipe, written, 10, seed=3, **OPTIONS)
     assert drawn == [4]
     assert files(written) == before
+
+
+def test_a_shard_that_is_cut_while_it_is_open_is_an_error_and_ends_no_process(written):
+    opened = samples.Samples(written)
+    expected, _ = opened.batch([0, 1])
+    path = written / opened.shards[0]["file"]
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    assert torch.equal(opened.batch([0])[0], expected[:1])
+    with pytest.raises(sealed.Damaged, match=r"shard-.*was cut .*; write the samples"):
+        opened.batch(range(opened.shards[0]["count"]))
 
 
 def test_two_damaged_shards_are_both_drawn_again(pipe, written, drawn):

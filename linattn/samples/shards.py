@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -41,9 +43,10 @@ def write(path: Path, shard: Shard, recipe: Mapping[str, Any], first: int) -> No
 
 
 class OpenShard:
-    """Read single pictures of a shard, by a memory map; its prompts are held.
+    """Read single pictures of a shard from its file; its prompts are held.
 
-    A shard of FLUX.1 at 1024 px holds half a gigabyte of latents, of which a batch needs a row.
+    A shard of FLUX.1 at 1024 px holds half a gigabyte of latents, of which a batch needs a row. It
+    is read and not mapped: a mapped file that another program cuts ends the process without a word.
     """
 
     def __init__(self, path: Path):
@@ -52,16 +55,16 @@ class OpenShard:
             names = set(file.keys())
             labels = file.get_tensor("labels") if "labels" in names else None
             self.prompts: Prompts = note["captions"] if labels is None else labels
-            self.latents = file.get_slice("latents")
+        self.latents = sealed.Rows(path, "latents", REMEDY)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the shape of all latents, (pictures, channels, height, width)."""
-        return tuple(self.latents.get_shape())
+        return self.latents.shape
 
     def row(self, position: int) -> Tensor:
         """Return the latents of one picture in float32."""
-        return self.latents[position].float()
+        return torch.from_numpy(self.latents[position].astype(np.float32))
 
 
 def held(path: Path, recipe: Mapping[str, Any], first: int, sha256: str | None) -> int:
