@@ -152,8 +152,8 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
                 progress_bar=False,
                 stdout_file=log,
                 stderr_file=log,
-                # no warning about the encryption of a local socket
-                extra_arguments=["--log-level=ERROR"],
+                # no warning about the encryption of a local socket, nor of one that a signal closed
+                extra_arguments=["--log-level=CRITICAL"],
                 # a cell that prints 200 MB is behind its output for longer than the usual 4 s
                 iopub_timeout=PATIENCE,
             )

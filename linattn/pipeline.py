@@ -98,7 +98,7 @@ def _check_sources(settings: params.Params, roles: Sequence[str]) -> None:
 
 
 def _check_teacher(settings: params.Params, only: str | None) -> None:
-    if only:
+    if only is not None:
         known(only, settings.teachers, "teacher")
 
 
@@ -559,10 +559,10 @@ def _run(options: argparse.Namespace) -> int:
         return accept()
     if options.study is not None:
         return study(options.study)
-    if options.profile and options.profile != params.load().profile:
+    if options.profile not in (None, params.load().profile):
         # a misspelt name is refused before anything is copied
         _check_teacher(params.load(options.profile), options.teacher)
-        words = ["--teacher", options.teacher] if options.teacher else []
+        words = ["--teacher", options.teacher] if options.teacher is not None else []
         return elsewhere(options.profile, words)
     with project.pipeline():  # never what was made by hand
         return repro(options.teacher)

@@ -9,6 +9,7 @@
   while a stage is behind the code, or where a row was made by code that no commit holds.
 """
 
+import argparse
 import shutil
 import sys
 from collections.abc import Mapping
@@ -160,7 +161,10 @@ def _empty(name: str) -> Path:
     return folder
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m linattn.publish", description=description)
+    parser.parse_args(arguments)
     try:
         with project.pipeline():
             return publish()

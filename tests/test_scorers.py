@@ -223,6 +223,17 @@ def test_what_cannot_be_laid_out_is_refused(tmp_path):
         scorers.lay_out("dpg", path, labels, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"batch": 0}, {"batch": "4"}, {"pictures": 0}, {"seed": 1.5}, {"steps": None, "size": "x"}],
+)
+def test_a_wrong_value_is_refused_before_anything_is_drawn(tmp_path, option):
+    path = prompts(tmp_path / "prompts", "dpg")
+    with pytest.raises(ValueError, match=list(option)[-1]):
+        scorers.lay_out("dpg", path, teacher(), tmp_path / "out", **option)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_draws_with_a_student_and_says_what_is_wrong(tmp_path, capsys):
     pipe = kinds.pipeline("unet")
     pipe.save_pretrained(tmp_path / "teacher")

@@ -56,8 +56,8 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     _check_pretrained(top["pretrained"], teachers)
     teachers_of = _teachers_of(top["teachers_of"], teachers)
     entries = mapping(top["profiles"], "profiles")
-    chosen = known(profile or top["profile"], entries, "profile")
-    if not profile:
+    chosen = known(top["profile"] if profile is None else profile, entries, "profile")
+    if profile is None:
         known(top["profile"], entries, f"{file}: profile")
     profiles = {}
     for name, entry in entries.items():

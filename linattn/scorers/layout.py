@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 from linattn import digests, project, sampling
 from linattn.conditions import Labels
+from linattn.reader import between, checked
 from linattn.sampling import Size
+from linattn.sampling.plan import RULES as DRAW
 from linattn.scorers.benchmark import Benchmark, Prompt
 from linattn.scorers.registry import benchmark
 from linattn.teachers import Teacher
 
+RULES = {name: DRAW[name] for name in ("size", "steps", "guidance", "seed", "batch", "model")}
 
+
+@checked(pictures=between(1), **RULES)
 def lay_out(
     name: str,
     prompts: str | Path,
