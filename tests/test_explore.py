@@ -292,3 +292,24 @@ def test_pictures_say_what_they_show(teacher, student):
     for picture in (explore.beside(*traces.values(), 0), explore.looking(models, traces, 0, 0, 2)):
         assert isinstance(picture, Picture)
         assert "teacher" in picture.alt
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, 1.5, "0", None, True])
+def test_what_is_no_number_of_a_step_is_refused_in_a_sentence(teacher, wrong):
+    trace = explore.trace(teacher, 2, steps=2)
+    with pytest.raises(ValueError, match="^step "):
+        explore.attention(teacher.model, trace, wrong, 0, 0)
+    with pytest.raises(ValueError, match="^step "):
+        explore.beside(trace, trace, wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, 0.5, "0"])
+def test_what_is_no_number_of_a_head_is_refused(wrong):
+    with pytest.raises(ValueError, match="^head "):
+        explore.head(torch.zeros(2, 4, 4), wrong)
+
+
+def test_traces_of_other_lengths_are_not_compared(teacher):
+    first, second = (explore.trace(teacher, 2, steps=steps) for steps in (1, 2))
+    with pytest.raises(ValueError, match=r"traces are \(1, 3, .* and \(2, 3, .*as many steps"):
+        explore.distance(first, second)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from linattn.attention.grid import Grid
 from linattn.explore.tracing import Trace
-from linattn.explore.weights import attention, covering, head
+from linattn.explore.weights import attention, check, covering, head
 from linattn.report import figures
 from linattn.report.picture import Picture
 
@@ -23,6 +23,7 @@ def beside(
         step: the number of the step.
         names: titles of the two pictures.
     """
+    check("step", step, min(teacher.steps, student.steps))
     return figures.difference(teacher.beliefs[step], student.beliefs[step], names)
 
 

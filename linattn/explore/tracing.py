@@ -129,4 +129,10 @@ def distance(first: Trace, second: Trace) -> list[float]:
         first: how one model drew the picture.
         second: how another drew it, in as many steps.
     """
+    if first.beliefs.shape != second.beliefs.shape:
+        shapes = [tuple(trace.beliefs.shape) for trace in (first, second)]
+        raise ValueError(
+            f"the traces are {shapes[0]} and {shapes[1]} (steps, 3, height, width): draw both in "
+            "as many steps and at one size"
+        )
     return (first.beliefs - second.beliefs).square().mean((1, 2, 3)).tolist()

@@ -1,11 +1,15 @@
 """Compute the attention of one token at one step of a trace."""
 
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from linattn import families, sampling
 from linattn.attention.grid import Grid
 from linattn.explore.tracing import Trace
+from linattn.names import short
 
 
 @torch.no_grad()
@@ -60,9 +64,22 @@ def head(weights: Tensor, number: int | None) -> Tensor:
         weights: (heads, height, width).
         number: the number of the head; None takes the mean.
     """
-    return weights.mean(0) if number is None else weights[min(number, len(weights) - 1)]
+    if number is None:
+        return weights.mean(0)
+    check("head", number)
+    return weights[min(number, len(weights) - 1)]
 
 
-def check(noun: str, index: int, count: int) -> None:
-    if not 0 <= index < count:
-        raise ValueError(f"{noun} {index} does not exist: there are {count}, from 0 to {count - 1}")
+def check(noun: str, index: Any, count: int | None = None) -> None:
+    """Refuse what is no number of a step, a layer, a token or a head.
+
+    Args:
+        noun: what is numbered.
+        index: the number.
+        count: how many there are; None sets no limit.
+    """
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise ValueError(f"{noun} is {short(index)}; pass a whole number from 0 on")
+    if index < 0 or (count is not None and int(index) >= count):
+        numbers = f"there are {count}, from 0 to {count - 1}" if count else "they begin at 0"
+        raise ValueError(f"{noun} {index} does not exist: {numbers}")

@@ -11,6 +11,7 @@ from linattn.explore.menu import choices, student, students, teachers
 from linattn.explore.pictures import beside, looking, token_colours
 from linattn.explore.tracing import Trace, trace
 from linattn.explore.weights import check
+from linattn.reader import between, checked
 
 CELL = "18px"
 
@@ -173,6 +174,7 @@ class Explorer:
         display(self.widget)
 
 
+@checked(steps=between(1))
 def explore(names: Iterable[str] | None = None, steps: int = 12) -> Explorer:
     """Return the widget for the teachers of data/teachers/ and the students of params.yaml.
 
