@@ -9,10 +9,12 @@ missing test, or a change that alters nothing.
 import argparse
 import ast
 import copy
+import importlib
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,9 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MAP = ROOT / ".scratch" / "mutants.json"
+MAPS = ROOT / ".scratch" / "mutants"  # a file for each file of tests
 PACKAGES = ("linattn", "kernels/linattn_kernels")
-TESTS = 10  # that are run for a change
+FIRST, MOST = 10, 60  # tests that are run for a change, and for one that these do not notice
 SECONDS = 240  # that they may take
 # These run the pipeline or build pages; what they cover is covered by others too.
 SLOW = {
@@ -121,48 +123,54 @@ def mutated(path: Path, number: int) -> tuple[str, int, str]:
     return ast.unparse(ast.fix_missing_locations(Replace(node, other).visit(tree))), line, said
 
 
-def learn(files: list[str]) -> None:
+def learn(files: list[str], part: str) -> None:
     """Run the tests under coverage, and write which of them run which lines."""
+    index, of = map(int, part.split("/"))
+    names = sorted(path.stem for path in (ROOT / "tests").glob("test_*.py"))
+    MAPS.mkdir(parents=True, exist_ok=True)
+    for name in (files or [name for name in names if name not in SLOW])[index::of]:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            lines = _covered(name, Path(folder))
+        (MAPS / f"{name}.json").write_text(json.dumps(lines))
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _covered(name: str, folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Run one file of tests, and return its tests by file and line."""
     import coverage
 
-    names = files or sorted(
-        p.stem for p in (ROOT / "tests").glob("test_*.py") if p.stem not in SLOW
+    data, settings = folder / "data", folder / "settings"
+    settings.write_text(
+        "[run]\ndynamic_context = test_function\nsource = linattn,linattn_kernels\n"
     )
-    known = json.loads(MAP.read_text()) if MAP.is_file() else {}
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            data, settings = Path(folder) / "data", Path(folder) / "settings"
-            settings.write_text(
-                "[run]\ndynamic_context = test_function\nsource = linattn,linattn_kernels\n"
+    measured = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}"]
+    tested = ["-m", "pytest", "-q", "-n", "0", f"tests/{name}.py"]
+    command = [*measured, f"--data-file={data}", *tested]
+    subprocess.run(command, cwd=ROOT, capture_output=True)
+    if not data.exists():
+        return {}
+    read = coverage.CoverageData(basename=str(data))
+    read.read()
+    known: dict[str, dict[str, list[str]]] = {}
+    for file in read.measured_files():
+        lines = known.setdefault(Path(file).relative_to(ROOT).as_posix(), {})
+        for line, contexts in read.contexts_by_lineno(file).items():
+            tests = {context.rpartition(".")[2].split("|")[0] for context in contexts}
+            lines[str(line)] = sorted(
+                f"{name}::{test}" for test in tests if test.startswith("test_")
             )
-            command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}"]
-            command += [
-                f"--data-file={data}",
-                "-m",
-                "pytest",
-                "-q",
-                "-n",
-                "0",
-                "-x",
-                f"tests/{name}.py",
-            ]
-            began = time.monotonic()
-            subprocess.run(command, cwd=ROOT, capture_output=True)
-            if not data.exists():
-                continue
-            read = coverage.CoverageData(basename=str(data))
-            read.read()
-            for file in read.measured_files():
-                relative = Path(file).relative_to(ROOT).as_posix()
-                for line, contexts in read.contexts_by_lineno(file).items():
-                    tests = known.setdefault(relative, {}).setdefault(str(line), [])
-                    for context in contexts:
-                        test = context.rpartition(".")[2].split("|")[0]
-                        if test.startswith("test_") and f"{name}::{test}" not in tests:
-                            tests.append(f"{name}::{test}")
-            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-        MAP.parent.mkdir(exist_ok=True)
-        MAP.write_text(json.dumps(known))
+    return known
+
+
+def learned() -> dict[str, dict[str, list[str]]]:
+    """Return the tests of all files by file and line."""
+    known: dict[str, dict[str, list[str]]] = {}
+    for path in sorted(MAPS.glob("*.json")):
+        for file, lines in json.loads(path.read_text()).items():
+            for line, tests in lines.items():
+                known.setdefault(file, {}).setdefault(line, []).extend(tests)
+    return known
 
 
 def of_line(lines: dict[str, list[str]], line: int) -> list[str]:
@@ -179,49 +187,70 @@ def judged(folder: Path, path: Path, number: int, known: dict[str, dict[str, lis
     if not tests:
         return f"not run | {place}"
     own = [test for test in tests if path.stem in test.split("::")[0]]
-    chosen = [*own, *(test for test in tests if test not in own)][:TESTS]
+    ordered = [*own, *(test for test in tests if test not in own)]
     target = folder / relative
     good = target.read_text()
     target.write_text(text)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{folder}:{folder / 'kernels'}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    words = [f"tests/{test.replace('::', '.py::')}" for test in chosen]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        *words,
-    ]
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS
-        )
-        noticed = done.returncode != 0
-    except subprocess.TimeoutExpired:
-        noticed = True
+        noticed = fails(folder, ordered[:FIRST]) or fails(folder, ordered[FIRST:MOST])
     finally:
         target.write_text(good)
     return f"{'noticed' if noticed else 'SURVIVED'} | {place}"
 
 
+def preload() -> None:
+    """Import what the tests import and what is not changed, once for all children."""
+    for name in ("torch", "diffusers", "transformers", "pytest", "matplotlib.pyplot", "dvc.cli"):
+        importlib.import_module(name)
+    for name in ("DiffusionPipeline", "DiTTransformer2DModel", "UNet2DConditionModel"):
+        getattr(importlib.import_module("diffusers"), name)
+
+
+def fails(folder: Path, tests: list[str]) -> bool:
+    """Run tests in a child of this process, and say whether one failed or none came to its end."""
+    if not tests:
+        return False
+    child = os.fork()
+    if child == 0:
+        os._exit(_tested(folder, tests))
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) != 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def _tested(folder: Path, tests: list[str]) -> int:
+    """Return pytest's exit code; this is a child, whose output nobody reads."""
+    import pytest
+
+    os.setsid()
+    os.chdir(folder)
+    packages = [str(folder), str(folder / "kernels")]
+    sys.path[:0] = packages
+    os.environ.update({"PYTHONPATH": ":".join(packages), "PYTHONDONTWRITEBYTECODE": "1"})
+    sys.dont_write_bytecode = True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    words = [f"tests/{test.replace('::', '.py::')}" for test in tests]
+    return int(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *words]))
+
+
 def run(count: int, seed: int, part: str) -> None:
     """Make a sample of changes, and print what came of each and the share that was noticed."""
-    known = json.loads(MAP.read_text())
+    known = learned()
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     files = [path for path in files if "_triton" not in path.name and path.name != "tiles.py"]
     everything = [(path, number) for path in files for number in places(path)]
     sample = random.Random(seed).sample(everything, min(count, len(everything)))
     index, of = map(int, part.split("/"))
     counts: dict[str, int] = {}
+    preload()
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "copy"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
@@ -243,9 +272,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", default="0/1", help="0/2 and 1/2 run side by side")
     options = parser.parse_args()
-    learn(options.files) if options.step == "map" else run(
-        options.count, options.seed, options.part
-    )
+    if options.step == "map":
+        learn(options.files, options.part)
+    else:
+        run(options.count, options.seed, options.part)
 
 
 if __name__ == "__main__":
