@@ -108,7 +108,11 @@ def curve(config: DistillConfig, history: list[dict[str, Any]]) -> dict[str, lis
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Distil the student that the command line names, once for each seed."""
+    """Distil the student that the command line names, once for each seed.
+
+    Args:
+        arguments: those of the command line; None takes this process's.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True, help="a name of params.yaml")
     parser.add_argument("--profile", help="tiny, nano, full or paper; the file's own by default")

@@ -8,6 +8,7 @@
 """
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,10 @@ if not torch.cuda.is_available():
     # Before anything imports Triton: whether a kernel is interpreted is decided where it is
     # defined. Who wants it on the CPU asks for it (use_backend); the default there is PyTorch.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell's background job ignores Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:

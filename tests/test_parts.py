@@ -97,7 +97,7 @@ def with_a_list_for_its_index(folder):
         (with_a_variant_alone, "vae has diffusion_pytorch_model.fp16.safetensors and no .*variant"),
         (cut, "is damaged or no weights at all .*fetch it again"),
         (with_a_pointer_of_git, "is damaged or no weights at all .*git lfs pull"),
-        (with_a_list_for_its_index, r"model_index.json is \[\]; it must be a mapping"),
+        (with_a_list_for_its_index, r"model_index.json is damaged: it holds \[\]; copy or save"),
     ],
 )
 def test_a_part_that_is_not_whole_is_named(folder, broken, sentence):

@@ -64,7 +64,7 @@ def test_a_teacher_alone_runs_its_own_stages_and_its_notes_first(monkeypatch):
     monkeypatch.setattr(
         pipeline,
         "dvc",
-        lambda *words, **_: ran.append(words) or subprocess.CompletedProcess(words, 0),
+        lambda *words, **_: ran.append(words) or 0,
     )
     monkeypatch.setattr(pipeline, "make_folders", lambda: None)
     assert pipeline.repro("text") == 0
@@ -235,9 +235,7 @@ def test_the_one_file_that_a_run_changes_is_named_with_the_command_that_takes_it
 def test_a_study_is_run_by_its_name_and_names_its_own_lock(repository, monkeypatch, capsys):
     def dvc(*words, **_):
         (repository / "studies/plugins/dvc.lock").write_text("of this machine\n")
-        return subprocess.CompletedProcess(
-            words, 0 if words == ("repro", "studies/plugins/dvc.yaml") else 1
-        )
+        return 0 if words == ("repro", "studies/plugins/dvc.yaml") else 1
 
     monkeypatch.setattr(pipeline, "dvc", dvc)
     assert pipeline.main(["--study", "plugins"]) == 0

@@ -125,6 +125,12 @@ def test_a_wrong_value_of_a_student_is_named_with_its_place(root, place, value, 
     assert "remove it, and make repro makes it again" in failure
 
 
+def test_a_student_that_no_judge_saw_has_no_confusion_and_is_whole(root):
+    path = project.result("clear")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "confusion": []}))
+    assert "clear" in read().only.done
+
+
 @pytest.mark.parametrize(
     ("file", "key", "row"),
     [

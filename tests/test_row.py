@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -309,12 +308,13 @@ def test_what_lacks_is_made_by_the_pipelines_stages_and_its_failure_is_named(
 ):
     settings = params.load("nano")
     monkeypatch.setattr(project, "ROOT", tmp_path)
-    run = {"seconds": {"evaluate": 100, "draw": 90}, "facts": {"hardware": {"gpu": "a GPU"}}}
+    hardware = {"cpu": "a CPU", "cores": 2, "gpu": "a GPU"}
+    facts = {"hardware": hardware, "versions": {"torch": "2.13.0", "diffusers": "0.42.0"}}
+    run = {"seconds": {"evaluate": 100, "draw": 90}, "facts": facts}
     project.write_json(tmp_path / "reports/runs/teacher-class.run.json", run)
     project.write_json(tmp_path / "reports/results/teacher-class.json", {"profile": "nano"})
     ran = []
-    failed = SimpleNamespace(returncode=1)
-    monkeypatch.setattr(pipeline, "dvc", lambda *words: ran.append(words) or failed)
+    monkeypatch.setattr(pipeline, "dvc", lambda *words: ran.append(words) or 1)
     monkeypatch.setattr(pipeline, "stale", lambda: [])
     with pytest.raises(RuntimeError, match="sample@class, reference@class failed.*is kept"):
         supplies.provide(settings, "class")

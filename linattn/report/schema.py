@@ -273,11 +273,11 @@ def _tables(validator: Any, key: str, content: Any, schema: Schema) -> Iterator[
 
 
 def _square(validator: Any, _: bool, content: Any, schema: Schema) -> Iterator[Any]:
-    """Yield an error where counts are not a table of the judge's shapes."""
+    """Yield an error where counts are no table of the judge's shapes; unjudged there are none."""
     from linattn import world
 
     count = len(world.SHAPES)
-    if isinstance(content, list) and not _has_shape(content, count, count):
+    if isinstance(content, list) and content and not _has_shape(content, count, count):
         yield _error(f"it has not {count} rows of {count} counts")
 
 
