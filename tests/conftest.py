@@ -20,9 +20,11 @@ if not torch.cuda.is_available():
     # defined. Who wants it on the CPU asks for it (use_backend); the default there is PyTorch.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# A shell's background job ignores Ctrl-C, and so would all that the tests start and interrupt.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores Ctrl-C and nohup's the end of its terminal, and so would all that
+# the tests start and interrupt.
+for name, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(name) == signal.SIG_IGN:
+        signal.signal(name, usual)
 
 torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:
