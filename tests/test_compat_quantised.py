@@ -9,6 +9,7 @@ import copy
 import compat
 import kinds
 import pytest
+import tiny
 import torch
 from compat import PAIRS
 from torch import nn
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 import linattn
 from linattn import families, surgery
-from linattn.surgery import quantised
+from linattn.surgery import identity, quantised
 
 aten = torch.ops.aten
 
@@ -225,3 +226,25 @@ def test_the_operators_of_a_quantised_base_learn(quantise):
     assert new
     assert all(parameter.grad.isfinite().all() for _, parameter in new)
     assert any(parameter.grad.any() for _, parameter in new)
+
+
+def test_what_a_library_stores_beside_a_weight_belongs_to_the_base():
+    model = by_the_stand_in(tiny.model())
+    name = next(name for name in compat.linears(model) if name.endswith("to_q"))
+    beside = {f"{name}.{key}": torch.ones(1) for key in ("weight.absmax", "weight_format", "SCB")}
+    live = identity.tensors(model)
+    held = quantised.held(live | beside)
+    assert beside.keys() <= held
+    assert {f"{name}.weight"} < held
+    assert f"{name}.bias" not in held
+    assert quantised.held(beside) == set()  # of a base that is not quantised
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_base_of_other_scales_is_another_base(bits):
+    model = by_bitsandbytes(bits)(tiny.model())
+    before = identity.all_digests(identity.tensors(model))
+    linear = next(iter(compat.linears(model).values()))
+    scale = linear.weight.quant_state.absmax if bits == 4 else linear.weight.SCB
+    scale.add_(1)
+    assert len(identity.changed(identity.tensors(model), before)) == 1

@@ -93,7 +93,7 @@ def _check_layers(layers: Sequence[Layer], student: Student) -> None:
 def _check_tensors(model: nn.Module, replacements: Sequence[Replacement], student: Student) -> None:
     """Raise if tensors of replaced layers are missing, tensors are unknown, or shapes differ."""
     live = identity.tensors(model)
-    kept = quantised.names(live)
+    kept = quantised.held(live)
     if written := [name for name in kept if name in student.tensors]:
         raise ValueError(
             f"{student.path} brings {shortened(written)}, which are quantised in this "

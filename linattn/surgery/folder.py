@@ -65,10 +65,12 @@ def _layers(model: nn.Module, conversion: Conversion) -> list[dict[str, Any]]:
 def _learned(model: nn.Module, conversion: Conversion) -> dict[str, Tensor]:
     """Collect the tensors by which the model differs from its base, operators included."""
     trained = set(conversion.changed_outside(model))
+    live = identity.tensors(model)
+    kept = quantised.held(live)
     tensors = {
         name: tensor
-        for name, tensor in identity.tensors(model).items()
-        if (conversion.inside(name) or name in trained) and not quantised.is_quantised(tensor)
+        for name, tensor in live.items()
+        if (conversion.inside(name) or name in trained) and name not in kept
     }
     for layer in families.layers(model):
         if layer.operator is not None:

@@ -40,6 +40,16 @@ def names(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name, tensor in tensors.items() if is_quantised(tensor)]
 
 
+def held(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Name the quantised tensors and what their libraries store beside them, as scales.
+
+    bitsandbytes stores `weight.absmax` and others of 4 bits, and `SCB` and `weight_format` of 8.
+    """
+    weights = tuple(names(tensors))
+    scales = {f"{weight.removesuffix('weight')}SCB" for weight in weights}
+    return {name for name in tensors if name in scales or (weights and name.startswith(weights))}
+
+
 def refuse_since(tensors: Mapping[str, Tensor], recorded: Mapping[str, Iterable[str]]) -> None:
     """Raise if weights were quantised after `linearize`.
 
