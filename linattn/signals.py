@@ -56,12 +56,13 @@ def run(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> int:
 def end(process: subprocess.Popen[bytes]) -> None:
     """End the leader of a group, then the others of the group, and wait until none is left.
 
-    The leader goes first: DVC would take the end of a stage for a reason to start the next one.
+    The leader goes first: DVC would take the end of a stage for a reason to start the next one. The
+    others get SIGTERM: at SIGINT one that still imports its packages would print a traceback.
     """
     with undisturbed():
         process.terminate()
         _wait(process.poll, GRACE)
-        for name, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, 5.0)):
+        for name, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5.0)):
             if not _alive(process.pid):
                 break
             with contextlib.suppress(ProcessLookupError):

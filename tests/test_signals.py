@@ -13,7 +13,8 @@ from linattn import project, signals
 
 # A command that starts another, which writes when it is interrupted; the leader would go on.
 STAGE = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     pathlib.Path("started").write_text("")
     time.sleep(60)
