@@ -119,6 +119,17 @@ def test_an_interval_that_reaches_the_best_is_marked():
     assert tables.cell(column, {"value": 0.93, "low": 0.9, "high": 0.95}, 0.93).best
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0.0"), (0.5, "50.0"), (0.0006, "0.1"), (0.0004, "0.04"), (2e-7, "2e-05")],
+)
+def test_a_small_share_is_not_written_as_none(value, text):
+    assert words.percent(value) == f"{text}\u00a0%"
+    assert words.with_interval({"value": value, "low": value, "high": value}) == (
+        f"{text}\u00a0% ({text} to {text})"
+    )
+
+
 def test_the_table_has_all_kinds_of_rows(data):
     table = report.table(data)
     assert [group.heading for group in table.groups] == list(words.KINDS.values())

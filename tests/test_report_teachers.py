@@ -175,7 +175,7 @@ def test_best_is_bold_among_the_methods_of_each_teacher(data):
     best = {}
     for group in report.table(data).groups:
         best[group.heading] = [row.name for row in group.rows if row.cells and row.cells[0].best]
-    assert best == {"dit-nano": ["lit"], "sd-nano": ["sd-lit"], "flux-nano": ["flux-clear"]}
+    assert best == {"dit-nano": ["lit"], "sd-nano": ["sd-lit"], "flux-nano": []}  # of one, none
 
 
 def test_marks_of_two_things_are_empty_where_prompts_are_labels(data):
@@ -429,6 +429,19 @@ def test_students_whose_intervals_touch_share_the_first_place(root):
         "lit can be closest to every teacher: lit or clear to dit-nano (6.5\u00a0%) and "
         "sd-lit to sd-nano (5.0\u00a0%)."
     )
+
+
+def test_of_one_teacher_with_results_nothing_is_said_of_all(root):
+    chosen = {name: synthetic_results.ALL[name] for name in ("clear", "lit", "sd-lit")}
+    data = report.read(chosen, "nano", teachers=TEACHERS)
+    data.parts["text"].failures["sd-lit"] = "not trained"
+    assert sentences.headline(data) == "Closest to dit-nano: lit (6.5\u00a0%)."
+
+
+def test_an_only_student_is_not_marked_as_the_best(root):
+    data = report.read({"lit": SOME["lit"]}, "nano", teachers=TEACHERS)
+    (row,) = (row for row in report.table(data).rows if row.kind == "student")
+    assert not any(cell.best for cell in row.cells)
 
 
 def test_without_a_method_there_is_no_finding_and_no_picture(root):

@@ -52,7 +52,7 @@ def headline(report: Report) -> str:
     firsts = {data.name: _firsts(data) for data in report.parts.values() if closest(data)}
     if not firsts:
         return ""
-    if not report.several:
+    if len(firsts) == 1:
         ((teacher, (names, error)),) = firsts.items()
         return f"Closest to {teacher}: {' or '.join(names)} ({error})."
     clauses = []

@@ -136,7 +136,8 @@ def _joined(*notes: str) -> str:
 def students(data: Data, columns: Sequence[Column], note: str = "") -> list[Row]:
     """Return a row for each student; `note` marks the controls where no heading does."""
     candidates = [data.results[name] for name in data.methods]
-    best = {column.key: _best(column, candidates) for column in columns}
+    columns_compared = columns if len(candidates) > 1 else ()
+    best = {column.key: _best(column, candidates) for column in columns_compared}
     rows = []
     for name in data.students:
         kind = "control" if data.is_control(name) else "student"

@@ -20,14 +20,20 @@ NO_RESULT = "no result: the stage did not finish"
 
 def percent(value: float, digits: int = 1) -> str:
     """Write a share in per cent."""
-    return f"{100 * value:.{digits}f}\u00a0%"  # no line breaks at this space
+    return f"{hundredths(value, digits)}\u00a0%"  # no line breaks at this space
+
+
+def hundredths(value: float, digits: int = 1) -> str:
+    """Write a share in per cent without the sign; a small one by its first digit, not as zero."""
+    text = f"{100 * value:.{digits}f}"
+    return f"{100 * value:.1g}" if value and not float(text) else text
 
 
 def with_interval(measure: Mapping[str, Any], digits: int = 1) -> str:
     """Write a measure with its interval, as in 93.8 % (88.3 to 96.8)."""
     if measure.get("low") is None:
         return percent(measure["value"], digits)
-    low, high = (f"{100 * measure[side]:.{digits}f}" for side in ("low", "high"))
+    low, high = (hundredths(measure[side], digits) for side in ("low", "high"))
     return f"{percent(measure['value'], digits)} ({low} to {high})"
 
 
