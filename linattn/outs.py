@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -31,18 +32,32 @@ def restore(stage: str | None = None) -> list[str]:
         stage: as DVC names it, such as distill@clear; None: all stages.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     restored = []
     try:
-        with Repo(str(project.ROOT)) as repo:
+        with _repository() as repo:
             stages = [_stage(repo, stage)] if stage else repo.index.stages
             for out in (out for one in stages if not one.frozen for out in one.outs):
                 if out.use_cache and out.hash_info and not out.exists:
                     restored += [_name(out)] if _checked_out(out) else []
     except DvcException:
         return restored  # DVC itself names a broken dvc.yaml or dvc.lock
+    except OSError as error:
+        remedy = "it lies in DVC's cache, and python -m dvc checkout brings it back"
+        print(f"What was there could not be put back ({error}): {remedy}", file=sys.stderr)
     return restored
+
+
+@contextlib.contextmanager
+def _repository() -> Generator[Any]:
+    """Open DVC's repository; it keeps notes in a database, which a full disk refuses."""
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(project.ROOT)) as repo:
+            yield repo
+    except sqlite3.Error as error:
+        raise OSError(f"DVC cannot write its notes: {error}; is the disk full?") from error
 
 
 def _checked_out(out: Any) -> bool:
@@ -108,9 +123,7 @@ def _recorded(stage: str) -> Iterator[tuple[str, str, str]]:
 
 def _read_by(stage: str) -> list[str]:
     """Return the deps of a stage that are data; code may be edited."""
-    from dvc.repo import Repo
-
-    with Repo(str(project.ROOT)) as repo:
+    with _repository() as repo:
         names = [_name(dep) for dep in _stage(repo, stage).deps if dep.protocol == "local"]
     return [name for name in names if name.startswith(("data/", "reports/"))]
 

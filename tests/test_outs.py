@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 
@@ -185,3 +186,16 @@ def test_the_report_goes_on_where_another_stage_stops(monkeypatch):
     monkeypatch.setattr(outs, "running", lambda: "evaluate@clear")
     with pytest.raises(ValueError, match="it is damaged"), outs.kept():
         pytest.fail("the stage ran")
+
+
+def test_a_disk_too_full_for_dvcs_database_is_named_and_nothing_raises_on_the_way_back(
+    monkeypatch, capsys
+):
+    def full(*arguments):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("dvc.repo.Repo", full)
+    with pytest.raises(OSError, match=r"its notes: database or disk is full; is the disk full\?"):
+        outs.check("distill@lit")
+    assert outs.restore("distill@lit") == []
+    assert "python -m dvc checkout brings it back" in capsys.readouterr().err
