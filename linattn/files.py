@@ -19,6 +19,10 @@ import psutil
 DRAFT = ".draft"  # the end of a draft's name, as .dvcignore and .gitignore have it
 
 
+class Damaged(ValueError):
+    """Report a file that is not what was written; the message names it and the remedy."""
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Generator[Path]:
     """Yield the path of a draft, which takes the place of the file when the block has ended well.

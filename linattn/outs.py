@@ -17,7 +17,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from linattn import files, project, reader
+from linattn import project, reader
+from linattn.files import DRAFT, Damaged
 
 REPORT = "report"  # the stage that names what is damaged as a failed row, and goes on
 RUNNING = "DVC_STAGE"  # DVC's name of the stage that it runs, in the stage's environment
@@ -91,9 +92,9 @@ def kept() -> Generator[None]:
 
 
 def check(stage: str) -> None:
-    """Raise ValueError for the first of a stage's files that is not what its own stage wrote."""
-    for sentence in damaged(stage).values():
-        raise ValueError(sentence)
+    """Raise Damaged for the first of a stage's files that is not what its own stage wrote."""
+    if sentences := list(damaged(stage).values()):
+        raise Damaged(sentences[0])
 
 
 def damaged(stage: str) -> dict[str, str]:
@@ -169,4 +170,4 @@ def md5(path: Path) -> str:
 
 def _ignored(path: Path) -> bool:
     """Say whether .dvcignore leaves a file out: drafts of a writer that was killed."""
-    return files.DRAFT in path.as_posix()
+    return DRAFT in path.as_posix()

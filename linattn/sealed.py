@@ -22,15 +22,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from linattn import files
+from linattn.files import Damaged
 
 KEY = "linattn"  # the one key, because safetensors stores several in an order of each run
 BLANK = "0" * 64
 SEAL = re.compile(rb"sha256:([0-9a-f]{64}) ")
 PIECE = 1 << 22  # bytes that are read at once
-
-
-class Damaged(ValueError):
-    """Report a file that is not what was written; the message names it and the remedy."""
 
 
 def save(tensors: Mapping[str, Any], path: Path, metadata: Any = None) -> None:

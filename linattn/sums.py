@@ -8,14 +8,11 @@ import functools
 from pathlib import Path
 
 from linattn import digests, files
+from linattn.files import Damaged
 from linattn.names import short
 
 NAME = "SHA256SUMS"
 ABOVE = 3  # folders above one in which a list is looked for
-
-
-class Damaged(ValueError):
-    """Report a file that differs from its list."""
 
 
 def check(folder: Path) -> None:

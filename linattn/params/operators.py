@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from linattn import attention, project, sealed
+from linattn import attention, project
 from linattn.families.registry import class_name
+from linattn.files import Damaged
 from linattn.names import known, short, similar
 from linattn.params.schema import STUDENT_KEYS, Params, Student, Teacher
 
@@ -44,7 +45,7 @@ def _known_shape(teacher: Teacher) -> tuple[int, int, bool] | None:
     """Return a teacher's shape, or None where its config is broken."""
     try:
         return shape_of(teacher)
-    except sealed.Damaged:  # source.py names the file before anything is drawn
+    except Damaged:  # source.py names the file before anything is drawn
         return None
 
 
@@ -69,9 +70,9 @@ def described(path: Path) -> Mapping[str, Any]:
     try:
         content = project.read_json(path)
     except (ValueError, RecursionError) as error:
-        raise sealed.Damaged(f"{error}; {REMEDY}") from None
+        raise Damaged(f"{error}; {REMEDY}") from None
     if not isinstance(content, dict) or not (content or path.name == CARD):
-        raise sealed.Damaged(f"{path} is damaged: it holds {short(content)}; {REMEDY}")
+        raise Damaged(f"{path} is damaged: it holds {short(content)}; {REMEDY}")
     return content
 
 
@@ -85,7 +86,7 @@ def _count(value: Any, key: str, path: Path) -> int:
     """Return a whole number above 0 of a config; a list has one for each block."""
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     if isinstance(first, bool) or not isinstance(first, int) or first < 1:
-        raise sealed.Damaged(
+        raise Damaged(
             f"{path} is damaged: its {key} is {short(value)}, and must be a whole number above 0; "
             f"{REMEDY}"
         )
