@@ -31,9 +31,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from linattn import hours, outs, params, project, reader, sealed, signals, source
+from linattn import hours, outs, params, project, reader, signals, source
 from linattn.alone import alone
-from linattn.files import write_text
+from linattn.files import DRAFT, Damaged, whole, write_text
 from linattn.names import known
 from linattn.report import schema
 from linattn.report.stored import Files
@@ -89,7 +89,7 @@ def _check_sources(settings: params.Params, roles: Sequence[str]) -> None:
     for role in roles:
         try:
             source.check_steps(role, settings, source.check(role, settings.teacher(role)))
-        except sealed.Damaged as error:
+        except Damaged as error:
             damaged[role] = error
     if len(damaged) == len(roles):
         raise damaged[roles[0]]
@@ -439,8 +439,8 @@ def _refresh(source: Path, target: Path) -> None:
     if target.is_file() and filecmp.cmp(source, target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(target)
-    shutil.copy2(source, draft)
+    draft = target.with_name(f".{target.name}.{os.getpid()}{DRAFT}")
+    shutil.copy2(source, draft)  # with its mode: .ci/run stays a program
     os.replace(draft, target)
 
 
@@ -450,11 +450,10 @@ def _choose(folder: Path, profile: str) -> None:
     text, count = re.subn(r"^profile: .*$", f"profile: {profile}", path.read_text(), flags=re.M)
     if count != 1:
         raise ValueError(f"{path} has {count} lines that begin with 'profile:'; it needs one")
-    draft = _draft(folder / path.name)
-    draft.write_text(text)
-    if reader.read_yaml(path)["profiles"][profile]["teachers"]:
-        _list_own(draft, profile)
-    os.replace(draft, folder / path.name)
+    with whole(folder / path.name) as draft:
+        draft.write_text(text)
+        if reader.read_yaml(path)["profiles"][profile]["teachers"]:
+            _list_own(draft, profile)
 
 
 def _list_own(draft: Path, profile: str) -> None:
@@ -493,10 +492,6 @@ def _absolute(entry: dict[str, Any]) -> dict[str, Any]:
         if entry.get(key) and path.exists() and not str(entry[key]).startswith("data/"):
             changed[key] = str(path.resolve())
     return changed
-
-
-def _draft(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.draft")
 
 
 def files(root: Path | None = None) -> list[str]:

@@ -1,6 +1,5 @@
 """What a benchmark is: its prompts, where its scorer looks for pictures, what its scorer writes."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from linattn import files
 from linattn.intervals import Result
 
 
@@ -58,8 +58,6 @@ def save(picture: Tensor, path: Path, **options: Any) -> None:
         path: a file whose ending names the format; missing folders are made.
         options: those of Pillow for the format.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
     form = Image.registered_extensions()[path.suffix]
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part, form, **options)
-    os.replace(part, path)
+    with files.whole(path) as draft:
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(draft, form, **options)
