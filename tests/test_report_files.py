@@ -261,7 +261,7 @@ def test_a_broken_sheet_of_git_is_one_failed_row_with_gits_remedy(root):
     path.write_bytes(path.read_bytes()[:200])
     content = read()
     assert "reports/pictures/clear.png is damaged" in content.failures["clear"]
-    assert "git checkout HEAD -- " in content.failures["clear"]
+    assert "git checkout HEAD -- reports/pictures/clear.png" in content.failures["clear"]
     assert content.only.done == ["softmax"]
 
 

@@ -184,12 +184,7 @@ def _read_pictures(data: Data, name: str, file: str, files: Files) -> None:
 def _unlike(data: Data, name: str, drawn: Mapping[str, np.ndarray]) -> str:
     """Say why a row's pictures or maps cannot stand beside what else is there."""
     if name == "anatomy":
-        query = data.anatomy.get("query", 0)
-        smallest = min((drawn[key].size for key in drawn if key.startswith("map.")), default=None)
-        outside = smallest is not None and query >= smallest
-        return (
-            f"the query is token {query}, and a map has {smallest}; make repro" if outside else ""
-        )
+        return _outside(data.anatomy.get("query", 0), drawn)
     teacher = data.pictures.get("teacher", drawn)
     sizes = [arrays["pictures"].shape[1:] for arrays in (teacher, drawn)] if drawn else []
     if len(set(sizes)) < 2:
@@ -198,10 +193,10 @@ def _unlike(data: Data, name: str, drawn: Mapping[str, np.ndarray]) -> str:
 
 
 def _outside(query: int, drawn: Mapping[str, np.ndarray]) -> str:
-    """Say whether the token whose attention is shown lies outside of a map."""
+    """Say that the token whose attention is shown lies outside of a map, or nothing."""
     for name, array in drawn.items():
         if name.startswith("map.") and query >= array.size:
-            return f"token {query} is asked for, and {name} has {array.size} tokens; make repro"
+            return f"the query is token {query}, and {name} has {array.size} tokens; make repro"
     return ""
 
 

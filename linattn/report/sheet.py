@@ -34,19 +34,22 @@ def write(drawn: Mapping[str, np.ndarray], path: Path, count: int) -> Path:
     return path
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Return each set as bytes, (count, 3, side, side), and the labels where the sheet has them."""
+def read(path: Path, remedy: str = "write it again") -> dict[str, np.ndarray]:
+    """Return each set as bytes, (count, 3, side, side), and the labels where the sheet has them.
+
+    `remedy` is what helps where the sheet is damaged, for the error.
+    """
     try:
         with Image.open(path) as image:
             pixels, text = np.asarray(image.convert("RGB")), image.info.get(TEXT)
     except (OSError, SyntaxError) as error:  # Pillow's errors do not name the file
-        raise ValueError(f"{path} is damaged: {error}; {_remedy(path)}") from None
+        raise ValueError(f"{path} is damaged: {error}; {remedy}") from None
     if text is None:
-        raise ValueError(f"{path} does not say which pictures it holds; {_remedy(path)}")
+        raise ValueError(f"{path} does not say which pictures it holds; {remedy}")
     try:
         return _cut(pixels, json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {_remedy(path)}") from None
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 def _cut(pixels: np.ndarray, contents: dict[str, list[Any]]) -> dict[str, np.ndarray]:
@@ -58,10 +61,6 @@ def _cut(pixels: np.ndarray, contents: dict[str, list[Any]]) -> dict[str, np.nda
     if contents["labels"]:
         drawn["labels"] = np.array(contents["labels"], int)
     return drawn
-
-
-def _remedy(path: Path) -> str:
-    return f"take it from Git again: git checkout HEAD -- {path.name}"
 
 
 def _pictures(line: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class Files:
 
     def sheet(self, path: Path, needed: str) -> Stored:
         """Read the pictures of a committed row."""
-        return self._arrays(path, needed, lambda file, _: sheet.read(file))
+        return self._arrays(path, needed, sheet.read)
 
     def _arrays(self, path: Path, needed: str, load: Callable[[Path, str], Arrays]) -> Stored:
         if not path.exists():
