@@ -30,14 +30,17 @@ def known(name: str, valid: Iterable[str], noun: str) -> str:
     return name
 
 
-def nearest(noun: str, name: object, valid: Iterable[str], listed: str = "") -> ValueError:
+def nearest(
+    noun: str, name: object, valid: Iterable[str], listed: str = "", question: str = ""
+) -> ValueError:
     """Return the error for an unknown name; `noun` says what the name should be one of.
 
-    `listed` says what is valid where a list of all valid names would not.
+    `listed` says what is valid where a list of all valid names would not, and `question` what was
+    meant where that is known better than by likeness.
     """
     valid = list(valid)
     listed = f"valid are {listed or ', '.join(valid) or 'none'}"
-    question = hint(name, valid)
+    question = question or hint(name, valid)
     return ValueError(
         f"unknown {noun} {short(name)}: {f'{question} {listed}' if question else listed}"
     )

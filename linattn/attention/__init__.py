@@ -35,16 +35,14 @@ def unknown(name: str, noun: str = "operator") -> ValueError:
     """Return the error for an unknown operator; "linear", say, names the linear ones.
 
     Args:
-        name: what was asked for.
+        name: the unknown name.
         noun: what it should be a name of.
     """
     meant = [
         valid for valid, operator in OPERATORS.items() if str(name).lower() in operator.aliases
     ]
-    if not meant:
-        return nearest(noun, name, OPERATORS)
-    question = f"did you mean {' or '.join(map(repr, meant))}?"
-    return ValueError(f"unknown {noun} {name!r}: {question} valid are {', '.join(OPERATORS)}")
+    question = f"did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+    return nearest(noun, name, OPERATORS, question=question)
 
 
 def register(operator: type[Operator]) -> type[Operator]:

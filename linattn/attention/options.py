@@ -69,13 +69,9 @@ def check_names(owner: str, table: Mapping[str, Any], names: Iterable[str]) -> N
 
 def _unknown(owner: str, table: Mapping[str, Any], name: str) -> ValueError:
     """Return the error for an unknown option, which knows the names of the papers' code."""
-    for valid, option in table.items():
-        if name in option.also:
-            return ValueError(
-                f"unknown option of {owner} {name!r}: here it is called {valid!r}; valid are "
-                f"{', '.join(table)}"
-            )
-    return nearest(f"option of {owner}", name, table)
+    called = [valid for valid, option in table.items() if name in option.also]
+    question = f"here it is called {called[0]!r};" if called else ""
+    return nearest(f"option of {owner}", name, table, question=question)
 
 
 def check(owner: str, table: Mapping[str, Option], name: str, value: Any) -> Any:
