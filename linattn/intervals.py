@@ -29,7 +29,7 @@ def mean_over(values: Tensor) -> Tensor:
     return values.mean(1)
 
 
-@checked(seed=between(-math.inf), statistic=typed(), resamples=between(1, RESAMPLES))
+@checked(seed=typed(), statistic=typed(), resamples=between(1, RESAMPLES))
 def bootstrap(
     values: Tensor,
     seed: int = 0,
@@ -70,7 +70,7 @@ def _as_values(values: Tensor) -> Tensor:
     return finite(numbers.double(), "values", "look for the picture that they are of")
 
 
-@checked(seed=between(-math.inf))
+@checked(seed=typed())
 def summary(values: Tensor, seed: int = 0) -> Result:
     """Average over pictures, with a bootstrap interval."""
     values = _as_values(values)

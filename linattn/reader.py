@@ -1,7 +1,7 @@
 """Read dataclasses strictly from plain values, such as those of a YAML file.
 
 - A field's annotation says which type its value has, and its metadata which values are allowed:
-  `between`, `choice` and `accepted_by` declare such fields.
+  `between`, `choice`, `typed` and `accepted_by` declare such fields.
 - A wrong key or value is one ValueError. It names the path (`profiles.nano.distill.steps`), the
   value, what is allowed there and the nearest valid name.
 - A field may be a dataclass, a tuple or a dictionary of one type, which are read likewise.
@@ -81,7 +81,7 @@ def choice(names: Collection[str], *, empty: bool = False, **options: Any) -> An
 
 
 def typed(*, empty: bool = False, **options: Any) -> Any:
-    """Declare a value of which the type alone is held.
+    """Declare a value of which the type alone is held; a number is finite, as all are.
 
     Args:
         empty: whether a list may hold none.
@@ -167,7 +167,7 @@ def checked(**rules: Any) -> Callable[[F], F]:
     """Hold arguments of a function to its annotations and to rules, before it computes anything.
 
     Args:
-        rules: by argument, the field that `between`, `choice` or `accepted_by` declares.
+        rules: by argument, a field as `between` and the others above declare it.
     """
 
     def decorate(function: F) -> F:

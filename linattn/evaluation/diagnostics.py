@@ -32,7 +32,7 @@ MAPS = {"maps": typed()}
 RADIUS = between(0)
 RULES: dict[str, Any] = {  # of arguments of this file's functions
     "max_rows": between(2),
-    "seed": between(-math.inf),
+    "seed": typed(),
     "radius": RADIUS,
 }
 MAX_ROWS = 128  # of whose pairs redundancy is the mean: 256 rows would be four times the work

@@ -4,7 +4,6 @@ Pictures are drawn from the same noise, predictions made on the same latents. Ev
 `Result` of intervals.py, so every result is finite and can be stored as strict JSON.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -23,12 +22,11 @@ from linattn.reader import between, checked, typed
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels: time over 1000, 1 is pure noise
 PSNR_MOST = 100.0  # dB: the PSNR of two identical pictures, since JSON has no infinity
 PIECE = 8  # pictures compared at once
-SEED = between(-math.inf)
 RULES: dict[str, Any] = {  # of arguments of this file's functions
     "levels": between(0, 1),
     "count": between(1),
     "batch": between(1),
-    "seed": SEED,
+    "seed": typed(),
 }
 DIVERGED = "the model diverged; look at the weights that were loaded, and at the samples"
 
@@ -87,7 +85,7 @@ def _as_floats(pictures: Tensor) -> Tensor:
     return floats.double().cpu()
 
 
-@checked(seed=SEED)
+@checked(seed=typed())
 def distance(pictures: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Result]:
     """Average every distance over the pictures, with a bootstrap interval."""
     return {name: summary(values, seed) for name, values in distances(pictures, reference).items()}
@@ -120,7 +118,7 @@ def prediction_error(
     if theirs is None:
         theirs = predictions(teacher, sampling.Source.of(teacher).model, samples, levels, **options)
     ours = predictions(teacher, student, samples, levels, **options)
-    finite(theirs, "of the teacher's predictions", DIVERGED)
+    finite(theirs, "values of the teacher's predictions", DIVERGED)
     if ours.shape != theirs.shape:
         raise ValueError(
             f"predictions are {tuple(ours.shape)}, the teacher's that were kept "
@@ -169,7 +167,7 @@ def predictions(
                 noisy = noised(teacher, latents[chunk], t, seed, start)
                 outputs.append(_prediction(source, noisy, t, conditioning[chunk]))
     predicted = torch.cat(outputs).unflatten(0, (len(levels), len(latents)))
-    return finite(predicted, "of the model's predictions", DIVERGED)
+    return finite(predicted, "values of the model's predictions", DIVERGED)
 
 
 def _first(samples: Any, count: int, source: sampling.Source) -> tuple[Tensor, Prompts]:
@@ -224,7 +222,7 @@ def level_time(level: float, steps: int = 1000) -> int:
     return min(steps - 1, round(level * steps))
 
 
-@checked(shape=between(1), t=between(0), seed=SEED, start=between(0))
+@checked(shape=between(1), t=between(0), seed=typed(), start=between(0))
 def level_noise(shape: Sequence[int], t: int, seed: int, start: int = 0) -> Tensor:
     """Draw the noise of pictures start.. at time t from (seed, picture, t) alone.
 
@@ -234,7 +232,7 @@ def level_noise(shape: Sequence[int], t: int, seed: int, start: int = 0) -> Tens
     return sampling.starting_noise(int(f"{seed}{t:04d}"), indices, tuple(shape[1:]))
 
 
-@checked(latents=typed(), t=between(0), seed=SEED, start=between(0))
+@checked(latents=typed(), t=between(0), seed=typed(), start=between(0))
 def noised(teacher: Any, latents: Tensor, t: int, seed: int = 0, start: int = 0) -> Tensor:
     """Return the latents of pictures start.. at time t, with the noise of `level_noise`."""
     if t >= (steps := diffusion_of(teacher).steps):

@@ -1,7 +1,6 @@
 """Enlarge pictures, noise them, and draw the last steps again."""
 
 import inspect
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from linattn.sampling.plan import RULES as DRAW
 TILE = 512  # px
 RULES = {
     **{name: rule for name, rule in DRAW.items() if name not in ("size", "sampler", "start")},
-    **dict.fromkeys(("factor", "strength", "ntk"), between(-math.inf)),
+    **dict.fromkeys(("factor", "strength", "ntk"), typed()),
     "proportional": typed(),
     "tile": between(1),
 }

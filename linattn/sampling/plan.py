@@ -1,6 +1,5 @@
 """The plan of a draw: validated size, steps, guidance and sampler."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ SAMPLERS = ("card", "dpm", "ddim", "ddpm")
 # What a draw is called with, as `reader.checked` holds it to.
 RULES: dict[str, Any] = {
     # `Plan` knows what the model can draw
-    **dict.fromkeys(("size", "steps", "guidance", "seed"), between(-math.inf)),
+    **dict.fromkeys(("size", "steps", "guidance", "seed"), typed()),
     "sampler": choice(SAMPLERS),
     "batch": between(1),
     "start": between(0),

@@ -47,7 +47,6 @@ SMALL, LARGE = 0.23, 0.34  # a radius under SMALL is called small, one over LARG
 SIDES = (16, 4096)
 HELD_OUT = 1 << 30  # no model is trained on scenes from this index on
 MOST = 10**7  # scenes that are listed at once
-SEED = between(-math.inf)
 PIXELS_AT_ONCE = 1 << 21  # bounds the temporaries of one render call to some tens of megabytes
 
 
@@ -193,7 +192,7 @@ def relation(first: Any, second: Any) -> str:
     return RELATIONS[2] if dy < 0 else RELATIONS[3]
 
 
-@checked(label=between(-math.inf))
+@checked(label=typed())
 def label_parts(label: int) -> tuple[int, int]:
     """Return the (shape, colour) indices of a class.
 
@@ -207,7 +206,7 @@ def label_parts(label: int) -> tuple[int, int]:
     return divmod(label, len(COLOURS))
 
 
-@checked(seed=SEED, index=between(0), objects=between(-math.inf), label=SEED)
+@checked(seed=typed(), index=between(0), objects=typed(), label=typed())
 def scene(seed: int, index: int, objects: int = 1, label: int | None = None) -> Scene:
     """Return one scene of a world.
 

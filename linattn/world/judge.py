@@ -9,7 +9,6 @@
 
 import itertools
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +166,7 @@ def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(draw < 1 / 3, blurred, noisy_or_clean)
 
 
-@checked(judge=typed(), seed=between(-math.inf), count=between(1), side=between(1))
+@checked(judge=typed(), seed=typed(), count=between(1), side=between(1))
 def accuracy(judge: Judge, seed: int = 1, count: int = 4000, side: int = SIDE) -> dict[str, float]:
     """Measure the judge's accuracy on scenes that it was not trained on."""
     right_shapes = right_colours = 0
