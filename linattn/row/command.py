@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from linattn import params, pipeline, project, report
+from linattn import params, pipeline, project, report, signals
 from linattn.report import budget, leaderboard, markdown
 from linattn.row import making, supplies
 from linattn.row.request import Request, requested
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Make one row, and return the exit code."""
     typed = _parser().parse_args(arguments)
     try:
-        with project.pipeline():  # never what was made by hand
+        with signals.interruptible(), project.pipeline():  # never what was made by hand
             return _run(typed)
     except (AssertionError, ArithmeticError, RuntimeError, ValueError) as error:
         print(f"linattn: {error}", file=sys.stderr)
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"linattn: interrupted; {KEPT}", file=sys.stderr)
-        return 130
+        return signals.INTERRUPTED
     except Exception as error:  # the operator's, most likely: its author needs the lines above
         traceback.print_exc()
         print(f"linattn: {type(error).__name__}: {error}; {KEPT}", file=sys.stderr)
