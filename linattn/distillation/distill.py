@@ -91,7 +91,7 @@ def distill(
         teaching = Lesson(config, original, original, *data)
         student = convert(original, config, teaching.show)
         if folder and accelerator.is_main_process:
-            require_place(folder, bytes_on_disk(student, config.trains))
+            require_place(folder, _bytes_on_disk(student, config.trains))
         before = measured(evaluate, student, kept)
         lesson = dataclasses.replace(teaching, student=student)
         trained = train(lesson, config.recipe(teacher, samples), history)
@@ -112,7 +112,7 @@ def distill(
     )
 
 
-def bytes_on_disk(student: nn.Module, trains: str) -> int:
+def _bytes_on_disk(student: nn.Module, trains: str) -> int:
     """Return the bytes that `surgery.save` will write: those of the replaced layers, or all."""
     layers = [layer.attn for layer in families.layers(student) if layer.operator]
     modules: list[nn.Module] = [student] if trains == "all" else layers

@@ -16,10 +16,7 @@ from linattn.samples.shards import Shard
 MOST = 10**9  # pictures
 
 
-@checked(
-    count=between(1, MOST),
-    **RULES,
-)
+@checked(count=between(1, MOST), **RULES)
 def write(
     teacher: Any,
     folder: str | Path,
@@ -55,38 +52,35 @@ def write(
         progress: called as `progress(done, count)` after each shard.
     """
     folder = Path(folder)
-    requested, recipe = (
-        count,
-        describe(
-            teacher,
-            seed,
-            captions=captions,
-            shard=shard,
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            batch=batch,
-        ),
+    recipe = describe(
+        teacher,
+        seed,
+        captions=captions,
+        shard=shard,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        batch=batch,
     )
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
     recorded = _recorded(folder, recipe)
     checksums = {entry["file"]: entry["sha256"] for entry in recorded["shards"]}
-    count, entries = max(count, recorded["count"]), []
-    for first in range(0, count, shard):
-        path, pictures = shards.path_in(folder, first // shard), min(shard, count - first)
+    total, entries = max(count, recorded["count"]), []
+    for first in range(0, total, shard):
+        path, pictures = shards.path_in(folder, first // shard), min(shard, total - first)
         held = shards.held(path, recipe, first, checksums.get(path.name))
         if held < pictures:
             manifest.path_in(folder).unlink(missing_ok=True)
             drawn = _draw(teacher, recipe, range(first, first + pictures), batch, captions)
             shards.write(path, drawn, recipe, first)
-        size = max(held, pictures)
-        entries.append({"file": path.name, "count": size, "sha256": digests.of_file(path)})
+        entry = {"count": max(held, pictures), "sha256": digests.of_file(path)}
+        entries.append({"file": path.name, **entry})
         if progress is not None:
-            progress(first + pictures, count)
+            progress(first + pictures, total)
     manifest.write(folder, recipe, sum(entry["count"] for entry in entries), entries)
-    return Samples(folder, most=requested)
+    return Samples(folder, most=count)
 
 
 def _draw(

@@ -74,10 +74,6 @@ def _digest(card: Mapping[str, Any]) -> str:
     return digests.of_settings({key: value for key, value in card.items() if key != "digest"})
 
 
-class _Newer(ValueError):
-    """Report a card of a later version."""
-
-
 def recognises(path: Path) -> bool:
     return (path / CARD).is_file()
 
@@ -139,17 +135,17 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text())
         version = card["format"]
-        if isinstance(version, int) and version > FORMAT:
-            raise _Newer(
-                f"{path} has format {version}; this linattn reads {FORMAT}: use a newer one"
-            )
-        _check(card)
-    except _Newer:
-        raise
+        is_newer = isinstance(version, int) and version > FORMAT
+        if not is_newer:
+            _check(card)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged or was not written by linattn.save ({error}); fetch it again"
         ) from error
+    if is_newer:
+        raise ValueError(
+            f"{path} has format {version}; this linattn reads {FORMAT}: use a newer one"
+        )
     return card
 
 

@@ -143,14 +143,12 @@ def speed(
 
     Each line is named with its fitted exponent.
     """
-    inputs.some([row for row in timings if row["seconds"] is not None], "times")
-    for row in timings:
-        place = f"of {row['operator']} at {row['tokens']} tokens"
-        if (
-            row["seconds"] is not None
-            and not inputs.number(row["seconds"], f"the time {place}") > 0
-        ):
-            raise ValueError(f"the time {place} is {row['seconds']}; it must be above 0")
+    measured = [timing for timing in timings if timing["seconds"] is not None]
+    inputs.some(measured, "times")
+    for timing in measured:
+        place = f"the time of {timing['operator']} at {timing['tokens']} tokens"
+        if not inputs.number(timing["seconds"], place) > 0:
+            raise ValueError(f"{place} is {timing['seconds']}; it must be above 0")
     figure, axis = new_figure(height=4.3)
     lines, slopes = _series(timings), exponents(timings)
     labels, descriptions = [], []
