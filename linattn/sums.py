@@ -25,13 +25,13 @@ def check(folder: Path) -> None:
         if folder.resolve() not in path.resolve().parents:
             continue
         if not path.is_file():
-            raise Damaged(f"{path} is missing, and {listed} names it: {_remedy(listed)}")
+            raise Damaged(f"{path} is missing, and {listed} names it: {_remedy(path)}")
         status = path.stat()
         actual = _digest(path, status.st_size, status.st_mtime_ns)
         if actual != expected:
             raise Damaged(
                 f"{path} is damaged: its sha256 is {actual[:12]}, and {listed} names "
-                f"{expected[:12]}: {_remedy(listed)}"
+                f"{expected[:12]}: {_remedy(path)}"
             )
 
 
@@ -76,8 +76,9 @@ def write(folder: Path, root: Path) -> Path:
     return path
 
 
-def _remedy(listed: Path) -> str:
-    return f"fetch it again (git checkout HEAD -- {listed.parent.name}), or list it anew"
+def _remedy(path: Path) -> str:
+    """Say how a file comes back, and no other file with it: those may hold edits."""
+    return f"fetch it again (from Git: git checkout HEAD -- {path}), or list it anew"
 
 
 @functools.lru_cache(maxsize=512)
