@@ -27,6 +27,7 @@ PAGES = (
                 "results",
                 "studies",
                 "upscaling",
+                "when-it-fails",
                 "which-operator",
                 "your-own-model",
             ),
