@@ -6,11 +6,13 @@
 """
 
 import contextlib
+import glob
 import json
 import os
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def whole(path: Path) -> Generator[Path]:
         path: the file; its folder is made where it lacks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
+    sweep(path.parent, glob.escape(path.name))
     beside = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
     beside.mkdir()
     try:
@@ -46,21 +48,46 @@ def whole(path: Path) -> Generator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def require_room(folder: Path, size: int) -> None:
+def path_of(value: Any, noun: str) -> Path:
+    """Return the path that a caller passed, or raise ValueError where it can be none.
+
+    Args:
+        value: what was passed; an empty text would be the working directory, in silence.
+        noun: what it is, for the error.
+    """
+    if not isinstance(value, (str, os.PathLike)) or str(value) == "" or "\0" in str(value):
+        raise ValueError(f"{noun} is {reprlib.repr(value)}; it must be a path")
+    return Path(value)
+
+
+def require_room(folder: Path, size: int = 0, names: Sequence[str] = ()) -> None:
     """Raise OSError unless a folder, made or not yet made, takes so many bytes.
 
     Args:
         folder: where files are to be written; it is left as it is.
         size: of the files in bytes.
+        names: of the files, whose places may be taken by folders.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if _is_there(path))
     if not there.is_dir():
-        raise NotADirectoryError(f"{there} is a file")
+        noun = "a link to nothing" if there.is_symlink() else "a file"
+        raise NotADirectoryError(f"{there} is {noun}")
+    if folders := [folder / name for name in names if (folder / name).is_dir()]:
+        raise IsADirectoryError(f"{folders[0]} is a folder")
     with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell of a read-only disk
         pass
     free = shutil.disk_usage(there).free
     if free < size:
         raise OSError(f"{size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+
+
+def _is_there(path: Path) -> bool:
+    """Say whether a path names anything, be it a link that leads nowhere."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def sweep(folder: Path, name: str = "*") -> None:
@@ -72,8 +99,23 @@ def sweep(folder: Path, name: str = "*") -> None:
     """
     for beside in folder.glob(f".{name}.*{DRAFT}"):
         writer = beside.name.removesuffix(DRAFT).rpartition(".")[2]
-        if not writer.isdigit() or int(writer) == os.getpid() or not psutil.pid_exists(int(writer)):
-            shutil.rmtree(beside, ignore_errors=True)
+        if not _is_alive(writer):
+            _remove(beside)
+
+
+def _is_alive(writer: str) -> bool:
+    """Say whether another process of this number runs; no process has a number that is none."""
+    try:
+        return int(writer) != os.getpid() and psutil.pid_exists(int(writer))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -114,6 +114,8 @@ class Rows:
 
 def _seal(path: Path) -> tuple[int, str]:
     """Return where the digest stands in a file, and the digest."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise ValueError("it is no file")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:

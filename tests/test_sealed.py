@@ -124,6 +124,32 @@ def test_an_error_while_writing_leaves_the_former_file_and_nothing_else(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("writer", ["9" * 30, "²", "-1", "x", ""])
+def test_a_draft_whose_writer_can_be_no_process_is_swept(tmp_path, writer):
+    (tmp_path / f".file.{writer}.draft").mkdir()
+    files.write_text(tmp_path / "file", "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["file", "a[1].json"])
+def test_a_draft_of_this_processs_number_is_in_nobodys_way(tmp_path, name):
+    (tmp_path / f".{name}.{os.getpid()}.draft").write_text("of a process before a restart")
+    files.write_text(tmp_path / name, "mine")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("value", [None, 5, b"x", ["a"], "", "a\0b"])
+def test_what_can_be_no_path_is_named(value):
+    with pytest.raises(ValueError, match="folder is .*; it must be a path"):
+        files.path_of(value, "folder")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(sealed.Damaged, match="it is no file"):
+        sealed.check(tmp_path / "pipe")
+
+
 def test_the_draft_of_another_living_process_stays(tmp_path):
     other = tmp_path / f".file.{os.getppid()}.draft"
     other.mkdir()

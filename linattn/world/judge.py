@@ -9,7 +9,6 @@
 
 import itertools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn import sums
+from linattn import files, sums
 from linattn.checkpoint import Resumable
-from linattn.names import short
 from linattn.reader import between, checked, typed
 from linattn.seeds import of_step
 from linattn.world import drawing
@@ -103,10 +101,8 @@ class Features(nn.Module):
 
 def load(folder: Path) -> Judge:
     """Load the trained judge of a folder, in evaluation mode without gradients."""
-    if not isinstance(folder, (str, os.PathLike)):
-        raise ValueError(f"folder is {short(folder)}; it must be a path")
-    path = Path(folder) / "judge.safetensors"
-    if not path.exists():
+    path = files.path_of(folder, "folder") / "judge.safetensors"
+    if not path.is_file():
         raise FileNotFoundError(f"no judge at {path}; `python -m linattn.world.judge` trains one")
     sums.check(Path(folder))
     judge = Judge()
