@@ -39,6 +39,7 @@ WORDS = {
     bool: "true or false",
     dict: "a mapping of names to values",
     Mapping: "a mapping of names to values",
+    Callable: "a function",
 }
 
 
@@ -320,6 +321,8 @@ def _of_type(expected: type, value: Any, path: str, rules: Rules) -> Any:
         raise ValueError(f"{path} is {short(value)} ({type(value).__name__}); it must be {word}")
     if is_number:
         _check_bounds(value, path, rules)
+    if expected is Mapping and (wrong := [name for name in value if not isinstance(name, str)]):
+        raise ValueError(f"a key of {path} is {short(wrong[0])}; it must be {WORDS[str]}")
     return float(value) if expected is float else value
 
 
@@ -334,11 +337,13 @@ def _plain_number(value: Any) -> Any:
 
 
 def _check_bounds(value: float, path: str, rules: Rules) -> None:
+    # an integer of more digits than a float or a text can have comes first
+    if isinstance(value, int) and abs(value) > LARGEST:
+        digits = math.floor(math.log10(abs(value))) + 1
+        raise ValueError(f"{path} has {digits} digits; it must be below 2^63")
     if not math.isfinite(value):
         raise ValueError(f"{path} is {short(value)}; it must be a finite number")
     least, most = rules.get("least", -math.inf), rules.get("most", math.inf)
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise ValueError(f"{path} has {len(str(abs(value)))} digits; it must be below 2^63")
     if not least <= value <= most:
         top = f" and at most {most}" if most != math.inf else ""
         raise ValueError(f"{path} is {short(value)}; it must be at least {least}{top}")

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from linattn.names import hint, nearest
+from linattn.names import hint, nearest, short
 
 __all__ = ["Option", "Values", "also", "choice", "flag", "kernel", "number", "whole"]
+
+MOST = 2**31 - 1  # of a whole number
+WIDEST = 1023  # side of a convolution
 
 
 class Values:
@@ -80,7 +83,7 @@ def check(owner: str, table: Mapping[str, Option], name: str, value: Any) -> Any
         return table[name].check(value)
     except ValueError as error:
         raise ValueError(
-            f"{owner}: {name} is {error}, not {value!r} (default {table[name].default!r})"
+            f"{owner}: {name} is {error}, not {short(value)} (default {table[name].default!r})"
         ) from None
 
 
@@ -129,6 +132,8 @@ def whole(default: int | None, *, least: int, scheduled: bool = True) -> Option:
             return None
         if not _is_integer(value) or value < least:
             raise ValueError(f"a whole number from {least} on{none}")
+        if value > MOST:
+            raise ValueError(f"a whole number up to {MOST:,}")
         return value
 
     return Option(default, checked, scheduled)
@@ -154,6 +159,8 @@ def kernel(default: int) -> Option:
     def checked(value: Any) -> int:
         if not _is_integer(value) or value < 0 or (value and value % 2 == 0):
             raise ValueError("0 (none) or an odd number")
+        if value > WIDEST:
+            raise ValueError(f"0 (none) or an odd number up to {WIDEST:,}")
         return value
 
     return Option(default, checked)
