@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import kinds
 import pytest
@@ -445,3 +446,43 @@ def test_samples_are_not_opened_with_bad_numbers(written, option):
 def test_what_is_no_list_of_numbers_reads_no_samples(written, indices):
     with pytest.raises(ValueError, match="pass whole numbers"):
         Samples(written).batch(indices)
+
+
+@pytest.mark.parametrize("folder", [None, 5, b"x", "", "a\0b"])
+def test_a_folder_that_is_no_path_is_named(pipe, folder):
+    for call in (Samples, lambda path: samples.write(pipe, path, 4, **OPTIONS)):
+        with pytest.raises(ValueError, match="folder is .*; it must be a path"):
+            call(folder)
+
+
+@pytest.mark.parametrize("name", ["/proc/x", "file", "link", "x" * 300])
+def test_a_place_that_takes_no_samples_is_named_before_a_draw(pipe, tmp_path, drawn, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="samples cannot be written in .*: name another"):
+        samples.write(pipe, tmp_path / name, 4, **OPTIONS)
+    assert drawn == []
+
+
+def test_an_edited_recipe_of_a_manifest_is_named_where_it_is_read(written):
+    path = written / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+    with pytest.raises(ValueError, match=r"shard-00000.* was drawn with seed 3 \(now 4\)"):
+        Samples(written).first(1)
+
+
+def test_a_pipe_in_place_of_a_manifest_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(ValueError, match="it is no file"):
+        Samples(tmp_path)
+
+
+def test_half_a_character_is_named(reader, tmp_path):
+    with pytest.raises(ValueError, match="holds half a character"):
+        samples.write(reader, tmp_path, 2, captions=["\ud800"], **OPTIONS)
+
+
+def test_progress_that_is_no_function_is_named_before_a_draw(pipe, tmp_path, drawn):
+    with pytest.raises(ValueError, match="progress is 5 .*must be a function"):
+        samples.write(pipe, tmp_path, 2, progress=5, **OPTIONS)
+    assert drawn == []

@@ -7,6 +7,15 @@ from linattn.families.conditions import Conditioning, Conditions, Prompts
 from linattn.names import short
 
 
+def _is_unicode(text: str) -> bool:
+    """Say whether a text can be written: of half a surrogate pair a tokenizer makes nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Captions(Conditions):
     """Condition a model on one caption a picture, which its pipeline encodes."""
 
@@ -14,6 +23,8 @@ class Captions(Conditions):
         is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
         if not is_list or not all(isinstance(caption, str) for caption in prompts):
             raise ValueError(f"captions are {short(prompts)}; pass a list of texts, one a picture")
+        if lone := [caption for caption in prompts if not _is_unicode(caption)]:
+            raise ValueError(f"caption {short(lone[0])} holds half a character; write it in UTF-8")
         if not prompts:
             raise ValueError("no captions; pass a list of texts, one a picture")
         return list(prompts)

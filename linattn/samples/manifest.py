@@ -57,6 +57,8 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         manifest = json.loads(path.read_text(encoding="utf-8"))
         _check(reader.read(Manifest, manifest, "it"))
     except (OSError, ValueError, RecursionError) as error:

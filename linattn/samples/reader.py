@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linattn import digests, sealed
+from linattn import digests, files, sealed
 from linattn.conditions import Prompts
 from linattn.names import short
 from linattn.reader import between, checked
 from linattn.samples import manifest
+from linattn.samples.recipe import refuse_other
 from linattn.samples.shards import REMEDY, OpenShard
 
 
@@ -30,7 +31,7 @@ class Samples:
 
     @checked(keep=between(1), most=between(1))
     def __init__(self, folder: str | Path, keep: int = 64, most: int | None = None):
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = files.path_of(folder, "folder"), keep
         recorded = manifest.read(self.folder)
         if recorded is None:
             raise FileNotFoundError(
@@ -113,6 +114,7 @@ class Samples:
         shard = self._read(index, path, entry["sha256"])
         if shard is None or shard.shape != (entry["count"], *self.shape):
             raise ValueError(f"{path} is damaged; {REMEDY}")
+        refuse_other(path, shard.recipe, self.recipe)
         self._checked.add(index)
         self._open[index] = shard
         if len(self._open) > self.keep:

@@ -12,7 +12,7 @@ from linattn.sampling.plan import RULES as DRAW
 
 FORMAT = 1
 RULES: dict[str, Any] = {
-    name: rule for name, rule in DRAW.items() if name not in ("start", "model")
+    name: rule for name, rule in DRAW.items() if name not in ("start", "model", "callback")
 } | {"shard": between(1)}
 # The batch of a recipe that names none: profile nano's, whose samples keep their bytes so.
 UNNAMED = 16

@@ -51,6 +51,7 @@ class OpenShard:
 
     def __init__(self, path: Path):
         note = sealed.check(path, REMEDY)
+        self.recipe: dict[str, Any] = note["recipe"]
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             labels = file.get_tensor("labels") if "labels" in names else None

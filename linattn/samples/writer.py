@@ -1,12 +1,13 @@
 """Draw the shards that a folder of samples lacks."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from linattn import digests, files, sampling
 from linattn.finite import finite
-from linattn.reader import between, checked
+from linattn.reader import between, checked, typed
 from linattn.samples import manifest, shards
 from linattn.samples.prompts import prompts_of
 from linattn.samples.reader import Samples
@@ -14,9 +15,10 @@ from linattn.samples.recipe import RULES, describe, refuse_other
 from linattn.samples.shards import Shard
 
 MOST = 10**9  # pictures
+FLOAT16 = 2  # bytes
 
 
-@checked(count=between(1, MOST), **RULES)
+@checked(count=between(1, MOST), progress=typed(), **RULES)
 def write(
     teacher: Any,
     folder: str | Path,
@@ -30,7 +32,7 @@ def write(
     guidance: float | None = None,
     sampler: str = "card",
     batch: int = 64,
-    progress: Any = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Samples:
     """Draw the missing ones of `count` pictures, and return the samples.
 
@@ -51,7 +53,7 @@ def write(
             so a folder that was drawn in another batch is refused.
         progress: called as `progress(done, count)` after each shard.
     """
-    folder = Path(folder)
+    folder = files.path_of(folder, "folder")
     recipe = describe(
         teacher,
         seed,
@@ -63,6 +65,7 @@ def write(
         sampler=sampler,
         batch=batch,
     )
+    _require_place(folder, recipe, count)
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
     recorded = _recorded(folder, recipe)
@@ -81,6 +84,19 @@ def write(
             progress(first + pictures, total)
     manifest.write(folder, recipe, sum(entry["count"] for entry in entries), entries)
     return Samples(folder, most=count)
+
+
+def _require_place(folder: Path, recipe: Mapping[str, Any], count: int) -> None:
+    """Raise OSError unless the shards that are not there can be written, before any is drawn."""
+    firsts = range(0, count, recipe["shard"])
+    try:
+        missing = [
+            first for first in firsts if not shards.path_in(folder, first // firsts.step).exists()
+        ]
+        pictures = sum(min(firsts.step, count - first) for first in missing)
+        files.require_room(folder, pictures * math.prod(recipe["shape"]) * FLOAT16)
+    except OSError as error:
+        raise OSError(f"samples cannot be written in {folder} ({error}): name another") from error
 
 
 def _draw(

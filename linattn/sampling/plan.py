@@ -18,6 +18,7 @@ RULES: dict[str, Any] = {
     "batch": between(1),
     "start": between(0),
     "model": typed(),
+    "callback": typed(),
 }
 
 Size = int | tuple[int, int] | None  # a side or (height, width) in pixels; None: the card's
