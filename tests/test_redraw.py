@@ -261,3 +261,16 @@ def test_wrong_arguments_are_refused_before_anything_is_drawn(name, monkeypatch)
         linattn.linearize(made.pipe, "clear", radius=2, schedule=[{"until": 0.5, "radius": 4}])
     with pytest.raises(ValueError, match=message):
         linattn.upscale(made, kwargs.pop("image"), **kwargs)
+
+
+@pytest.mark.parametrize("image", [None, "x", 5, [None], ["a"], [IMAGE], IMAGE.numpy()])
+def test_what_is_no_picture_is_named(image):
+    with pytest.raises(ValueError, match="pictures are .*; pass a tensor"):
+        redraw.upscale(tiny.pipeline(), image, prompts=[0, 1])
+
+
+def test_a_tile_below_the_vaes_step_and_a_factor_beyond_all_memory_are_named():
+    with pytest.raises(ValueError, match="a tile of 1 px; the VAE's latents need 8 or more"):
+        redraw.upscale(tiny.pipeline(), IMAGE, prompts=[0, 1], steps=2, tile=1)
+    with pytest.raises(ValueError, match="a factor of 1000000000.0; .* 64 is the most"):
+        redraw.upscale(tiny.pipeline(), IMAGE, 1e9, prompts=[0, 1])

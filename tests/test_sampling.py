@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import kinds
 import pytest
 import tiny
 import torch
@@ -368,3 +369,13 @@ def test_pictures_are_decoded_batch_by_batch():
     assert seen == [2], "the next batch waits until it is asked for"
     rest = list(batches)
     assert torch.equal(sampling.decode(pipe, latents, 2)[2:], torch.cat(rest))
+
+
+def test_a_model_of_another_family_does_not_draw():
+    with pytest.raises(ValueError, match="pass a student of that pipeline"):
+        sampling.draw(tiny.pipeline(), [0], model=kinds.model("flux"))
+
+
+def test_a_callback_that_is_no_function_is_named():
+    with pytest.raises(ValueError, match="callback is 5 .*must be a function"):
+        sampling.draw(tiny.pipeline(), [0], callback=5)

@@ -105,6 +105,8 @@ def tiles(vae: Any, side: int, tile: int | None) -> Generator[None]:
         return
     original = {name: getattr(vae, name) for name in TILING}
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    if tile < 2 * scale:  # the VAE steps by three quarters of a tile, which must be a position
+        raise ValueError(f"a tile of {tile} px; the VAE's latents need {2 * scale} or more")
     vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, tile, tile // scale
     try:
         yield

@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from linattn.names import short
+
 
 def pictures(image: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
     """Return pictures as a tensor (N, 3, height, width) in [0, 1]; PIL images are read as RGB.
@@ -17,7 +19,11 @@ def pictures(image: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
     """
     if isinstance(image, Tensor):
         return image
-    images = [image] if isinstance(image, Image.Image) else list(image)
+    images = [image] if isinstance(image, Image.Image) else image
+    if not isinstance(images, (list, tuple)) or not all(isinstance(i, Image.Image) for i in images):
+        raise ValueError(
+            f"pictures are {short(image)}; pass a tensor (N, 3, height, width) or PIL's"
+        )
     if not images:
         raise ValueError("no pictures; pass one or more")
     sizes = dict.fromkeys("{} x {} px".format(*picture.size) for picture in images)

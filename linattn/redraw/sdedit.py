@@ -17,8 +17,13 @@ from linattn.sampling import GuidedBatch, Plan, Source
 from linattn.sampling.plan import RULES as DRAW
 
 TILE = 512  # px
+LARGEST = 64  # factor of one call
 RULES = {
-    **{name: rule for name, rule in DRAW.items() if name not in ("size", "sampler", "start")},
+    **{
+        name: rule
+        for name, rule in DRAW.items()
+        if name not in ("size", "sampler", "start", "callback")
+    },
     **dict.fromkeys(("factor", "strength", "ntk"), typed()),
     "proportional": typed(),
     "tile": between(1),
@@ -148,8 +153,11 @@ def first_step(steps: int, strength: float) -> int:
 
 
 def _check(factor: float, strength: float, ntk: float) -> None:
-    if not factor >= 1:
-        raise ValueError(f"a factor of {factor}; 1 draws at the same size, 2 at twice the side")
+    if not 1 <= factor <= LARGEST:
+        raise ValueError(
+            f"a factor of {factor}; 1 draws at the same size, 2 at twice the side, and {LARGEST} "
+            "is the most"
+        )
     if not 0 < strength <= 1:
         raise ValueError(
             f"a strength of {strength}; it is the share of the steps drawn again, above 0 and at "

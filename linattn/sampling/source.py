@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from linattn import conditions
+from linattn import conditions, families
 from linattn.conditions import Conditions
 from linattn.sampling.card import card_in
 
@@ -29,11 +29,13 @@ class Source:
         and card.
         """
         if isinstance(teacher_or_pipe, cls):
+            if model is not None:
+                _check_family(model, teacher_or_pipe.conditions)
             return teacher_or_pipe if model is None else replace(teacher_or_pipe, model=model)
         pipe = getattr(teacher_or_pipe, "pipe", teacher_or_pipe)
         card = getattr(teacher_or_pipe, "card", None) or _card_of(pipe)
         conditioner = conditions.of(pipe, card)
-        model = conditioner.model if model is None else model
+        model = conditioner.model if model is None else _check_family(model, conditioner)
         return cls(model, pipe.vae, pipe.scheduler, card, conditioner)
 
     @property
@@ -45,6 +47,18 @@ class Source:
     def side(self) -> int:
         """Return the default side in pixels: the card's, or that of the model's training."""
         return self.card.get("side") or self.conditions.side * self.factor
+
+
+def _check_family(model: nn.Module, conditions: Conditions) -> nn.Module:
+    """Return a model that draws in place of the pipeline's, or raise."""
+    made = type(getattr(model, "_orig_mod", model)).__name__  # of a compiled model, what it wraps
+    known = families.FAMILIES.get(made)  # somebody's own module may be called as the pipeline's is
+    if known is not None and known is not families.family(conditions.model):
+        raise ValueError(
+            f"model is a {type(model).__name__}, and the pipeline's a "
+            f"{type(conditions.model).__name__}: pass a student of that pipeline"
+        )
+    return model
 
 
 def _card_of(pipe: Any) -> dict[str, Any]:
