@@ -263,9 +263,12 @@ def test_an_incomplete_file_of_clears_is_refused(tmp_path):
     ("text", "says"),
     [
         ("{", r"config\.json is damaged"),
+        ('["modules_list"]', r"config\.json is damaged \(it is \['modules_list'\]\)"),
+        ('{"modules_list": 5}', r"config\.json is damaged \(modules_list is 5\)"),
+        ("[" * 200_000, r"config\.json is damaged"),
         ('{"modules_list": [{}]}', r"config\.json: module 0 .*'module_name'"),
     ],
-    ids=["cut", "empty module"],
+    ids=["cut", "list", "number", "deep", "empty module"],
 )
 def test_a_damaged_config_is_named(text, says, tmp_path):
     model = kinds.model("unet")

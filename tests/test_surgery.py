@@ -770,6 +770,19 @@ DAMAGE = {
         r"is torch\.int8 and no weight",
     ),
     "no base": (edit(base=...), r"linattn\.json is damaged"),
+    "a deep card": (
+        lambda folder: (folder / "linattn.json").write_text("[" * 200_000),
+        r"linattn\.json is damaged",
+    ),
+    "a list for an operator": (edit(layers__0__operator=["clear"]), r"linattn\.json is damaged"),
+    "an option that is an argument": (
+        edit(layers__0__options={"self": 1}),
+        r"unknown option of clear 'self'",
+    ),
+    "weights beyond the model's dtype": (
+        tensors(lambda state: state.update({QUERY: state[QUERY].double() + 1e300})),
+        rf"weights of {QUERY} in torch\.float32 are not finite: load a wider base",
+    ),
     "an unknown operator": (
         edit(layers__0__operator="cleer"),
         r"unknown operator 'cleer': did you mean 'clear'.*joins by linattn.register\(Operator\)",
@@ -877,3 +890,34 @@ def test_importing_the_package_loads_neither_torch_nor_diffusers():
     assert out.strip() == "[] True"
     with pytest.raises(AttributeError, match="linearise"):
         _ = linattn.linearise
+
+
+@pytest.mark.parametrize("flag", ["no", None, 0])
+def test_a_flag_that_is_no_truth_value_is_named(student, tmp_path, flag):
+    for name in ("strict", "keep_original"):
+        with pytest.raises(ValueError, match=f"{name} is .*; it must be true or false"):
+            linattn.load(tiny.model(), tmp_path / "student", **{name: flag})
+    with pytest.raises(ValueError, match="keep_original is .*; it must be true or false"):
+        linattn.linearize(tiny.model(), "lit", keep_original=flag)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"x", [], "", "a\0b", "a" * 5000])
+def test_what_can_be_no_students_path_is_named(student, path):
+    with pytest.raises(ValueError, match="must be a path|too long for a path"):
+        linattn.load(tiny.model(), path)
+    if path != "a" * 5000:
+        with pytest.raises(ValueError, match="folder is .*; it must be a path"):
+            linattn.save(student, path)
+
+
+def test_a_policy_a_function_and_a_number_of_layers_are_what_they_are():
+    wrong = {
+        "unknown initialise policy": {"initialise": []},
+        "data is 5; it must be a function": {"data": 5},
+        "unknown layer 'every:9": {"layers": "every:" + "9" * 50},
+        "kernel is 0 .* up to 1,023": {"kernel": 10**30 + 1},
+        "heads is a whole number up to 2,147,483,647": {"heads": 10**30},
+    }
+    for message, option in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            linattn.linearize(tiny.model(), "lit", **option)

@@ -62,7 +62,7 @@ def require_place(folder: str | Path, size: int) -> None:
         size: of its files in bytes.
     """
     try:
-        files.require_room(Path(folder), size)
+        files.require_room(files.path_of(folder, "folder"), size, (CARD, WEIGHTS))
     except OSError as error:
         raise OSError(
             f"the student could not be saved in {folder} ({error}): name another folder"
@@ -138,7 +138,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         is_newer = isinstance(version, int) and version > FORMAT
         if not is_newer:
             _check(card)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged or was not written by linattn.save ({error}); fetch it again"
         ) from error
@@ -161,6 +161,8 @@ def _check(card: Any) -> None:
         if not isinstance(layer["name"], str) or not isinstance(layer["options"], dict):
             raise ValueError(f"layer {layer!r}")
         known(layer["initialise"], POLICIES, "initialise")
+        if not isinstance(layer["operator"], str):
+            raise ValueError(f"layer {layer!r}")
     names = [entry.name for entry in _entries(card)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"it names {twice[0]} twice")

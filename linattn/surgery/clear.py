@@ -44,6 +44,8 @@ def read(path: Path, options: Mapping[str, Any]) -> Student:
         pools.setdefault(name, 1)
         if inner.endswith("spatial_weight"):
             pool = pools[name] = math.isqrt(tensor.numel())
+            if pool * pool != tensor.numel() or not pool:
+                raise ValueError(f"{path}: {key} is {tuple(tensor.shape)}, and must be a square")
             inner, tensor = f"{KEY}.pooling.{pool}", tensor.reshape(pool, pool)
         tensors[f"{name}.{inner}"] = tensor
     _check_pools(path, pools)

@@ -15,9 +15,9 @@ from torch import nn
 from linattn import attention, families
 from linattn.attention.policies import PROJECTIONS
 from linattn.families import Layer
-from linattn.names import nearest, shortened
+from linattn.names import nearest, short, shortened
 from linattn.surgery import identity, quantised
-from linattn.surgery.install import Replacement, build_operator, check_backend, install
+from linattn.surgery.install import Replacement, build_operator, check_backend, check_flags, install
 from linattn.surgery.offload import at_hand, is_sequential
 from linattn.surgery.reach import require_reachable
 from linattn.surgery.record import Conversion, conversion_of, detach, require_conversion
@@ -56,9 +56,12 @@ def linearize(
         options: options of the operator, such as `radius` for clear.
     """
     model = require_reachable(families.model_of(model_or_pipeline))
-    if initialise not in attention.POLICIES:
+    if not isinstance(initialise, str) or initialise not in attention.POLICIES:
         raise nearest("initialise policy", initialise, attention.POLICIES)
     check_backend(backend)
+    check_flags(keep_original=keep_original)
+    if data is not None and not callable(data):
+        raise ValueError(f"data is {short(data)}; it must be a function of the model")
     chosen = select(families.layers(model), layers)
     _require_originals(conversion_of(model), chosen)
     _refuse_drawing(chosen, initialise)

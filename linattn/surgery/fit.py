@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from linattn import families
 from linattn.families import KEY, Layer
+from linattn.finite import NotFinite, finite
 from linattn.names import shortened
 from linattn.surgery import identity, quantised
 from linattn.surgery.card import WEIGHTS
@@ -116,6 +117,7 @@ def _check_tensors(model: nn.Module, replacements: Sequence[Replacement], studen
         raise ValueError(
             f"{student.path} does not fit this {type(model).__name__}: {shortened(mismatches)}"
         )
+    _check_range(student, known)
 
 
 def _required(live: dict[str, Tensor], replacements: Sequence[Replacement]) -> dict[str, Tensor]:
@@ -136,6 +138,16 @@ def _without_kept(missing: list[str], student: Student) -> list[str]:
             stacklevel=CALLER + 1,
         )
     return [name for name in missing if f".{KEY}." in name]
+
+
+def _check_range(student: Student, known: dict[str, Tensor]) -> None:
+    """Raise where a weight is finite in its file and not in the dtype of this model."""
+    for name, tensor in student.tensors.items():
+        if not known[name].is_meta and tensor.dtype != (dtype := known[name].dtype):
+            try:
+                finite(tensor.to(dtype), f"weights of {name} in {dtype}", "load a wider base")
+            except NotFinite as error:
+                raise ValueError(f"{student.path}: {error}") from None
 
 
 def _mismatches(tensors: dict[str, Tensor], known: dict[str, Tensor]) -> list[str]:

@@ -13,12 +13,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from linattn import families
+from linattn import families, files
 from linattn.families import KEY
 from linattn.surgery import card, clear, hub, identity, linfusion, quantised
 from linattn.surgery.convert import require_base, take_back
 from linattn.surgery.fit import fitted
-from linattn.surgery.install import Replacement, check_backend, install, operator_tensors
+from linattn.surgery.install import (
+    Replacement,
+    check_backend,
+    check_flags,
+    install,
+    operator_tensors,
+)
 from linattn.surgery.offload import at_hand
 from linattn.surgery.reach import require_reachable
 from linattn.surgery.record import Conversion, conversion_of, require_conversion
@@ -38,12 +44,12 @@ def save(model_or_pipeline: Any, folder: str | Path) -> Path:
         folder: where to write linattn.json and linattn.safetensors; it is made where it is missing.
     """
     model = require_reachable(families.model_of(model_or_pipeline))
-    conversion = require_conversion(model)
+    conversion, path = require_conversion(model), files.path_of(folder, "folder")
     with at_hand(model):
         conversion.refuse_quantised(model)
         layers, learned = _layers(model, conversion), _learned(model, conversion)
-        card.write(Path(folder), layers, learned, conversion.base)
-    return Path(folder)
+        card.write(path, layers, learned, conversion.base)
+    return path
 
 
 def _layers(model: nn.Module, conversion: Conversion) -> list[dict[str, Any]]:
@@ -109,6 +115,7 @@ def load(
     """
     model = require_reachable(families.model_of(model_or_pipeline))
     check_backend(backend)
+    check_flags(strict=strict, keep_original=keep_original)
     student = _read(hub.local(folder_or_hub_id, revision), options)
     with at_hand(model):
         conversion = conversion_of(model) or Conversion.of(model)

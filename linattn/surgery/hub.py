@@ -3,15 +3,20 @@
 import re
 from pathlib import Path
 
+from linattn import files
+from linattn.names import short
 from linattn.surgery import card, linfusion
 
 CARDS = [card.CARD, linfusion.CONFIG]
+LONGEST = 4096  # characters of a path
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 
 
 def local(folder_or_hub_id: str | Path, revision: str | None) -> Path:
     """Return the local folder or file of a student, downloaded where the argument is a hub id."""
-    path = Path(folder_or_hub_id)
+    path = files.path_of(folder_or_hub_id, "the student")
+    if len(str(path)) > LONGEST:
+        raise ValueError(f"there is no folder {short(str(path))}: it is too long for a path")
     if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
         return path  # CLEAR's release is a single file
     if path.exists():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linattn import attention
 from linattn.attention import Operator
 from linattn.families import KEY, Layer
-from linattn.names import nearest
+from linattn.names import nearest, short
 from linattn.surgery import identity
 from linattn.surgery.record import Conversion, attach
 from linattn.surgery.refusals import refuse_adapter
@@ -27,9 +27,19 @@ class Replacement:
     initialise: str  # the policy, as a saved student names it
 
 
+ARGUMENTS = ("self", "name", "shape")  # of calls that pass options on by their names
+
+
 def check_backend(backend: str | None) -> None:
     if backend is not None and backend not in PATHS:
         raise nearest("backend", backend, PATHS)
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise ValueError for a value that is no truth value: "no" would count as true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {short(value)}; it must be true or false")
 
 
 def build_operator(
@@ -37,6 +47,10 @@ def build_operator(
 ) -> Operator:
     """Create the operator of one layer with the device, dtype and mode of that layer."""
     refuse_adapter(layer)
+    if wrong := [
+        option for option in options if option in ARGUMENTS or not isinstance(option, str)
+    ]:
+        raise nearest(f"option of {name}", wrong[0], attention.OPERATORS[name].table)
     weight = identity.tensors(layer.attn)["to_q.weight"]
     # Weights are drawn on the CPU, so that a seed means the same on every device. A model on meta
     # keeps its operators on meta, because those of FLUX would take 8 GB.

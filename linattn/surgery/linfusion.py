@@ -16,15 +16,16 @@ from typing import Any
 from torch import Tensor
 
 from linattn.families import KEY
+from linattn.names import short
 from linattn.surgery.card import pickled, read_weights
 from linattn.surgery.student import Entry, Student
 
-CONFIG = "config.json"
+CONFIG, MODULES = "config.json", "modules_list"
 FUNCTIONS = {"to_q_": f"{KEY}.query", "to_k_": f"{KEY}.key"}  # LinFusion's names and ours
 
 
 def recognises(path: Path) -> bool:
-    return (path / CONFIG).is_file() and "modules_list" in _config(path)
+    return (path / CONFIG).is_file() and MODULES in _config(path)
 
 
 def read(path: Path, options: Mapping[str, Any]) -> Student:
@@ -40,7 +41,11 @@ def read(path: Path, options: Mapping[str, Any]) -> Student:
             f"{path} holds {len(files)} safetensors files, LinFusion's folder one{pickles}"
         )
     tensors = read_weights(files[0])
-    modules = _config(path)["modules_list"]
+    modules = _config(path)[MODULES]
+    if not isinstance(modules, list):
+        raise ValueError(
+            f"{path / CONFIG} is damaged ({MODULES} is {short(modules)}); fetch it again"
+        )
     entries = [_entry(path, number, module) for number, module in enumerate(modules)]
     _refuse_unnamed(files[0], tensors, len(entries))
     renamed = [_renamed(name, tensor, entries) for name, tensor in tensors.items()]
@@ -49,8 +54,11 @@ def read(path: Path, options: Mapping[str, Any]) -> Student:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / CONFIG).read_text())
-    except ValueError as error:
+        config = json.loads((path / CONFIG).read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"it is {short(config)}")
+        return config
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path / CONFIG} is damaged ({error}); fetch it again") from error
 
 

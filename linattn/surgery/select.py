@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from linattn.families import Layer
 from linattn.names import nearest
 
+DIGITS = 10  # of a number of layers, which are fewer
 Selection = str | int | Sequence[int | str] | Callable[[Layer], bool]
 
 
@@ -38,7 +39,7 @@ def _phrase_indices(layers: Sequence[Layer], which: str) -> set[int]:
         return all_indices
     if word == "except" and rest:
         return all_indices - _indices(layers, rest)
-    if word in ("first", "last", "every") and rest.isdecimal():
+    if word in ("first", "last", "every") and rest.isdecimal() and len(rest) < DIGITS:
         return set(_counted(len(layers), word, int(rest)))
     return {_index(layers, which)}
 
