@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from linattn import sealed, seeds
+from linattn import files, sealed, seeds
 from linattn.finite import NotFinite
 
 REMEDY = "delete it to start that training again"
@@ -95,8 +95,20 @@ class Resumable:
         self.path, self.parts, self.steps, self.every = Path(path), parts, steps, every
         self.recipe = json.loads(json.dumps(dict(recipe)))
         self.writes = writes  # of several processes, all read and one writes
+        if writes:
+            self._require_place()
         self.start = self._restore() if self.path.exists() else 0
         self.saved = self.start  # the step of the newest checkpoint
+
+    def _require_place(self) -> None:
+        """Raise OSError where no checkpoint could be written, before the steps up to the first."""
+        try:
+            files.require_room(self.path.parent, names=[self.path.name])
+        except OSError as error:
+            raise OSError(
+                f"no checkpoint can be written to {self.path} ({error}): name another scratch "
+                "folder"
+            ) from error
 
     def _restore(self) -> int:
         state = load(self.path)

@@ -802,3 +802,86 @@ def test_a_misspelt_name_of_the_command_is_one_line(capsys, words):
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
     assert error.startswith("linattn: unknown ")
+
+
+# What a caller passes
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["linattn.json", "linattn.safetensors", "link"])
+def test_a_place_that_something_else_takes_is_refused_before_the_first_step(
+    teacher, tmp_path, monkeypatch, name
+):
+    folder = tmp_path / "student"
+    if name == "link":
+        folder.symlink_to(tmp_path / "nowhere")
+    else:
+        (folder / name).mkdir(parents=True)
+    monkeypatch.setattr(Lesson, "layerwise", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(OSError, match="is a folder|is a link to nothing"):
+        distill(TINY, teacher, TinyData(), folder=folder)
+
+
+@pytest.mark.parametrize("name", ["/proc/x", "file"])
+def test_a_scratch_that_takes_no_checkpoint_is_refused_before_the_first_step(
+    teacher, tmp_path, monkeypatch, name
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Lesson, "layerwise", lambda *_: pytest.fail("a step was taken"))
+    config = dataclasses.replace(TINY, scratch=str(tmp_path / name))
+    with pytest.raises(OSError, match="no checkpoint can be written .*name another scratch"):
+        distill(config, teacher, TinyData())
+
+
+def test_a_student_is_saved_before_its_last_evaluation_may_fail(teacher, tmp_path):
+    calls = []
+
+    def evaluate(model):
+        calls.append(model)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        distill(TINY, teacher, TinyData(), folder=tmp_path, evaluate=evaluate)
+    assert surgery.load(tiny_teacher().model, tmp_path) is not None
+
+
+ARGUMENTS = {
+    "config": ("config", {"operator": "lit"}, "must be a DistillConfig"),
+    "a pipeline": ("teacher", object(), "must be a Teacher"),
+    "no samples": ("samples", None, "pass linattn.samples.Samples"),
+    "a path of samples": ("samples", "data/samples", "pass linattn.samples.Samples"),
+    "no pictures": ("samples", TinyData(0), "batch is 4 and there are 0 samples"),
+    "few pictures": ("samples", TinyData(3), "batch is 4 and there are 3 samples"),
+    "evaluate": ("evaluate", 5, "evaluate is 5; it must be a function"),
+    "accelerator": ("accelerator", "cpu", "accelerator is 'cpu'"),
+    "an empty folder": ("folder", "", "folder is ''; it must be a path"),
+    "a number as a folder": ("folder", 5, "folder is 5; it must be a path"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_an_argument_that_is_something_else_is_one_sentence(teacher, monkeypatch, case):
+    name, value, message = ARGUMENTS[case]
+    monkeypatch.setattr(Lesson, "layerwise", lambda *_: pytest.fail("a step was taken"))
+    arguments = {"config": TINY, "teacher": teacher, "samples": TinyData(), name: value}
+    with pytest.raises(ValueError, match=message):
+        distill(**arguments)
+
+
+def test_latents_of_another_teacher_are_named(teacher):
+    data = TinyData()
+    data.latents = data.latents[:, :3]
+    with pytest.raises(ValueError, match=r"latents are \(1, 3, 6, 6\), and the teacher draws"):
+        distill(TINY, teacher, data)
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1e300}, {"learning_rate": 10**400}])
+def test_a_rate_beyond_every_float_is_refused(changes):
+    with pytest.raises(ValueError, match="learning_rate .*must be"):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_an_options_name_is_a_text():
+    with pytest.raises(ValueError, match="a key of options is 1; it must be a text"):
+        dataclasses.replace(TINY, options={1: 2})

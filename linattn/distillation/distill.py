@@ -23,13 +23,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from linattn import families, surgery
+from linattn import families, files, surgery
 from linattn.distillation.config import Data, DistillConfig
 from linattn.distillation.encoding import Kept, leaving
 from linattn.distillation.history import History
 from linattn.distillation.lesson import Lesson
 from linattn.distillation.parameters import count, inside_attention, muon_matrices, require, select
 from linattn.distillation.training import Stage, fit
+from linattn.names import short
 from linattn.surgery.card import require_place
 from linattn.surgery.conversion import converted
 from linattn.teachers import Teacher
@@ -74,6 +75,7 @@ def distill(
             are in `before` and `after`.
         accelerator: an accelerator of the caller's; None makes one for the teacher's device.
     """
+    _check(config, teacher, samples, evaluate, accelerator)
     accelerator = accelerator or Accelerator(cpu=teacher.device.type == "cpu")
     if config.batch % accelerator.num_processes:
         raise ValueError(
@@ -90,14 +92,14 @@ def distill(
         data = (diffusion, conditions, samples, accelerator, kept)
         teaching = Lesson(config, original, original, *data)
         student = convert(original, config, teaching.show)
-        if folder and accelerator.is_main_process:
+        if folder is not None and accelerator.is_main_process:
             require_place(folder, _bytes_on_disk(student, config.trains))
         before = measured(evaluate, student, kept)
         lesson = dataclasses.replace(teaching, student=student)
         trained = train(lesson, config.recipe(teacher, samples), history)
+        if folder is not None and accelerator.is_main_process:
+            surgery.save(student, folder)  # before a failure of `evaluate` could lose it
         after = measured(evaluate, student, kept)
-    if folder and accelerator.is_main_process:
-        surgery.save(student, folder)
     accelerator.wait_for_everyone()
     return Result(
         model=student,
@@ -108,8 +110,48 @@ def distill(
         added=count(surgery.new_parameters(student)),
         before=before,
         after=after,
-        folder=str(folder) if folder else None,
+        folder=None if folder is None else str(folder),
     )
+
+
+def _check(
+    config: DistillConfig,
+    teacher: Teacher,
+    samples: Data,
+    evaluate: Callable[[nn.Module], Any] | None,
+    accelerator: Accelerator | None,
+) -> None:
+    """Raise ValueError where an argument is not what its name says, before anything is computed."""
+    if not isinstance(config, DistillConfig):
+        raise ValueError(f"config is {short(config)}; it must be a DistillConfig")
+    if not hasattr(teacher, "conditions"):
+        raise ValueError(
+            f"teacher is {short(teacher)}; it must be a Teacher, as linattn.teachers.load returns"
+        )
+    if not hasattr(samples, "batch") or not hasattr(samples, "__len__"):
+        raise ValueError(
+            f"samples are {short(samples)}; pass linattn.samples.Samples, or an object with "
+            "batch(indices) and a length"
+        )
+    if evaluate is not None and not callable(evaluate):
+        raise ValueError(f"evaluate is {short(evaluate)}; it must be a function of the model")
+    if accelerator is not None and not isinstance(accelerator, Accelerator):
+        raise ValueError(f"accelerator is {short(accelerator)}; it must be accelerate's")
+    _check_samples(samples, config.batch, teacher.conditions.channels)
+
+
+def _check_samples(samples: Data, batch: int, channels: int) -> None:
+    if len(samples) < batch:
+        raise ValueError(
+            f"batch is {batch} and there are {len(samples)} samples, of which a step would learn "
+            "some several times: lower the batch, or write more samples"
+        )
+    clean, _ = samples.batch(torch.tensor([0]))
+    if clean.ndim != 4 or clean.shape[1] != channels:
+        raise ValueError(
+            f"the samples' latents are {tuple(clean.shape)}, and the teacher draws (batch, "
+            f"{channels}, height, width): take samples of this teacher"
+        )
 
 
 def _bytes_on_disk(student: nn.Module, trains: str) -> int:
@@ -224,8 +266,8 @@ def recomputing(enabled: bool, student: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def scratch_folder(scratch: str | None) -> Iterator[Path]:
     """Yield the folder of the checkpoints, or a temporary one where there is none."""
-    if scratch:
-        yield Path(scratch)
+    if scratch is not None:
+        yield files.path_of(scratch, "scratch")
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)

@@ -23,6 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the models
 TIMES = ("teacher", "uniform")  # as the teacher's training drew them, or uniformly
 TRAINS = ("attention", "new", "all")  # the replaced layers, only what they added, or every weight
 ENCODERS = ("stay", "leave")  # on the device, or on the CPU but for the prompts that are new
+FASTEST = 1e38  # learning rate; float32 ends at 3e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Settings:
     layerwise_steps: int = between(0, default=50)  # on every layer's output, all layers at once
     steps: int = between(0, default=100)  # then on the whole model
     batch: int = between(1, default=16)  # pictures in one step
-    layerwise_learning_rate: float = between(0, default=8e-3)  # of the layerwise steps
-    learning_rate: float = between(0, default=8e-3)  # of the steps on the whole model
+    layerwise_learning_rate: float = between(0, FASTEST, default=8e-3)  # of the layerwise steps
+    learning_rate: float = between(0, FASTEST, default=8e-3)  # of the steps on the whole model
     optimizer: str = choice(OPTIMIZERS, default="muon")  # one of OPTIMIZERS
     schedule: str = choice(SCHEDULES, default="cosine")  # one of SCHEDULES, of the learning rate
     warmup: int = between(0, default=10)  # steps in which the learning rate rises
