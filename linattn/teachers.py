@@ -128,20 +128,20 @@ def load(
         _check_files(Path(folder))
     noted = sampling.card_in(folder)
     with quiet():
-        pipe = _pipeline(folder, options).to(device)
+        pipe = _pipeline(folder, options, device)
     pipe.set_progress_bar_config(disable=True)
     teacher = Teacher(pipe, {**_whole_card(pipe, noted), **changes}, str(folder))
     _check_drawing(teacher)
     return teacher
 
 
-def _pipeline(folder: str | Path, options: Mapping[str, Any]) -> Any:
+def _pipeline(folder: str | Path, options: Mapping[str, Any], device: Any) -> Any:
     """Load a pipeline; where a folder holds none that can be, the error names it."""
     load_from = DiffusionPipeline.from_pretrained
     if not os.path.isdir(folder):  # of the hub, whose errors say what happened there
-        return load_from(str(folder), use_safetensors=True, **options)
-    try:
-        return load_from(str(folder), use_safetensors=True, **options)
+        return load_from(str(folder), use_safetensors=True, **options).to(device)
+    try:  # a weight that its file lacks shows when it is moved
+        return load_from(str(folder), use_safetensors=True, **options).to(device)
     except Exception as error:  # loaders of other packages raise whatever they meet
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

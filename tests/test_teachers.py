@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from linattn import teachers
 
@@ -162,3 +163,13 @@ def test_what_names_no_folder_is_one_sentence(name):
 def test_a_wrong_option_of_loading_is_one_sentence(copied, option):
     with pytest.raises(ValueError, match="nothing runs on device|torch_dtype is 'half'"):
         teachers.load(copied, **option)
+
+
+def test_a_weight_that_a_file_lacks_is_named_by_its_folder(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop("proj_out_1.weight")
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="the pipeline in .*copy cannot be loaded"):
+        teachers.load(tmp_path / "copy")
