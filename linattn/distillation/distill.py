@@ -135,7 +135,7 @@ def _check(
         )
     if evaluate is not None and not callable(evaluate):
         raise ValueError(f"evaluate is {short(evaluate)}; it must be a function of the model")
-    if accelerator is not None and not isinstance(accelerator, Accelerator):
+    if accelerator is not None and not hasattr(accelerator, "num_processes"):
         raise ValueError(f"accelerator is {short(accelerator)}; it must be accelerate's")
     _check_samples(samples, config.batch, teacher.conditions.channels)
 
