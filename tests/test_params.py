@@ -364,3 +364,28 @@ def test_a_file_that_dvc_could_not_read_is_named(tmp_path, content, message):
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"params.yaml .*{message}"):
         params.load(path=path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("source", value) for value in ("", "x" * 300, "<script>", "a/b/c", "data/" + "x" * 300)),
+        *(("revision", value) for value in ("", "../x", "a b", "/main")),
+    ],
+)
+def test_a_teacher_that_cannot_be_found_anywhere_is_refused_at_once(content, key, value):
+    path = f"profiles.paper.teachers.class.{key}"
+    with pytest.raises(ValueError, match=rf"{path} is '.*it must be a") as error:
+        params.parse(changed(content, path, value), "paper")
+    assert len(str(error.value)) < 300
+
+
+def test_a_student_of_its_papers_recipe_names_a_teacher_that_is_there(content):
+    path = "profiles.real.students.flux-clear.teacher"
+    assert params.parse(content, "real").students["flux-clear"].recipe == "published"
+    with pytest.raises(ValueError, match="flux-clear.teacher 'fluxx': did you mean 'flux'"):
+        params.parse(changed(content, path, "fluxx"), "real")
+
+
+def test_a_home_of_nobody_is_a_folder_that_is_not_there():
+    assert params.Teacher(source="~no-such-user/model").folder is not None

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from linattn import project, reader
 from linattn.attention import OPERATORS
-from linattn.names import known
+from linattn.names import known, short
 from linattn.params.operators import check_students
 from linattn.params.schema import (
     SECTIONS,
@@ -26,6 +26,9 @@ from linattn.reader import check_keys, mapping, read
 
 TOP = ("profile", "pretrained", "teachers", "teachers_of", "students", "profiles", "operators")
 OPERATOR_LISTS = ("anatomy", "benchmark")
+HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
+REVISION = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
+LONGEST = 255  # bytes of a file's name
 # How the names of the report's other rows begin.
 OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"
 LONGEST = 80  # characters of a name: file systems take 255 bytes, and files add words to a name
@@ -69,6 +72,7 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     _check_teachers_named(listed, path)
     students = {}
     for name, student in _students(listed, path).items():
+        known(student.teacher, {**teachers, **numbers.teachers}, f"{path}.{name}.teacher")
         students[name] = _resolved(student, numbers.published, chosen)
     lists = mapping(top["operators"], "operators")
     check_keys(lists, OPERATOR_LISTS, OPERATOR_LISTS, "operators")
@@ -89,7 +93,26 @@ def _teachers(content: Any, path: str) -> dict[str, Teacher]:
     for role, entry in mapping(content, path).items():
         _check_name(role, f"{path}.{role}")
         teachers[role] = read(Teacher, entry, f"{path}.{role}")
+        _check_source(teachers[role], f"{path}.{role}")
     return teachers
+
+
+def _check_source(teacher: Teacher, path: str) -> None:
+    """Refuse a source that names neither a folder nor a repository of the hub, or no revision."""
+    too_long = any(len(part.encode()) > LONGEST for part in Path(teacher.source).parts)
+    if (
+        too_long
+        or not teacher.source
+        or not (teacher.folder or re.fullmatch(HUB_ID, teacher.source))
+    ):
+        raise ValueError(
+            f"{path}.source is {short(teacher.source)}; it must be a folder or a repository of the "
+            "hub, owner/name"
+        )
+    if teacher.revision is not None and not re.fullmatch(REVISION, teacher.revision):
+        raise ValueError(
+            f"{path}.revision is {short(teacher.revision)}; it must be a commit, a branch or a tag"
+        )
 
 
 def _teachers_of(content: Any, teachers: Mapping[str, Teacher]) -> dict[str, tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Define what params.yaml may hold; distillation/settings.py has the training settings."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -45,8 +46,8 @@ class Teacher:
     @property
     def folder(self) -> Path | None:
         """Return the teacher's folder, or None for one of the hub."""
-        folder = project.ROOT / Path(self.source).expanduser()
-        local = self.source.startswith(("data/", ".", "/", "~")) or folder.is_dir()
+        folder = project.ROOT / os.path.expanduser(self.source)
+        local = self.source.startswith(("data/", ".", "/", "~")) or os.path.isdir(folder)
         return folder if local else None
 
     @property
