@@ -214,10 +214,10 @@ def test_make_hands_over_what_was_typed_and_no_name_of_the_environment():
     environment = {**os.environ, "NAME": "a-machine", "OPTIONS": "of something else"}
     options = {"cwd": project.ROOT, "env": environment, "capture_output": True, "text": True}
     printed = subprocess.run(words, **options).stdout
-    expected = '--operator="a b.py" --teacher="class" --options="rows=2 conv=3" --name=""'
+    expected = "--operator='a b.py' --teacher='class' --options='rows=2 conv=3' --name=''"
     assert f"python -m linattn.row {expected}" in printed
     assert "--profile" not in printed
-    assert "--profile tiny" in subprocess.run([*words, "PROFILE=tiny"], **options).stdout
+    assert "--profile 'tiny'" in subprocess.run([*words, "PROFILE=tiny"], **options).stdout
 
 
 def test_a_registered_operator_is_found_by_its_name_and_needs_a_free_one():

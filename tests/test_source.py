@@ -106,7 +106,7 @@ def test_what_cannot_be_a_teacher_is_refused_in_a_sentence(root, reader, tmp_pat
             source.check("mine", params.Teacher(**entry))
         assert "\n" not in str(error.value)
 
-    refused("nobody/knows, has no revision: write one", source="nobody/knows")
+    refused("nobody/knows, has no revision: write the commit", source="nobody/knows")
     refused(
         "nobody/knows at revision main, is not in this machine's cache",
         source="nobody/knows",
