@@ -27,7 +27,7 @@ from typing import Any, TextIO
 
 import nbformat
 
-from linattn import outs, params, project, signals
+from linattn import named, outs, project, signals
 from linattn.names import known
 
 
@@ -90,7 +90,7 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
     name = names.get(spec.takes)
     if spec.takes and name is None:
         raise ValueError(f"stage {stage} is run for one {spec.takes}: --{spec.takes} NAME")
-    _check_name(spec, name, params.load(names.get("profile")))
+    _check_name(spec, name, names.get("profile"))
     title = f"{spec.notebook}/{name or stage}"
     root = project.by_hand() if by_hand else project.ROOT
     try:
@@ -108,17 +108,17 @@ def run_stage(stage: str, by_hand: bool = False, **names: str) -> Path:
         raise
 
 
-def _check_name(spec: Stage, name: str | None, settings: params.Params) -> None:
+def _check_name(spec: Stage, name: str | None, profile: str | None) -> None:
     """Refuse a name that params.yaml lacks, before a kernel is started or a file written."""
-    roles = {project.teacher_row(role): role for role in settings.teachers}
-    if spec.takes == "teacher":
-        settings.teacher(str(name))
-    elif spec.takes and not (spec.notebook == STAGES["evaluate"].notebook and name in roles):
-        settings.student(str(name))
+    row = project.teacher_row("")
+    if spec.notebook == STAGES["evaluate"].notebook and str(name).startswith(row):
+        named.require("teachers", str(name).removeprefix(row), profile)
+    elif spec.takes:
+        named.require(f"{spec.takes}s", str(name), profile)
 
 
 def _check_profile(profile: str | None, by_hand: bool) -> None:
-    present = params.load().profile
+    present = named.profile()
     if profile not in (None, present) and not by_hand:
         raise ValueError(
             f"results of profile {profile} would replace those of {present}, which the pipeline "

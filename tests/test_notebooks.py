@@ -7,7 +7,7 @@ import os
 import nbformat
 import pytest
 
-from linattn import notebooks, params, project
+from linattn import named, notebooks, project
 
 STAGES = [stage.notebook for stage in notebooks.STAGES.values()]
 
@@ -219,8 +219,7 @@ def test_the_log_is_written_as_it_comes(tmp_path):
 
 
 def test_another_profile_replaces_nothing_that_the_pipeline_made(monkeypatch, capsys):
-    nano = params.load("nano")
-    monkeypatch.setattr(params, "load", lambda: nano)
+    monkeypatch.setattr(named, "profile", lambda: "nano")
     monkeypatch.setattr(notebooks, "run", lambda *args, **names: pytest.fail("it ran"))
     assert notebooks.main(["sample", "--teacher", "class", "--profile", "tiny"]) == 1
     assert "results of profile tiny would replace those of nano" in capsys.readouterr().err

@@ -285,7 +285,7 @@ SHOWING = {
 NAMES = {"names", "attention", "attention.registry"}
 VALUES = {"params", "project", "reader"}
 # What says, refuses or keeps, and alters no result.
-KEEPING = {"alone", "files", "finite", "outs", "parts", "sealed", "signals", "sums"}
+KEEPING = {"alone", "files", "finite", "named", "outs", "parts", "sealed", "signals", "sums"}
 MEMORY = {f"memory.{path.stem}" for path in (ROOT / "linattn/memory").glob("*.py")}
 SAYING = {*KEEPING, "memory", *MEMORY}
 CARRIERS = {"linattn", "notebooks", "pipeline", *VALUES, *NAMES, *SHOWING, *SAYING}

@@ -21,7 +21,7 @@ CARRYING = (
     "project",
     "reader",
     "notebooks",
-    *("alone", "files", "finite", "outs", "parts", "sealed", "signals", "sums"),
+    *("alone", "files", "finite", "named", "outs", "parts", "sealed", "signals", "sums"),
     "studies/plugins/settings",
     "studies/plugins/report",
 )
