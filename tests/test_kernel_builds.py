@@ -37,15 +37,22 @@ def builds(
     return json.loads(out.read_text()), done
 
 
-WIDE = ("--dims", "72", "104", "128", "160", "288", "--dtypes", "bfloat16", "--plain")
+ALL = os.environ.get("LINATTN_BUILDS") == "all"  # after an edit of a kernel
+
+
+def heads(few: str, more: str) -> tuple[str, ...]:
+    """Return the widths to build: always those of one part, of several and the widest."""
+    return "--dims", *few.split(), *(more.split() if ALL else ())
+
+
 HOPPER = {
-    "bfloat16 and branches": ("--dims", "40", "64", "--dtypes", "bfloat16"),
-    "bfloat16 wide": WIDE,
-    "float16": ("--dims", "64", "72", "96", "128", "288", "--dtypes", "float16", "--plain"),
-    "float32": ("--dims", "64", "128", "160", "288", "--dtypes", "float32", "--plain"),
+    "bfloat16 and branches": (*heads("40 64", ""), "--dtypes", "bfloat16"),
+    "bfloat16 wide": (*heads("104 288", "72 128 160"), "--dtypes", "bfloat16", "--plain"),
+    "float16": (*heads("96 128", "64 72 288"), "--dtypes", "float16", "--plain"),
+    "float32": (*heads("64 160", "128 288"), "--dtypes", "float32", "--plain"),
 }
 OTHERS = {
-    name: ("--capability", name, "--dims", "64", "128", "288", "--dtypes", "bfloat16", "--plain")
+    name: ("--capability", name, *heads("64 288", "128"), "--dtypes", "bfloat16", "--plain")
     for name in ("10.0", "12.0", "8.0", "8.9")
 }
 
