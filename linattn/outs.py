@@ -58,7 +58,7 @@ def _repository() -> Generator[Any]:
         with Repo(str(project.ROOT)) as repo:
             yield repo
     except sqlite3.Error as error:
-        raise OSError(f"DVC cannot write its notes: {error}; is the disk full?") from error
+        raise OSError(f"DVC cannot write its notes: {error}; is the disk full?") from None
 
 
 def _checked_out(out: Any) -> bool:

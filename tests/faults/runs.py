@@ -161,7 +161,7 @@ def _no_room(folder: Path) -> str:
     limited = (
         "import resource, runpy, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
         "sys.argv = ['linattn.notebooks', 'distill', '--student', 'lit']\n"
         "runpy.run_module('linattn.notebooks', run_name='__main__')\n"
     )
