@@ -146,9 +146,9 @@ def speed(
     measured = [timing for timing in timings if timing["seconds"] is not None]
     inputs.some(measured, "times")
     for timing in measured:
-        place = f"the time of {timing['operator']} at {timing['tokens']} tokens"
-        if not inputs.number(timing["seconds"], place) > 0:
-            raise ValueError(f"{place} is {timing['seconds']}; it must be above 0")
+        noun = f"the time of {timing['operator']} at {timing['tokens']} tokens"
+        if not inputs.number(timing["seconds"], noun) > 0:
+            raise ValueError(f"{noun} is {timing['seconds']}; it must be above 0")
     figure, axis = new_figure(height=4.3)
     lines, slopes = _series(timings), exponents(timings)
     labels, descriptions = [], []
