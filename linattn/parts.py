@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from linattn import project
+from linattn import configs, project, reader
 
 WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # as they are looked for
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -45,6 +45,8 @@ def check(role: str, folder: Path, index: Mapping[str, Any]) -> None:
                 f"the {role} teacher's {part} is missing: {folder / part} holds no file; copy or "
                 "save the pipeline whole"
             )
+        for path in sorted((folder / part).glob("*config.json")):
+            configs.check(path, reader.mapping(project.read_json(path), str(path)))
         if made.endswith(("Tokenizer", "TokenizerFast")):
             _check_vocabulary(role, part, folder / part)
         elif not made.endswith(WITHOUT_WEIGHTS):

@@ -22,7 +22,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from linattn import conditions, project, reader, sampling, sums
+from linattn import conditions, configs, project, reader, sampling, sums
 from linattn.conditions import Conditions
 from linattn.diffusion import Diffusion, Process
 from linattn.names import hint, short
@@ -173,6 +173,7 @@ def _check_files(folder: Path) -> None:
         content = reader.mapping(project.read_json(path), str(path))
         if not content and path.name in NEEDED:
             raise ValueError(f"{path} is empty; fetch it again, or save the pipeline whole")
+        configs.check(path, content)
 
 
 def _check_drawing(teacher: Teacher) -> None:

@@ -19,7 +19,7 @@ ROOT = project.ROOT
 FLOORS = (
     ("linattn_kernels", "names", "digests", "seeds", "files", "signals", "finite"),
     ("sealed", "sums", "project", "reader"),
-    ("outs", "named", "alone", "checkpoint", "intervals", "diffusion", "lab", "shapes"),
+    ("outs", "named", "alone", "checkpoint", "intervals", "diffusion", "lab", "shapes", "configs"),
     ("attention",),
     ("families", "world", "eye"),
     ("conditions",),
