@@ -48,6 +48,29 @@ def whole(path: Path) -> Generator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Generator[Path]:
+    """Yield an empty folder, which takes the place of the former when the block has ended well.
+
+    Args:
+        folder: the place; what lies there is left as it is until then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent, glob.escape(folder.name))
+    draft, former = (
+        folder.with_name(f".{folder.name}{word}.{os.getpid()}{DRAFT}") for word in ("", ".former")
+    )
+    draft.mkdir()
+    try:
+        yield draft
+        if folder.exists():
+            os.rename(folder, former)
+        os.rename(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
 def path_of(value: Any, noun: str) -> Path:
     """Return the path that a caller passed, or raise ValueError where it can be none.
 

@@ -10,6 +10,7 @@
 """
 
 import argparse
+import contextlib
 import shutil
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from linattn import params, pipeline, project, sealed
+from linattn.files import whole_folder
 from linattn.notebooks import STAGES
 from linattn.passages import readme
 from linattn.report import sheet
@@ -30,12 +32,15 @@ def publish() -> int:
     settings = params.load()
     files = expected(settings)
     refuse(settings, files)
-    drafts = {name: draft(name, files) for name in COPIED}
-    drafts["pictures"] = sheets(files, settings.report.pictures)
-    drafts["executed"] = notebooks(settings)
-    for name, folder in drafts.items():
-        shutil.rmtree(project.published(name), ignore_errors=True)
-        folder.rename(project.published(name))
+    with contextlib.ExitStack() as all_or_none:
+        drafts = {
+            name: all_or_none.enter_context(whole_folder(project.published(name)))
+            for name in FOLDERS
+        }
+        for name in COPIED:
+            copy(files, drafts[name], name)
+        sheets(files, drafts["pictures"], settings.report.pictures)
+        notebooks(settings, drafts["executed"])
     if (studies := project.local("studies")).is_dir():
         shutil.copytree(studies, project.published("studies"), dirs_exist_ok=True)
     if pipeline.render():
@@ -109,18 +114,15 @@ def _commit(run: Mapping[str, Any]) -> str:
     return (run.get("facts") or {}).get("commit") or "unknown"
 
 
-def draft(name: str, files: list[str]) -> Path:
-    """Copy the files of one folder beside the published folder, which they are to replace."""
-    folder = _empty(name)
+def copy(files: list[str], folder: Path, name: str) -> None:
+    """Copy the files of one folder of the run."""
     for path in (Path(path) for path in files if path.startswith(f"{name}/")):
         source = project.local(str(path))
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / path.name)
-    return folder
 
 
-def sheets(files: list[str], count: int) -> Path:
+def sheets(files: list[str], folder: Path, count: int) -> None:
     """Write each row's first pictures as a sheet, and copy the maps of the anatomies."""
-    folder = _empty("pictures")
     for name in _drawn(files):
         source = project.pictures(name)
         drawn = sealed.load(source, "make repro makes it again once it is removed", "np")
@@ -128,17 +130,14 @@ def sheets(files: list[str], count: int) -> Path:
             sheet.write(drawn, folder / f"{name}.png", count)
         else:  # the maps of an anatomy
             shutil.copy2(source, folder / source.name)
-    return folder
 
 
-def notebooks(settings: params.Params) -> Path:
+def notebooks(settings: params.Params, folder: Path) -> None:
     """Copy an executed notebook of each stage: the first teacher's, and its first method's."""
-    folder = _empty("executed")
     for name in examples(settings):
         target = folder / f"{name}.ipynb"
         target.parent.mkdir(exist_ok=True)
         shutil.copy2(project.executed(name), target)
-    return folder
 
 
 def examples(settings: params.Params) -> list[str]:
@@ -151,14 +150,6 @@ def examples(settings: params.Params) -> list[str]:
     for stage in STAGES.values():
         paths += [f"{stage.notebook}/{name}" for name in shown[stage.takes]]
     return [path for path in paths if project.executed(path).exists()]
-
-
-def _empty(name: str) -> Path:
-    """Make the empty folder that is to become the published one of this name."""
-    folder = project.published(f".{name}.draft")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def main(arguments: list[str] | None = None) -> int:

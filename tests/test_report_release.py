@@ -12,6 +12,7 @@ from pages import check
 from PIL import Image
 
 from linattn import params, project, publish, report
+from linattn.files import whole_folder
 from linattn.report import __main__ as command, release, sheet
 
 NAMES = ("softmax", "clear", "lit", "sd-lit", "flux-clear")
@@ -52,7 +53,8 @@ def _publish(count):
     for name in ("results", "runs"):
         shutil.copytree(project.local(name), project.published(name))
     files = [f"results/{path.name}" for path in project.local("results").iterdir()]
-    publish.sheets(files, count).rename(project.published("pictures"))
+    with whole_folder(project.published("pictures")) as folder:
+        publish.sheets(files, folder, count)
     target = project.published("executed/04_distill/clear.ipynb")
     target.parent.mkdir(parents=True)
     shutil.copy2(project.executed("04_distill/clear"), target)

@@ -1,7 +1,6 @@
 """Write pipelines with random weights in the layout and at the widths of published models."""
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, T5EncoderModel
 
 from linattn import digests, project
+from linattn.files import whole_folder
 from linattn.names import known
 from linattn.rehearse import tokenizers
 from linattn.rehearse.pipelines import PIPELINES, VAE_SCALES
@@ -45,13 +45,9 @@ def write(name: str, folder: str | Path, *, full_depth: bool = False, seed: int 
     if mark.is_file() and project.read_json(mark) == recipe:
         return folder
     pipe = _build(name, full_depth, seed)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    with quiet():
+    with whole_folder(folder) as draft, quiet():
         pipe.save_pretrained(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-    project.write_json(mark, recipe)
+        project.write_json(draft / project.REHEARSAL, recipe)
     return folder
 
 

@@ -4,11 +4,10 @@ Results, run files and studies are the published ones. Pictures are the first of
 `make publish` wrote as lossless sheets; executed notebooks are one example of each stage.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 from linattn import params, project
+from linattn.files import whole_folder
 from linattn.report import schema
 from linattn.report.data import Report
 from linattn.report.notebook import executed
@@ -50,11 +49,8 @@ def render(folder: Path) -> Path:
     They are written beside it and take its place when all are there.
     """
     report = committed()
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    write(report, draft, executed(report, notebook))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
+    with whole_folder(folder) as draft:
+        write(report, draft, executed(report, notebook))
     return folder / "index.html"
 
 

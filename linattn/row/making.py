@@ -4,7 +4,6 @@ All is drafted in scratch, in a folder for this operator's file, these settings 
 row's folder appears when it is whole, and replaces an older row of its name.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from linattn import project, sealed, students
 from linattn.evaluation import evaluation
 from linattn.evaluation.bench import Bench
+from linattn.files import whole_folder
 from linattn.report import contributed, sheet
 from linattn.row.request import Request
 
@@ -49,27 +49,15 @@ def described(request: Request) -> dict[str, str]:
 
 
 def write(request: Request, draft: Path, result: dict[str, Any]) -> None:
-    """Put the files of a row together beside its folder, then replace the folder."""
-    name, folder = request.name, request.folder
-    beside = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    (beside / contributed.OPERATOR).write_text(request.source.text)
+    """Write the files of a row, which replace its folder together."""
+    name = request.name
     with project.writing_to(draft):
-        project.write_json(beside / contributed.RUN, project.read_json(project.run_result(name)))
-        shutil.copytree(project.student(name), beside / contributed.STUDENT)
+        run, student = project.read_json(project.run_result(name)), project.student(name)
         drawn = sealed.load(project.pictures(name), framework="np")
     drawn.pop("undistilled", None)  # the leaderboard shows what a row draws in the end
-    sheet.write(drawn, beside / contributed.STRIP, contributed.SHOWN)
-    project.write_json(beside / contributed.RESULT, result)
-    replace(beside, folder)
-
-
-def replace(beside: Path, folder: Path) -> None:
-    """Rename a finished folder into its place; an older one is there until it is."""
-    old = folder.with_name(f".{folder.name}.old.draft")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(beside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(request.folder) as folder:
+        (folder / contributed.OPERATOR).write_text(request.source.text)
+        project.write_json(folder / contributed.RUN, run)
+        shutil.copytree(student, folder / contributed.STUDENT)
+        sheet.write(drawn, folder / contributed.STRIP, contributed.SHOWN)
+        project.write_json(folder / contributed.RESULT, result)
