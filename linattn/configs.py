@@ -6,7 +6,6 @@ is an IndexError somewhere, and a VAE whose scale is null fails at the first pic
 
 import math
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,18 @@ def check(path: Path, content: Mapping[str, Any]) -> None:
         for number in _numbers(value):
             _check_number(path, key, number)
     scale = content.get("scaling_factor", 1.0)
-    if path.parent.name == "vae" and (not isinstance(scale, Real) or not 0 < scale < math.inf):
+    if path.parent.name == "vae" and (
+        not isinstance(scale, (int, float)) or not 0 < scale < math.inf
+    ):
         raise ValueError(
             f"{path} has scaling_factor: {scale!r}, by which latents are multiplied; write the "
             "VAE's own, a number above 0"
         )
 
 
-def _numbers(value: Any) -> Iterator[Real]:
+def _numbers(value: Any) -> Iterator[int | float]:
     """Yield the numbers of an entry, which may be a list of them for each block."""
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         yield value
     elif isinstance(value, list):
         for inner in value:

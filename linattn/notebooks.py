@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import nbformat
-
 from linattn import named, outs, project, signals
 from linattn.names import known
 
@@ -73,8 +71,6 @@ WAITING = {"GOMP_SPINCOUNT": "10000"}
 # What a process of the pipeline starts with, unless its caller chose otherwise.
 PROCESS = {**ALLOCATOR, **REPEATABLE, **WAITING}
 PATIENCE = 600  # seconds that a cell's output may be behind the cell
-WIDGET = "application/vnd.jupyter.widget-view+json"
-KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 class Failed(RuntimeError):
@@ -132,8 +128,11 @@ def source(notebook: str) -> Path:
 
 def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
     """Execute `notebook` with `names` injected; `out` appears only when every cell has run."""
+    spare_grammars()
     import papermill
     from nbclient.exceptions import DeadKernelError
+
+    from linattn import executed
 
     check_names(notebook, names)
     check_loopback()
@@ -146,8 +145,8 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
                 str(notebook),
                 str(draft),
                 parameters=names,
-                kernel_name=KERNEL["name"],
-                language=KERNEL["language"],
+                kernel_name=executed.KERNEL["name"],
+                language=executed.KERNEL["language"],
                 cwd=str(project.ROOT),
                 progress_bar=False,
                 stdout_file=log,
@@ -165,7 +164,15 @@ def run(notebook: Path, out: Path, by_hand: bool = False, **names: Any) -> Path:
             raise
     for old in (kept, kept.with_suffix(".log")):
         old.unlink(missing_ok=True)
-    return move(normalise(nbformat.read(draft, as_version=4)), draft, out)
+    return executed.move(draft, out)
+
+
+def spare_grammars() -> None:
+    """Keep jsonschema, which papermill imports, from compiling 38 grammars: 2.1 s of every stage.
+
+    They check the spelling of addresses, and no notebook is checked for any.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # as if it lacked
 
 
 def _reason(error: Exception) -> Exception:
@@ -210,9 +217,9 @@ def check_loopback() -> None:
 
 def declared(notebook: Path) -> list[str]:
     """Return the names assigned in the cell tagged `parameters`."""
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            return _assigned(cell.source)
+    for cell in project.read_json(notebook).get("cells", []):
+        if "parameters" in cell["metadata"].get("tags", []):
+            return _assigned("".join(cell["source"]))
     raise ValueError(
         f"{notebook.name} has no cell tagged 'parameters': nothing can be injected into it"
     )
@@ -285,44 +292,6 @@ class Log:
 
 def _is_noise(line: str) -> bool:
     return any(noise in line for noise in NOISE)
-
-
-def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Remove times, ids, logs and addresses, which differ between runs with the same results."""
-    title = notebook.metadata.get("title")
-    notebook.metadata = nbformat.from_dict(
-        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    )
-    if title:
-        notebook.metadata["title"] = title
-    for number, cell in enumerate(notebook.cells):
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        injected = "injected-parameters" in tags
-        cell["id"] = "injected" if injected else cell.get("id", f"cell-{number}")
-        if cell.cell_type == "code":
-            cell.outputs = [_plain(output) for output in cell.outputs if _is_result(output)]
-    return notebook
-
-
-def _is_result(output: nbformat.NotebookNode) -> bool:
-    """Say whether an output is a result: no log, and no widget such as a progress bar."""
-    return output.output_type != "stream" and WIDGET not in output.get("data", {})
-
-
-def _plain(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    output.metadata = nbformat.from_dict({})
-    data = output.get("data", {})
-    if "text/plain" in data:
-        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
-    return output
-
-
-def move(notebook: nbformat.NotebookNode, draft: Path, out: Path) -> Path:
-    nbformat.write(notebook, draft)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(draft, out)
-    return out
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import os
 import nbformat
 import pytest
 
-from linattn import named, notebooks, project
+from linattn import executed, named, notebooks, project
 
 STAGES = [stage.notebook for stage in notebooks.STAGES.values()]
 
@@ -107,7 +107,7 @@ def test_the_command_says_what_is_missing_and_exits_1(words, message, capsys):
 # Normalising
 
 
-def executed(identity, seconds, address):
+def ran(identity, seconds, address):
     notebook = book("x = 1", "x")
     notebook.cells[0].metadata |= {
         "papermill": {"duration": seconds},
@@ -121,7 +121,7 @@ def executed(identity, seconds, address):
     notebook.cells[2].outputs = [
         nbformat.v4.new_output("stream", text=f"took {seconds} s"),
         nbformat.v4.new_output(
-            "display_data", {notebooks.WIDGET: {"model_id": identity}, "text/plain": "0/3"}
+            "display_data", {executed.WIDGET: {"model_id": identity}, "text/plain": "0/3"}
         ),
         nbformat.v4.new_output(
             "execute_result", {"text/plain": f"<A at {address}>"}, metadata={"x": seconds}
@@ -132,18 +132,18 @@ def executed(identity, seconds, address):
 
 
 def test_runs_that_differ_in_times_ids_and_addresses_are_the_same_bytes():
-    first = nbformat.writes(notebooks.normalise(executed("abc", "1.5", "0x7f01")))
-    second = nbformat.writes(notebooks.normalise(executed("xyz", "2.5", "0x7f02")))
+    first = nbformat.writes(executed.normalise(ran("abc", "1.5", "0x7f01")))
+    second = nbformat.writes(executed.normalise(ran("xyz", "2.5", "0x7f02")))
     assert first == second
     assert "A title" in first
     assert "<A>" in first
 
 
 def test_a_result_that_differs_is_kept():
-    notebook = executed("abc", "1.5", "0x7f01")
+    notebook = ran("abc", "1.5", "0x7f01")
     notebook.cells[2].outputs[-1].data["text/plain"] = "another"
-    assert nbformat.writes(notebooks.normalise(notebook)) != nbformat.writes(
-        notebooks.normalise(executed("abc", "1.5", "0x7f01"))
+    assert nbformat.writes(executed.normalise(notebook)) != nbformat.writes(
+        executed.normalise(ran("abc", "1.5", "0x7f01"))
     )
 
 
