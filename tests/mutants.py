@@ -8,11 +8,13 @@ missing test, or a change that alters nothing.
 
 import argparse
 import ast
+import collections
 import copy
 import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -173,16 +175,36 @@ def learned() -> dict[str, dict[str, list[str]]]:
     return known
 
 
-def of_line(lines: dict[str, list[str]], line: int) -> list[str]:
-    """Return the tests that run a line; those of the file where an import runs it, as a default."""
-    return lines.get(str(line)) or sorted({test for tests in lines.values() for test in tests})
+def of_line(path: Path, lines: dict[str, list[str]], line: int) -> list[str]:
+    """Return the tests that run a line.
+
+    An import runs defaults and decorators: those of a function count as its body. What else an
+    import runs is a constant, for which all tests of the file count, those that run most of it
+    first.
+    """
+    if tests := lines.get(str(line)):
+        return tests
+    inner = [tests for number in _around(path, line) for tests in lines.get(str(number), ())]
+    every = inner or [test for tests in lines.values() for test in tests]
+    return [test for test, _ in collections.Counter(every).most_common()]
+
+
+def _around(path: Path, line: int) -> range:
+    """Return the lines of the innermost function about a line, or none."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    spans = [
+        range(min([node.lineno, *(item.lineno for item in node.decorator_list)]), node.end_lineno)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, functions) and node.end_lineno
+    ]
+    return min((span for span in spans if line in span), key=len, default=range(0))
 
 
 def judged(folder: Path, path: Path, number: int, known: dict[str, dict[str, list[str]]]) -> str:
     """Make one change in a copy, run the tests of its line, and say what came of it."""
     relative = path.relative_to(ROOT).as_posix()
     text, line, said = mutated(path, number)
-    tests = of_line(known.get(relative, {}), line)
+    tests = of_line(path, known.get(relative, {}), line)
     place = f"{relative}:{line}: {said}"
     if not tests:
         return f"not run | {place}"
@@ -241,13 +263,29 @@ def _tested(folder: Path, tests: list[str]) -> int:
     return int(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *words]))
 
 
-def run(count: int, seed: int, part: str) -> None:
-    """Make a sample of changes, and print what came of each and the share that was noticed."""
-    known = learned()
+def drawn(count: int, seed: int) -> list[tuple[Path, int]]:
+    """Draw a sample of the places that can be changed."""
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     files = [path for path in files if "_triton" not in path.name and path.name != "tiles.py"]
     everything = [(path, number) for path in files for number in places(path)]
-    sample = random.Random(seed).sample(everything, min(count, len(everything)))
+    return random.Random(seed).sample(everything, min(count, len(everything)))
+
+
+def survived(log: Path) -> list[tuple[Path, int]]:
+    """Find the places again that a run printed as not noticed, wherever their lines are now."""
+    sample = []
+    for text in re.findall(r"^SURVIVED \| (.*)", log.read_text(), re.M):
+        file, line, said = re.split(r":(\d+): ", text, maxsplit=1)
+        path = ROOT / file
+        alike = [number for number in places(path) if mutated(path, number)[2] == said]
+        if alike:
+            sample.append((path, min(alike, key=lambda n: abs(mutated(path, n)[1] - int(line)))))
+    return sample
+
+
+def run(sample: list[tuple[Path, int]], part: str) -> None:
+    """Make changes, and print what came of each and the share that was noticed."""
+    known = learned()
     index, of = map(int, part.split("/"))
     counts: dict[str, int] = {}
     preload()
@@ -261,7 +299,7 @@ def run(count: int, seed: int, part: str) -> None:
             print(line, flush=True)
         shutil.rmtree(folder)
     ran = counts.get("noticed", 0) + counts.get("SURVIVED", 0)
-    print(f"{counts}: {counts.get('noticed', 0) / max(1, ran):.1%} of {ran} noticed, seed {seed}")
+    print(f"{counts}: {counts.get('noticed', 0) / max(1, ran):.1%} of {ran} noticed")
 
 
 def main() -> None:
@@ -270,12 +308,14 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="for map: test files without .py; all by default")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=Path, help="a former output: what survived there")
     parser.add_argument("--part", default="0/1", help="0/2 and 1/2 run side by side")
     options = parser.parse_args()
     if options.step == "map":
         learn(options.files, options.part)
     else:
-        run(options.count, options.seed, options.part)
+        again = options.again and survived(options.again)
+        run(again or drawn(options.count, options.seed), options.part)
 
 
 if __name__ == "__main__":
