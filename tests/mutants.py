@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MAPS = ROOT / ".scratch" / "mutants"  # a file for each file of tests
@@ -30,8 +31,8 @@ PACKAGES = ("linattn", "kernels/linattn_kernels")
 FIRST, MOST = 10, 60  # tests that are run for a change, and for one that these do not notice
 SECONDS = 240  # that they may take
 # These run the pipeline or build pages; what they cover is covered by others too.
+SLOW_FIXTURES = {"finished", "clone"}
 SLOW = {
-    "test_pipeline",
     "test_foreign",
     "test_repository",
     "test_docs",
@@ -147,7 +148,7 @@ def _covered(name: str, folder: Path) -> dict[str, dict[str, list[str]]]:
         "[run]\ndynamic_context = test_function\nsource = linattn,linattn_kernels\n"
     )
     measured = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}"]
-    tested = ["-m", "pytest", "-q", "-n", "0", f"tests/{name}.py"]
+    tested = ["-m", "pytest", "-q", "-n", "0", "-p", "tests.mutants", f"tests/{name}.py"]
     command = [*measured, f"--data-file={data}", *tested]
     subprocess.run(command, cwd=ROOT, capture_output=True)
     if not data.exists():
@@ -163,6 +164,11 @@ def _covered(name: str, folder: Path) -> dict[str, dict[str, list[str]]]:
                 f"{name}::{test}" for test in tests if test.startswith("test_")
             )
     return known
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Leave out the tests that wait for a whole run, where this file is a plugin of pytest."""
+    items[:] = [item for item in items if not SLOW_FIXTURES & set(item.fixturenames)]
 
 
 def learned() -> dict[str, dict[str, list[str]]]:

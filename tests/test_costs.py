@@ -327,3 +327,10 @@ def test_forward_memory_follows_a_schedule():
         model, "mediator", schedule=[{"until": 0.5, "count": 4}, {"until": 0.0, "count": 1024}]
     )
     assert costs.forward_memory(model, 32, noise=0.1) > costs.forward_memory(model, 32, noise=0.9)
+
+
+def test_one_picture_is_timed():
+    q, k, v, x = costs._tensors(Grid(3, 5), 2, 8, "cpu", torch.float64)
+    assert q.shape == k.shape == v.shape == (1, 15, 2, 8)
+    assert x.shape == (1, 15, 16)
+    assert len({tensor.sum().item() for tensor in (q, k, v, x)}) == 4, "all differ"

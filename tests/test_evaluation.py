@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
-from linattn import sampling, surgery
+from linattn import params, samples, sampling, surgery, world
 from linattn.evaluation import costs
+from linattn.evaluation.bench import Bench
 from linattn.evaluation.rows import WITHIN, combine, cost, levels_of
 
 
@@ -67,3 +68,23 @@ def test_without_a_schedule_one_noise_level_is_enough():
     pipe = tiny.pipeline()
     surgery.linearize(pipe, "mediator", count=4)
     assert levels_of(bench(pipe, 10), pipe.transformer) == [0.5]
+
+
+CAPTIONED = {"text": True, "class": False}
+
+
+@pytest.mark.parametrize("role", CAPTIONED)
+def test_pictures_are_compared_with_scenes_that_no_model_learned(role):
+    """The scenes of a captioned teacher are those of its prompts; else their first thing is."""
+    bench = Bench(params.load("nano"), role)
+    first = world.HELD_OUT
+    if CAPTIONED[role]:
+        expected = samples.scenes(range(first, first + 3), bench.evaluation.seed)
+        assert [scene.caption for scene in expected] == bench.prompts(3)
+        assert bench.scenes(3) == expected
+    else:
+        labels = bench.prompts(3).tolist()
+        assert [scene.label for scene in bench.scenes(3)] == labels
+        seed = bench.evaluation.seed
+        assert bench.scenes(3)[2] == world.scene(seed, first + 2, label=labels[2])
+    assert bench.singles(5) == slice(0, 5, 2 if CAPTIONED[role] else 1)

@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -146,3 +147,12 @@ def test_torchmetrics_distances_take_the_judges_features(fresh):
 def test_what_is_no_picture_has_no_features(fresh, pictures):
     with pytest.raises(ValueError, match=r"pictures are .*pass (uint8|\(batch, 3)"):
         judge.Features(fresh)(pictures)
+
+
+def test_a_larger_picture_is_averaged_and_not_thinned_out(fresh):
+    """Every second pixel alone would make a fine pattern a coarse one."""
+    large = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    small = F.interpolate(large, (64, 64), mode="bilinear", antialias=True)
+    thinned = F.interpolate(large, (64, 64), mode="bilinear")
+    torch.testing.assert_close(fresh(large).features, fresh(small).features)
+    assert (fresh(large).features - fresh(thinned).features).abs().max() > 1e-4

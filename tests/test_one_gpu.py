@@ -364,3 +364,12 @@ def test_settings_of_memory_change_no_recipe():
     teacher, data = teacher_of("dit"), Pictures("dit")
     config = dataclasses.replace(CONFIG, micro=2, checkpointing=True, encoders="leave")
     assert config.recipe(teacher, data) == CONFIG.recipe(teacher, data)
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_another_first_or_last_picture_is_another_recipe(index):
+    """The two stand for the samples: a folder that was drawn anew differs in both."""
+    teacher, data, other = teacher_of("dit"), Pictures("dit"), Pictures("dit")
+    other.latents[index] += 1
+    recipes = (CONFIG.recipe(teacher, samples)["samples"] for samples in (data, other))
+    assert len(set(map(tuple, recipes))) == 2

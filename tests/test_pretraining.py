@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 import textwrap
@@ -280,3 +281,13 @@ def test_the_world_is_encoded_once_and_in_order(vae, tmp_path):
     assert torch.equal(latents, again)
     assert next(tmp_path.iterdir()).stat().st_mtime_ns == stamp
     assert labels.tolist() == [scene.label for scene in world.scenes(5, seed=4)]
+
+
+@pytest.mark.parametrize("name", sorted(pretraining.TEACHERS))
+def test_a_committed_teacher_was_trained_by_the_recipe_of_the_code(name):
+    recipe = dataclasses.asdict(pretraining.TEACHERS[name][1])
+    trained = project.read_json(project.ROOT / "data" / "teachers" / name / "card.json")["training"]
+    noted = json.loads(json.dumps(recipe))  # tuples are lists there
+    assert {key: noted.get(key) for key in trained if key != "data"} == {
+        key: value for key, value in trained.items() if key != "data"
+    }

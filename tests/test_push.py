@@ -341,3 +341,11 @@ def test_an_endpoint_that_does_not_answer_is_named(folder, endpoint, monkeypatch
     with pytest.raises(ConnectionError, match=rf"{constants.ENDPOINT} did not take it \(Connect"):
         linattn.push(folder, "ada/dit-clear")
     assert contents(folder) == before
+
+
+def test_the_card_says_how_near_the_pictures_are(endpoint):
+    result = project.read_json(RESULT)
+    psnr, sizes = result["quality"]["psnr"], result["pictures"]
+    text = card_of(endpoint, STUDENT, "ada/dit-clear", results=RESULT, run=RUN)
+    assert f"PSNR {psnr['value']:.1f} ({psnr['low']:.1f} to {psnr['high']:.1f})" in text
+    assert f"({sizes['pictures']} pictures, {sizes['steps']} steps" in text

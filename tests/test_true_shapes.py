@@ -170,3 +170,26 @@ def test_flux_1_is_known_to_have_seen_4608_tokens():
 def test_a_latent_is_eight_pixels_wide(short):
     """Of every published autoencoder here, that of Qwen-Image with its own words included."""
     assert SHAPES[short].factor == 8
+
+
+# what the models' authors and diffusers' own pages say of their size
+PARAMETERS = {
+    "sd15": 859_520_964,
+    "sd21": 865_910_724,
+    "sdxl": 2_567_463_684,
+    "flux": 11_901_408_320,
+    "qwen": 20_430_401_088,
+    "bk-sdm-tiny": 323_384_964,
+}
+SIDES = {"dit": 256, "sd21": 768, "sdxl": 1024, "sd35": 1024, "flux": 1024, "qwen": 1024}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_published_model_has_its_number_of_weights(name):
+    with torch.device("meta"):
+        model = SHAPES[name].build()
+    assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[name]
+
+
+def test_published_models_draw_at_the_side_that_they_were_trained_at():
+    assert {name: SHAPES[name].side for name in SIDES} == SIDES
