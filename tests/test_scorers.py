@@ -277,6 +277,25 @@ def test_genevals_score_is_the_mean_over_tags(tmp_path):
     assert counting["low"] <= 0.25 <= counting["high"]
 
 
+def test_a_file_of_results_that_was_cut_is_refused_while_its_pictures_lie_there(tmp_path):
+    path, pictures = tmp_path / "results.jsonl", []
+    for number in range(3):
+        pictures.append(tmp_path / "out" / f"{number:05}" / "samples" / "0000.png")
+        pictures[-1].parent.mkdir(parents=True)
+        pictures[-1].touch()
+    entries = [
+        {"tag": "counting", "prompt": str(file), "correct": True, "filename": str(file)}
+        for file in pictures
+    ]
+    path.write_text(lines(*entries[:1]))
+    with pytest.raises(ValueError, match=r"no result of .*00001/samples/0000\.png and 1 others"):
+        scorers.read("geneval", path)
+    path.write_text(lines(*entries))
+    assert scorers.read("geneval", path)["geneval"]["n"] == 3
+    pictures[2].unlink()
+    assert scorers.read("geneval", path)["geneval"]["n"] == 3
+
+
 DPG_RESULT = """/pictures/12.png, 1.0, 0.5, 0.5, 1.0, 0.75
 /pictures, all/COCO_7.png, 0.0, 1.0, 0.5, 0.5, 0.5
 Model: pictures

@@ -82,6 +82,7 @@ def read(path: Path) -> dict[str, Result]:
     drawn = Counter(entry["filename"] for entry in entries if "filename" in entry)
     if twice := [name for name, count in drawn.items() if count > 1]:
         raise ValueError(f"{path} has two results of {twice[0]}: keep one run")
+    _check_whole(path, [Path(name) for name in drawn])
     tags = list(dict.fromkeys(entry["tag"] for entry in entries))
     counts = _counts(entries, tags)  # (prompts, tags, right and all)
     measures = {}
@@ -91,6 +92,20 @@ def read(path: Path) -> dict[str, Result]:
     value = _score(counts[None]).item()
     low, high = bootstrap(counts, statistic=_score)
     return {"geneval": {"value": value, "low": low, "high": high, "n": len(counts)}, **measures}
+
+
+def _check_whole(path: Path, drawn: list[Path]) -> None:
+    """Refuse results that lack a picture beside those that they name, as a file that was cut does.
+
+    Where the pictures do not lie here any more, nobody knows how many there were.
+    """
+    folders = {picture.parents[2] for picture in drawn if len(picture.parents) > 2}
+    there = {picture for folder in folders for picture in folder.glob("*/samples/*.png")}
+    if there & set(drawn) and (missing := sorted(there - set(drawn))):
+        raise ValueError(
+            f"{path} has no result of {missing[0]} and {len(missing) - 1} others that lie there: "
+            "run the scorer to its end"
+        )
 
 
 def _counts(entries: list[dict[str, Any]], tags: list[str]) -> Tensor:
