@@ -10,6 +10,7 @@ NAMED = "named"  # an error that names the file and says what helps
 MADE_AGAIN = "made again"  # the same bytes as before, since what was damaged is made anew
 SAME = "the same bytes"  # as in an undisturbed run
 KEPT = "kept"  # the former file is whole
+UNTRIED = "not tried"  # this machine does not let it be injected
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from faults.clone import STUDENT, Clone, finished, kill
 from faults.damage import DAMAGE, flipped
-from faults.fault import KEPT, MADE_AGAIN, NAMED, SAME, Fault
+from faults.fault import KEPT, MADE_AGAIN, NAMED, SAME, UNTRIED, Fault
 
 LIT = "\n  lit: {operator: lit, teacher: class}"
 OTHER = ("layerwise_steps: 2, steps: 4", "layerwise_steps: 2, steps: 6")  # of profile tiny
@@ -253,7 +253,7 @@ def _no_loopback(folder: Path) -> str:
         text=True,
     )
     if "unshare" in done.stderr:
-        return f"{NAMED}: not tried, since {done.stderr.strip()[-80:]}"
+        return f"{UNTRIED}: {done.stderr.strip()[-80:]}"
     quick = time.monotonic() - began < 40
     said = "notebooks need the loopback interface" in done.stderr
     return NAMED if said and quick and "Traceback" not in done.stderr else done.stderr[-300:]
