@@ -269,6 +269,7 @@ def test_the_parts_are_the_whole_model_without_its_attention(name):
     layers = families.layers(model)
     assert sum(entry.count for entry in size.layers) == len(layers)
     in_parts = {id(weight) for part in size.parts for weight in part.module.parameters()}
+    assert paths.macs(paths.Path("flash"), size) == counted["core"]
     loose = {id(weight) for weight in subject.model.parameters(recurse=False)}  # PixArt's table
     assert in_parts | loose == {id(weight) for weight in subject.model.parameters()}
 

@@ -91,8 +91,9 @@ def test_the_committed_judge_is_right_on_pictures_it_never_saw(side):
     marks = judge.accuracy(
         judge.load(project.ROOT / "data" / "judge"), seed=11, count=500, side=side
     )
-    assert marks["shape"] >= 0.99
-    assert marks["colour"] >= 0.99
+    assert 0.99 <= marks["shape"] <= 1
+    assert 0.99 <= marks["colour"] <= 1
+    assert (marks["n"], marks["seed"]) == (500, 11)
     card = project.read_json(project.ROOT / "data" / "judge" / "card.json")
     assert card[f"held_out_{side}px"]["shape"] >= 0.99
 
