@@ -52,3 +52,12 @@ def test_training_lowers_the_error_and_goes_on_after_a_kill(tmp_path, monkeypatc
     untrained = autoencoder.build()
     before, after = (autoencoder.psnr(vae, side=32, count=8) for vae in (untrained, trained))
     assert after > before
+
+
+def test_pictures_are_between_minus_one_and_one():
+    picture = autoencoder.pictures(world.scenes(4, seed=3), 32)
+    expected = world.render(world.scenes(4, seed=3), 32)
+    torch.testing.assert_close((picture + 1) / 2, expected)
+    assert picture.shape == (4, 3, 32, 32)
+    assert -1 <= picture.min() < -0.5
+    assert 0.5 < picture.max() <= 1

@@ -157,3 +157,26 @@ def test_a_larger_picture_is_averaged_and_not_thinned_out(fresh):
     thinned = F.interpolate(large, (64, 64), mode="bilinear")
     torch.testing.assert_close(fresh(large).features, fresh(small).features)
     assert (fresh(large).features - fresh(thinned).features).abs().max() > 1e-4
+
+
+def test_accuracy_takes_every_picture_once(monkeypatch):
+    """More than one batch: a scene that is asked twice would count twice."""
+    numbers = []
+
+    class Right(judge.Judge):
+        def forward(self, pictures):
+            return self
+
+        def right(self, labels):
+            return torch.ones(len(labels)), torch.zeros(len(labels))
+
+    scenes = world.drawing.scenes
+
+    def noted(count, seed, start=0):
+        numbers.extend(range(start, start + count))
+        return scenes(count, seed, start=start)
+
+    monkeypatch.setattr(judge.drawing, "scenes", noted)
+    marks = judge.accuracy(Right(), seed=1, count=260, side=16)
+    assert marks == {"shape": 1.0, "colour": 0.0, "n": 260, "seed": 1}
+    assert numbers == list(range(world.HELD_OUT, world.HELD_OUT + 260))
