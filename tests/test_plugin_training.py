@@ -399,3 +399,9 @@ def test_the_studys_settings_are_read_strictly(tmp_path):
         (tmp_path / "params.yaml").write_text(text.replace(before, after))
         with pytest.raises(ValueError, match=message):
             numbers.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(("small", "more"), [(0, ""), (500, ", 500 of them at half the side")])
+def test_the_report_says_how_a_plugin_was_trained(small, more):
+    trained = report._trained({"steps": 1000, "batch": 4, "small": small})
+    assert trained == f"Training: 1,000 steps of 4 pictures{more}."
