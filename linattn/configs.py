@@ -1,4 +1,5 @@
-"""Refuse numbers in a saved pipeline's settings that no model can be built or drawn with.
+"""Read a saved pipeline's settings without diffusers: whose class a part is, and that no number in
+them is one that no model can be built or drawn with.
 
 diffusers builds what a config says before it looks at the weights: 10^9 layers take all memory, -1
 is an IndexError somewhere, and a VAE whose scale is null fails at the first picture.
@@ -12,6 +13,13 @@ from typing import Any
 MOST_LAYERS, MOST = 2_000, 1_000_000  # published models have 60 layers, 1,000 classes or times
 LAYERS = ("layers", "layers_per_block")
 COUNTS = ("channels", *LAYERS)
+# What folders say that were saved before DiT and PixArt had classes of their own, by their norm.
+OLD_NAMES = {
+    "Transformer2DModel": {
+        "ada_norm_zero": "DiTTransformer2DModel",
+        "ada_norm_single": "PixArtTransformer2DModel",
+    }
+}
 
 
 def check(path: Path, content: Mapping[str, Any]) -> None:
@@ -53,3 +61,13 @@ def _check_number(path: Path, key: str, number: Any) -> None:
         raise ValueError(
             f"{path} has {key}: {number}, and a count is from 0 to {most:,}; fetch the file again"
         )
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """Return the class of the model that a config is of, or nothing where it names none.
+
+    Args:
+        config: what the model's config.json holds.
+    """
+    name = str(config.get("_class_name") or "")
+    return OLD_NAMES.get(name, {}).get(str(config.get("norm_type")), name)

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 DRAFT = ".draft"  # the end of a draft's name, as .dvcignore and .gitignore have it
+FORMER = ".former"  # and of a folder that is being replaced
 
 
 class Damaged(ValueError):
@@ -57,9 +58,9 @@ def whole_folder(folder: Path) -> Generator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent, glob.escape(folder.name))
-    draft, former = (
-        folder.with_name(f".{folder.name}{word}.{os.getpid()}{DRAFT}") for word in ("", ".former")
-    )
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}{DRAFT}")
+    former = folder.with_name(f".{folder.name}{FORMER}")
+    _put_back(former, folder)
     draft.mkdir()
     try:
         yield draft
@@ -68,7 +69,18 @@ def whole_folder(folder: Path) -> Generator[Path]:
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        _put_back(former, folder)
+
+
+def _put_back(former: Path, folder: Path) -> None:
+    """Return a former folder to its place, or remove it where a newer one has taken it.
+
+    Between its two renames a writer may be killed: then the former is all there is.
+    """
+    if folder.exists():
         shutil.rmtree(former, ignore_errors=True)
+    elif former.exists():
+        os.rename(former, folder)
 
 
 def path_of(value: Any, noun: str) -> Path:

@@ -153,7 +153,7 @@ def _remedy(role: str, teacher: params.Teacher) -> str:
 
 def _model(folder: Path) -> str:
     """Name the class of a pipeline's denoising model, or nothing where it has none."""
-    from linattn.families.registry import class_name
+    from linattn.configs import class_name
 
     configs = [folder / part / "config.json" for part in MODELS]
     names = [class_name(params.described(path)) for path in configs if path.is_file()]

@@ -12,8 +12,7 @@ import kinds
 import pytest
 import tiny
 
-from linattn import digests, params, project, prompts, roles, source, teachers
-from linattn.families import registry
+from linattn import configs, digests, params, project, prompts, roles, source, teachers
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +286,7 @@ def test_a_folder_saved_before_its_class_had_a_name_is_a_teacher(reader):
     teacher = params.Teacher(source=str(reader))
     assert source.check("mine", teacher) == reader
     assert params.class_of(teacher) == "PixArtTransformer2DModel"
-    assert registry.class_name(content | {"norm_type": "ada_norm_zero"}) == "DiTTransformer2DModel"
+    assert configs.class_name(content | {"norm_type": "ada_norm_zero"}) == "DiTTransformer2DModel"
     config.write_text(json.dumps(content | {"norm_type": "layer_norm"}))
     with pytest.raises(ValueError, match="holds a Transformer2DModel, which is not supported"):
         source.check("mine", teacher)

@@ -12,7 +12,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
 from linattn import families, project
-from linattn.families.registry import class_name
+from linattn.configs import class_name
 from linattn.names import nearest
 from linattn.shapes import SHAPES
 

@@ -1,7 +1,6 @@
 """Map diffusers' classes to their families, and say why other classes are not supported."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -32,13 +31,6 @@ REFUSED = {
     ),
     "UNetMotionModel": "its blocks attend over time too, where tokens have no grid",
 }
-# What folders say that were saved before DiT and PixArt had classes of their own, by their norm.
-OLD_NAMES = {
-    "Transformer2DModel": {
-        "ada_norm_zero": "DiTTransformer2DModel",
-        "ada_norm_single": "PixArtTransformer2DModel",
-    }
-}
 # the arguments from which families read the grid of tokens that are not latents themselves
 GRID_ARGUMENTS = ("img_ids", "img_shapes")
 
@@ -60,16 +52,6 @@ def family(model: nn.Module) -> Family:
         f"{type(model).__name__} is not supported: {reason}; supported are models of the classes "
         f"{', '.join(FAMILIES)} and diffusers pipelines that hold one"
     )
-
-
-def class_name(config: Mapping[str, Any]) -> str:
-    """Return the class of the model that a config is of, or nothing where it names none.
-
-    Args:
-        config: what the model's config.json holds.
-    """
-    name = str(config.get("_class_name") or "")
-    return OLD_NAMES.get(name, {}).get(str(config.get("norm_type")), name)
 
 
 def refusal(name: str) -> str:

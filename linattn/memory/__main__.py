@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from linattn import families, params, project
+from linattn.configs import class_name
 from linattn.diffusion import Diffusion
 from linattn.distillation.config import DistillConfig
 from linattn.distillation.settings import DTYPES
-from linattn.families.registry import class_name
 from linattn.memory.models import MODELS
 from linattn.memory.need import GB, Need, needed
 from linattn.memory.step import META, Shapes

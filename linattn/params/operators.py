@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from linattn import attention, project
-from linattn.families.registry import class_name
+from linattn.configs import class_name
 from linattn.files import Damaged
 from linattn.names import known, short, similar
 from linattn.params.schema import STUDENT_KEYS, Params, Student, Teacher
