@@ -1,5 +1,5 @@
-"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with five
-students.
+"""The whole pipeline at `profile: tiny`, through DVC itself, in a copy of the repository with four
+students of two teachers; `.ci/run` runs the third teacher's.
 
 The tests of this file are one story and run in its order: first run, nothing on the second, a
 forced stage, then students added, edited, removed and failing.
@@ -22,7 +22,6 @@ from linattn import params, pipeline, project, sealed
 STUDENTS = """students:
   softmax: {operator: softmax, teacher: class}
   clear: {operator: clear, teacher: class, radius: 4}
-  sd-linfusion: {operator: linfusion, teacher: text}
   flux-clear: {operator: clear, teacher: text-joint, radius: 4}
   mediator-schedule:
     operator: mediator
@@ -30,9 +29,9 @@ STUDENTS = """students:
     conv: 3
     schedule: [{until: 0.5, count: 4}, {until: 0.0, count: 16}]
 """
-NAMES = ("softmax", "clear", "sd-linfusion", "flux-clear", "mediator-schedule")
-READING = ("sd-linfusion", "flux-clear")  # students of teachers that read captions
-ROLES = ("class", "text", "text-joint")
+NAMES = ("softmax", "clear", "flux-clear", "mediator-schedule")
+READING = ("flux-clear",)  # students of teachers that read captions
+ROLES = ("class", "text-joint")
 EACH = ("distill", "evaluate")
 
 
@@ -301,15 +300,28 @@ class Clone:
         return json.loads((self.folder / path).read_text())
 
 
+def shortened(text):
+    """Leave two teachers of params.yaml and the profiles that train them: DVC reads the file some
+    twenty times a run.
+    """
+    for pattern, kept in (
+        (r"(?ms)^students:\n.*?\n(?=\nprofiles:)", STUDENTS),
+        (r"(?m)^  text: {source: .*\n", ""),
+        (r"(?m)^  anatomy: \[class, text, text-joint\]$", "  anatomy: [class, text-joint]"),
+        (r"(?ms)^  # Real checkpoints, .*?\n(?=# Operators that are shown)", ""),
+    ):
+        text, count = re.subn(pattern, kept, text)
+        assert count == 1, pattern
+    return text
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     folder = pipeline.copy(tmp_path_factory.mktemp("clone"), "tiny")
     # a cache of its own
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     path = folder / "params.yaml"
-    text, count = re.subn(r"(?ms)^students:\n.*?\n(?=\nprofiles:)", STUDENTS, path.read_text())
-    assert count == 1
-    path.write_text(text)
+    path.write_text(shortened(path.read_text()))
     return Clone(folder)
 
 
@@ -377,7 +389,7 @@ def test_a_second_run_runs_nothing_and_takes_seconds(finished):
 
 def test_a_run_of_one_teacher_finds_all_of_it_done(finished):
     before = finished.lock()
-    done = finished.python("linattn.pipeline", "--teacher", "text")
+    done = finished.python("linattn.pipeline", "--teacher", "text-joint")
     assert not ran_in(done)
     assert finished.lock() == before
     assert "report:" not in finished.python("dvc", "status", check=False).stdout
