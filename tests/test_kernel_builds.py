@@ -48,7 +48,7 @@ OTHERS = {
     name: ("--capability", name, "--dims", "64", "128", "288", "--dtypes", "bfloat16", "--plain")
     for name in ("10.0", "12.0", "8.0", "8.9")
 }
-# After an edit of a kernel LINATTN_BUILDS=all builds all of it; otherwise the widths of one part, of
+# After an edit of a kernel LINATTN_BUILDS=all builds all; otherwise the widths of one part, of
 # several and the widest, and beside Hopper the oldest and the one with the least shared memory.
 EVERYTHING = os.environ.get("LINATTN_BUILDS") == "all"
 CAPABILITIES = tuple(OTHERS) if EVERYTHING else ("12.0", "8.0")
