@@ -1,4 +1,4 @@
-"""Linear, window and mediator attention on tensors of (batch, tokens, heads, head_dim).
+"""Linear, window, tile and mediator attention on tensors of (batch, tokens, heads, head_dim).
 
 They run in Triton where there is a GPU and in PyTorch elsewhere; `reference` holds the definitions
 that both are judged by.
@@ -8,6 +8,7 @@ from linattn_kernels.launch import backend, use_backend
 from linattn_kernels.linear import linear_attention
 from linattn_kernels.mediator import mediator_attention
 from linattn_kernels.reference import State
+from linattn_kernels.tile import tile_attention
 from linattn_kernels.window import window_attention
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "backend",
     "linear_attention",
     "mediator_attention",
+    "tile_attention",
     "use_backend",
     "window_attention",
 ]

@@ -92,6 +92,11 @@ def number(title: str, value: float) -> None:
         raise ValueError(f"{title} is {value!r}; it must be a finite number")
 
 
+def whole(title: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt):
+        raise ValueError(f"{title} is {value!r}; it must be a whole number")
+
+
 def pair(title: str, tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if not isinstance(tensors, tuple | list) or len(tensors) != 2:
         got = len(tensors) if isinstance(tensors, tuple | list) else type(tensors).__name__
@@ -198,13 +203,23 @@ def window(
     same(3, "channels a head", q=q, k=k)
     number("scale", 1.0 if scale is None else scale)
     number("radius", radius)
-    for title, size in (("height", height), ("width", width), ("text", text)):
-        if isinstance(size, bool) or not isinstance(size, Integral | torch.SymInt):
-            raise ValueError(f"{title} is {size!r}; it must be a whole number")
     if not radius > 0:
         raise ValueError(
             f"a radius of {radius}; above 0 a token sees itself at least, and it must be finite"
         )
+    picture(q, height, width, text)
+    if extra is not None:
+        extra_k, extra_v = pair("extra", extra)
+        layout(q=q, extra_k=extra_k, extra_v=extra_v)
+        same(1, "keys", extra_k=extra_k, extra_v=extra_v)
+        same(3, "channels a head", k=k, extra_k=extra_k)
+        same(3, "channels a head", v=v, extra_v=extra_v)
+
+
+def picture(q: Tensor, height: int, width: int, text: int) -> None:
+    """Raise unless q's tokens are those of the text and of a picture of that size."""
+    for title, size in (("height", height), ("width", width), ("text", text)):
+        whole(title, size)
     if min(height, width) < 1 or text < 0:
         raise ValueError(
             f"a picture of {height} x {width} after {text} text tokens; sides are at least 1, text "
@@ -215,12 +230,65 @@ def window(
             f"{q.shape[1]} tokens; {text} of text and a picture of {height} x {width} make "
             f"{text + height * width}{_counted(q.shape[2], text + height * width)}"
         )
-    if extra is not None:
-        extra_k, extra_v = pair("extra", extra)
-        layout(q=q, extra_k=extra_k, extra_v=extra_v)
-        same(1, "keys", extra_k=extra_k, extra_v=extra_v)
-        same(3, "channels a head", k=k, extra_k=extra_k)
-        same(3, "channels a head", v=v, extra_v=extra_v)
+
+
+def tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: Tensor,
+    height: int,
+    width: int,
+    tile: int,
+    text: int,
+    scale: float | None,
+    means: bool,
+    threshold: float | None,
+    return_share: bool,
+) -> None:
+    layout(q=q, k=k, v=v)
+    same(1, "tokens", q=q, k=k, v=v)
+    same(3, "channels a head", q=q, k=k)
+    number("scale", 1.0 if scale is None else scale)
+    whole("tile", tile)
+    if tile < 1:
+        raise ValueError(f"tile is {tile}; a tile has a side of 1 token at least")
+    picture(q, height, width, text)
+    number("threshold", 0.5 if threshold is None else threshold)
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"threshold is {threshold}; it must lie between 0 and 1, or be None")
+    if return_share and not means:
+        raise ValueError("return_share without means: the share of means is 0; pass means=True")
+    tiles_read(kept, q, -(-height // tile) * -(-width // tile))
+
+
+def tiles_read(kept: Tensor, q: Tensor, tiles: int) -> None:
+    """Raise unless `kept` names tiles of keys for each tile of queries."""
+    batch, _, heads, _ = q.shape
+    if not isinstance(kept, Tensor) or kept.dtype != torch.int64:
+        raise ValueError(f"kept is {_dtype(kept)}; it must be a tensor of torch.int64")
+    if kept.ndim != 4 or tuple(kept.shape[:3]) != (batch, heads, tiles):
+        raise ValueError(
+            f"kept is {tuple(kept.shape)}; (batch, heads, tiles, count) is ({batch}, {heads}, "
+            f"{tiles}, count)"
+        )
+    if not 1 <= kept.shape[3] <= tiles:
+        raise ValueError(
+            f"kept has {kept.shape[3]} tiles of keys a tile of queries; from 1 to {tiles} are there"
+        )
+    if kept.device != q.device:
+        raise ValueError(f"kept is on {kept.device}, q on {q.device}; move one of them")
+    if type(kept) is Tensor and kept.device.type == "cpu" and not torch.compiler.is_compiling():
+        _numbers_tiles(kept, tiles)
+
+
+def _numbers_tiles(kept: Tensor, tiles: int) -> None:
+    """Raise for a tile that the picture has not; a GPU is not waited for to look."""
+    if not kept.numel():
+        return
+    least, most = (int(number) for number in kept.aminmax())
+    if least < 0 or most >= tiles:
+        raise ValueError(f"kept has numbers from {least} to {most}; tiles are 0 to {tiles - 1}")
 
 
 def mediator(

@@ -25,7 +25,12 @@ from torch import Tensor
 from linattn_kernels import check
 
 PATHS = ("triton", "torch", "reference")
-MAX_HEAD_DIM = {"linear": check.MOST, "window": check.MOST_SOFTMAX, "mediator": check.MOST_SOFTMAX}
+MAX_HEAD_DIM = {
+    "linear": check.MOST,
+    "window": check.MOST_SOFTMAX,
+    "tile": check.MOST_SOFTMAX,
+    "mediator": check.MOST_SOFTMAX,
+}
 CAPABILITY = (8, 0)  # the least that the configurations are compiled for: bf16, asynchronous copies
 CLASSES = {
     torch.float16: "half",
@@ -71,7 +76,7 @@ def backend(tensor: Tensor, kernel: str = "linear", asked: str | None = None) ->
 
     Args:
         tensor: q of the call.
-        kernel: "linear", "window" or "mediator".
+        kernel: "linear", "window", "tile" or "mediator".
         asked: the call's own `backend=`, if it has one.
     """
     check.name("kernel", kernel, MAX_HEAD_DIM)

@@ -1,4 +1,4 @@
-"""Define the three attentions: every score is written out. All other paths are judged by these.
+"""Define the four attentions: every score is written out. All other paths are judged by these.
 
 - Tensors are (batch, tokens, heads, head_dim). Nothing here is fast, and memory grows with tokens
   squared.
@@ -180,6 +180,61 @@ def window_attention(
     scores = scores.masked_fill(~visible.to(q.device), -math.inf)
     out = torch.einsum("bhij,bjhe->bihe", scores.softmax(-1), v).contiguous()
     return (out, scores.logsumexp(-1)) if return_lse else out
+
+
+def tile_numbers(height: int, width: int, tile: int) -> Tensor:
+    """Return the number of each token's tile, (height * width,), tiles counted row by row."""
+    row, column = torch.arange(height) // tile, torch.arange(width) // tile
+    return (row[:, None] * -(-width // tile) + column).flatten()
+
+
+def tile_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: Tensor,
+    *,
+    height: int,
+    width: int,
+    tile: int,
+    text: int = 0,
+    scale: float | None = None,
+    means: bool = False,
+    threshold: float | None = None,
+    return_lse: bool = False,
+    return_share: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """Return softmax attention of tiles of queries to the tiles of keys that each of them keeps.
+
+    The arguments are those of `linattn_kernels.tile_attention`.
+    """
+    number = tile_numbers(height, width, tile).to(q.device)
+    member = F.one_hot(number, kept.shape[2]).to(q.dtype)  # (picture, tiles)
+    nothing = torch.zeros(*kept.shape[:3], kept.shape[2], dtype=torch.bool, device=q.device)
+    reads = nothing.scatter(3, kept, True)[:, :, number]  # (batch, heads, picture, tiles)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
+    hidden = F.pad(~reads[..., number], (text, 0, text, 0))
+    scores = scores.masked_fill(hidden, -math.inf)  # (batch, heads, tokens, tokens)
+    mean_k, mean_v = (
+        torch.einsum("jt,bjhd->bthd", member / member.sum(0), x[:, text:]) for x in (k, v)
+    )
+    coarse = torch.einsum("bihd,bthd->bhit", q, mean_k) * scale
+    hidden = F.pad(reads if means else torch.ones_like(reads), (0, 0, text, 0), value=True)
+    coarse = coarse.masked_fill(hidden, -math.inf)  # (batch, heads, tokens, tiles)
+    if threshold is not None:
+        both = torch.cat([scores, coarse], 3)
+        small = both < both.amax(3, keepdim=True) + math.log(threshold)
+        small[:, :, :text], small[:, :, :, :text] = False, False
+        scores, coarse = both.masked_fill(small, -math.inf).split(
+            [*scores.shape[3:], len(member.T)], 3
+        )
+    both = torch.cat([scores, coarse + member.sum(0).log()], 3)
+    weights = both.softmax(3)
+    out = torch.einsum("bhij,bjhe->bihe", weights, torch.cat([v, mean_v], 1)).contiguous()
+    share = weights[..., v.shape[1] :].sum(3)
+    returned = (out, *[both.logsumexp(3)] * return_lse, *[share] * return_share)
+    return returned if len(returned) > 1 else out
 
 
 def mediator_attention(

@@ -210,7 +210,7 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     lse = q.new_empty((batch, heads, tokens) if return_lse else (0,), dtype=dtype)
     if text:
         text_lse = lse[:, :, :text] if return_lse else None
-        _text_forward(q[:, :text], k, v, scale, out[:, :text], text_lse)
+        text_forward(q[:, :text], k, v, scale, out[:, :text], text_lse)
     # What every picture token reads: the text's keys and the extra ones.
     shared_k, shared_v = _shared(k, extra_k, text, dtype), _shared(v, extra_v, text, dtype)
     tiling = _Tiling(height, width, radius, shape, shared_k.shape[1], dtype, q.device)
@@ -229,7 +229,7 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
     return out, lse
 
 
-def _text_forward(q, k, v, scale, out, lse) -> None:
+def text_forward(q, k, v, scale, out, lse) -> None:
     """Write what the text's queries read of all keys into out and, unless it is None, into lse."""
     batch, text, heads, _ = q.shape
     dtype = launch.acc_dtype(q.dtype)
@@ -248,11 +248,11 @@ def window_backward(
     grad_out, d_lse, q, k, v, extra_k, extra_v, out, lse, height, width, radius, text, shape, scale
 ):  # out and lse are None here: the Triton path alone saves them
     dtype, grad_dtype = launch.acc_dtype(q.dtype), grad_out.dtype
-    dq, dk, dv = (_contiguous_zeros(tensor, dtype) for tensor in (q, k, v))
+    dq, dk, dv = (contiguous_zeros(tensor, dtype) for tensor in (q, k, v))
     if text:
         text_d_lse = None if d_lse is None else d_lse[:, :, :text]
         text_q, text_grad, text_dq = q[:, :text], grad_out[:, :text], dq[:, :text]
-        _text_backward(text_grad, text_d_lse, text_q, k, v, scale, text_dq, dk, dv)
+        text_backward(text_grad, text_d_lse, text_q, k, v, scale, text_dq, dk, dv)
     shared_k, shared_v = _shared(k, extra_k, text, dtype), _shared(v, extra_v, text, dtype)
     d_shared_k, d_shared_v = torch.zeros_like(shared_k), torch.zeros_like(shared_v)
     tiling = _Tiling(height, width, radius, shape, shared_k.shape[1], dtype, q.device)
@@ -282,7 +282,7 @@ def window_backward(
     return dq.to(grad_dtype), dk.to(grad_dtype), dv.to(grad_dtype), d_extra_k, d_extra_v
 
 
-def _text_backward(grad_out, d_lse, q, k, v, scale, dq, dk, dv) -> None:
+def text_backward(grad_out, d_lse, q, k, v, scale, dq, dk, dv) -> None:
     """Write dq of the text's queries, and add what they give to dk and dv of all keys."""
     batch, text, heads, _ = q.shape
     dtype = dq.dtype
@@ -304,7 +304,7 @@ def _pictures(height: int, width: int, text: int, *tensors: Tensor) -> list[Tens
     return [tensor[:, text:].unflatten(1, (height, width)) for tensor in tensors]
 
 
-def _contiguous_zeros(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def contiguous_zeros(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
