@@ -255,8 +255,8 @@ def tiles(
         raise ValueError(f"tile is {tile}; a tile has a side of 1 token at least")
     picture(q, height, width, text)
     number("threshold", 0.5 if threshold is None else threshold)
-    if threshold is not None and not 0 < threshold < 1:
-        raise ValueError(f"threshold is {threshold}; it must lie between 0 and 1, or be None")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; it must be above 0, up to 1, or None")
     if return_share and not means:
         raise ValueError("return_share without means: the share of means is 0; pass means=True")
     tiles_read(kept, q, -(-height // tile) * -(-width // tile))

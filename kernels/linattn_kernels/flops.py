@@ -21,7 +21,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from linattn_kernels import launch, linear, mediator, window  # noqa: F401 (registers the operations)
+from linattn_kernels import launch, linear, mediator, tile, window  # noqa: F401 (registers the operations)
 
 
 def useful_pairs(height: int, width: int, radius: float, text: int = 0) -> int:
@@ -48,7 +48,7 @@ def tiled_pairs(
     dense = text * (text + height * width)  # the text's queries
     if path == "torch":
         return dense + _torch_pairs(height, width, far, text + extra)
-    tile, keys = config["QY"] * config["QX"], config["KY"] * config["KX"]
+    queries, keys = config["QY"] * config["QX"], config["KY"] * config["KX"]
     shared = -(-text // keys) + -(-extra // keys)  # tiles of keys that every query reads
     key_tiles = 0
     for y in range(0, height, config["QY"]):
@@ -56,7 +56,7 @@ def tiled_pairs(
         for x in range(0, width, config["QX"]):
             columns = min(x + config["QX"] + far, width) - max(x - far, 0)
             key_tiles += -(-rows // config["KY"]) * -(-columns // config["KX"]) + shared
-    return key_tiles * tile * keys + dense
+    return key_tiles * queries * keys + dense
 
 
 def _torch_pairs(height: int, width: int, far: int, shared: int) -> int:
@@ -91,6 +91,32 @@ def _window(
     extra = 0 if extra_k is None else extra_k.shape[1]
     pairs = tiled_pairs(path, height, width, radius, text, extra, config)
     return 2 * pairs * q.shape[0] * q.shape[2] * (q.shape[3] + v.shape[3])
+
+
+def _tile(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mean_k: Tensor | None,
+    mean_v: Any,
+    kept: Tensor,
+    height: int,
+    width: int,
+    side: int,
+    text: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Count whole tiles, those at the border too, and the means of kept tiles."""
+    tiles, count = kept.shape[2:]
+    means = 0 if mean_k is None else tiles
+    pairs = tiles * side * side * (count * side * side + text + means) + text * q.shape[1]
+    return 2 * pairs * q.shape[0] * q.shape[2] * (q.shape[3] + v.shape[3])
+
+
+def _tile_backward(*arguments: Any, **_: Any) -> int:
+    inputs = (*arguments[3:9], *arguments[12:])  # without the gradients, out, lse and share
+    return 5 * _tile(*inputs) // 2
 
 
 def _state(k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
@@ -148,6 +174,8 @@ _FORMULAS = {
     _operations.linear_read_backward: _backward(_read, 2, 1, skipped=1),
     _operations.window: _window,
     _operations.window_backward: _window_backward,
+    _operations.tile: _tile,
+    _operations.tile_backward: _tile_backward,
     _operations.mediator_gather: _mediator,
     _operations.mediator_gather_backward: _backward(_mediator, 5, 2, skipped=1),
     _operations.mediator_spread: _mediator,

@@ -254,8 +254,8 @@ def _keys(tiling: _Tiling, k, v, mean_k, mean_v, kept, text: int, least: float) 
 
 def _zeros(keys: _Keys) -> _Keys:
     """Return zeros for the gradients of the keys."""
-    names = ("k", "v", "shared_k", "shared_v")
-    return keys._replace(**{name: torch.zeros_like(getattr(keys, name)) for name in names})
+    k, v, shared_k, shared_v = map(torch.zeros_like, keys[:4])
+    return keys._replace(k=k, v=v, shared_k=shared_k, shared_v=shared_v)
 
 
 def _shared(text: Tensor, means: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ OPERATORS = Registry(
     "linfusion:LinFusion",
     "mediator:Mediator",
     "lit:LiT",
+    "pisa:Pisa",
 )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from linattn.names import hint, nearest, short
 
-__all__ = ["Option", "Values", "also", "choice", "flag", "kernel", "number", "whole"]
+__all__ = ["Option", "Values", "also", "choice", "flag", "kernel", "number", "share", "whole"]
 
 MOST = 2**31 - 1  # of a whole number
 WIDEST = 1023  # side of a convolution
@@ -137,6 +137,25 @@ def whole(default: int | None, *, least: int, scheduled: bool = True) -> Option:
         return value
 
     return Option(default, checked, scheduled)
+
+
+def share(default: float | None) -> Option:
+    """Take a number above 0, up to 1; None is allowed where it is the default.
+
+    Args:
+        default: the value where none is passed.
+    """
+    none = " or None" if default is None else ""
+
+    def checked(value: Any) -> float | None:
+        if value is None and default is None:
+            return None
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (real and 0 < value <= 1):
+            raise ValueError(f"a number above 0, up to 1{none}")
+        return value
+
+    return Option(default, checked)
 
 
 def also(option: Option, *names: str) -> Option:
