@@ -53,7 +53,7 @@ def read(
 
     Text is read as the options `text` and `rope` say.
     """
-    exact = bool(grid.text) and values.text == "exact"
+    exact = is_exact(grid, values)
     denominator = _denominator(q, k, values)
     text = grid.text if exact else 0
     if denominator is not None:
@@ -70,10 +70,21 @@ def read(
         backend=backend,
     )
     out = cast(Tensor, out).reshape(v[:, text:].shape)  # without the denominators
-    if not exact:
-        return out
-    share = grid.picture / grid.tokens
-    picture = share * out + (1 - share) * _softmax(q[:, text:], k[:, :text], v[:, :text])
+    return beside_text(out, q, k, v, grid) if exact else out
+
+
+def is_exact(grid: Grid, values: Values) -> bool:
+    """Return whether text takes part by softmax."""
+    return bool(grid.text) and values.text == "exact"
+
+
+def beside_text(linear: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """Return what all tokens read, shaped like v, where text takes part by softmax.
+
+    `linear` is what the picture's tokens read of the picture, (batch, picture, heads, head_dim).
+    """
+    text, share = grid.text, grid.picture / grid.tokens
+    picture = share * linear + (1 - share) * _softmax(q[:, text:], k[:, :text], v[:, :text])
     return torch.cat([_softmax(q[:, :text], k, v), picture], 1)
 
 
@@ -99,7 +110,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def dense(q: Tensor, k: Tensor, grid: Grid, values: Values, heads: int) -> Tensor:
     """Return the N x N weights: of `heads` heads, or of the teacher's where text is exact."""
-    exact = bool(grid.text) and values.text == "exact"
+    exact = is_exact(grid, values)
     text = grid.text if exact else 0
     q_den, k_den = _denominator(q, k, values) or (q, k)
     linear = linear_map(
@@ -110,14 +121,22 @@ def dense(q: Tensor, k: Tensor, grid: Grid, values: Values, heads: int) -> Tenso
         values.feature_map,
         values.eps,
     )
-    if not exact:
-        return linear
-    share = grid.picture / grid.tokens
+    return map_beside_text(linear, q, k, grid) if exact else linear
+
+
+def map_beside_text(linear: Tensor, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+    """Return the map of all tokens, where text takes part by softmax.
+
+    `linear` is the map of the picture, (batch, maps, picture, picture): one for some heads or for
+    some channels of one, and what is returned has the larger number of maps.
+    """
+    text, share = grid.text, grid.picture / grid.tokens
     weight = scores(q, k, q.shape[3] ** -0.5)  # (batch, heads, tokens, tokens)
-    on_text = (1 - share) * weight[:, :, text:, :text].softmax(-1)
-    on_picture = share * linear.repeat_interleave(q.shape[2] // heads, 1)
+    maps = max(linear.shape[1], weight.shape[1])
+    linear, weight = (t.repeat_interleave(maps // t.shape[1], 1) for t in (linear, weight))
     of_text = weight[:, :, :text].softmax(-1)
-    of_picture = torch.cat([on_text, on_picture], 3)
+    on_text = (1 - share) * weight[:, :, text:, :text].softmax(-1)
+    of_picture = torch.cat([on_text, share * linear], 3)
     return torch.cat([of_text, of_picture], 2)
 
 
@@ -146,7 +165,12 @@ def denominator_products(grid: Grid, values: Values, channels: int) -> int:
 
 def exact_pairs(grid: Grid, values: Values) -> int:
     """Count the query-key pairs that softmax keeps."""
-    return grid.text * (grid.tokens + grid.picture) if values.text == "exact" else 0
+    return text_pairs(grid) if values.text == "exact" else 0
+
+
+def text_pairs(grid: Grid) -> int:
+    """Count the query-key pairs in which text takes part."""
+    return grid.text * (grid.tokens + grid.picture)
 
 
 def linear_tokens(grid: Grid, values: Values) -> int:
