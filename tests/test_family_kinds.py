@@ -28,6 +28,8 @@ OPERATORS = {
     "lit-exact": {"heads": 2, "kernel": 0, "text": "exact"},
     "lit-numerator": {"heads": 1, "kernel": 0, "rope": "numerator"},
     "mediator": {"count": 4, "bias": "factorised"},
+    "edit": {"stride": 3},
+    "edit-joint": {"text": "joint"},
     "softmax-conv": {"conv": 3},
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)

@@ -14,6 +14,7 @@ OPERATORS = Registry(
     "mediator:Mediator",
     "lit:LiT",
     "pisa:Pisa",
+    "edit:EDiT",
 )
 
 
