@@ -30,6 +30,7 @@ OPERATORS = {
     "mediator": {"count": 4, "bias": "factorised"},
     "edit": {"stride": 3},
     "edit-joint": {"text": "joint"},
+    "mhla": {"tiles": (2, 3)},
     "softmax-conv": {"conv": 3},
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)

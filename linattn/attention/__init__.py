@@ -15,6 +15,7 @@ OPERATORS = Registry(
     "lit:LiT",
     "pisa:Pisa",
     "edit:EDiT",
+    "mhla:MHLA",
 )
 
 
