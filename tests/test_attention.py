@@ -62,8 +62,8 @@ def test_the_map_of_a_token_is_weights_that_sum_to_one(name):
     q, k, _ = tensors(grid)
     no_eps = {"eps": 0} if "eps" in FORMS[name].operator.table else {}
     weights = form(name, **no_eps).attention_map(q, k, grid)
-    # Kernels that pool are not normalised.
-    if name.startswith(("clear-pool", "edit")):
+    # Kernels that pool are not normalised, and a regression has weights of both signs.
+    if name.startswith(("clear-pool", "edit", "ridge")):
         return
     assert weights.min() >= 0
     assert (weights.sum(-1) - 1).abs().max() < 1e-12

@@ -31,6 +31,7 @@ OPERATORS = {
     "edit": {"stride": 3},
     "edit-joint": {"text": "joint"},
     "mhla": {"tiles": (2, 3)},
+    "ridge": {"strength": 0.1},
     "softmax-conv": {"conv": 3},
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)

@@ -16,6 +16,7 @@ OPERATORS = Registry(
     "pisa:Pisa",
     "edit:EDiT",
     "mhla:MHLA",
+    "ridge:Ridge",
 )
 
 
