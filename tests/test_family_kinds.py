@@ -140,9 +140,8 @@ def by_definition(layer, entry):
     attn, more, grid = layer.attn, entry["more"], entry["grid"]
     text, rope = more.get("encoder_hidden_states"), more.get("image_rotary_emb")
     q, k, v = families.projections(attn, entry["input"], grid, text, rope)
-    out = layer.operator.definition(q, k, v, grid, entry["noise"], families.position(rope)).flatten(
-        2
-    )
+    x, noise, position = entry["input"], entry["noise"], families.position(rope)
+    out = layer.operator.definition(q, k, v, grid, x, noise, position).flatten(2)
     if not hasattr(attn, "to_out") or attn.to_out is None:
         return out
     if text is None:

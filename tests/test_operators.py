@@ -204,6 +204,16 @@ class Unfinished(Operator):
     name = "unfinished"
 
 
+class Mapless(Softmax):
+    name = "mapless"
+    has_map = False
+
+
+class Unsure(Softmax):
+    name = "unsure"
+    has_map = "no"
+
+
 class Typed(Softmax):
     name = "typed"
     table = {"conv": 3}
@@ -230,6 +240,8 @@ class Shadowing(Softmax):
         (Nameless, "Nameless.name is 'Not A Name'; it must be lower-case"),
         (Twin, "is the name of linattn.attention.softmax.Softmax: choose another"),
         (Unfinished, "Unfinished lacks core, dense, cost"),
+        (Mapless, "Mapless lacks defined: an operator with has_map=False writes core, defined"),
+        (Unsure, "Unsure.has_map is 'no'; it must be True or False"),
         (Typed, r"Typed.table\['conv'\] is 3; it must be an Option"),
         (Listed, r"Listed.table is \['conv'\]; it must be a dictionary"),
         (Misspelt, r"option of misspelt in .*forms\['large'\] 'cnv': did you mean 'conv'"),

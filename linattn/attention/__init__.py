@@ -53,7 +53,7 @@ def register(operator: type[Operator]) -> type[Operator]:
     """Add an operator of another package under its name; also a decorator of its class.
 
     Args:
-        operator: a subclass of `Operator` with name, core, dense and cost.
+        operator: a subclass of `Operator` with name, core, cost, and dense or `defined`.
     """
     return OPERATORS.add(operator)
 

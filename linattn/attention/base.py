@@ -8,7 +8,9 @@
 - A subclass writes `core`, `dense`, `cost` and, if it has a convolution, `convolution`. `values`
   are its options at the noise of that call, so that any of them can follow the noise without the
   subclass knowing. `values.position` is the (cos, sin) by which the family has rotated q and k, or
-  None.
+  None; `values.x` are the hidden states, or None, for weights that depend on them.
+- An operator that is no matrix times v sets `has_map = False` and writes `defined`, a loop say, in
+  the place of `dense`. Nobody can look at its map then, and whoever tries gets one sentence.
 - Autocast is off in the core, which gets float32 at least: half precision overflows in N-long sums
   (LiT reports NaN), and float64 stays float64. An operator that sums in float32 by itself sets
   `core_in_float32 = False` and gets the tensors as they are.
@@ -72,6 +74,8 @@ class Operator(nn.Module):
     max_head_dim: ClassVar[int | None] = None
     # Whether half precision is widened before the core.
     core_in_float32: ClassVar[bool] = True
+    # Whether it is a matrix times v, which `dense` gives; if not, `defined` is its definition.
+    has_map: ClassVar[bool] = True
 
     # Other words for it: the error for an unknown operator names it where one of them is asked for.
     aliases: ClassVar[tuple[str, ...]] = ()
@@ -215,7 +219,7 @@ class Operator(nn.Module):
         dtype = common(q, k, v, least=torch.float32 if self.core_in_float32 else None)
 
         def mixed(values: Values, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
-            out = self.core(q, k, v, grid, x, values.replace({"position": position}))
+            out = self.core(q, k, v, grid, x, values.replace({"position": position, "x": x}))
             if self.convolution is None:
                 return out
             return out + self.convolution(v, grid, self.side(values))
@@ -275,6 +279,7 @@ class Operator(nn.Module):
         q: Tensor,
         k: Tensor,
         grid: Grid,
+        x: Tensor | None = None,
         noise: Tensor | None = None,
         position: Position | None = None,
     ) -> Tensor:
@@ -282,14 +287,23 @@ class Operator(nn.Module):
 
         Row i says which tokens token i reads.
         """
+        self.require_map()
         self._fits(grid, q, k)
         dtype = common(q, k, least=torch.float32)
 
-        def dense(values: Values, q: Tensor, k: Tensor) -> Tensor:
-            return self.dense(q, k, grid, values.replace({"position": position}))
+        def dense(values: Values, q: Tensor, k: Tensor, x: Tensor | None) -> Tensor:
+            return self.dense(q, k, grid, values.replace({"position": position, "x": x}))
 
         with torch.autocast(q.device.type, enabled=False):
-            return self._by_noise(dense, noise, q.to(dtype), k.to(dtype))
+            return self._by_noise(dense, noise, q.to(dtype), k.to(dtype), x)
+
+    def require_map(self) -> None:
+        """Raise a ValueError where there is no N x N matrix."""
+        if not self.has_map:
+            raise ValueError(
+                f"{self.name} has no attention map, since its output is no matrix times v; "
+                "`definition` computes what it stands for"
+            )
 
     def local(self, v: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
         """Return what a convolution adds to map @ v; zeros without one."""
@@ -309,16 +323,20 @@ class Operator(nn.Module):
         k: Tensor,
         v: Tensor,
         grid: Grid,
+        x: Tensor | None = None,
         noise: Tensor | None = None,
         position: Position | None = None,
     ) -> Tensor:
-        """Compute what `mix` must equal: map @ v + local, with v regrouped to the map's heads."""
-        # (batch, map_heads, tokens, tokens)
-        weights = self.attention_map(q, k, grid, noise, position)
-        # (batch, tokens, map_heads, -1)
-        value = v.to(weights.dtype).flatten(2).unflatten(2, (weights.shape[1], -1))
-        out = torch.einsum("bhij,bjhd->bihd", weights, value)
-        return out.reshape(v.shape) + self.local(v, grid, noise)
+        """Compute what `mix` must equal: `defined` + `local`, in float32 at least."""
+        self._fits(grid, q, k, v)
+        dtype = common(q, k, v, least=torch.float32)
+
+        def defined(values: Values, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
+            return self.defined(q, k, v, grid, x, values.replace({"position": position, "x": x}))
+
+        with torch.autocast(v.device.type, enabled=False):
+            out = self._by_noise(defined, noise, q.to(dtype), k.to(dtype), v.to(dtype), x)
+        return out + self.local(v, grid, noise)
 
     # What it costs
 
@@ -346,7 +364,7 @@ class Operator(nn.Module):
         """Name the parameters that the teacher does not have."""
         return [name for name, _ in self.named_parameters()]
 
-    # What a subclass writes. q, k, v have one dtype, in `dense` float32 at least.
+    # What a subclass writes. q, k, v have one dtype, in `dense` and `defined` float32 at least.
 
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
@@ -359,7 +377,7 @@ class Operator(nn.Module):
             v: values of the same shape.
             grid: how the tokens lie: text, height and width.
             x: hidden states that the layer's projections saw, (batch, tokens, width), or None.
-            values: the options that hold at this noise level, and `position`.
+            values: the options that hold at this noise level, `position` and `x`.
         """
         raise NotImplementedError
 
@@ -370,9 +388,20 @@ class Operator(nn.Module):
             q: queries, (batch, tokens, heads, head_dim), text first.
             k: keys of the same shape.
             grid: how the tokens lie: text, height and width.
-            values: the options that hold at this noise level, and `position`.
+            values: the options that hold at this noise level, `position` and `x`.
         """
         raise NotImplementedError
+
+    def defined(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
+        """Compute the attention by its definition: the map @ v, v regrouped to the map's heads.
+
+        An operator without a map writes it anew, apart from `core`, whose arguments it has.
+        """
+        weights = self.dense(q, k, grid, values)  # (batch, map_heads, tokens, tokens)
+        value = v.flatten(2).unflatten(2, (weights.shape[1], -1))  # (batch, tokens, map_heads, -1)
+        return torch.einsum("bhij,bjhd->bihd", weights, value).reshape(v.shape)
 
     def cost(self, grid: Grid, values: Values) -> int:
         """Count the multiply-accumulates of one picture, without the convolution.

@@ -18,11 +18,12 @@ from linattn.attention.base import Operator
 from linattn.attention.options import Option, check_names
 
 GROUP = "linattn.operators"
-REQUIRED = ("core", "dense", "cost")
+# What an operator writes: with a map, and without one.
+REQUIRED = {True: ("core", "dense", "cost"), False: ("core", "defined", "cost")}
 # Names that an option cannot have: what `Values` and every operator have already, the arguments of
 # `linearize`, and a student's own keys in params.yaml.
 RESERVED = {
-    *("schedule", "position", "by_name", "replace"),
+    *("schedule", "position", "x", "by_name", "replace"),
     *("model_or_pipeline", "name", "layers", "initialise", "keep_original", "backend", "data"),
     *("operator", "teacher", "recipe"),
 }
@@ -128,11 +129,17 @@ def check_class(operator: type) -> None:
         raise ValueError(
             f"{shown}.name is {name!r}; it must be lower-case letters, digits and _, as in 'clear'"
         )
+    if not isinstance(operator.has_map, bool):
+        raise ValueError(f"{shown}.has_map is {operator.has_map!r}; it must be True or False")
+    required = REQUIRED[operator.has_map]
     missing = [
-        method for method in REQUIRED if getattr(operator, method) is getattr(Operator, method)
+        method for method in required if getattr(operator, method) is getattr(Operator, method)
     ]
     if missing:
-        raise ValueError(f"{shown} lacks {', '.join(missing)}: an operator writes {REQUIRED}")
+        raise ValueError(
+            f"{shown} lacks {', '.join(missing)}: an operator with has_map={operator.has_map} "
+            f"writes {', '.join(required)}"
+        )
     for attribute in ("table", "forms"):
         value = getattr(operator, attribute)
         if not isinstance(value, dict):

@@ -319,6 +319,8 @@ def layer_maps(
         raise ValueError(
             f"layer {wrong[0]} of a model with {len(all_layers)}; they are 0..{len(all_layers) - 1}"
         )
+    for number in numbers:
+        families.require_map(all_layers[number])
     weight, conditions = next(source.model.parameters()), source.conditions
     times = torch.full((len(noisy),), t, device=weight.device)
     encoded = conditions.encode(prompts)

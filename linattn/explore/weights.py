@@ -30,6 +30,7 @@ def attention(model: nn.Module, trace: Trace, step: int, layer: int, token: int)
     check("step", step, trace.steps)
     check("layer", layer, len(layers))
     check("token", token, trace.grid.picture)
+    families.require_map(layers[layer])
     with sampling.evaluating(model), families.capture(model, detach=True) as captured:
         model(**trace.inputs[step])
     call = captured[layer]

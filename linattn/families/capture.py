@@ -199,11 +199,23 @@ def attention_map(
         noise: noise levels, (batch,); an operator with a schedule needs them.
         more: what `capture` records as "more": encoder_hidden_states and image_rotary_emb.
     """
+    require_map(layer)
     text, rope = (more.get(name) for name in MORE)
-    q, k, _ = projections(layer.attn, normalised(layer.attn, x), grid, text, rope)
+    x = normalised(layer.attn, x)
+    q, k, _ = projections(layer.attn, x, grid, text, rope)
     if layer.operator is not None:
-        return layer.operator.attention_map(q, k, grid, noise, position(rope))
+        return layer.operator.attention_map(q, k, grid, x, noise, position(rope))
     dtype = torch.promote_types(q.dtype, torch.float32)
     # (batch, heads, tokens, head_dim)
     q, k = q.to(dtype).transpose(1, 2), k.to(dtype).transpose(1, 2)
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+def require_map(layer: Layer) -> None:
+    """Raise a ValueError for a layer whose operator has no attention map.
+
+    Args:
+        layer: one of `layers`.
+    """
+    if layer.operator is not None:
+        layer.operator.require_map()

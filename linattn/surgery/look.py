@@ -100,6 +100,7 @@ def attention_map(model_or_pipeline: Any, layer: int | str, *args: Any, **inputs
             f"layer={layer!r} names {len(chosen)} layers, and a map is of one: give its number or "
             "its name"
         )
+    families.require_map(chosen[0])
     with families.capture(model) as records:
         model(*args, **inputs)
     record = records[chosen[0].index]

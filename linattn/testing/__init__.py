@@ -22,6 +22,7 @@ from linattn.testing.form import Form, forms
 # Checks of one form, by what they hold. They take a Form and raise an AssertionError.
 CONTRACT = {
     "definition": contract.mix_is_its_definition,
+    "map": contract.the_map_is_the_definition,
     "gradients": contract.gradients_are_those_of_the_definition,
     "precision": contract.half_precision_is_close,
     "autocast": contract.autocast_does_not_reach_the_core,
@@ -90,8 +91,9 @@ def check_operator(
 ) -> None:
     """Run every check, and raise one AssertionError that names all that failed.
 
-    - The operator must be its own definition (`dense`), in float64 with all gradients, at odd
-      sizes, with text and rotary positions, and closely so in half precision.
+    - The operator must be its own definition (`dense`, or `defined` without a map), in float64 with
+      all gradients, at odd sizes, with hidden states, text and rotary positions, and closely so in
+      half precision.
     - Its options must survive JSON, those that a form sets must change something, and its cost must
       be what PyTorch's counter sees, its density that of a sparse map.
     - In tiny models of every family it must be its definition, save and load, and give the teacher

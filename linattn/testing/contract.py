@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from linattn.attention import LayerShape, Operator
 from linattn.attention.grid import Grid
 from linattn.attention.registry import check_class
-from linattn.testing.form import GRIDS, SHAPE, Form, forms, relative, rotation, tensors
+from linattn.testing.form import GRIDS, SHAPE, Form, forms, hidden, relative, rotation, tensors
 from linattn_kernels import flops  # noqa: F401 (teaches the counter the kernels' operations)
 
 EXACT = 1e-9  # float64 against float64
@@ -25,17 +25,39 @@ __all__ = ["check_class"]
 
 
 def mix_is_its_definition(form: Form) -> None:
-    """Compare `mix` with the dense definition at every grid, in float64."""
+    """Compare `mix` with the definition at every grid, in float64."""
     operator = form.build()
     for grid in GRIDS:
-        (q, k, v), position = tensors(grid), rotation(grid)
-        out = operator.mix(q, k, v, grid, position=position)
+        (q, k, v), x, position = tensors(grid), hidden(grid), rotation(grid)
+        out = operator.mix(q, k, v, grid, x, position=position)
         if out.shape != v.shape or out.dtype != v.dtype:
             raise AssertionError(
                 f"on {grid} mix gives {tuple(out.shape)} of {out.dtype}; "
                 f"it must be like v, {tuple(v.shape)} of {v.dtype}"
             )
-        _equal(out, operator.definition(q, k, v, grid, position=position), f"mix on {grid}")
+        _equal(out, operator.definition(q, k, v, grid, x, position=position), f"mix on {grid}")
+
+
+def the_map_is_the_definition(form: Form) -> None:
+    """Compare map @ v + local with the definition; without a map whoever asks must be refused."""
+    operator, grid = form.build(), Grid(5, 3, 2)
+    (q, k, v), x, position = tensors(grid), hidden(grid), rotation(grid)
+    if not operator.has_map:
+        _has_no_map(operator, q, k, grid)
+        return
+    weights = operator.attention_map(q, k, grid, x, position=position)
+    value = v.flatten(2).unflatten(2, (weights.shape[1], -1))
+    read = torch.einsum("bhij,bjhd->bihd", weights, value).reshape(v.shape)
+    definition = operator.definition(q, k, v, grid, x, position=position)
+    _equal(read + operator.local(v, grid), definition, f"map @ v on {grid}")
+
+
+def _has_no_map(operator: Operator, q: Tensor, k: Tensor, grid: Grid) -> None:
+    try:
+        operator.attention_map(q, k, grid)
+    except ValueError:
+        return
+    raise AssertionError(f"{operator.name} says has_map = False, and attention_map gives one")
 
 
 def gradients_are_those_of_the_definition(form: Form) -> None:
@@ -56,7 +78,7 @@ def _gradients(
     operator: Operator, function: Callable[..., Tensor], grid: Grid
 ) -> Sequence[Tensor | None]:
     inputs = tensors(grid, grad=True)
-    out = function(*inputs, grid, position=rotation(grid))
+    out = function(*inputs, grid, hidden(grid), position=rotation(grid))
     loss = (out * tensors(grid, seed=2)[0]).sum()
     return torch.autograd.grad(loss, [*inputs, *operator.parameters()], allow_unused=True)
 
@@ -67,11 +89,12 @@ def half_precision_is_close(form: Form) -> None:
     position = rotation(grid)
     for dtype, bound in PRECISION.items():
         inputs, operator = tensors(grid, dtype=dtype), form.build().to(dtype)
-        out = operator.mix(*inputs, grid, position=position)
+        x = hidden(grid, dtype=dtype)
+        out = operator.mix(*inputs, grid, x, position=position)
         if out.dtype != dtype:
             raise AssertionError(f"mix of {dtype} gives {out.dtype}")
-        q, k, v = (tensor.double() for tensor in inputs)
-        error = relative(out, operator.double().definition(q, k, v, grid, position=position))
+        q, k, v, x = (tensor.double() for tensor in (*inputs, x))
+        error = relative(out, operator.double().definition(q, k, v, grid, x, position=position))
         if not error < bound:
             raise AssertionError(
                 f"mix in {dtype} errs by {error:.2g}; at most {bound:g} is allowed"
@@ -82,13 +105,14 @@ def autocast_does_not_reach_the_core(form: Form) -> None:
     """Compare the results inside and outside of autocast, bit for bit."""
     grid = Grid(6, 5, 2)
     operator, inputs = form.build().float(), tensors(grid, dtype=torch.float32)
+    x = hidden(grid, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = operator.mix(*inputs, grid)
-        inside_map = operator.attention_map(inputs[0], inputs[1], grid)
-    if not torch.equal(inside, operator.mix(*inputs, grid)):
+        inside = operator.mix(*inputs, grid, x)
+        judge = operator.definition(*inputs, grid, x)
+    if not torch.equal(inside, operator.mix(*inputs, grid, x)):
         raise AssertionError("autocast changes mix: its core must not depend on it")
-    if not torch.equal(inside_map, operator.attention_map(inputs[0], inputs[1], grid)):
-        raise AssertionError("autocast changes the attention map")
+    if not torch.equal(judge, operator.definition(*inputs, grid, x)):
+        raise AssertionError("autocast changes the definition")
 
 
 def sizes_may_alternate(form: Form) -> None:
@@ -194,12 +218,12 @@ def a_scheduled_batch_is_each_picture_alone(form: Form) -> None:
     except ValueError:
         return  # these options need one another
     grid = Grid(6, 7, 2)
-    inputs = tensors(grid, batch=len(LEVELS))
-    together = operator.mix(*inputs, grid, noise=LEVELS)
-    _equal(together, operator.definition(*inputs, grid, LEVELS), f"mix with schedule {schedule}")
+    inputs = *tensors(grid, batch=len(LEVELS)), grid, hidden(grid, len(LEVELS))
+    together = operator.mix(*inputs, noise=LEVELS)
+    _equal(together, operator.definition(*inputs, noise=LEVELS), f"mix with schedule {schedule}")
     for i in range(len(LEVELS)):
-        q, k, v = (tensor[i : i + 1] for tensor in inputs)
-        alone = operator.mix(q, k, v, grid, noise=LEVELS[i : i + 1])
+        q, k, v, x = (tensor[i : i + 1] for tensor in (*inputs[:3], inputs[4]))
+        alone = operator.mix(q, k, v, grid, x, LEVELS[i : i + 1])
         _equal(together[i : i + 1], alone, f"picture {i} of a batch with schedule {schedule}")
     _schedule_is_followed(form, operator, schedule)
 
@@ -247,7 +271,7 @@ def _counted(operator: Operator, grid: Grid) -> int:
     # The CPU's fused attention has no formula in the counter; its plain twin is two products.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         operator.inputs(x, grid)
-        operator.mix(q, k, v, grid)
+        operator.mix(q, k, v, grid, x)
     return counter.get_total_flops() // 2
 
 

@@ -71,6 +71,13 @@ def tensors(
     return q, k, v
 
 
+def hidden(grid: Grid, batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Draw hidden states, (batch, tokens, width)."""
+    rng = torch.Generator().manual_seed(3)
+    size = (batch, grid.tokens, SHAPE.width)
+    return torch.randn(size, generator=rng, dtype=torch.float64).to(dtype)
+
+
 def rotation(grid: Grid, shape: LayerShape = SHAPE) -> tuple[Tensor, Tensor]:
     """Return (cos, sin) of rotary positions, (tokens, head_dim); neighbours turn together."""
     frequencies = 0.3 ** torch.arange(shape.head_dim // 2, dtype=torch.float64)

@@ -74,7 +74,8 @@ def by_definition(layer: Any, record: dict[str, Any]) -> Tensor:
     rope = record["more"].get("image_rotary_emb")
     q, k, v = families.projections(attn, record["input"], grid, text, rope)
     position = families.position(rope)
-    out = layer.operator.definition(q, k, v, grid, record["noise"], position).flatten(2)
+    x, noise = record["input"], record["noise"]
+    out = layer.operator.definition(q, k, v, grid, x, noise, position).flatten(2)
     if getattr(attn, "to_out", None) is None:
         return out
     if text is None:
