@@ -27,7 +27,7 @@ from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
 from linattn.attention.options import Option, Values, also, choice, kernel
-from linattn.attention.resample import averages, interpolation
+from linattn.attention.resample import along, averages, interpolation, resized
 from linattn_kernels import mediator_attention
 from linattn_kernels.check import MOST_SOFTMAX
 
@@ -90,31 +90,15 @@ class Bias(nn.Module):
             table.to(dtype).flatten(0, 2).unsqueeze(2) for table in (self.rows, self.columns)
         )
         # (mediators, height, 1)
-        down = _along(interpolation(SIDE, grid.height, down, corners=True), down)
+        down = along(interpolation(SIDE, grid.height, down, corners=True), down)
         # (mediators, width, 1)
-        across = _along(interpolation(SIDE, grid.width, across, corners=True), across)
+        across = along(interpolation(SIDE, grid.width, across, corners=True), across)
         bias = down.unsqueeze(2) + across.unsqueeze(1)  # (mediators, height, width, 1)
         if self.cells is not None:
             cells = self.cells.to(dtype).flatten(0, 2).unsqueeze(3)  # (mediators, TABLE, TABLE, 1)
             bias = bias + resized(cells, grid.height, grid.width)
         bias = bias.reshape(*self.rows.shape[:3], grid.picture)
         return resized(bias, rows, columns).flatten(1, 2)
-
-
-def resized(table: Tensor, rows: int, columns: int) -> Tensor:
-    """Interpolate (a, rows, columns, b) bilinearly to another number of rows and columns."""
-    if table.shape[1:3] == (rows, columns):
-        return table
-    down = interpolation(table.shape[1], rows, table)
-    across = interpolation(table.shape[2], columns, table)
-    # (a, new rows, columns, b)
-    table = _along(down, table.flatten(2)).unflatten(2, table.shape[2:])
-    return _along(across, table.flatten(0, 1)).unflatten(0, table.shape[:2])
-
-
-def _along(matrix: Tensor, table: Tensor) -> Tensor:
-    """Multiply (target, size) by (a, size, b), which gives (a, target, b)."""
-    return torch.bmm(matrix.expand(table.shape[0], -1, -1), table)
 
 
 class Mediator(Operator):

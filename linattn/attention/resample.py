@@ -1,4 +1,4 @@
-"""Averages and interpolation along one axis as small matrices.
+"""Averages and interpolation along axes as small matrices.
 
 - PyTorch's adaptive pooling and bilinear resizing have no deterministic backward on GPUs; a matrix
   product has, in every dtype, and its cost is nothing beside the attention.
@@ -32,3 +32,19 @@ def interpolation(size: int, target: int, like: Tensor, corners: bool = False) -
     position = position * step if corners else (position + 0.5) * step - 0.5
     distance = position.clamp(0, size - 1)[:, None] - source
     return (1 - distance.abs()).clamp(min=0)
+
+
+def resized(table: Tensor, rows: int, columns: int) -> Tensor:
+    """Interpolate (a, rows, columns, b) bilinearly to another number of rows and columns."""
+    if table.shape[1:3] == (rows, columns):
+        return table
+    down = interpolation(table.shape[1], rows, table)
+    across = interpolation(table.shape[2], columns, table)
+    # (a, new rows, columns, b)
+    table = along(down, table.flatten(2)).unflatten(2, table.shape[2:])
+    return along(across, table.flatten(0, 1)).unflatten(0, table.shape[:2])
+
+
+def along(matrix: Tensor, table: Tensor) -> Tensor:
+    """Multiply (target, size) by (a, size, b), which gives (a, target, b)."""
+    return torch.bmm(matrix.expand(table.shape[0], -1, -1), table)
