@@ -76,6 +76,46 @@ def linear(q, k, v, heads, phi, eps):
     return out.reshape(v.shape)
 
 
+def subtracted(q, k, v, heads, phi):
+    """Compute LINA's linear attention: O = q S + (1 - q z) mean(v), sums over tokens as means."""
+    tokens = len(q)
+    q, k, values = (tensor.reshape(tokens, heads, -1) for tensor in (q, k, v))
+    out = torch.zeros_like(values)
+    for h in range(heads):
+        queries, keys = phi(q[:, h]), phi(k[:, h])
+        mean = sum(values[:, h]) / tokens
+        for i in range(tokens):
+            weights = [torch.dot(queries[i], keys[j]) / tokens for j in range(tokens)]
+            read = sum(w * values[j, h] for j, w in enumerate(weights))
+            out[i, h] = read + (1 - sum(weights)) * mean
+    return out.reshape(v.shape)
+
+
+def rotated_after(q, k, v, heads, phi, eps, angles):
+    """Compute SANA-Video's linear attention of q and k that are not rotated yet.
+
+    `angles`: (tokens, head_dim / 2); two neighbours of a head's channels are one complex number.
+    """
+
+    def turned(x):
+        return torch.view_as_real(
+            torch.view_as_complex(x.unflatten(2, (-1, 2))) * torch.exp(1j * angles[:, None])
+        ).flatten(2)
+
+    tokens = len(q)
+    q, k = phi(q), phi(k)
+    pairs = [tensor.reshape(tokens, heads, -1) for tensor in (turned(q), turned(k), q, k)]
+    values = v.reshape(tokens, heads, -1)
+    out = torch.zeros_like(values)
+    for h in range(heads):
+        num_q, num_k, den_q, den_k = (tensor[:, h] for tensor in pairs)
+        for i in range(tokens):
+            num = sum(torch.dot(num_q[i], num_k[j]) * values[j, h] for j in range(tokens)) / tokens
+            den = sum(torch.dot(den_q[i], den_k[j]) for j in range(tokens)) / tokens
+            out[i, h] = num / (den + eps)
+    return out.reshape(v.shape)
+
+
 def elu1(x):
     return torch.where(x > 0, x + 1, x.exp())
 

@@ -23,9 +23,9 @@ OPERATORS = {
     "clear": {"radius": 2.5},
     "clear-pool": {"radius": 2, "pool": 2},
     "linfusion": {"hidden": 8},
-    "linfusion-exact": {"hidden": 0, "text": "exact", "rope": "numerator"},
+    "linfusion-exact": {"hidden": 0, "text": "exact", "rope": "after", "gate": 3},
     "lit": {"heads": 2, "kernel": 3},
-    "lit-exact": {"heads": 2, "kernel": 0, "text": "exact"},
+    "lit-exact": {"heads": 2, "kernel": 0, "text": "exact", "normaliser": "subtract"},
     "lit-numerator": {"heads": 1, "kernel": 0, "rope": "numerator"},
     "mediator": {"count": 4, "bias": "factorised"},
     "edit": {"stride": 3},
@@ -314,13 +314,14 @@ def test_the_costs_of_pixart_alpha_know_its_sizes():
     assert costs.counted_macs(model, 6) == costs.macs(model, 6)["total"]
 
 
+@pytest.mark.parametrize("rope", ["numerator", "after"])
 @pytest.mark.parametrize("kind", ["sd3", "sd35"])
-def test_another_denominator_is_refused_where_nothing_is_rotated(kind):
+def test_another_denominator_is_refused_where_nothing_is_rotated(kind, rope):
     model = kinds.model(kind)
     with pytest.raises(
-        ValueError, match="lit: rope='numerator'.*SD3Transformer2DModel are not rotated"
+        ValueError, match=f"lit: rope='{rope}'.*SD3Transformer2DModel are not rotated"
     ):
-        linattn.linearize(model, "lit", heads=2, kernel=0, rope="numerator")
+        linattn.linearize(model, "lit", heads=2, kernel=0, rope=rope)
     assert all(layer.operator is None for layer in families.layers(model))
     linattn.linearize(model, "lit", heads=2, kernel=0, rope="map")
 

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from linattn.attention import LayerShape, create
-from linattn.attention.features import linear_map
 from linattn.attention.grid import Grid
 from linattn_kernels import reference
 from linattn_kernels.reference import (
@@ -42,7 +41,8 @@ def test_linear_weights_sum_to_one(feature_map, tokens):
 
 def test_linear_attention_is_linfusions():
     q, k, v = tensors(tokens=9)
-    wanted = torch.einsum("bhij,bjhd->bihd", linear_map(q, k, q, k, "elu1", 0.3), v)
+    operator = create("linfusion", LayerShape(q.shape[2] * q.shape[3], *q.shape[2:]), eps=0.3)
+    wanted = torch.einsum("bhij,bjhd->bihd", operator.attention_map(q, k, Grid(3, 3)), v)
     close(linear_attention(q, k, v, eps=0.3), wanted)
 
 

@@ -5,7 +5,7 @@ convolutions.
 import papers
 import pytest
 import torch
-from layers import SHAPE, shaken, tensors
+from layers import SHAPE, rotation, shaken, tensors
 from torch import nn
 
 from linattn.attention import LayerShape, create
@@ -43,6 +43,106 @@ def test_lit_is_the_paper_s_formula(grid, heads, shared):
         v[0], grid.height, grid.width, grid.text, weight[channel, 0], bias[channel]
     )
     assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
+
+
+@sizes
+@pytest.mark.parametrize(("name", "heads"), [("linfusion", 4), ("lit", 2)])
+def test_subtraction_is_lina_s_formula(grid, name, heads):
+    few = {"heads": heads, "kernel": 0} if name == "lit" else {}
+    operator = create(name, SHAPE, feature_map="elu1", normaliser="subtract", **few)
+    q, k, v = tensors(grid, batch=1)
+    judge = papers.subtracted(q[0], k[0], v[0], heads, papers.elu1)
+    assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
+
+
+@sizes
+def test_without_a_denominator_the_mean_is_read(grid):
+    q, k, v = tensors(grid, batch=1)
+    out = create("linfusion", SHAPE, normaliser="none").mix(q, k, v, grid)[0]
+    for h in range(SHAPE.heads):
+        weights = papers.elu1(q[0, :, h]) @ papers.elu1(k[0, :, h]).T
+        assert (out[:, h] - weights @ v[0, :, h] / grid.tokens).abs().max() < 1e-9
+
+
+@sizes
+@pytest.mark.parametrize(("name", "heads"), [("linfusion", 4), ("lit", 2)])
+def test_features_are_rotated_as_in_sana_video(grid, name, heads):
+    options = {"eps": 0.2, "feature_map": "relu"}
+    if name == "lit":
+        options |= {"heads": heads, "kernel": 0}
+    operator = create(name, SHAPE, rope="after", **options)
+    (q, k, v), (cos, sin) = tensors(grid, batch=1), rotation(grid)
+    angles = torch.atan2(sin, cos)[:, ::2]
+    turns = torch.exp(1j * angles)[None, :, None]
+    given = [
+        torch.view_as_real(torch.view_as_complex(t.unflatten(3, (-1, 2))) * turns).flatten(3)
+        for t in (q, k)
+    ]
+    judge = papers.rotated_after(q[0], k[0], v[0], heads, papers.relu, 0.2, angles)
+    out = operator.mix(*given, v, grid, position=(cos, sin))
+    assert (out[0] - judge).abs().max() < 1e-9
+    # Where nothing is rotated the values of the option are one.
+    plain = create(name, SHAPE, **options)
+    assert torch.equal(operator.mix(q, k, v, grid), plain.mix(q, k, v, grid))
+
+
+@sizes
+@pytest.mark.parametrize("text", ["joint", "exact"])
+def test_gates_scale_keys_and_values_where_they_lie(grid, text):
+    operator = shaken(create("linfusion", SHAPE, eps=0.2, gate=3, text=text))
+    joint = text == "joint"
+    assert (operator.gate.text is not None) == joint
+    q, k, v = tensors(grid, batch=1)
+    factors = nn.functional.interpolate(
+        operator.gate.picture.detach(), (grid.height, grid.width), mode="bilinear"
+    ).flatten(2)
+    of_text = operator.gate.text.detach() if joint else torch.ones(2, SHAPE.heads, 1).double()
+    factors = torch.cat([of_text.expand(-1, -1, grid.text), factors], 2).mT.unsqueeze(3)
+    gated = k[0] * factors[0], v[0] * factors[1]
+    if joint or not grid.text:
+        judge = papers.linear(q[0], *gated, SHAPE.heads, papers.elu1, 0.2)
+    else:
+        read = [tensor[grid.text :] for tensor in (q[0], *gated)]
+        judge = papers.linear(*read, SHAPE.heads, papers.elu1, 0.2)
+        judge = _beside_exact_text(grid, q[0], k[0], v[0], judge)
+    assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
+
+
+def _beside_exact_text(grid, q, k, v, read):
+    """Mix what the picture reads linearly with softmax on the text, and give text softmax."""
+    out, scale, text = torch.zeros_like(v), SHAPE.head_dim**-0.5, grid.text
+    share = grid.picture / grid.tokens
+    for h in range(SHAPE.heads):
+        for i in range(grid.tokens):
+            seen = slice(None) if i < text else slice(0, text)
+            out[i, h] = papers.softmax_read(q[i, h], k[seen, h], v[seen, h], scale)
+    out[text:] = (1 - share) * out[text:] + share * read
+    return out
+
+
+def test_gates_start_as_one_and_may_be_of_any_size():
+    grid = Grid(5, 4, 2)
+    inputs = tensors(grid)
+    for name in ("linfusion", "lit"):
+        gated, plain = (create(name, SHAPE, gate=gate) for gate in (7, 0))
+        assert torch.equal(gated.mix(*inputs, grid), plain.mix(*inputs, grid))
+        assert gated.gate.picture.shape == (2, gated.shape.channels // gated.head_dim, 7, 7)
+
+
+def test_a_row_sums_to_one_under_subtraction_and_may_be_negative():
+    grid = Grid(7, 5, 2)
+    q, k, _ = tensors(grid)
+    weights = create("lit", SHAPE, kernel=0, normaliser="subtract").attention_map(q, k, grid)
+    assert (weights.sum(-1) - 1).abs().max() < 1e-12
+    assert weights.min() < 0
+
+
+@pytest.mark.parametrize("name", ["linfusion", "lit"])
+@pytest.mark.parametrize("normaliser", ["subtract", "none"])
+@pytest.mark.parametrize("rope", ["numerator", "after"])
+def test_a_denominator_that_is_not_there_cannot_be_rotated_otherwise(name, normaliser, rope):
+    with pytest.raises(ValueError, match=f"{name}: rope='{rope}' .*'{normaliser}' has none"):
+        create(name, SHAPE, normaliser=normaliser, rope=rope)
 
 
 @pytest.mark.parametrize(

@@ -193,4 +193,4 @@ class EDiT(Operator):
         return features.exact_pairs(grid, values)
 
     def uncounted(self, grid: Grid, values: Values) -> int:
-        return features.denominator_products(grid, values, self.shape.channels)
+        return features.linear_tokens(grid, values) * self.shape.channels  # the denominator

@@ -9,16 +9,19 @@ learned function.
 - hidden=0 is no function at all. The public code doubles x there; this one does not.
 - eps is added to the mean-normalised denominator; the papers' 1e-4 keeps fp16 finite where 1e-6
   gave NaN.
-- Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py).
+- Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py), where
+  `normaliser`, `rope` and `gate` stand too.
+- conv > 0 adds a depth-wise convolution of the values, as mediators have; the paper has none.
 """
 
 from torch import Tensor, nn
 
 from linattn.attention import features
 from linattn.attention.base import LayerShape, Operator
-from linattn.attention.features import JOINT, SHIFTS
+from linattn.attention.convolution import DepthwiseConvolution
+from linattn.attention.features import JOINT, PUBLISHED, SHIFTS
 from linattn.attention.grid import Grid
-from linattn.attention.options import Values, also, choice, number, whole
+from linattn.attention.options import Values, also, choice, kernel, number, whole
 from linattn_kernels.check import MOST
 
 
@@ -49,9 +52,10 @@ class LinFusion(Operator):
         "feature_map": choice("elu1", SHIFTS),
         "hidden": also(whole(None, least=0, scheduled=False), "projection_mid_dim"),
         "eps": number(1e-4, least=0),
+        "conv": kernel(0),
         **JOINT,
     }
-    published = {"feature_map": "elu1", "hidden": None, "eps": 1e-4}
+    published = {"feature_map": "elu1", "hidden": None, "eps": 1e-4, "conv": 0, **PUBLISHED}
     # Epsilons large enough to be seen.
     forms = {
         "eps": {"eps": 0.1},
@@ -60,14 +64,20 @@ class LinFusion(Operator):
         "exact": {"eps": 0.1, "text": "exact"},
         "numerator": {"eps": 0.1, "rope": "numerator"},
         "exact-numerator": {"hidden": 0, "text": "exact", "rope": "numerator"},
+        "after": {"eps": 0.1, "hidden": 0, "rope": "after", "gate": 3},
+        "none": {"hidden": 0, "conv": 3, "normaliser": "none"},
     }
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
+        features.refuse_idle_rope(self.name, self.values)
         hidden = self.values.hidden
         self.hidden = shape.width if hidden is None else hidden
         self.query = Shift(shape.width, self.hidden) if self.hidden else None
         self.key = Shift(shape.width, self.hidden) if self.hidden else None
+        self.gate = features.gate_of(shape, self.values, shape.heads)
+        if side := max(self.possible("conv")):
+            self.convolution = DepthwiseConvolution(shape.channels, side)
 
     def inputs(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         if self.query is None or self.key is None:
@@ -77,10 +87,10 @@ class LinFusion(Operator):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        return features.read(q, k, v, grid, values, self.backend, self.shape.heads)
+        return features.read(q, k, v, grid, values, self.backend, self.shape.heads, self.gate)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
-        return features.dense(q, k, grid, values, self.shape.heads)
+        return features.dense(q, k, grid, values, self.shape.heads, self.gate)
 
     def cost(self, grid: Grid, values: Values) -> int:
         state = 2 * features.linear_tokens(grid, values) * self.shape.channels * self.shape.head_dim
@@ -91,4 +101,4 @@ class LinFusion(Operator):
         return features.exact_pairs(grid, values)
 
     def uncounted(self, grid: Grid, values: Values) -> int:
-        return features.denominator_products(grid, values, self.shape.channels)
+        return features.uncounted(grid, values, self.shape.channels, self.gate)

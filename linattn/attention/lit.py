@@ -10,7 +10,8 @@ values.
   wider than the kernels' 288 (SD 1.5, SDXL, SD3.5-L, FLUX).
 - The state has channels^2 / heads numbers: below about head_dim + 12 tokens softmax is cheaper.
 - Text and picture tokens are read jointly, in one sum, unless text="exact" (features.py), whose
-  softmax keeps the teacher's heads; the convolution sees the picture.
+  softmax keeps the teacher's heads; the convolution sees the picture. `normaliser`, `rope` and
+  `gate` stand there too; a gate has the few heads.
 """
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from linattn.attention import features
 from linattn.attention.base import LayerShape, Operator
 from linattn.attention.convolution import DepthwiseConvolution
-from linattn.attention.features import JOINT, SHIFTS
+from linattn.attention.features import JOINT, PUBLISHED, SHIFTS
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, choice, flag, kernel, number, whole
 from linattn_kernels.check import MOST
@@ -68,6 +69,7 @@ class LiT(Operator):
         "feature_map": "relu",
         "eps": 1e-6,
         "shared_conv": True,
+        **PUBLISHED,
     }
     # Epsilons large enough to be seen.
     forms = {
@@ -77,10 +79,13 @@ class LiT(Operator):
         "exact": {"heads": 2, "eps": 0.1, "text": "exact"},
         "numerator": {"heads": 1, "kernel": 0, "rope": "numerator"},
         "exact-numerator": {"eps": 0.1, "text": "exact", "rope": "numerator"},
+        "after": {"heads": 2, "kernel": 0, "eps": 0.1, "text": "exact", "rope": "after"},
+        "subtract": {"heads": 2, "kernel": 0, "normaliser": "subtract", "gate": 4},
     }
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
+        features.refuse_idle_rope(self.name, self.values)
         self.heads = self.values.heads or few_heads(shape)
         if shape.channels % self.heads:
             raise ValueError(
@@ -91,6 +96,7 @@ class LiT(Operator):
                 f"lit: text=exact needs heads that divide the teacher's {shape.heads}; "
                 f"{self.heads} do not"
             )
+        self.gate = features.gate_of(shape, self.values, self.heads)
         if side := max(self.possible("kernel")):
             shared = self.heads if self.values.shared_conv else 1
             self.convolution = DepthwiseConvolution(shape.channels, side, shared)
@@ -102,10 +108,10 @@ class LiT(Operator):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        return features.read(q, k, v, grid, values, self.backend, self.heads)
+        return features.read(q, k, v, grid, values, self.backend, self.heads, self.gate)
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
-        return features.dense(q, k, grid, values, self.heads)
+        return features.dense(q, k, grid, values, self.heads, self.gate)
 
     def cost(self, grid: Grid, values: Values) -> int:
         state = 2 * features.linear_tokens(grid, values) * self.shape.channels * self.head_dim
@@ -115,7 +121,7 @@ class LiT(Operator):
         return features.exact_pairs(grid, values)
 
     def uncounted(self, grid: Grid, values: Values) -> int:
-        return features.denominator_products(grid, values, self.shape.channels)
+        return features.uncounted(grid, values, self.shape.channels, self.gate)
 
     def side(self, values: Values) -> int:
         return values.kernel

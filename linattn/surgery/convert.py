@@ -170,10 +170,10 @@ def _refuse_idle_options(
             f"{first.name}: {about_text[0]} says how text takes part, but in the chosen layers of "
             f"this {model_name} only the picture's tokens attend; leave it out"
         )
-    rope = first.possible("rope") if "rope" in first.table else []
-    if "numerator" in rope and not families.family(model).rotates:
+    rope = getattr(first.values, "rope", "map")
+    if rope != "map" and not families.family(model).rotates:
         raise ValueError(
-            f"{first.name}: rope='numerator' divides by queries and keys before their rotation, "
+            f"{first.name}: rope={rope!r} divides by queries and keys before their rotation, "
             f"and those of this {model_name} are not rotated; leave it out"
         )
 
