@@ -23,13 +23,18 @@ def softmax_read(query, keys, values, scale):
     return sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
 
 
-def clear(q, k, v, height, width, text, radius, kernel=None, scale=None):
-    """Compute CLEAR's attention; `kernel` is the f x f pooling kernel, None without pooling."""
+def clear(q, k, v, height, width, text, radius, kernel=None, scale=None, weight="one"):
+    """Compute CLEAR's attention; `kernel` is the f x f pooling kernel, None without pooling.
+
+    By weight="tokens" a cell is a mean that counts as often as it has tokens.
+    """
     heads, dim = q.shape[1:]
     scale = scale or dim**-0.5
     position, out = positions(height, width, text), torch.zeros_like(v)
     for h in range(heads):
-        pooled = [] if kernel is None else _cells(k[text:, h], v[text:, h], height, width, kernel)
+        pooled = []
+        if kernel is not None:
+            pooled = _cells(k[text:, h], v[text:, h], height, width, kernel, weight)
         for i, here in enumerate(position):
             seen = [j for j, there in enumerate(position) if _sees(here, there, radius)]
             keys, values = [k[j, h] for j in seen], [v[j, h] for j in seen]
@@ -47,7 +52,8 @@ def _sees(a, b, radius):
     return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2
 
 
-def _cells(k, v, height, width, kernel):
+def _cells(k, v, height, width, kernel, weight):
+    """Return keys and values of the cells; one that counts n times stands there n times."""
     f, cells = len(kernel), []
     for top in range(0, height, f):
         for left in range(0, width, f):
@@ -55,7 +61,11 @@ def _cells(k, v, height, width, kernel):
             inside = list(itertools.product(ys, xs))
             key = sum(kernel[y - top, x - left] * k[y * width + x] for y, x in inside)
             value = sum(kernel[y - top, x - left] * v[y * width + x] for y, x in inside)
-            cells.append((key, value))
+            if weight == "one":
+                cells.append((key, value))
+            else:
+                factor = f * f / len(inside)
+                cells += [(factor * key, factor * value)] * len(inside)
     return cells
 
 

@@ -32,6 +32,46 @@ def test_pooled_keys_are_the_paper_s_with_partial_cells(grid, pool):
     assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
 
 
+@sizes
+@pytest.mark.parametrize("pool", [2, 3, 4])
+def test_a_cell_may_count_as_the_tokens_that_it_has(grid, pool):
+    operator = shaken(create("clear", SHAPE, radius=2, pool=pool, weight="tokens"))
+    (kernel,) = (parameter.detach() for parameter in operator.parameters())
+    q, k, v = tensors(grid, batch=1)
+    size = grid.height, grid.width, grid.text
+    judge = papers.clear(q[0], k[0], v[0], *size, 2, kernel, weight="tokens")
+    assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
+
+
+def test_cells_that_count_their_tokens_start_as_means_of_equal_keys():
+    """Keys alike: a query reads the mean of its window and of all cells, partial ones too."""
+    grid = Grid(5, 7)
+    operator = create("clear", SHAPE, radius=1, pool=4, weight="tokens").double()
+    q, k, v = tensors(grid)
+    k = k[:, :1].expand_as(k)
+    judge = (v + v.sum(1, keepdim=True)) / (1 + grid.picture)  # itself, and every token by its cell
+    assert (operator.mix(q, k, v, grid) - judge).abs().max() < 1e-12
+
+
+def test_the_count_of_a_cell_is_as_exact_as_its_keys():
+    """log 16 alone, rounded to bfloat16, would be off by .5 % of a weight."""
+    grid = Grid(8, 8)
+    operator = create("clear", SHAPE, radius=1, pool=4, weight="tokens")
+    zeros = torch.zeros(1, 64, 4, 4, dtype=torch.bfloat16)
+    values = torch.eye(64, dtype=torch.bfloat16)[:, :1].reshape(1, 64, 1, 1).expand(1, 64, 4, 4)
+    out = operator.mix(zeros, zeros, values, grid)[0, :, 0, 0]
+    # All scores are equal: the window's own token is one of 65, and the first one of a cell's 16.
+    assert out[0].item() == pytest.approx(2 / 65, rel=4e-3)
+    assert out[1].item() == pytest.approx(1 / 65, rel=4e-3)
+
+
+def test_the_weight_is_of_pooled_keys():
+    with pytest.raises(ValueError, match="weight='tokens' is about pooled keys, and pool=1"):
+        create("clear", SHAPE, weight="tokens")
+    schedule = [{"until": 0.5, "pool": 2}]
+    assert create("clear", SHAPE, weight="tokens", schedule=schedule).possible("pool") == [1, 2]
+
+
 def test_the_pooling_kernel_starts_as_the_mean():
     (kernel,) = create("clear", SHAPE, pool=4).parameters()
     assert torch.equal(kernel, torch.full((4, 4), 1 / 16))

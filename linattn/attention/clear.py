@@ -7,6 +7,11 @@
   tokens none. Cells at the border of a picture that f does not divide are partial: the kernel is
   clipped and the sum runs over the positions there are. (The release refuses such sizes.) This part
   is quadratic, N^2 / f^2, as published.
+- weight="one" reads a cell as one key, as released. weight="tokens" reads it as the n tokens it
+  stands for: log n is added to its score. A partial cell counts the tokens there are, and its sums
+  are divided by their share of the kernel's places, so that they too start as means. The window's
+  own tokens stay in their cells and count twice: taking them off would need weights by query and
+  cell, which the kernels do not have, for little (docs/LOG.md, 2026-11-29).
 - proportional multiplies the scale by sqrt(log(tokens) / log(training tokens)), text included, and
   with pooled keys sqrt(log(10 tokens) / ...), as released. Training tokens are option `trained`,
   else what the model's config says (`LayerShape.trained`); where neither does, it is refused: with
@@ -23,10 +28,13 @@ from torch.nn import functional as F
 
 from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.grid import Grid
-from linattn.attention.options import Values, also, flag, number, whole
+from linattn.attention.options import Values, also, choice, flag, number, whole
 from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
 
+# Channels that carry the count of a cell to the kernels: two are used, log n in the precision of
+# the keys and what that leaves, and eight keep rows of half precision at multiples of 16 bytes.
+CHANNELS = 8
 NO_TRAINED = (
     "proportional needs to know how many tokens the model was trained with, and its config does "
     "not say: pass trained, text included (FLUX.1 at 1024 px: 4608)"
@@ -64,16 +72,24 @@ class Clear(Operator):
     table = {
         "radius": also(number(8, above=0), "window_size"),
         "pool": also(whole(1, least=1), "down_factor"),
+        "weight": choice("one", ("one", "tokens")),
         "proportional": flag(False, scheduled=True),
         "trained": whole(None, least=2),
     }
-    published = {"radius": 8, "pool": 1, "proportional": False}
+    published = {"radius": 8, "pool": 1, "weight": "one", "proportional": False}
     forms = {
         "disc": {"radius": 3},
         "fraction": {"radius": 2.5, "proportional": True, "trained": 50},
         "single": {"radius": 0.5},
         "pool2": {"radius": 2, "pool": 2},
         "pool4": {"radius": 4, "pool": 4, "proportional": True, "trained": 50},
+        "pool-tokens": {
+            "radius": 2.5,
+            "pool": 3,
+            "weight": "tokens",
+            "proportional": True,
+            "trained": 50,
+        },
     }
 
     def __init__(self, shape: LayerShape, **options):
@@ -83,7 +99,16 @@ class Clear(Operator):
             raise ValueError(NO_TRAINED)
         # One kernel for each factor of the schedule.
         factors = sorted({factor for factor in self.possible("pool") if factor > 1})
+        if self.values.weight == "tokens" and not factors:
+            raise ValueError(
+                "clear: weight='tokens' is about pooled keys, and pool=1 has none: pass pool=2 or "
+                "more, or leave weight out"
+            )
         self.pooling = Pooling(factors)
+
+    @property
+    def head_dim(self) -> int:
+        return self.shape.head_dim + (CHANNELS if self.values.weight == "tokens" else 0)
 
     def scale(self, grid: Grid, values: Values) -> float:
         scale = self.shape.head_dim**-0.5
@@ -105,14 +130,19 @@ class Clear(Operator):
         picture = F.pad(picture, (0, 0, 0, 0, 0, -grid.width % factor, 0, -grid.height % factor))
         cells = picture.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
         kernel = self.pooling(factor).to(dtype)
-        return torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2).to(tokens.dtype)
+        pooled = torch.einsum("byaxchd,ac->byxhd", cells, kernel).flatten(1, 2)
+        if self.values.weight == "tokens":
+            pooled = pooled * (factor**2 / counts(grid, factor, pooled))[:, None, None]
+        return pooled.to(tokens.dtype)
 
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        extra = None
+        extra, scale = None, self.scale(grid, values)
         if values.pool > 1:
             extra = self.pooled(k, grid, values.pool), self.pooled(v, grid, values.pool)
+            if values.weight == "tokens":
+                q, k, extra = _counted(q, k, extra, counts(grid, values.pool, q), scale)
         out = window_attention(
             q,
             k,
@@ -121,7 +151,7 @@ class Clear(Operator):
             width=grid.width,
             radius=values.radius,
             text=grid.text,
-            scale=self.scale(grid, values),
+            scale=scale,
             extra=extra,
             backend=self.backend,
         )
@@ -142,20 +172,32 @@ class Clear(Operator):
             return weight.softmax(-1)
         # A pooled key is a sum of keys, so its score is that sum of scores and its weight goes to
         # the same values.
-        spread = self.spread(grid, values.pool, q.dtype)  # (cells, tokens)
+        member = self.members(grid, values.pool, q.dtype)  # (cells, tokens)
+        spread = member * self.places(grid, values.pool, q.dtype)
+        number = member.sum(1, keepdim=True)
+        if values.weight == "tokens":
+            spread = spread * values.pool**2 / number
         cells = torch.einsum("bhij,cj->bhic", scores(q, k, scale), spread)
+        if values.weight == "tokens":
+            cells = cells + number.log().T
         cells = torch.cat([torch.full_like(cells[:, :, :text], -math.inf), cells[:, :, text:]], 2)
         both = torch.cat([weight, cells], 3).softmax(-1)
         return both[..., : grid.tokens] + both[..., grid.tokens :] @ spread
 
-    def spread(self, grid: Grid, factor: int, dtype: torch.dtype) -> Tensor:
-        """Return the kernel's weight of each token in each cell, (cells, tokens)."""
+    def members(self, grid: Grid, factor: int, dtype: torch.dtype) -> Tensor:
+        """Return 1 for the tokens of each cell and 0 for all others, (cells, tokens)."""
+        token = torch.arange(grid.picture, device=self.pooling(factor).device)
+        y, x = token // grid.width, token % grid.width
+        cell = (y // factor) * math.ceil(grid.width / factor) + x // factor
+        member = F.one_hot(cell, self.cells(grid, factor)).T.to(dtype)
+        return F.pad(member, (grid.text, 0))
+
+    def places(self, grid: Grid, factor: int, dtype: torch.dtype) -> Tensor:
+        """Return the kernel's weight of each token by its place in its cell, (tokens,)."""
         kernel = self.pooling(factor).to(dtype)
         token = torch.arange(grid.picture, device=kernel.device)
         y, x = token // grid.width, token % grid.width
-        cell = (y // factor) * math.ceil(grid.width / factor) + x // factor
-        cells = F.one_hot(cell, self.cells(grid, factor)).T.to(dtype)
-        return F.pad(cells * kernel[y % factor, x % factor], (grid.text, 0))
+        return F.pad(kernel[y % factor, x % factor], (grid.text, 0))
 
     def cells(self, grid: Grid, factor: int) -> int:
         """Count the pooled cells; none without pooling."""
@@ -192,3 +234,28 @@ def _half_chord(dy: int, radius: float, width: int) -> int:
     while dx + 1 < width and dy * dy + (dx + 1) ** 2 < radius * radius:
         dx += 1
     return dx
+
+
+def counts(grid: Grid, factor: int, like: Tensor) -> Tensor:
+    """Count the tokens of each cell, (cells,), in float32 at least."""
+    dtype = common(like, least=torch.float32)
+    rows, columns = (
+        (side - torch.arange(0, side, factor, device=like.device)).clamp(max=factor).to(dtype)
+        for side in (grid.height, grid.width)
+    )
+    return torch.outer(rows, columns).flatten()
+
+
+def _counted(
+    q: Tensor, k: Tensor, pooled: tuple[Tensor, Tensor], number: Tensor, scale: float
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Append channels by whose products the scores of pooled keys grow by log n."""
+    pooled_k, pooled_v = pooled
+    whole = number.log() / scale
+    coarse = whole.to(q.dtype)
+    channels = torch.stack([coarse, (whole - coarse).to(q.dtype)], 1)  # (cells, 2)
+    channels = channels[:, None].expand(*pooled_k.shape[:3], -1)
+    spare = (0, CHANNELS - 2)
+    q = F.pad(F.pad(q, (0, 2), value=1), spare)
+    pooled_k = F.pad(torch.cat([pooled_k, channels], 3), spare)
+    return q, F.pad(k, (0, CHANNELS)), (pooled_k, pooled_v)
