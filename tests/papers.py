@@ -152,10 +152,13 @@ def convolution(v, height, width, text, weight, bias):
     return out.reshape(v.shape)
 
 
-def mediator(q, k, v, height, width, text, rows, columns, tokens=None, reading=None, query=None):
+def mediator(
+    q, k, v, height, width, text, rows, columns, tokens=None, answers=None, reading=None, query=None
+):
     """Compute attention through mediators.
 
-    `tokens` are learned mediators (mediators, heads, head_dim) in place of pooled queries.
+    `tokens` are learned mediators (mediators, heads, head_dim) in place of pooled queries, and
+    queries read `answers` in place of them.
     `reading`, (heads, mediators, picture), and `query`, (heads, picture, mediators), are added to
     the scores of the two softmaxes.
     """
@@ -165,6 +168,7 @@ def mediator(q, k, v, height, width, text, rows, columns, tokens=None, reading=N
         tokens = torch.stack(
             [_cell_mean(q[text:], height, width, rows, columns, n) for n in range(number)]
         )
+    answers = tokens if answers is None else answers
     for h in range(heads):
         read = []
         for n in range(number):
@@ -176,7 +180,7 @@ def mediator(q, k, v, height, width, text, rows, columns, tokens=None, reading=N
             read.append(sum(w * v[j, h] for j, w in enumerate(F.softmax(scores, 0))))
         for i in range(everything):
             scores = torch.stack(
-                [torch.dot(q[i, h], tokens[n, h]) * dim**-0.5 for n in range(number)]
+                [torch.dot(q[i, h], answers[n, h]) * dim**-0.5 for n in range(number)]
             )
             if query is not None and i >= text:
                 scores += query[h, i - text]

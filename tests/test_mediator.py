@@ -62,19 +62,42 @@ def test_biases_are_the_paper_s_resized(grid, kind, sides):
 
 
 @sizes
-def test_learned_mediators_replace_the_pooled(grid):
+@pytest.mark.parametrize("sides", [(2, 2), (3, 2)], ids=["stored", "resized"])
+def test_learned_mediators_are_dba_s(grid, sides):
     operator = shaken(create("mediator", SHAPE, count=4, source="learned", conv=0))
     q, k, v = tensors(grid, batch=1)
-    tokens = operator.tokens.detach().view(4, SHAPE.heads, SHAPE.head_dim)
-    judge = papers.mediator(
-        q[0], k[0], v[0], grid.height, grid.width, grid.text, 2, 2, tokens=tokens
-    )
-    assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
+    tokens = operator.tokens.detach()  # (2, rows, columns, channels)
+    tokens = F.interpolate(tokens.permute(0, 3, 1, 2), sides, mode="bilinear").permute(0, 2, 3, 1)
+    readers, answers = tokens.reshape(2, -1, SHAPE.heads, SHAPE.head_dim)
+    size = grid.height, grid.width, grid.text
+    judge = papers.mediator(q[0], k[0], v[0], *size, *sides, tokens=readers, answers=answers)
+    with operator.pin(count=sides):
+        assert (operator.mix(q, k, v, grid)[0] - judge).abs().max() < 1e-9
 
 
-def test_learned_mediators_differ_from_one_another_at_first():
+def test_learned_mediators_start_small_and_apart():
+    torch.manual_seed(0)
     tokens = create("mediator", SHAPE, source="learned").tokens
-    assert tokens.flatten(1, 2).std(1).min() > 0.5
+    assert tokens.shape == (2, 8, 8, 16)
+    assert tokens.std().item() == pytest.approx(0.02, rel=0.05)
+    assert tokens.flatten(1, 2).std(1).min() > 0.01
+
+
+def test_learned_mediators_take_no_biases():
+    with pytest.raises(ValueError, match="bias='full' is of pooled queries.*source='learned'"):
+        create("mediator", SHAPE, source="learned", bias="full")
+
+
+def test_a_schedule_counts_learned_mediators_in_one_checkpoint():
+    schedule = [{"until": 0.5, "count": 4}]
+    operator = shaken(create("mediator", SHAPE, source="learned", count=9, schedule=schedule))
+    assert operator.tokens.shape == (2, 3, 3, 16)
+    grid = Grid(6, 6)
+    inputs = tensors(grid)
+    few = operator.mix(*inputs, grid, noise=torch.tensor([0.9]))
+    with operator.pin(count=4):
+        assert torch.equal(few, operator.mix(*inputs, grid))
+    assert not torch.allclose(few, operator.mix(*inputs, grid))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """Attention Mediators (arXiv 2408.05710): a few mediators read the keys, every query reads the
 mediators.
 
-- Mediators are queries averaged over a rows x columns partition of the picture (source="query"), or
-  learned tokens. The same mediator is query of the first softmax and key of the second; both are
-  scaled by 1 / sqrt(head_dim).
+- Mediators are queries averaged over a rows x columns partition of the picture (source="query").
+  The same mediator is query of the first softmax and key of the second; both are scaled by
+  1 / sqrt(head_dim).
+- source="learned" is DBA (arXiv 2211.16368): C = softmax(p K^T) V and O = softmax(Q p'^T) C, with
+  learned tokens p and p' of the layer, normal with deviation .02 at first. The kernels know one
+  mediator for both softmaxes, so these are two calls of PyTorch's attention. DBA has no biases, and
+  they are refused. Another count than the stored one is interpolated bilinearly, as biases are.
 - Without biases nothing depends on the count, so one checkpoint serves several: count can follow
   the noise (few at the noisy end), which is what the paper's switching between three models comes
   down to.
@@ -23,16 +27,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from linattn.attention.base import LayerShape, Operator, common, scores
+from linattn.attention.base import LayerShape, Operator, attend, common, scores
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
 from linattn.attention.options import Option, Values, also, choice, kernel
 from linattn.attention.resample import along, averages, interpolation, resized
 from linattn_kernels import mediator_attention
 from linattn_kernels.check import MOST_SOFTMAX
+from linattn_kernels.launch import Backend
 
 Count = int | tuple[int, int]
 TABLE = 7  # the paper's side of the tables
+START = 0.02  # standard deviation of learned tokens
 # length of the stored row and column biases: 256 tokens, what the paper trains its 256 px models
 # with
 SIDE = 16
@@ -128,11 +134,16 @@ class Mediator(Operator):
         "6": {"count": 6, "conv": 0},
         "factorised": {"count": (2, 3), "bias": "factorised"},
         "full": {"count": 4, "bias": "full"},
-        "learned": {"count": 6, "bias": "full", "source": "learned"},
+        "learned": {"count": 6, "source": "learned"},
     }
 
     def __init__(self, shape: LayerShape, **options):
         super().__init__(shape, **options)
+        if self.values.source == "learned" and self.values.bias != "none":
+            raise ValueError(
+                f"mediator: bias={self.values.bias!r} is of pooled queries, and source='learned' "
+                "has none: leave one of them out"
+            )
         if side := max(self.possible("conv")):
             self.convolution = DepthwiseConvolution(shape.channels, side)
         # Stored at the largest count as a square picture has it. Other counts are interpolated from
@@ -148,20 +159,29 @@ class Mediator(Operator):
             self.query_bias = Bias(shape.heads, stored, full)
         self.tokens: nn.Parameter | None = None
         if self.values.source == "learned":
-            # As large as projected queries: from zero, all mediators would stay equal for ever.
-            self.tokens = nn.Parameter(torch.randn(1, *stored, shape.channels))
+            # p and p'; from zero, all tokens would stay equal for ever.
+            self.tokens = nn.Parameter(torch.randn(2, *stored, shape.channels) * START)
+
+    def runs(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+        """Say which path `mix` takes; learned mediators are read by PyTorch everywhere."""
+        if self.tokens is not None:
+            return Backend("torch", "two calls of PyTorch's attention")
+        return super().runs(device, dtype)
 
     def mediators(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
         """Return (batch, mediators, heads, head_dim) of q's dtype, averaged in float32 at least."""
-        dtype = common(q, least=torch.float32)
-        if self.tokens is not None:
-            cells = resized(self.tokens.to(dtype), rows, columns).expand(q.shape[0], -1, -1, -1)
-        else:
-            picture = grid.rows(q).flatten(3).to(dtype)  # (batch, height, width, channels)
-            # (batch, rows, width x channels)
-            bands = averages(grid.height, rows, picture) @ picture.flatten(2)
-            cells = averages(grid.width, columns, picture) @ bands.unflatten(2, (grid.width, -1))
+        picture = grid.rows(q).flatten(3)  # (batch, height, width, channels)
+        picture = picture.to(common(q, least=torch.float32))
+        # (batch, rows, width x channels)
+        bands = averages(grid.height, rows, picture) @ picture.flatten(2)
+        cells = averages(grid.width, columns, picture) @ bands.unflatten(2, (grid.width, -1))
         return cells.flatten(1, 2).unflatten(2, q.shape[2:]).to(q.dtype)
+
+    def learned(self, tokens: Tensor, rows: int, columns: int, like: Tensor) -> list[Tensor]:
+        """Return p and p', each (batch, mediators, heads, head_dim) of the dtype of queries."""
+        cells = resized(tokens.to(common(like, least=torch.float32)), rows, columns)
+        cells = cells.flatten(1, 2).unflatten(2, like.shape[2:]).to(like.dtype)
+        return [part.expand(like.shape[0], -1, -1, -1) for part in cells.unsqueeze(1)]
 
     def biases(
         self, grid: Grid, rows: int, columns: int, dtype: torch.dtype
@@ -179,6 +199,10 @@ class Mediator(Operator):
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
         rows, columns = partition(values.count, grid)
+        if self.tokens is not None:
+            readers, answers = self.learned(self.tokens, rows, columns, q)
+            scale = self.shape.head_dim**-0.5
+            return attend(q, answers, attend(readers, k, v, scale), scale)
         mediators = self.mediators(q, grid, rows, columns)
         reading, query = self.biases(grid, rows, columns, common(q, least=torch.float32))
         return mediator_attention(
@@ -187,22 +211,30 @@ class Mediator(Operator):
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         rows, columns = partition(values.count, grid)
-        mediators, scale = self._cell_means(q, grid, rows, columns), self.shape.head_dim**-0.5
+        readers, answers = self._mediators_by_cell(q, grid, rows, columns)
         reading, query = self.biases(grid, rows, columns, q.dtype)
-        first = scores(mediators, k, scale)  # (batch, heads, mediators, tokens)
+        scale = self.shape.head_dim**-0.5
+        first = scores(readers, k, scale)  # (batch, heads, mediators, tokens)
         first = first if reading is None else first + reading
-        second = scores(q, mediators, scale)  # (batch, heads, tokens, mediators)
+        second = scores(q, answers, scale)  # (batch, heads, tokens, mediators)
         second = second if query is None else second + query
         return second.softmax(-1) @ first.softmax(-1)
 
-    def _cell_means(self, q: Tensor, grid: Grid, rows: int, columns: int) -> Tensor:
-        """Return the mediators once more, averaged cell by cell."""
-        if self.tokens is not None:
-            return self.mediators(q, grid, rows, columns)
-        channels_first = grid.rows(q).flatten(3).permute(0, 3, 1, 2)
-        # (batch, channels, rows, columns)
-        cells = F.adaptive_avg_pool2d(channels_first, (rows, columns))
-        return cells.flatten(2).transpose(1, 2).unflatten(2, q.shape[2:])
+    def _mediators_by_cell(
+        self, q: Tensor, grid: Grid, rows: int, columns: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what reads the keys and what queries read, by PyTorch's own resizing."""
+        if self.tokens is None:
+            channels_first = grid.rows(q).flatten(3).permute(0, 3, 1, 2)
+            cells = F.adaptive_avg_pool2d(channels_first, (rows, columns))
+            mediators = cells.flatten(2).transpose(1, 2).unflatten(2, q.shape[2:])
+            return mediators, mediators
+        channels_first = self.tokens.to(q.dtype).permute(0, 3, 1, 2)
+        # (2, channels, rows, columns)
+        cells = F.interpolate(channels_first, (rows, columns), mode="bilinear")
+        cells = cells.flatten(2).transpose(1, 2).unflatten(2, q.shape[2:])
+        readers, answers = cells.unsqueeze(1).expand(-1, q.shape[0], -1, -1, -1)
+        return readers, answers
 
     def cost(self, grid: Grid, values: Values) -> int:
         return 2 * self.pairs(grid, values) * self.shape.channels
@@ -216,6 +248,9 @@ class Mediator(Operator):
         rows, columns = partition(values.count, grid)
         q = torch.zeros(1, grid.tokens, self.shape.heads, self.shape.head_dim)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.mediators(q, grid, rows, columns)
+            if self.tokens is not None:
+                self.learned(self.tokens, rows, columns, q)
+            else:
+                self.mediators(q, grid, rows, columns)
             self.biases(grid, rows, columns, torch.float32)
         return counter.get_total_flops() // 2
