@@ -45,6 +45,16 @@ def test_a_pictures_features_do_not_depend_on_its_batch(loaded, pictures):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
+def test_patches_lie_where_their_pixels_do(loaded, pictures):
+    """A change in one corner of a picture changes its own patch most."""
+    changed = pictures[:1].clone()
+    changed[:, :, :8, -8:] = 1 - changed[:, :, :8, -8:]
+    with torch.no_grad():
+        gap = (loaded.patches(changed) - loaded.patches(pictures[:1])).square().sum(1)
+    assert gap.shape == (1, 8, 8)
+    assert gap.flatten().argmax().item() == 7
+
+
 @pytest.mark.parametrize("side", [7, 8, 13, 16])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 2)])
 def test_a_convolution_pads_as_tensorflow_does(side, kernel, stride):

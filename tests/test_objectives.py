@@ -35,6 +35,8 @@ def drawn(prediction: str = "v_prediction", learned: bool = True, seed: int = 0)
         teacher=normal(*out),
         student_features=[normal(batch, 7, 6), normal(batch, 9, 6)],
         teacher_features=[normal(batch, 7, 6), 10 * normal(batch, 9, 6)],
+        aligned=(normal(batch, 7, 5), normal(batch, 7, 5)),
+        linears=[normal(3, 5), normal(6, 4)],
     )
 
 
@@ -176,6 +178,40 @@ def test_features_of_different_layers_are_refused():
         TERMS["features"](fewer, Objective(features=1))
 
 
+def test_repa_is_one_minus_the_mean_cosine_of_the_tokens():
+    comparison = drawn()
+    cosines = []
+    for hidden, clean in zip(*comparison.aligned, strict=True):
+        for ours, theirs in zip(hidden, clean, strict=True):
+            cosines.append(float(ours @ theirs / (ours.norm() * theirs.norm())))
+    value = TERMS["repa"](comparison, Objective(repa=1)).item()
+    assert value == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-5)
+
+
+def test_orthogonal_is_the_distance_of_the_smaller_gram_matrix_to_the_identity():
+    comparison = drawn()
+    wide, tall = comparison.linears
+    by_hand = []
+    for rows in (wide.tolist(), tall.T.tolist()):
+        total = 0.0
+        for i, first in enumerate(rows):
+            for j, second in enumerate(rows):
+                product = sum(a * b for a, b in zip(first, second, strict=True))
+                total += (product - (i == j)) ** 2
+        by_hand.append(total / len(rows))
+    value = TERMS["orthogonal"](comparison, Objective(orthogonal=1)).item()
+    assert value == pytest.approx(sum(by_hand) / 2, rel=1e-5)
+    turned = dataclasses.replace(comparison, linears=[torch.eye(4)[[2, 0, 3, 1]]])
+    assert TERMS["orthogonal"](turned, Objective(orthogonal=1)).item() == 0
+
+
+@pytest.mark.parametrize("term", ["repa", "orthogonal"])
+def test_a_term_without_its_tensors_is_refused_with_the_remedy(term):
+    bare = dataclasses.replace(drawn(), aligned=None, linears=())
+    with pytest.raises(ValueError, match=f"{term} has a weight, but .* or give it weight 0"):
+        TERMS[term](bare, Objective(**{term: 1}))
+
+
 def test_an_objective_is_the_weighted_sum_and_skips_terms_of_weight_0():
     comparison = drawn()
     objective = Objective(task=0.3, noise=2.0, variance=0.05)
@@ -192,6 +228,7 @@ def test_an_objective_is_the_weighted_sum_and_skips_terms_of_weight_0():
         ("linfusion", 1, 0.5, 0, 0.5),
         ("lit", 1, 0.5, 0.05, 0),
         ("mediator", 1, 0, 0, 0),
+        ("repa", 1, 0, 0, 0),
     ],
 )
 def test_presets_carry_the_published_weights(name, task, noise, variance, features):
@@ -200,6 +237,8 @@ def test_presets_carry_the_published_weights(name, task, noise, variance, featur
         "noise": noise,
         "variance": variance,
         "features": features,
+        "repa": 0.5 if name == "repa" else 0,
+        "orthogonal": 0,
     }
     assert create(name).feature_norm == "mse"
 
@@ -211,12 +250,17 @@ def test_lit_measures_in_noise_space():
 def test_every_preset_is_zero_or_the_task_for_a_perfect_student():
     comparison = drawn()
     same = dataclasses.replace(
-        comparison, student=comparison.teacher, student_features=comparison.teacher_features
+        comparison,
+        student=comparison.teacher,
+        student_features=comparison.teacher_features,
+        aligned=(3 * comparison.aligned[1], comparison.aligned[1]),
     )
     for objective in PRESETS.values():
         terms = objective(same)
         assert all(
-            terms[name].item() == 0 for name in ("noise", "variance", "features") if name in terms
+            terms[name].item() == pytest.approx(0, abs=1e-6)
+            for name in ("noise", "variance", "features", "repa")
+            if name in terms
         )
 
 

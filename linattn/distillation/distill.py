@@ -24,11 +24,20 @@ from accelerate import Accelerator
 from torch import nn
 
 from linattn import families, files, surgery
+from linattn.distillation import alignment, depth
 from linattn.distillation.config import Data, DistillConfig
+from linattn.distillation.conflict import Conflict
 from linattn.distillation.encoding import Kept, leaving
 from linattn.distillation.history import History
 from linattn.distillation.lesson import Lesson
-from linattn.distillation.parameters import count, inside_attention, muon_matrices, require, select
+from linattn.distillation.parameters import (
+    count,
+    inside_attention,
+    linears,
+    muon_matrices,
+    require,
+    select,
+)
 from linattn.distillation.training import Stage, fit
 from linattn.names import short
 from linattn.surgery.card import require_place
@@ -95,7 +104,13 @@ def distill(
         if folder is not None and accelerator.is_main_process:
             require_place(folder, _bytes_on_disk(student, config.trains))
         before = measured(evaluate, student, kept)
-        lesson = dataclasses.replace(teaching, student=student)
+        lesson = dataclasses.replace(
+            teaching,
+            student=student,
+            alignment=alignment.create(config, student, conditions.pipe, device),
+            linears=linears(student) if config.terms.orthogonal else (),
+            conflict=Conflict(config.conflict_every) if config.until == "conflict" else None,
+        )
         trained = train(lesson, config.recipe(teacher, samples), history)
         if folder is not None and accelerator.is_main_process:
             surgery.save(student, folder)  # before a failure of `evaluate` could lose it
@@ -186,21 +201,45 @@ def train(lesson: Lesson, recipe: dict[str, Any], history: History) -> int:
     config, student, accelerator = lesson.config, lesson.student, lesson.accelerator
     selected, matrices = select(student, config.trains), muon_matrices(student)
     inside = inside_attention(student, selected)
-    layerwise_rate = config.layerwise_learning_rate
-    layerwise = Stage("layerwise", config.layerwise_steps, layerwise_rate, lesson.layerwise)
-    end_to_end = Stage("end-to-end", config.steps, config.learning_rate, lesson.end_to_end)
+    layerwise, end_to_end = stages_of(lesson)
+    projector = [] if lesson.alignment is None else lesson.alignment.named
     with (
         scratch_folder(config.scratch) as scratch,
         compiled(config.compile, lesson.teacher, student),
         recomputing(config.checkpointing, student),
     ):
-        for stage, learning in ((layerwise, inside), (end_to_end, selected)):
+        for stage, learning in ((layerwise, inside), (end_to_end, [*selected, *projector])):
             if stage.steps and learning:
                 require(student, learning)
                 fit(stage, learning, matrices, config, history, scratch, recipe, accelerator)
     require(student, [])
     student.eval()
     return count(selected)
+
+
+def stages_of(lesson: Lesson) -> tuple[Stage, Stage]:
+    """Return the layerwise stage and the one on the whole model."""
+    config = lesson.config
+    line = depth.steps_of(config.start, config.layerwise_steps + config.steps)
+    roles = depth.roles(lesson.student) if line else []
+    layerwise = Stage(
+        "layerwise",
+        config.layerwise_steps,
+        config.layerwise_learning_rate,
+        lesson.layerwise,
+        line,
+        roles,
+    )
+    end_to_end = Stage(
+        "end-to-end",
+        config.steps,
+        config.learning_rate,
+        lesson.end_to_end,
+        line - config.layerwise_steps,
+        roles,
+        {"conflict": lesson.conflict} if lesson.conflict else {},
+    )
+    return layerwise, end_to_end
 
 
 def frozen(model: nn.Module) -> nn.Module:

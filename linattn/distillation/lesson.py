@@ -14,21 +14,24 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from linattn import conditions, families
+from linattn import conditions, families, surgery
 from linattn.conditions import Conditioning, Conditions, Prompts
 from linattn.diffusion import Process
-from linattn.distillation import objectives
+from linattn.distillation import conflict, objectives
+from linattn.distillation.alignment import Alignment
 from linattn.distillation.config import Data, DistillConfig
+from linattn.distillation.conflict import Conflict
 from linattn.distillation.encoding import Kept
-from linattn.distillation.objectives import HALVES, Comparison
+from linattn.distillation.objectives import DISTILLING, HALVES, LASTING, Comparison, Objective
 from linattn.distillation.settings import DTYPES
 from linattn.distillation.training import Terms
 from linattn.seeds import of_step
@@ -109,6 +112,9 @@ class Lesson:
     samples: Data
     accelerator: Accelerator
     kept: Kept | None = None  # encodes the prompts where the encoders leave the device
+    alignment: Alignment | None = None  # where the objective has `repa`
+    linears: Sequence[Tensor] = ()  # weights for `orthogonal`
+    conflict: Conflict | None = None  # where the distilling terms may end early
 
     def batch(self, step: int) -> Batch:
         """Return this process's slice of the batch of a step, on its device."""
@@ -187,8 +193,29 @@ class Lesson:
 
     def end_to_end(self, step: int) -> Terms:
         """Learn from the objective on one noisy batch, and return its terms."""
-        step += self.config.layerwise_steps  # so that the two stages share no batch
-        return self._learned(step, self._learn_model)
+        number = step + self.config.layerwise_steps  # so that the two stages share no batch
+        if self.conflict is not None and self.conflict.due(step):
+            self.conflict.cosines.append(self.agreement(number))
+        return self._learned(number, self._learn_model)
+
+    @property
+    def objective(self) -> Objective:
+        """Return the objective that holds now: without the distilling terms once they ended."""
+        ended = self.conflict is not None and self.conflict.ended
+        return self.config.terms.only(LASTING) if ended else self.config.terms
+
+    def agreement(self, step: int) -> float:
+        """Return the cosine of the gradients of task and distilling terms over the attentions."""
+        attentions = [p for _, p in surgery.attention_parameters(self.student) if p.requires_grad]
+        sides = [self.config.terms.only(names) for names in (("task",), DISTILLING)]
+        total: Tensor | float = 0.0
+        for share, batch in self.shares(step):
+            with self.comparing(batch) as comparison:
+                losses = [side(comparison)["loss"] for side in sides]
+                gradients = [conflict.gradient(loss, attentions) for loss in losses]
+            total = total + share * torch.stack(gradients)
+        task, distilling = cast(Tensor, self.accelerator.reduce(total, "mean"))
+        return F.cosine_similarity(task, distilling, dim=0).item()
 
     def _learned(self, step: int, learn: Callable[[Batch, float], Terms]) -> Terms:
         """Add the gradients of every micro-batch, and return the terms of the whole slice.
@@ -225,16 +252,28 @@ class Lesson:
         return objectives.layer_distance(output, record["output"], "l1")
 
     def _learn_model(self, batch: Batch, share: float) -> Terms:
-        """Add the gradients of the objective.
+        """Add the gradients of the objective."""
+        with self.comparing(batch) as comparison:
+            terms = self.objective(comparison)
+            add_gradients(terms["loss"] * share)
+        return terms
+
+    @contextlib.contextmanager
+    def comparing(self, batch: Batch) -> Iterator[Comparison]:
+        """Run both models on a batch, and compare what they return.
 
         The backward runs under the pinned schedule, because checkpointing computes blocks again.
         """
         noisy = self.diffusion.noised(batch.clean, batch.eps, batch.t)
         with torch.no_grad(), self.captured(self.teacher) as teacher_records:
             target = self.run(self.teacher, noisy, batch)
-        with self.captured(self.student) as student_records, pinned(self.student, batch.choice):
+        with (
+            self.captured(self.student) as student_records,
+            self.reading(self.student) as states,
+            pinned(self.student, batch.choice),
+        ):
             output = self.run(self.student, noisy, batch)
-            comparison = Comparison(
+            yield Comparison(
                 diffusion=self.diffusion,
                 clean=batch.clean,
                 eps=batch.eps,
@@ -243,19 +282,44 @@ class Lesson:
                 teacher=target,
                 student_features=[record["output"] for record in student_records],
                 teacher_features=[record["output"] for record in teacher_records],
+                aligned=self.aligned(states, batch),
+                linears=self.linears,
             )
-            terms = self.config.terms(comparison)
-            add_gradients(terms["loss"] * share)
-        return terms
 
     def captured(self, model: nn.Module) -> contextlib.AbstractContextManager:
         """Capture the self-attentions' outputs where the objective compares them.
 
         Their inputs would be another 3.2 GB a picture of FLUX.1 at 1024 px.
         """
-        if not self.config.terms.features:
+        if not self.objective.features:
             return contextlib.nullcontext([])
         return families.capture(model, outputs_only=True)
+
+    def reading(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        """Read the hidden states that `repa` aligns, where the objective has it."""
+        if self.alignment is None or not self.objective.repa:
+            return contextlib.nullcontext([])
+        return self.alignment.reading(model)
+
+    def aligned(self, states: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Return the student's projected states and the clean picture's features, if any."""
+        if self.alignment is None or not states:
+            return None
+        hidden = states[0]
+        if self.alignment.eye is not None:
+            clean = self.alignment.seen(batch.clean, hidden.shape[1])
+        else:
+            clean = self._clean_states(self.alignment, batch)
+        return self.alignment.project(hidden), clean
+
+    @torch.no_grad()
+    def _clean_states(self, alignment: Alignment, batch: Batch) -> Tensor:
+        """Return the teacher's hidden states for the latents at the end of a draw."""
+        last = dataclasses.replace(batch, t=torch.zeros_like(batch.t))
+        with alignment.reading(self.teacher) as states:
+            noisy = self.diffusion.noised(batch.clean, batch.eps, last.t)
+            self.run(self.teacher, noisy, last)
+        return states[0]
 
 
 def add_gradients(loss: Tensor) -> None:

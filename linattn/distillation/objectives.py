@@ -10,9 +10,11 @@
   Sigma. Sigma runs from about 1e-4 to 2e-2, and a squared error of Sigma would measure the noisiest
   steps alone.
 - Features are the outputs of the self-attentions after their output projection, as in LinFusion.
+- `repa` compares a hidden state with features of the clean picture (alignment.py); `orthogonal`
+  compares nothing, and reads the weights alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -27,6 +29,7 @@ from linattn.names import known
 from linattn.reader import between, choice
 
 SPACES = ("prediction", "noise")
+TARGETS = ("teacher", "eye")  # whose features of the clean picture `repa` aligns with
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -45,6 +48,9 @@ class Comparison:
     teacher: Tensor
     student_features: Sequence[Tensor] = ()  # one tensor a layer, (batch, tokens, width)
     teacher_features: Sequence[Tensor] = ()
+    # projected hidden states and features of the clean picture, (batch, tokens, channels) both
+    aligned: tuple[Tensor, Tensor] | None = None
+    linears: Sequence[Tensor] = ()  # weights (out, in) of the Linears that the operators added
 
     @property
     def noisy(self) -> Tensor:
@@ -123,8 +129,11 @@ class Objective:
     noise: float = between(0, default=0.0)
     variance: float = between(0, default=0.0)
     features: float = between(0, default=0.0)
+    repa: float = between(0, default=0.0)  # REPA has 0.5
+    orthogonal: float = between(0, default=0.0)  # AuxT has 0.1
     feature_norm: str = choice(NORMS, default="mse")
     noise_space: str = choice(SPACES, default="prediction")
+    repa_target: str = choice(TARGETS, default="teacher")
 
     def __post_init__(self) -> None:
         reader.check(self)
@@ -136,6 +145,15 @@ class Objective:
     @property
     def weights(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in TERMS}
+
+    @property
+    def distils(self) -> bool:
+        """Say whether any term follows the teacher or a picture's features."""
+        return any(self.weights[name] for name in DISTILLING)
+
+    def only(self, names: Collection[str]) -> "Objective":
+        """Return the objective with all other terms at weight 0."""
+        return replace(self, **{name: 0.0 for name in TERMS if name not in names})
 
     def __call__(self, comparison: Comparison) -> dict[str, Tensor]:
         """Return every term of positive weight, unweighted, and their weighted sum as `loss`."""
@@ -198,7 +216,50 @@ def features(comparison: Comparison, objective: Objective) -> Tensor:
     return layerwise(student, teacher, objective.feature_norm).mean()
 
 
-TERMS = {"task": task, "noise": noise, "variance": variance, "features": features}
+def repa(comparison: Comparison, objective: Objective) -> Tensor:
+    """Return REPA's alignment (arXiv 2410.06940), averaged over the tokens.
+
+    REPA's loss is -cos; 1 is added, so that a perfect student has 0 here as in every other term.
+    """
+    if comparison.aligned is None:
+        raise ValueError(
+            "repa has a weight, but no hidden states were captured: train by linattn.distill, or "
+            "give it weight 0"
+        )
+    hidden, clean = comparison.aligned
+    return 1 - F.cosine_similarity(hidden.float(), clean.float(), dim=-1).mean()
+
+
+def orthogonal(comparison: Comparison, objective: Objective) -> Tensor:
+    """Return AuxT's penalty (arXiv 2501.13751) on the Linears that the operators added.
+
+    It is |W W^T - I|^2 over the number of rows, the smaller of W's two sides, so that a weight
+    means the same at every width.
+    """
+    if not comparison.linears:
+        raise ValueError(
+            "orthogonal has a weight, but the student's operators added no Linear that starts "
+            "away from 0: choose linfusion, or give it weight 0"
+        )
+    return torch.stack([_skew(weight.float()) for weight in comparison.linears]).mean()
+
+
+def _skew(weight: Tensor) -> Tensor:
+    rows = weight if weight.shape[0] <= weight.shape[1] else weight.T  # (rows, longer side)
+    identity = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    return (rows @ rows.T - identity).square().sum() / len(rows)
+
+
+TERMS = {
+    "task": task,
+    "noise": noise,
+    "variance": variance,
+    "features": features,
+    "repa": repa,
+    "orthogonal": orthogonal,
+}
+DISTILLING = ("noise", "variance", "features", "repa")  # what `until: conflict` drops
+LASTING = tuple(name for name in TERMS if name not in DISTILLING)
 
 PRESETS = {
     # CLEAR's distill.py: flow matching + 0.5 prediction + 0.5 attention outputs, all MSE. CLEAR
@@ -211,6 +272,8 @@ PRESETS = {
     "lit": Objective(task=1.0, noise=0.5, variance=0.05, noise_space="noise"),
     # Attention Mediators does not distil; it trains with the model's own loss.
     "mediator": Objective(task=1.0),
+    # REPA and its weight; its features are DINOv2's, here those of the eye.
+    "repa": Objective(task=1.0, repa=0.5, repa_target="eye"),
     # One recipe for all operators, so that they compare. It weighs the teacher's outputs most,
     # because the evaluation measures the distance to them. It also weighs the task a little, since
     # all three papers that distil include the task. Without the task a control has nothing to learn

@@ -1,8 +1,8 @@
 """Choose the parameters of a student that learn."""
 
-from torch import nn
+from torch import Tensor, nn
 
-from linattn import surgery
+from linattn import families, surgery
 from linattn.distillation.optimizers import Named
 
 
@@ -41,6 +41,17 @@ def muon_matrices(student: nn.Module) -> set[str]:
         if isinstance(module, nn.Linear) and inside_block:
             names.add(f"{name}.weight")
     return names
+
+
+def linears(student: nn.Module) -> list[Tensor]:
+    """List the weights of the Linears that the operators added, but for those that start at 0.
+
+    A Linear starts at 0 so that the student starts at its teacher, which a penalty would undo.
+    """
+    operators = [layer.operator for layer in families.layers(student) if layer.operator is not None]
+    added = [module for operator in operators for module in operator.modules()]
+    weights = [module.weight for module in added if isinstance(module, nn.Linear)]
+    return [weight for weight in weights if weight.any()]
 
 
 def count(parameters: Named) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from linattn import reader
 from linattn.distillation import objectives
-from linattn.distillation.objectives import Objective
+from linattn.distillation.objectives import DISTILLING, Objective
 from linattn.distillation.optimizers import OPTIMIZERS
 from linattn.distillation.schedules import SCHEDULES
 from linattn.reader import accepted_by, between, choice
@@ -22,6 +22,8 @@ from linattn.reader import accepted_by, between, choice
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the models' forward
 TIMES = ("teacher", "uniform")  # as the teacher's training drew them, or uniformly
 TRAINS = ("attention", "new", "all")  # the replaced layers, only what they added, or every weight
+STARTS = ("free", "linear_in_depth")  # of the weights that the operators added (depth.py)
+UNTIL = ("end", "conflict")  # when the distilling terms end (conflict.py)
 ENCODERS = ("stay", "leave")  # on the device, or on the CPU but for the prompts that are new
 FASTEST = 1e38  # learning rate; float32 ends at 3e38
 
@@ -48,6 +50,11 @@ class Settings:
     objective: str | Mapping[str, float | str] | Objective = accepted_by(
         objectives.create, default="protocol"
     )
+    # how long the distilling terms hold, of UNTIL: to the end, or while they agree with the task
+    until: str = choice(UNTIL, default="end")
+    conflict_every: int = between(1, default=200)  # steps between two looks at that
+    # how the weights that the operators added begin, of STARTS
+    start: str = choice(STARTS, default="free")
     trains: str = choice(TRAINS, default="attention")  # which weights are trained, of TRAINS
     dtype: str = choice(DTYPES, default="float32")  # of the models' forward, of DTYPES
     # pictures that a device computes at once; their gradients add up to the batch's; null: all
@@ -59,3 +66,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         reader.check(self)
+        terms = objectives.create(self.objective)
+        if self.until == "conflict" and not (terms.task and terms.distils):
+            raise ValueError(
+                "until is 'conflict', which compares the task with the distilling terms "
+                f"{', '.join(DISTILLING)}, and the objective weighs {terms.weights}: give both "
+                "sides a weight, or choose 'end'"
+            )

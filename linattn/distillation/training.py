@@ -14,7 +14,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from linattn.checkpoint import Resumable
-from linattn.distillation import schedules
+from linattn.distillation import depth, schedules
+from linattn.distillation.depth import Role
 from linattn.distillation.history import History
 from linattn.distillation.objectives import HALVES
 from linattn.distillation.optimizers import OPTIMIZERS, Named, take_step
@@ -39,6 +40,9 @@ class Stage:
     steps: int
     learning_rate: float
     learn: Callable[[int], Terms]  # adds the gradients of a step and returns its terms
+    line: int = 0  # of its first steps, begin with weights that are linear in depth
+    roles: Sequence[Role] = ()  # which weights those are
+    parts: Mapping[str, Any] = field(default_factory=dict)  # what else its checkpoints hold
 
 
 class Trained:
@@ -144,7 +148,7 @@ def fit(
     history.begin(stage.name, stage.steps, settings.batch)
     loop = Resumable(
         Path(scratch) / f"{stage.name}.safetensors",
-        {"trained": trained, "history": history, **optimizers},
+        {"trained": trained, "history": history, **optimizers, **stage.parts},
         stage.steps,
         recipe,
         every=settings.checkpoint_every,
@@ -152,6 +156,9 @@ def fit(
     )
     with history.running(loop.start), trained.receiving():
         for step in loop:
+            if step < stage.line:
+                depth.hold(dict(trained.named), stage.roles)
+                trained.update_copies()
             learning_rate = rate(step, stage.steps, stage.learning_rate, settings)
             values = averaged(stage.learn(step), accelerator)
             values["gradient"] = average_gradients(trained.parameters, settings.clip, accelerator)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 SIDE = 128  # pixels of its input: at 224 a picture takes 3.4 times as long
 CHANNELS = 1280  # of its features
+PATCH_STAGE = 5  # whose features of patches lie 8 x 8; the last stage has 4 x 4
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ STAGES = (
     Stage(5, 2, 6, 192, 4),
     Stage(3, 1, 6, 320, 1),
 )
+PATCH_BLOCKS = sum(stage.blocks for stage in STAGES[:PATCH_STAGE])
 
 
 class Convolution(nn.Conv2d):
@@ -71,6 +73,7 @@ class Eye(nn.Module):
     """Turn pictures into the features before the classifier."""
 
     num_features = CHANNELS
+    patch_channels = STAGES[PATCH_STAGE - 1].channels
 
     def __init__(self):
         super().__init__()
@@ -80,11 +83,17 @@ class Eye(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return features (batch, 1280) of pictures (batch, 3, height, width) in [0, 1]."""
+        x = F.relu6(self.head(self.blocks(self._stemmed(pictures))))  # (batch, 1280, 4, 4)
+        return x.mean((2, 3))
+
+    def patches(self, pictures: Tensor) -> Tensor:
+        """Return features of patches (batch, 112, 8, 8) of such pictures."""
+        return self.blocks[:PATCH_BLOCKS](self._stemmed(pictures))
+
+    def _stemmed(self, pictures: Tensor) -> Tensor:
         if pictures.shape[-2:] != (SIDE, SIDE):
             pictures = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
-        x = F.relu6(self.stem((255 * pictures - 127) / 128))
-        x = F.relu6(self.head(self.blocks(x)))  # (batch, 1280, 4, 4)
-        return x.mean((2, 3))
+        return F.relu6(self.stem((255 * pictures - 127) / 128))  # (batch, 32, 64, 64)
 
 
 def _blocks() -> Iterator[Block]:

@@ -9,6 +9,7 @@ what PyTorch's allocator handed out in a step. What is missing oneDNN takes insi
 """
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +86,7 @@ def growth(shapes: Shapes, config: DistillConfig, device: str = "cuda") -> Growt
 
 def lesson_of(shapes: Shapes, config: DistillConfig) -> Lesson:
     """Return a lesson whose models have no memory; its batches are made by `batch_of`."""
+    config = counted(config)
     teacher = frozen(on_meta(shapes.model))
     pipe = SimpleNamespace(transformer=teacher, vae=nn.Identity(), vae_scale_factor=8)
     conditioner: Any = conditions.of(pipe)
@@ -94,6 +96,18 @@ def lesson_of(shapes: Shapes, config: DistillConfig) -> Lesson:
     student = convert(teacher, config)
     data: Any = ()
     return Lesson(config, teacher, student, shapes.diffusion, conditioner, data, alone)
+
+
+def counted(config: DistillConfig) -> DistillConfig:
+    """Leave out what adds nothing to a step's peak and cannot run without memory.
+
+    A start from data writes weights that are there anyway. REPA's second forward is without
+    gradients, and its projector is smaller than a block.
+    """
+    terms = config.terms
+    if terms.repa or terms.orthogonal:
+        terms = dataclasses.replace(terms, repa=0.0, orthogonal=0.0, task=terms.task or 1.0)
+    return dataclasses.replace(config, initialise="all", objective=terms, until="end")
 
 
 def with_context(conditioner: Any, shapes: Shapes) -> Any:
