@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from linattn.attention.activations import Activations
 from linattn.attention.base import LayerShape, Operator
-from linattn.attention.policies import POLICIES, Activations, Policy, register_policy
+from linattn.attention.policies import POLICIES, Policy, register_policy
 from linattn.attention.registry import Registry
 from linattn.names import nearest
 

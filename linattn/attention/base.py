@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from linattn.attention import schedule as schedules
+from linattn.attention.activations import Activations
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
 from linattn.attention.options import Option, Values, check, check_names, resolve
-from linattn.attention.policies import POLICIES, Activations, draw_afresh
+from linattn.attention.policies import POLICIES, draw_afresh
 from linattn.names import nearest
 from linattn_kernels.launch import Backend, choose
 

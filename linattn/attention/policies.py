@@ -10,31 +10,16 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from linattn.attention.grid import Grid
+from linattn.attention import heads, regression
+from linattn.attention.activations import Activations
 from linattn.names import known
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Hold what one layer of the teacher saw and gave for a batch of pictures.
-
-    `x` is (batch, tokens, width), and `output` is what the attention gave for it after `to_out`,
-    text tokens first. A layer with projections of its own for text has the picture alone in `x`
-    and the text in `kwargs["encoder_hidden_states"]`; `kwargs["image_rotary_emb"]` is (cos, sin).
-    """
-
-    x: Tensor  # hidden states, (batch, tokens, width)
-    output: Tensor  # what the attention gave for them
-    grid: Grid  # how the tokens lie
-    noise: Tensor | None = None  # noise levels, (batch,)
-    kwargs: dict[str, Any] = field(default_factory=dict)  # what else the layer was called with
 
 
 Fit = Callable[[Any, nn.Module, Activations], None]  # (operator, attn, activations)
@@ -57,6 +42,9 @@ POLICIES: dict[str, Policy] = {
     "out": Policy(("to_out",)),
     "v": Policy(("to_v", "to_out")),
     "all": Policy(PROJECTIONS),
+    "heads_alike": Policy(PROJECTIONS, heads.alike),
+    "heads_important": Policy(PROJECTIONS, heads.important),
+    "least_squares": Policy(PROJECTIONS, regression.least_squares),
 }
 
 

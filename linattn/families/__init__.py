@@ -6,7 +6,15 @@ is one file and one line in `registry.FAMILIES`.
 """
 
 from linattn.families.base import KEY, Context, Family, Layer, noise_level
-from linattn.families.capture import apply, attention_map, capture, grids, joined, require_map
+from linattn.families.capture import (
+    apply,
+    attention_map,
+    capture,
+    grids,
+    joined,
+    qkv,
+    require_map,
+)
 from linattn.families.passing import attentions, reattach, unwatch, watch
 from linattn.families.processors import Processor, projections
 from linattn.families.registry import FAMILIES, family, layers, model_of
@@ -31,6 +39,7 @@ __all__ = [
     "noise_level",
     "position",
     "projections",
+    "qkv",
     "reattach",
     "require_map",
     "rotated",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linattn.attention.grid import Grid
 from linattn.families.base import KEY, Context, Layer
 from linattn.families.passing import is_watched, unwatch, watch
-from linattn.families.processors import Attention, normalised, projections
+from linattn.families.processors import QKV, Attention, normalised, projections
 from linattn.families.registry import layers, model_of
 from linattn.families.rotary import position
 
@@ -185,6 +185,19 @@ def _detached(value: Any) -> Any:
     return value.detach()
 
 
+def qkv(layer: Layer, x: Tensor, grid: Grid, **more: Any) -> QKV:
+    """Return queries, keys and values of a layer, (batch, tokens, heads, head_dim), text first.
+
+    Args:
+        layer: one of `layers`.
+        x: hidden states, (batch, tokens, width).
+        grid: how the layer's tokens lie.
+        more: what `capture` records as "more": encoder_hidden_states and image_rotary_emb.
+    """
+    text, rope = (more.get(name) for name in MORE)
+    return projections(layer.attn, normalised(layer.attn, x), grid, text, rope)
+
+
 def attention_map(
     layer: Layer, x: Tensor, grid: Grid, noise: Tensor | None = None, **more: Any
 ) -> Tensor:
@@ -200,11 +213,10 @@ def attention_map(
         more: what `capture` records as "more": encoder_hidden_states and image_rotary_emb.
     """
     require_map(layer)
-    text, rope = (more.get(name) for name in MORE)
-    x = normalised(layer.attn, x)
-    q, k, _ = projections(layer.attn, x, grid, text, rope)
+    q, k, _ = qkv(layer, x, grid, **more)
     if layer.operator is not None:
-        return layer.operator.attention_map(q, k, grid, x, noise, position(rope))
+        rope = position(more.get("image_rotary_emb"))
+        return layer.operator.attention_map(q, k, grid, normalised(layer.attn, x), noise, rope)
     dtype = torch.promote_types(q.dtype, torch.float32)
     # (batch, heads, tokens, head_dim)
     q, k = q.to(dtype).transpose(1, 2), k.to(dtype).transpose(1, 2)

@@ -6,6 +6,7 @@
 """
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,13 +126,16 @@ def _captured(
         data(teacher)
     if not calls:
         raise ValueError("data(model) ran no forward of the model; call model(...) in it")
-    return {index: _activations(call) for index, call in enumerate(calls)}
+    layers = families.layers(model)
+    return {layer.index: _activations(layer, calls[layer.index]) for layer in layers}
 
 
-def _activations(call: dict[str, Any]) -> attention.Activations:
-    return attention.Activations(
-        call["input"], call["output"], call["grid"], call["noise"], call["more"]
-    )
+def _activations(layer: Layer, call: dict[str, Any]) -> attention.Activations:
+    """Return what a layer of the teacher saw, with the projections of the layer as it stands."""
+    x, grid, more = call["input"], call["grid"], call["more"]
+    project = functools.partial(families.qkv, layer, x, grid, **more)
+    position = families.position(more.get("image_rotary_emb"))
+    return attention.Activations(x, call["output"], grid, call["noise"], more, project, position)
 
 
 def _require_originals(previous: Conversion | None, chosen: Sequence[Layer]) -> None:
