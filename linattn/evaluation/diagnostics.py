@@ -14,7 +14,7 @@ trained.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from linattn.evaluation.distance import LEVELS, check_latents, diffusion_of, lev
 from linattn.finite import finite
 from linattn.reader import between, checked, typed
 
+Measures = Callable[[Grid], Mapping[str, Callable[[Tensor], Tensor]]]
 MAPS = {"maps": typed()}
 RADIUS = between(0)
 RULES: dict[str, Any] = {  # of arguments of this file's functions
@@ -192,8 +193,14 @@ def table(
     A row with head None is about the layer as a whole. A measure of heads has such a row for the
     mean over heads too; for redundancy that mean is the Mediators' S.
     """
+    return _rows(maps, measures(grid, radius, max_rows), keys)
+
+
+def _rows(
+    maps: Tensor, by_name: Mapping[str, Callable[[Tensor], Tensor]], keys: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     table_rows = []
-    for name, measure in measures(grid, radius, max_rows).items():
+    for name, measure in by_name.items():
         mean = measure(maps).double().mean(0)
         values: dict[int | None, float] = dict(enumerate(mean.tolist())) if mean.ndim else {}
         values[None] = mean.mean().item()
@@ -217,14 +224,17 @@ def anatomy(
     max_rows: int = MAX_ROWS,
     seed: int = 0,
     batch: int = 8,
+    measured: Measures | None = None,
 ) -> list[dict[str, Any]]:
     """Measure the attention on noised latents.
 
     The table has rows of {layer, noise, head, measure, value}. `model` is measured instead of the
     teacher's model where it is given. `prompts` holds a label or caption a picture. Every layer is
     measured on its own grid, because a UNet's levels differ. Latents are noised as in
-    `distance.prediction_error`: the same picture, level and seed give the same noise.
+    `distance.prediction_error`: the same picture, level and seed give the same noise. `measured`
+    returns the measures by name for a layer's grid; None takes `measures`.
     """
+    by_grid = measured or (lambda grid: measures(grid, radius, max_rows))
     source = sampling.Source.of(teacher)
     prompts = source.conditions.check(prompts)
     check_latents(latents, source)
@@ -243,7 +253,7 @@ def anatomy(
             chunks = _chunk_maps(teacher, noisy, t, prompts, numbers.split(batch), layers, model)
             for layer, (attention_map, grid) in chunks.items():
                 keys = {"layer": layer, "noise": level}
-                of_group += table(attention_map, grid, radius, max_rows, **keys)
+                of_group += _rows(attention_map, by_grid(grid), keys)
             tables.append((len(numbers) / len(latents), of_group))
         table_rows += _averaged(tables)
     return table_rows
