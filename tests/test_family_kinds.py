@@ -32,6 +32,12 @@ OPERATORS = {
     "edit-joint": {"text": "joint"},
     "mhla": {"tiles": (2, 3)},
     "ridge": {"strength": 0.1},
+    "mixed": {
+        "parts": [
+            {"operator": "lit", "options": {"heads": 2, "kernel": 3}, "until": 0.5},
+            {"operator": "clear", "options": {"radius": 2.5}},
+        ]
+    },
     "softmax-conv": {"conv": 3},
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)

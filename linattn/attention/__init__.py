@@ -18,6 +18,7 @@ OPERATORS = Registry(
     "edit:EDiT",
     "mhla:MHLA",
     "ridge:Ridge",
+    "mixed:Mixed",
 )
 
 

@@ -95,6 +95,7 @@ def _convert(
         for layer in chosen
     ]
     _refuse_idle_options(model, replacements, options)
+    _refuse_idle_layers(replacements)
     if backend is not None and replacements[0].operator.max_head_dim is None:
         raise ValueError(
             f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out "
@@ -179,6 +180,17 @@ def _refuse_idle_options(
         raise ValueError(
             f"{first.name}: rope={rope!r} divides by queries and keys before their rotation, "
             f"and those of this {model_name} are not rotated; leave it out"
+        )
+
+
+def _refuse_idle_layers(replacements: Sequence[Replacement]) -> None:
+    """Refuse parts of `mixed` that name a layer which is not converted."""
+    numbers = [replacement.layer.index for replacement in replacements]
+    operator = replacements[0].operator
+    if lost := sorted(vars(operator).get("named", set()).difference(numbers)):
+        raise ValueError(
+            f"{operator.name}: a part names layer {lost[0]}, and the chosen layers are "
+            f"{shortened(list(map(str, numbers)))}; leave it out, or choose that layer"
         )
 
 
