@@ -132,7 +132,7 @@ class Mixed(Operator):
         names = ", ".join(part.name for part in self.operators)
         layer = f"{self.name}: layer {self.shape.index} has the parts {names}, and"
         for part in self.operators:
-            if _shifts(part):
+            if shifts(part):
                 raise ValueError(
                     f"{layer} {part.name} changes what the projections see, at every noise level: "
                     "give it the layer alone (until 0), or hidden=0"
@@ -204,7 +204,7 @@ def _build(shape: LayerShape, part: Part) -> Operator:
 
 
 @torch.no_grad()
-def _shifts(operator: Operator) -> bool:
+def shifts(operator: Operator) -> bool:
     """Say whether an operator's queries and keys come of other inputs than the layer's."""
     x = torch.zeros(1, 1, operator.shape.width)
     return any(tensor is not x for tensor in operator.inputs(x, Grid(1, 1)))

@@ -1,0 +1,131 @@
+"""Plan a conversion: which layer gets which operator, at which noise, under a budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from linattn.attention.mixed import Mixed
+from linattn.distillation.settings import Settings
+from linattn.evaluation.distance import LEVELS
+from linattn.planning import ranges
+from linattn.planning.candidates import SOFTMAX, Candidate, read
+from linattn.planning.front import UNITS, best
+from linattn.planning.survey import Survey, students, survey
+from linattn.reader import between, checked
+
+Choice = tuple[tuple[str, ...], ...]  # a label for each range of each layer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold a mixed conversion, as `linearize(pipe, plan.operator, **plan.options)` takes it."""
+
+    parts: list[dict[str, Any]]  # those of the operator `mixed`
+    choice: Choice  # the label of each layer in each range of the noise
+    cost: float  # of softmax's in all layers
+    loss: float  # the layers' losses, added up
+    error: float  # of the prediction, measured with these layers
+    operator: str = Mixed.name
+    layers: str = "all"
+    initialise: str = "all"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the options of the operator."""
+        return {"parts": self.parts}
+
+
+@checked(
+    budget=between(0, 1),
+    until=between(0, 1),
+    noise=between(0, 1),
+    pictures=between(1),
+    batch=between(1),
+    seed=between(0),
+)
+def plan(
+    teacher: Any,
+    samples: Any,
+    *,
+    budget: float,
+    candidates: Mapping[str, tuple[str, Mapping[str, Any]]],
+    at: tuple[int, int] | None = None,
+    by: str | Mapping[str, Any] = "macs",
+    until: Sequence[float] = (),
+    noise: Sequence[float] = LEVELS,
+    training: Settings | None = None,
+    pictures: int = 16,
+    batch: int = 16,
+    seed: int = 0,
+) -> Plan:
+    """Choose an operator for every layer, so that the model loses least under a budget.
+
+    Args:
+        teacher: a Teacher, as `linattn.teachers.load` returns; it does not change.
+        samples: `linattn.samples.Samples` that it drew.
+        budget: the most that attention may cost, as a share of what softmax costs in all layers.
+        candidates: (operator's name, options) by a label; softmax is always among them.
+        at: height and width in pixels at which costs are counted; None: those of the samples.
+        by: "macs" (multiply-accumulates), "bytes" (of the allocator, at the peak of each layer), or
+            measured milliseconds by label, for all layers alike or a list of them.
+        until: noise levels at which a layer may change its operator, falling.
+        noise: noise levels at which predictions are compared.
+        training: settings whose layerwise stage each candidate has before it is measured; None
+            measures untrained conversions.
+        pictures: samples that predictions are compared on.
+        batch: pictures of one forward.
+        seed: of new weights, batches and noise.
+    """
+    if not budget > 0:
+        raise ValueError(f"budget is {budget}; it is a share of softmax's cost above 0")
+    entries, spans = read(candidates), ranges.split(until, noise)
+    models = students(teacher, samples, entries, seed, training)
+    options = {"count": pictures, "batch": batch, "seed": seed}
+    return of_survey(survey(teacher, samples, models, entries, spans, by, at, **options), budget)
+
+
+def of_survey(measured: Survey, budget: float) -> Plan:
+    """Return the plan of least loss under a budget."""
+    point = best(measured.front(), budget * UNITS)
+    return of_choice(measured, point.choice, point.loss)
+
+
+def of_choice(measured: Survey, choice: Choice, loss: float) -> Plan:
+    """Return the plan with these labels."""
+    untils = [span.until for span in measured.judge.ranges]
+    return Plan(
+        parts(measured.candidates, choice, untils),
+        choice,
+        measured.cost(choice),
+        loss,
+        measured.judge.total(choice),
+    )
+
+
+def parts(
+    candidates: Mapping[str, Candidate], choice: Choice, untils: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Write a choice as parts of `mixed`: layers that are alike share theirs."""
+    layers: dict[tuple[str, ...], list[int]] = {}
+    for number, labels in enumerate(choice):
+        layers.setdefault(labels, []).append(number)
+    return [
+        {
+            "operator": candidates[label].operator,
+            "options": candidates[label].options,
+            "layers": numbers,
+            "until": until,
+        }
+        for labels, numbers in layers.items()
+        for label, until in spans_of(labels, untils)
+    ]
+
+
+def spans_of(labels: Sequence[str], untils: Sequence[float]) -> list[tuple[str, float]]:
+    """Join neighbouring ranges of one label; softmax at the end is what `mixed` has anyway."""
+    spans: list[tuple[str, float]] = []
+    for label, until in zip(labels, untils, strict=True):
+        if spans and spans[-1][0] == label:
+            spans.pop()
+        spans.append((label, until))
+    return spans[:-1] if spans[-1][0] == SOFTMAX else spans
