@@ -34,7 +34,7 @@ from linattn.attention.policies import POLICIES, draw_afresh
 from linattn.names import nearest
 from linattn_kernels.launch import Backend, choose
 
-__all__ = ["LayerShape", "Operator", "Position", "attend", "common", "scores"]
+__all__ = ["LayerShape", "Operator", "Position", "after_text", "attend", "common", "scores"]
 
 Position = tuple[Tensor, Tensor]  # cos and sin of rotary positions, (tokens, head_dim)
 
@@ -488,7 +488,7 @@ def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.einsum("bihd,bjhd->bhij", q, k) * scale
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Compute PyTorch's softmax attention of (batch, tokens, heads, head_dim).
 
     Args:
@@ -496,6 +496,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         k: keys, (batch, keys, heads, head_dim).
         v: values, (batch, keys, heads, head_dim).
         scale: what the scores are multiplied by, usually head_dim ** -0.5.
+        mask: what is added to the scores, (batch or 1, heads or 1, queries, keys), or None.
     """
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (batch, heads, tokens, head_dim)
-    return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
+
+
+def after_text(q: Tensor, k: Tensor, v: Tensor, grid: Grid, picture: Tensor) -> Tensor:
+    """Put what text tokens read, everything by softmax, before what the picture's tokens read.
+
+    Args:
+        q: queries, (batch, tokens, heads, head_dim), text first.
+        k: keys of the same shape.
+        v: values of the same shape.
+        grid: how the tokens lie: text, height and width.
+        picture: the result of the picture's tokens, (batch, tokens, heads, head_dim).
+    """
+    if not grid.text:
+        return picture
+    return torch.cat([attend(q[:, : grid.text], k, v, q.shape[3] ** -0.5), picture], 1)
