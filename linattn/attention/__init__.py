@@ -19,6 +19,8 @@ OPERATORS = Registry(
     "mhla:MHLA",
     "ridge:Ridge",
     "mixed:Mixed",
+    "axial:Axial",
+    "pyramid:Pyramid",
 )
 
 
