@@ -21,6 +21,7 @@ OPERATORS = Registry(
     "mixed:Mixed",
     "axial:Axial",
     "pyramid:Pyramid",
+    "control:Control",
 )
 
 
