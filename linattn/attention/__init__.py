@@ -22,6 +22,7 @@ OPERATORS = Registry(
     "axial:Axial",
     "pyramid:Pyramid",
     "control:Control",
+    "lolcats:Lolcats",
 )
 
 

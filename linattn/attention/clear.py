@@ -210,12 +210,7 @@ class Clear(Operator):
 
         This is the ideal, which no tiling reaches: tiles of 8 x 8 at radius 8 compute 2.5 times it.
         """
-        far = math.ceil(values.radius) - 1
-        near = 0
-        for dy in range(-min(far, grid.height - 1), min(far, grid.height - 1) + 1):
-            width = _half_chord(dy, values.radius, grid.width)
-            # Pairs dx apart in a row of w tokens: w - |dx|; summed over |dx| <= width.
-            near += (grid.height - abs(dy)) * (grid.width * (2 * width + 1) - width * (width + 1))
+        near = near_pairs(grid, values.radius)
         pairs = near + grid.text * grid.tokens + grid.picture * grid.text
         return pairs + grid.picture * self.cells(grid, values.pool)
 
@@ -226,6 +221,17 @@ class Clear(Operator):
 
     def uncounted(self, grid: Grid, values: Values) -> Literal["pairs"] | None:
         return "pairs" if values.pool == 1 else None  # PyTorch's path multiplies whole tiles
+
+
+def near_pairs(grid: Grid, radius: float) -> int:
+    """Count the pairs of picture tokens at distances strictly below the radius."""
+    far = min(math.ceil(radius) - 1, grid.height - 1)
+    near = 0
+    for dy in range(-far, far + 1):
+        width = _half_chord(dy, radius, grid.width)
+        # Pairs dx apart in a row of w tokens: w - |dx|; summed over |dx| <= width.
+        near += (grid.height - abs(dy)) * (grid.width * (2 * width + 1) - width * (width + 1))
+    return near
 
 
 def _half_chord(dy: int, radius: float, width: int) -> int:
