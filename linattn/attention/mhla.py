@@ -94,7 +94,7 @@ class MHLA(Operator):
     hue = "#2f6fb7"
     max_head_dim, core_in_float32 = MOST, False
     table = {"tiles": sides((4, 4)), "conv": kernel(3)}
-    published = {"tiles": (4, 4)}
+    published = {"tiles": [4, 4]}
     forms = {"uneven": {"tiles": (2, 3), "conv": 0}}
 
     def __init__(self, shape: LayerShape, **options):
