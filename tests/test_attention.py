@@ -75,7 +75,8 @@ def test_the_map_of_a_token_is_weights_that_sum_to_one(name):
     if not operator.has_map:
         return
     weights = operator.attention_map(q, k, grid)
-    if name.startswith("clear-pool"):  # the pooling kernel is not normalised
+    # The pooling kernel is not normalised, and DeltaNet's corrections take weight away.
+    if name.startswith(("clear-pool", "delta")):
         return
     assert weights.min() >= 0
     assert (weights.sum(-1) - 1).abs().max() < 1e-12

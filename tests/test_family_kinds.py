@@ -39,6 +39,7 @@ OPERATORS = {
         ]
     },
     "softmax-conv": {"conv": 3},
+    "delta": {"scans": 4, "chunk": 7},
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)
 

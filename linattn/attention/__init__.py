@@ -23,6 +23,7 @@ OPERATORS = Registry(
     "pyramid:Pyramid",
     "control:Control",
     "lolcats:Lolcats",
+    "delta:Delta",
 )
 
 
