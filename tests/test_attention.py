@@ -58,12 +58,13 @@ def test_what_is_added_starts_at_zero(name):
 
 # Whose weights need not sum to one, nor be of one sign: pooling kernels and gates are not
 # normalised, a regression corrects, DeltaNet takes away what it has written, a mixture is what its
-# parts are, and some have no denominator.
+# parts are, and some have no denominator, as sigmoids.
 FREE = [
     name
     for name, form in FORMS.items()
     if {"pool", "gate", "normaliser"} & form.options.keys()
     or form.operator.name in ("edit", "ridge", "delta", "mixed")
+    or form.options.get("map") == "sigmoid"
     or not form.operator.has_map
 ]
 
