@@ -64,7 +64,7 @@ FREE = [
     for name, form in FORMS.items()
     if {"pool", "gate", "normaliser"} & form.options.keys()
     or form.operator.name in ("edit", "ridge", "delta", "mixed")
-    or form.options.get("map") == "sigmoid"
+    or str(form) == "control-sigmoid"
     or not form.operator.has_map
 ]
 
