@@ -3,13 +3,14 @@
     python examples/new_operator.py
     make row OPERATOR=examples/new_operator.py TEACHER=class    # trained: a row beside the others
 
-`core` computes it, `dense` defines it, `cost` counts it. check_operator holds it to all that the
+`core` computes it, `dense` defines it, `cost` counts it: the operator `axial` in its shortest form,
+without its options. check_operator holds it to all that the
 operators here are held to; then it takes the place of softmax in the small FLUX of this repository.
 For another model change the line MODEL, say to "stable-diffusion-v1-5/stable-diffusion-v1-5".
 It writes one picture, the teacher's row above, and prints
 
     it is its definition, in float64 and in tiny models of every family
-    axial.png
+    crossing.png
 """
 
 from pathlib import Path
@@ -25,14 +26,14 @@ from linattn.attention.options import Values
 from linattn.testing import check_operator
 
 MODEL = Path(__file__).resolve().parents[1] / "data/teachers/flux-nano"
-OUT = "axial.png"
+OUT = "crossing.png"
 PROMPTS = ["a yellow square on black", "a red ring on sand stripes", "a green heart on slate"]
 
 
-class Axial(Operator):
-    name = "axial"
+class Crossing(Operator):
+    name = "crossing"
     gist = "softmax over a token's row and column"
-    about = "Axial keeps softmax, but a picture token reads only its own row and its own column."
+    about = "Crossing keeps softmax, but a picture token reads only its own row and its own column."
     text = "picture tokens read all text, text tokens read everything"
 
     def core(
@@ -71,14 +72,14 @@ class Axial(Operator):
 
 
 def main() -> None:
-    check_operator(Axial)
+    check_operator(Crossing)
     print("it is its definition, in float64 and in tiny models of every family")
 
     teacher = teachers.load(MODEL)
     drawn = {"teacher": sampling.draw(teacher, PROMPTS, steps=10)}
-    linattn.register(Axial)  # from here on it is known by its name
-    linattn.linearize(teacher.pipe, "axial")
-    drawn["axial, not distilled"] = sampling.draw(teacher, PROMPTS, steps=10)
+    linattn.register(Crossing)  # from here on it is known by its name
+    linattn.linearize(teacher.pipe, "crossing")
+    drawn["crossing, not distilled"] = sampling.draw(teacher, PROMPTS, steps=10)
     Path(OUT).write_bytes(figures.grid(drawn, PROMPTS).png)
     print(OUT)
 

@@ -255,4 +255,4 @@ def test_importing_the_new_operator_defines_one_class_and_registers_nothing(new_
 
 
 def test_the_new_operator_is_held_to_its_contract(new_operator):
-    check_operator(new_operator.Axial)
+    check_operator(new_operator.Crossing)

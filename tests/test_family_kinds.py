@@ -40,6 +40,9 @@ OPERATORS = {
     },
     "softmax-conv": {"conv": 3},
     "delta": {"scans": 4, "chunk": 7},
+    "axial-alternate": {"along": "alternate"},
+    "pyramid": {"radius": 1.5},
+    "control": {"side": 2},
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)
 
