@@ -138,11 +138,12 @@ class Clear(Operator):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        extra, scale = None, self.scale(grid, values)
+        extra, scale, width = None, self.scale(grid, values), v.shape[3]
         if values.pool > 1:
             extra = self.pooled(k, grid, values.pool), self.pooled(v, grid, values.pool)
             if values.weight == "tokens":
-                q, k, extra = _counted(q, k, extra, counts(grid, values.pool, q), scale)
+                number = counts(grid, values.pool, q)
+                q, k, v, extra = _counted(q, k, v, extra, number.log() / scale)
         out = window_attention(
             q,
             k,
@@ -155,7 +156,7 @@ class Clear(Operator):
             extra=extra,
             backend=self.backend,
         )
-        return cast(Tensor, out)  # without the log-sum-exp
+        return cast(Tensor, out)[..., :width]  # without the log-sum-exp
 
     def allowed(self, grid: Grid, radius: float, device: torch.device) -> Tensor:
         """Say for each pair whether the first token reads the second, (tokens, tokens)."""
@@ -253,15 +254,23 @@ def counts(grid: Grid, factor: int, like: Tensor) -> Tensor:
 
 
 def _counted(
-    q: Tensor, k: Tensor, pooled: tuple[Tensor, Tensor], number: Tensor, scale: float
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Append channels by whose products the scores of pooled keys grow by log n."""
+    q: Tensor, k: Tensor, v: Tensor, pooled: tuple[Tensor, Tensor], bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Append channels by whose products q k of pooled keys grows by the bias, (cells,).
+
+    Values are widened too: where widths differ the PyTorch path copies every window of values, at
+    16,384 tokens, 8 heads of 64, radius 8 and pool 4 2.1 s instead of 1.6 s on one core.
+    """
     pooled_k, pooled_v = pooled
-    whole = number.log() / scale
-    coarse = whole.to(q.dtype)
-    channels = torch.stack([coarse, (whole - coarse).to(q.dtype)], 1)  # (cells, 2)
+    coarse = bias.to(q.dtype)
+    channels = torch.stack([coarse, (bias - coarse).to(q.dtype)], 1)  # (cells, 2)
     channels = channels[:, None].expand(*pooled_k.shape[:3], -1)
-    spare = (0, CHANNELS - 2)
-    q = F.pad(F.pad(q, (0, 2), value=1), spare)
-    pooled_k = F.pad(torch.cat([pooled_k, channels], 3), spare)
-    return q, F.pad(k, (0, CHANNELS)), (pooled_k, pooled_v)
+    pooled_k = torch.cat([pooled_k, channels], 3)
+    q = F.pad(q, (0, 2), value=1)
+    width = v.shape[3] + CHANNELS
+    q, k, v, pooled_k, pooled_v = (_widened(t, width) for t in (q, k, v, pooled_k, pooled_v))
+    return q, k, v, (pooled_k, pooled_v)
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    return F.pad(tensor, (0, width - tensor.shape[3]))
