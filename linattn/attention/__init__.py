@@ -24,6 +24,7 @@ OPERATORS = Registry(
     "control:Control",
     "lolcats:Lolcats",
     "delta:Delta",
+    "sla:Sla",
 )
 
 
