@@ -52,6 +52,53 @@ def _sees(a, b, radius):
     return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2
 
 
+def lolcats(q, k, v, height, width, text, radius, phi_q, phi_k, factor):
+    """Compute LoLCATs' attention of features (tokens, heads, features) and a factor a head."""
+    heads, dim = q.shape[1:]
+    position, out = positions(height, width, text), torch.zeros_like(v)
+    for h in range(heads):
+        for i, here in enumerate(position):
+            seen = [j for j, there in enumerate(position) if _sees(here, there, radius)]
+            if here is None:
+                out[i, h] = softmax_read(q[i, h], k[:, h], v[:, h], dim**-0.5)
+                continue
+            scores = {j: torch.dot(q[i, h], k[j, h]) * dim**-0.5 for j in seen}
+            top = max(scores.values())
+            weights = [
+                factor[h] * torch.exp(scores[j] - top)
+                if j in scores
+                else torch.dot(phi_q[i, h], phi_k[j, h])
+                for j in range(len(position))
+            ]
+            out[i, h] = sum(w * value for w, value in zip(weights, v[:, h], strict=True))
+            out[i, h] /= sum(weights)
+    return out
+
+
+def sla(q, k, v, height, width, text, tile, count):
+    """Compute SLA's softmax, and its linear read of all tiles and of those without softmax.
+
+    Each is (picture, heads, head_dim).
+    """
+    cells = {}
+    for number, (y, x) in enumerate(itertools.product(range(height), range(width)), text):
+        cells.setdefault((y // tile, x // tile), []).append(number)
+    outputs = [torch.zeros_like(v[text:]) for _ in range(3)]
+    for h, cell in itertools.product(range(q.shape[1]), cells.values()):
+        query = q[cell, h].mean(0)
+        near = sorted(cells.values(), key=lambda other: -torch.dot(query, k[other, h].mean(0)))
+        kept = [*range(text), *itertools.chain(*near[:count])]
+        rest = list(itertools.chain(*near[count:]))
+        for i in cell:
+            exact = softmax_read(q[i, h], k[kept, h], v[kept, h], q.shape[2] ** -0.5)
+            outputs[0][i - text, h] = exact
+            for out, keys in zip(outputs[1:], (range(text, len(q)), rest), strict=True):
+                weights = [torch.dot(q[i, h].softmax(0), k[j, h].softmax(0)) for j in keys]
+                read = sum(w * v[j, h] for w, j in zip(weights, keys, strict=True))
+                out[i - text, h] = read / sum(weights) if weights else exact
+    return outputs
+
+
 def _cells(k, v, height, width, kernel, weight):
     """Return keys and values of the cells; one that counts n times stands there n times."""
     f, cells = len(kernel), []

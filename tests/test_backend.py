@@ -28,12 +28,14 @@ RUNS = {
         "linfusion": "linear_triton.state",
         "mediator": "mediator_triton.gather",
         "lit": "linear_triton.state",
+        "sla": "tile_triton.tile",
     },
     "torch": {
         "clear": "small_torch.window_attention",
         "linfusion": "small_torch.linear_attention",
         "mediator": "mediator_torch.mediator_attention",
         "lit": "small_torch.linear_attention",
+        "sla": "tile_torch.tile",
     },
 }
 TRITON = pytest.param(

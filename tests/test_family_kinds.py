@@ -27,6 +27,7 @@ OPERATORS = {
     "lit": {"heads": 2, "kernel": 3},
     "lit-exact": {"heads": 2, "kernel": 0, "text": "exact", "normaliser": "subtract"},
     "lit-numerator": {"heads": 1, "kernel": 0, "rope": "numerator"},
+    "lolcats": {"radius": 2},
     "mediator": {"count": 4, "bias": "factorised"},
     "edit": {"stride": 3},
     "edit-joint": {"text": "joint"},
@@ -38,6 +39,8 @@ OPERATORS = {
             {"operator": "clear", "options": {"radius": 2.5}},
         ]
     },
+    "sla": {"density": 0.3, "tile": 2},
+    "sla-ratio": {"density": 0.3, "tile": 2, "mix": "ratio"},
     "softmax-conv": {"conv": 3},
     "delta": {"scans": 4, "chunk": 7},
     "axial-alternate": {"along": "alternate"},

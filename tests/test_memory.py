@@ -84,6 +84,8 @@ OPERATORS = {
     "linfusion": {},
     "mediator": {"count": 4, "bias": "full"},
     "lit": {},
+    "lolcats": {},
+    "sla": {},
 }
 SETTINGS = list(itertools.product([torch.float32, torch.bfloat16], [False, True]))
 OBJECTIVES = ("protocol", "clear", "lit")

@@ -16,6 +16,8 @@
 - Gradients flow through all but the choice of tiles.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,47 +67,34 @@ class Sla(Operator):
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
         kept = self.kept(q, k, grid, values)
-        out = tile_attention(
-            q,
-            k,
-            v,
-            kept,
-            height=grid.height,
-            width=grid.width,
-            tile=values.tile,
-            text=grid.text,
-            backend=self.backend,
-        )
+        tile, text = values.tile, grid.text
+        sides = {"height": grid.height, "width": grid.width, "tile": tile, "text": text}
+        # without the log-sum-exp
+        out = cast(Tensor, tile_attention(q, k, v, kept, **sides, backend=self.backend))
         dtype = common(q, least=torch.float32)
-        query, key, value = (tensor[:, grid.text :].to(dtype) for tensor in (q, k, v))
+        query, key, value = (tensor[:, text:].to(dtype) for tensor in (q, k, v))
         query, key = query.softmax(3), key.softmax(3)
         if self.projection is not None:
-            return out + _below_text(self._projected(query, key, value), grid).to(out.dtype)
+            linear = linear_attention(
+                query, key, value, feature_map="identity", eps=0.0, backend=self.backend
+            )
+            added = self.projection(cast(Tensor, linear).to(self.projection.weight.dtype))
+            return out + _below_text(added, grid).to(out.dtype)
         if kept.shape[2] == kept.shape[3]:  # all tiles are read exactly
             return out
-        picture = out[:, grid.text :].to(dtype)
-        picture = torch.lerp(_rest(query, key, value, kept, grid, values.tile), picture, self.part)
-        return torch.cat([out[:, : grid.text], picture.to(out.dtype)], 1)
+        picture = _rest(query, key, value, kept, grid, tile)
+        picture = torch.lerp(picture, out[:, text:].to(dtype), self.part(dtype))
+        return torch.cat([out[:, :text], picture.to(out.dtype)], 1)
 
-    @property
-    def part(self) -> Tensor:
-        """Return the share of the softmax for each head, (heads, 1), in float32 at least."""
-        ratio = self.ratio
-        assert ratio is not None
-        return ratio.to(common(ratio, least=torch.float32)).sigmoid()[:, None]
+    def part(self, dtype: torch.dtype) -> Tensor:
+        """Return the share of the softmax for each head, (heads, 1)."""
+        return cast(Tensor, self.ratio).to(dtype).sigmoid()[:, None]
 
     def kept(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         """Return the tiles of keys that each tile of queries reads exactly."""
         with torch.no_grad():
             between = routing.score(q, k, grid, values.tile, self.shape.head_dim**-0.5)
         return routing.largest(between, routing.kept(grid, values.tile, values.density))
-
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the projection of a linear read of the whole picture."""
-        read = linear_attention(
-            query, key, value, feature_map="identity", eps=0.0, backend=self.backend
-        )
-        return self.projection(read.to(self.projection.weight.dtype))
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         """Return the map of the softmax, and of the linear read where a ratio mixes them.
