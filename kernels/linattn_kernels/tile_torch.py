@@ -1,7 +1,7 @@
 """Tile attention in PyTorch: the kept tiles of a few tiles of queries at a time.
 
 - Tokens of a tile lie together in a copy, so that a kept tile is copied in one piece. A piece of
-  the work gathers GATHERED numbers of keys, 1 MB, which stay in the L2 with their scores.
+  the work gathers GATHERED numbers of keys, half a MB, which stay in the L2 with their scores.
 - Text and means are read by all queries of a head: one product for all tiles of a piece.
 - Backward computes each piece again: q, k, v and the means are all that is saved.
 """
@@ -23,7 +23,7 @@ from linattn_kernels.window_torch import (
     text_forward,
 )
 
-GATHERED = 1 << 18
+GATHERED = 1 << 17
 
 
 class _Tiling(NamedTuple):
@@ -33,30 +33,44 @@ class _Tiling(NamedTuple):
     width: int
     tile: int
 
+    @property
+    def partial(self) -> bool:
+        """Say whether tiles at the border have fewer tokens."""
+        return bool(self.height % self.tile or self.width % self.tile)
+
     def split(self, picture: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (batch, height * width, heads, dim) as (batch x heads, tiles, tokens, dim).
 
         What a partial tile lacks is zero.
         """
-        tile = self.tile
         picture = picture.to(dtype).unflatten(1, (self.height, self.width))
-        if self.height % tile or self.width % tile:
-            picture = F.pad(picture, (0, 0, 0, 0, 0, -self.width % tile, 0, -self.height % tile))
-        tiles = picture.unflatten(2, (-1, tile)).unflatten(1, (-1, tile))
-        tiles = tiles.permute(0, 5, 1, 3, 2, 4, 6)  # (batch, heads, rows, columns, y, x, dim)
-        return tiles.flatten(4, 5).flatten(2, 3).flatten(0, 1).contiguous()
+        if self.partial:
+            below, right = -self.height % self.tile, -self.width % self.tile
+            picture = F.pad(picture, (0, 0, 0, 0, 0, right, 0, below))
+        return self._cells(picture).flatten(4, 5).flatten(2, 3).flatten(0, 1).contiguous()
 
-    def join(self, tiles: Tensor, batch: int) -> Tensor:
-        """Return what `split` made of a picture as that picture."""
-        across = -(-self.width // self.tile)
-        tiles = tiles.unflatten(2, (self.tile, self.tile)).unflatten(1, (-1, across))
-        tiles = tiles.unflatten(0, (batch, -1)).permute(0, 2, 4, 3, 5, 1, 6)
-        picture = tiles.flatten(3, 4).flatten(1, 2)  # (batch, padded height, padded width, ..)
-        return picture[:, : self.height, : self.width].flatten(1, 2)
+    def join(self, tiles: Tensor, picture: Tensor) -> Tensor:
+        """Write what `split` made of a picture into that picture, and return it."""
+        rows = picture.unflatten(1, (self.height, self.width))
+        if not self.partial:
+            cells = self._cells(rows)
+            cells.copy_(tiles.view(cells.shape))
+            return picture
+        tall, wide = (-(-side // self.tile) * self.tile for side in (self.height, self.width))
+        padded = tiles.new_empty(rows.shape[0], tall, wide, *rows.shape[3:])
+        cells = self._cells(padded)
+        cells.copy_(tiles.view(cells.shape))
+        rows.copy_(padded[:, : self.height, : self.width])
+        return picture
+
+    def _cells(self, picture: Tensor) -> Tensor:
+        """Return a view, (batch, heads, rows, columns, y, x, dim), of whole tiles."""
+        cells = picture.unflatten(2, (-1, self.tile)).unflatten(1, (-1, self.tile))
+        return cells.permute(0, 5, 1, 3, 2, 4, 6)
 
     def outside(self, like: Tensor) -> Tensor | None:
         """Return what is added to the scores of keys, (tiles, tokens): -inf beyond the border."""
-        if not (self.height % self.tile or self.width % self.tile):
+        if not self.partial:
             return None
         inside = self.split(like.new_ones(1, self.height * self.width, 1, 1), like.dtype)
         return (
@@ -92,20 +106,19 @@ class _Keys(NamedTuple):
     text: int
     least: float
 
-    def gathered(self, index: Tensor, tiles: Tensor) -> Tensor:
+    def gathered(self, places: Tensor, tiles: Tensor) -> Tensor:
         """Return the kept tiles of a piece, (heads x tiles, kept tokens, dim)."""
-        return (
-            tiles.flatten(0, 1).index_select(0, index.flatten()).view(-1, self.near, tiles.shape[3])
-        )
+        kept = tiles.flatten(0, 1).index_select(0, places)
+        return kept.view(-1, self.near, tiles.shape[3])
 
     @property
     def near(self) -> int:
         return self.kept.shape[2] * self.k.shape[2]
 
     def places(self, heads: slice, tiles: slice) -> Tensor:
-        """Return where a piece's kept tiles lie among those of all heads, (heads, tiles, count)."""
+        """Return where a piece's kept tiles lie among those of all heads, in one dimension."""
         first = torch.arange(heads.start, heads.stop, device=self.k.device) * self.k.shape[1]
-        return self.kept[heads, tiles] + first[:, None, None]
+        return (self.kept[heads, tiles] + first[:, None, None]).flatten()
 
     def scores(self, q: Tensor, keys: Tensor, heads: slice, tiles: slice) -> Tensor:
         """Return the scores of a piece, (heads, tiles, tokens, kept tokens + text + means)."""
@@ -151,26 +164,26 @@ def tile(q, k, v, mean_k, mean_v, kept, height, width, tile, text, scale, least,
         text_forward(q[:, :text], k, v, scale, out[:, :text], text_lse)
     tiling = _Tiling(height, width, tile)
     keys = _keys(tiling, k, v, mean_k, mean_v, kept, text, least)
-    queries = tiling.split(q[:, text:], dtype).mul_(scale)
+    queries = tiling.split(q[:, text:], dtype)
     result = keys.v.new_empty(keys.v.shape)
     rows = queries.new_empty(2, *queries.shape[:3], 1)  # log-sum-exp and share
     for piece in _pieces(*keys.kept.shape[:2], keys.near * queries.shape[3]):
-        index = keys.places(*piece)
-        scores = keys.scores(queries[piece], keys.gathered(index, keys.k), *piece)
+        places = keys.places(*piece)
+        scores = keys.scores(queries[piece] * scale, keys.gathered(places, keys.k), *piece)
         if return_lse:
             rows[0][piece] = scores.logsumexp(3, keepdim=True)
-        p = scores.softmax(3)
+        p = torch.softmax(scores, 3, out=scores)
         if mean_k is not None:
             rows[1][piece] = p[..., keys.near + text :].sum(3, keepdim=True)
         near, shared = p.split([keys.near, p.shape[3] - keys.near], 3)
-        picture = torch.bmm(near.flatten(0, 1), keys.gathered(index, keys.v))
+        picture = torch.bmm(near.flatten(0, 1), keys.gathered(places, keys.v))
         picture = picture.unflatten(0, p.shape[:2]).flatten(1, 2)
         picture = picture.baddbmm_(shared.flatten(1, 2), keys.shared_v[piece[0]])
         result[piece] = picture.unflatten(1, p.shape[1:3])
-    out[:, text:] = tiling.join(result, batch)
+    tiling.join(result, out[:, text:])
     for total, picture in zip((lse, share), rows, strict=True):
         if total.numel():
-            total[:, :, text:] = tiling.join(picture, batch).squeeze(3).transpose(1, 2)
+            tiling.join(picture, total[:, :, text:].transpose(1, 2).unsqueeze(3))
     return out, lse, share
 
 
@@ -188,7 +201,7 @@ def tile_backward(
         text_backward(text_grad, text_d_lse, text_q, k, v, scale, text_dq, dk, dv)
     tiling = _Tiling(height, width, tile)
     keys = _keys(tiling, k, v, mean_k, mean_v, kept, text, least)
-    queries = tiling.split(q[:, text:], dtype).mul_(scale)
+    queries = tiling.split(q[:, text:], dtype)
     do = tiling.split(grad_out[:, text:], dtype)
     d_lse, d_share = (
         None if x is None else tiling.split(x[:, :, text:].transpose(1, 2).unsqueeze(3), dtype)
@@ -197,10 +210,12 @@ def tile_backward(
     d_queries, d_keys = torch.empty_like(queries), _zeros(keys)
     for piece in _pieces(*keys.kept.shape[:2], keys.near * queries.shape[3]):
         rows = (None if x is None else x[piece] for x in (d_lse, d_share))
-        d_queries[piece] = _piece_backward(do[piece], *rows, queries[piece], keys, d_keys, piece)
-    dq[:, text:] = tiling.join(d_queries, batch).mul_(scale)
-    dk[:, text:] += tiling.join(d_keys.k, batch)
-    dv[:, text:] += tiling.join(d_keys.v, batch)
+        d_queries[piece] = _piece_backward(
+            do[piece], *rows, queries[piece] * scale, keys, d_keys, piece
+        )
+    tiling.join(d_queries.mul_(scale), dq[:, text:])
+    dk[:, text:] += tiling.join(d_keys.k, torch.empty_like(dk[:, text:]))
+    dv[:, text:] += tiling.join(d_keys.v, torch.empty_like(dv[:, text:]))
     d_means = []
     for total, d_shared in ((dk, d_keys.shared_k), (dv, d_keys.shared_v)):
         d_shared = d_shared.unflatten(0, (batch, -1)).transpose(1, 2)
@@ -212,8 +227,8 @@ def tile_backward(
 def _piece_backward(do, d_lse, d_share, q, keys: _Keys, d_keys: _Keys, piece) -> Tensor:
     """Return dq of a piece of the work, and add what it gives to the gradients of the keys."""
     heads, near = piece[0], keys.near
-    index = keys.places(*piece)
-    k, v = keys.gathered(index, keys.k), keys.gathered(index, keys.v)
+    places = keys.places(*piece)
+    k, v = keys.gathered(places, keys.k), keys.gathered(places, keys.v)
     p = keys.scores(q, k, *piece).softmax(3)
     near_dp = torch.bmm(do.flatten(0, 1), v.transpose(1, 2)).unflatten(0, q.shape[:2])
     shared_dp = torch.bmm(do.flatten(1, 2), keys.shared_v[heads].transpose(1, 2))
@@ -223,8 +238,8 @@ def _piece_backward(do, d_lse, d_share, q, keys: _Keys, d_keys: _Keys, piece) ->
     delta = (p * dp).sum(3, keepdim=True)
     ds = dp.sub_(delta if d_lse is None else delta - d_lse).mul_(p)
     near_ds, near_p = ds[..., :near].flatten(0, 1), p[..., :near].flatten(0, 1)
-    _add(d_keys.k, index, near_ds.transpose(1, 2) @ q.flatten(0, 1))
-    _add(d_keys.v, index, near_p.transpose(1, 2) @ do.flatten(0, 1))
+    _add(d_keys.k, places, near_ds.transpose(1, 2) @ q.flatten(0, 1))
+    _add(d_keys.v, places, near_p.transpose(1, 2) @ do.flatten(0, 1))
     shared_ds, shared_p = ds[..., near:].flatten(1, 2), p[..., near:].flatten(1, 2)
     d_keys.shared_k[heads] += shared_ds.transpose(1, 2) @ q.flatten(1, 2)
     d_keys.shared_v[heads] += shared_p.transpose(1, 2) @ do.flatten(1, 2)
@@ -232,9 +247,9 @@ def _piece_backward(do, d_lse, d_share, q, keys: _Keys, d_keys: _Keys, piece) ->
     return dq + (shared_ds @ keys.shared_k[heads]).view_as(dq)
 
 
-def _add(total: Tensor, index: Tensor, gathered: Tensor) -> None:
+def _add(total: Tensor, places: Tensor, gathered: Tensor) -> None:
     """Add gradients of gathered tiles to those of the tiles."""
-    total.flatten(0, 1).index_add_(0, index.flatten(), gathered.reshape(-1, *total.shape[2:]))
+    total.flatten(0, 1).index_add_(0, places, gathered.reshape(-1, *total.shape[2:]))
 
 
 def _keys(tiling: _Tiling, k, v, mean_k, mean_v, kept, text: int, least: float) -> _Keys:

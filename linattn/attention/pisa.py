@@ -87,9 +87,10 @@ class Pisa(Operator):
         if values.order == 0:
             return out
         slope = self.slope(k, v, grid, values.tile) * (scale / grid.picture)
-        term = torch.einsum("bihd,bhde->bihe", q[:, grid.text :].to(slope.dtype), slope)
-        term = term * of_means[:, :, grid.text :].transpose(1, 2).unsqueeze(3)
-        return out + F.pad(term, (0, 0, 0, 0, grid.text, 0)).to(out.dtype)
+        term = torch.einsum("bihd,bhde->bihe", q.to(slope.dtype), slope)
+        # A text token reads no mean, and its share is 0.
+        of_means = of_means.transpose(1, 2).unsqueeze(3)
+        return torch.addcmul(out.to(term.dtype), term, of_means).to(out.dtype)
 
     def slope(self, k: Tensor, v: Tensor, grid: Grid, tile: int) -> Tensor:
         """Return H, (batch, heads, head_dim, value_dim), in float32 at least."""
@@ -141,7 +142,7 @@ class Pisa(Operator):
         return torch.zeros_like(between, dtype=torch.bool).scatter_(3, order[..., :count], True)
 
     def cost(self, grid: Grid, values: Values) -> int:
-        slope = 2 * grid.picture * self.shape.head_dim if values.order else 0
+        slope = (grid.picture + grid.tokens) * self.shape.head_dim if values.order else 0
         routed = routing.tiles(grid, values.tile) ** 2
         return (2 * self.pairs(grid, values) + slope + routed) * self.shape.channels
 
