@@ -46,6 +46,8 @@ OPERATORS = {
     "axial-alternate": {"along": "alternate"},
     "pyramid": {"radius": 1.5},
     "control": {"side": 2},
+    "momentum": {"beta": 0.8},
+    "ttt": {"window": 3},
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)
 

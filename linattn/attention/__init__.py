@@ -25,6 +25,8 @@ OPERATORS = Registry(
     "lolcats:Lolcats",
     "delta:Delta",
     "sla:Sla",
+    "momentum:Momentum",
+    "ttt:TTT",
 )
 
 

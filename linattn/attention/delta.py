@@ -108,7 +108,7 @@ class Delta(Operator):
         if self.runs(v.device, dtype).path == "fla":
             out = fused(*(tensor.to(dtype) for tensor in (q, k, v, step)))
         else:
-            out = chunked(q, k, v, step, min(values.chunk, grid.tokens))
+            out = chunked(q, k, v, step, values.chunk)
         of_picture = back(out.unflatten(0, (-1, values.scans)), order)[:, grid.text :]
         return torch.cat([of_text, of_picture.to(dtype)], 1)
 
@@ -122,11 +122,11 @@ class Delta(Operator):
         return torch.cat([of_text, of_picture], 2)
 
     def cost(self, grid: Grid, values: Values) -> int:
-        """Count the products of a chunk, of its steps and of the text's softmax.
+        """Count the products of whole chunks, of the steps and of the text's softmax.
 
         The inverse of a chunk's triangle, chunk^2 / 6 a token, is a solution and no product.
         """
-        chunk, head_dim = min(values.chunk, grid.tokens), self.shape.head_dim
+        chunk, head_dim = values.chunk, self.shape.head_dim
         of_chunk = 5 * chunk**2 * head_dim + 3 * chunk * head_dim**2
         chunks = math.ceil(grid.tokens / chunk) * values.scans * self.shape.heads
         steps = grid.tokens * self.shape.width * self.shape.heads

@@ -92,7 +92,12 @@ def _is_integer(value: Any) -> bool:
 
 
 def number(
-    default: float, *, least: float = -math.inf, above: float = -math.inf, scheduled: bool = True
+    default: float,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    scheduled: bool = True,
 ) -> Option:
     """Take a finite number.
 
@@ -100,17 +105,18 @@ def number(
         default: the value where none is passed.
         least: the smallest number that is allowed.
         above: a number that the value must exceed.
+        most: the largest number that is allowed.
         scheduled: whether the option may follow the noise.
     """
     bound = ""
     if above > -math.inf:
         bound = f" above {above:g}"
     elif least > -math.inf:
-        bound = f" from {least:g} on"
+        bound = f" from {least:g} on" if most == math.inf else f" from {least:g} to {most:g}"
 
     def checked(value: Any) -> float:
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (real and math.isfinite(value) and value >= least and value > above):
+        if not (real and math.isfinite(value) and least <= value <= most and value > above):
             raise ValueError(f"a number{bound}")
         return value
 
