@@ -78,8 +78,8 @@ class Momentum(Operator):
         near = weight[(place[:, None] - place).abs() + 1]
         out = (queries @ keys.mT * near) @ counted
         out = out + _before(queries, keys, counted, weight, values.beta)
-        turned = (tensor.flip(2, 3) for tensor in (queries, keys, counted))
-        out = out + _before(*turned, weight, values.beta).flip(2, 3)
+        queries, keys, counted = (tensor.flip(2, 3) for tensor in (queries, keys, counted))
+        out = out + _before(queries, keys, counted, weight, values.beta).flip(2, 3)
         out = out.flatten(2, 3)[:, :, :tokens].transpose(1, 2)
         num, den = out[..., :-1] / tokens, out[..., -1:] / tokens
         return num / (den + values.eps)

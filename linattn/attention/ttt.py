@@ -14,6 +14,8 @@ queries.
   token reads everything by softmax. The convolutions see the picture.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ from linattn.attention import neighbourhood
 from linattn.attention.base import LayerShape, Operator, attend, scores
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
-from linattn.attention.options import Option, Values, kernel, number
+from linattn.attention.options import Option, Values, number, whole
 
 SIDE = 3  # of the convolutions of queries and keys
 
@@ -58,11 +60,11 @@ class Prepared(nn.Module):
 
 def window(default: int) -> Option:
     """Take the side of a neighbourhood, an odd number."""
-    side = kernel(default).check
+    positive = whole(default, least=1).check
 
-    def checked(value: int) -> int:
-        if value == 0 or side(value) == 0:
-            raise ValueError("an odd number; share=0 leaves the neighbourhood out")
+    def checked(value: Any) -> int:
+        if positive(value) % 2 == 0:
+            raise ValueError("an odd number")
         return value
 
     return Option(default, checked)
