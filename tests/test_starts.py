@@ -139,27 +139,37 @@ def test_a_block_that_projects_for_its_attention_is_refused_with_the_remedy(poli
 # ---------------------------------------------------------------------------------------------
 
 
-def test_the_regression_is_numpys():
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
+def test_the_regression_is_numpys(has_bias):
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(50, 3)), rng.normal(size=(50, 2))
-    for has_bias in (True, False):
-        weight, bias = regression.solution(
-            torch.from_numpy(inputs), torch.from_numpy(targets), has_bias
-        )
-        centre = inputs.mean(0) * has_bias
-        ridge = regression.RIDGE * (inputs**2).sum() / 3
-        rows = np.concatenate([inputs - centre, np.sqrt(ridge) * np.eye(3)])
-        padded = np.concatenate([targets - targets.mean(0) * has_bias, np.zeros((3, 2))])
-        expected = np.linalg.lstsq(rows, padded)[0].T
-        np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-9, atol=1e-12)
-        offset = (targets - inputs @ expected.T).mean(0) * has_bias
-        np.testing.assert_allclose(bias.numpy(), offset, rtol=1e-9, atol=1e-12)
+    weight, bias = regression.solution(
+        *(torch.from_numpy(values)[None] for values in (inputs, targets)), has_bias, 0.01
+    )
+    centre = inputs.mean(0) * has_bias
+    ridge = 0.01 * (inputs**2).sum() / 3
+    rows = np.concatenate([inputs - centre, np.sqrt(ridge) * np.eye(3)])
+    padded = np.concatenate([targets - targets.mean(0) * has_bias, np.zeros((3, 2))])
+    expected = np.linalg.lstsq(rows, padded)[0].T
+    np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-9, atol=1e-12)
+    offset = (targets - inputs @ expected.T).mean(0) * has_bias
+    np.testing.assert_allclose(bias.numpy(), offset, rtol=1e-9, atol=1e-12)
 
 
 def test_inputs_of_zeros_leave_the_weights_alone():
-    weight, bias = regression.solution(torch.zeros(5, 3), torch.ones(5, 2), True)
+    weight, bias = regression.solution(torch.zeros(1, 5, 3), torch.ones(1, 5, 2), True, 0.01)
     assert weight.abs().max() == 0
     assert bias.tolist() == [1, 1]
+
+
+def test_the_ridge_is_small_where_pictures_agree_and_large_where_they_do_not():
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.randn(4, 9, 3, generator=rng)
+    agreeing = inputs @ torch.randn(3, 2, generator=rng)
+    assert regression.best_ridge(inputs, agreeing, True) == min(regression.RIDGES)
+    turned = agreeing * torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None, None]
+    assert regression.best_ridge(inputs, turned, True) == max(regression.RIDGES)
+    assert regression.best_ridge(inputs[:1], agreeing[:1], True) == max(regression.RIDGES)
 
 
 def layer_errors(student, calls):
@@ -188,7 +198,7 @@ def test_least_squares_brings_every_layer_nearer(backbone, name):
         with torch.no_grad():
             errors[policy] = layer_errors(student, calls)
     for before, after in zip(errors["all"], errors["least_squares"], strict=True):
-        assert after < 0.9 * before
+        assert after < before
 
 
 @pytest.mark.parametrize("policy", FITTED)
