@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 sys.path.insert(0, str(Path(__file__).parent))
-from linattn_kernels import launch, linear_triton, mediator_triton, window_triton
+from linattn_kernels import launch, linear_triton, mediator_triton, tile_triton, window_triton
 from linattn_kernels.check import MOST_SOFTMAX
 
 SHARED = {  # bytes of shared memory a program may have, by capability
@@ -120,6 +121,25 @@ def window(
     window_triton.window_backward(out, d_lse, q, k, v, *extra_kv, out, all_lse, *options)
 
 
+def tile(
+    dim: int,
+    dtype: torch.dtype,
+    side: int = 8,
+    text: int = 512,
+    means: bool = True,
+    least: float = -math.inf,
+) -> None:
+    q, k, v = tensor(1, text + 64 * 64, 3, 8, dim, dtype=dtype).unbind(2)
+    tiles = (64 // side) ** 2
+    kept = tensor(1, 8, tiles, tiles // 16, dtype=torch.int64)
+    of_means = [tensor(1, tiles, 8, dim, dtype=torch.float32) if means else None for _ in range(2)]
+    options = (64, 64, side, text, dim**-0.5, least)
+    out, lse, share = tile_triton.tile(q, k, v, *of_means, kept, *options, True)
+    d_share = share if means else None
+    outputs = (out, lse, share)
+    tile_triton.tile_backward(out, None, d_share, q, k, v, *of_means, kept, *outputs, *options)
+
+
 def mediator(dim: int, dtype: torch.dtype, count: int = 64, bias: bool = False) -> None:
     q, k, v = projected(dim, 8, dtype)
     m, gathered = tensor(1, count, 8, dim, dtype=dtype), tensor(1, count, 8, dim, dtype=dtype)
@@ -144,6 +164,9 @@ BRANCHES = {
     "linear narrow values": lambda dtype: linear(144, dtype, value_dim=128),
     "window picture": lambda dtype: window(64, dtype, text=0, extra=0),
     "window square": lambda dtype: window(64, dtype, extra=0, shape="square", lse=True),
+    "tile narrow": lambda dtype: tile(64, dtype, side=4, text=0),
+    "tile alone": lambda dtype: tile(64, dtype, means=False),
+    "tile threshold": lambda dtype: tile(64, dtype, least=-3.0),
     "mediator bias": lambda dtype: mediator(64, dtype, count=49, bias=True),
     "mediator wide bias": lambda dtype: mediator(128, dtype, count=49, bias=True),
     "mediator widest bias": lambda dtype: mediator(160, dtype, count=49, bias=True),
@@ -157,6 +180,7 @@ def cases(dims: list[int], dtypes: list[torch.dtype]) -> Iterator[tuple[str, Cal
             yield f"linear {dim} {short}", functools.partial(linear, dim, dtype)
             if dim <= MOST_SOFTMAX:
                 yield f"window {dim} {short}", functools.partial(window, dim, dtype)
+                yield f"tile {dim} {short}", functools.partial(tile, dim, dtype)
                 yield f"mediator {dim} {short}", functools.partial(mediator, dim, dtype)
         if 64 in dims:
             for name, case in BRANCHES.items():
@@ -308,7 +332,7 @@ def main() -> int:
     parser.add_argument(
         "--plain", action="store_true", help="leave out the branches that plain calls do not take"
     )
-    parser.add_argument("--only", choices=("linear", "window", "mediator"))
+    parser.add_argument("--only", choices=("linear", "window", "tile", "mediator"))
     parser.add_argument("--json", type=Path, help="write the table there as well")
     parser.add_argument(
         "--compare", type=Path, help="say what differs from this table, and fail if anything does"

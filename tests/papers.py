@@ -241,3 +241,63 @@ def _cell_mean(q, height, width, rows, columns, n):
     xs = range(math.floor(c * width / columns), math.ceil((c + 1) * width / columns))
     inside = list(itertools.product(ys, xs))
     return sum(q[y * width + x] for y, x in inside) / len(inside)
+
+
+def pisa(q, k, v, height, width, text, density, tile, order=1, threshold=None):
+    """Compute PISA's attention with text, and the first-order term's one matrix for all tiles."""
+    heads, dim = q.shape[1:]
+    scale, out = dim**-0.5, torch.zeros_like(v)
+    tiles = _tiles(height, width, text, tile)
+    count = math.ceil(round(density * len(tiles), 6))
+    for h in range(heads):
+        means = [k[tokens, h].mean(0) for tokens in tiles]
+        slope = sum(
+            torch.outer(k[j, h] - means[t], v[j, h])
+            for t, tokens in enumerate(tiles)
+            for j in tokens
+        )
+        for i in range(text):
+            out[i, h] = softmax_read(q[i, h], k[:, h], v[:, h], scale)
+        for queries in tiles:
+            mean_q = q[queries, h].mean(0)
+            best = sorted(range(len(tiles)), key=lambda t: -torch.dot(mean_q, means[t]).item())
+            for i in queries:
+                read = [(j, None) for j in range(text)]
+                read += [(j, None) for t in best[:count] for j in tiles[t]]
+                read += [(None, t) for t in best[count:]]
+                out[i, h] = _piecewise(
+                    q[i, h], k[:, h], v[:, h], means, tiles, read, text, threshold, scale,
+                    order * scale * (q[i, h] @ slope) / (height * width),
+                )  # fmt: skip
+    return out
+
+
+def _piecewise(query, k, v, means, tiles, read, text, threshold, scale, first_order):
+    """Read keys j and means of tiles t, each a pair (j, None) or (None, t)."""
+    scores = [scale * torch.dot(query, k[j] if t is None else means[t]).item() for j, t in read]
+    top = max(scores)
+    num, den = 0, 0
+    for (j, t), score in zip(read, scores, strict=True):
+        weight = math.exp(score - top)
+        is_text = t is None and j < text
+        if threshold is not None and not is_text and weight < threshold:
+            continue
+        if t is None:
+            num, den = num + weight * v[j], den + weight
+        else:
+            all_weight = weight * len(tiles[t])
+            num, den = (
+                num + weight * v[tiles[t]].sum(0) + all_weight * first_order,
+                den + all_weight,
+            )
+    return num / den
+
+
+def _tiles(height, width, text, tile):
+    """Return the tokens of each tile, tiles row by row."""
+    return [
+        [text + y * width + x for y, x in itertools.product(
+            range(top, min(top + tile, height)), range(left, min(left + tile, width))
+        )]
+        for top, left in itertools.product(range(0, height, tile), range(0, width, tile))
+    ]  # fmt: skip

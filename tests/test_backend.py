@@ -29,6 +29,7 @@ RUNS = {
         "mediator": "mediator_triton.gather",
         "lit": "linear_triton.state",
         "sla": "tile_triton.tile",
+        "pisa": "tile_triton.tile",
     },
     "torch": {
         "clear": "small_torch.window_attention",
@@ -36,6 +37,7 @@ RUNS = {
         "mediator": "mediator_torch.mediator_attention",
         "lit": "small_torch.linear_attention",
         "sla": "tile_torch.tile",
+        "pisa": "tile_torch.tile",
     },
 }
 TRITON = pytest.param(

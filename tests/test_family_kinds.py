@@ -41,6 +41,7 @@ OPERATORS = {
     },
     "sla": {"density": 0.3, "tile": 2},
     "sla-ratio": {"density": 0.3, "tile": 2, "mix": "ratio"},
+    "pisa": {"density": 0.3, "tile": 2},
     "softmax-conv": {"conv": 3},
     "delta": {"scans": 4, "chunk": 7},
     "axial-alternate": {"along": "alternate"},
