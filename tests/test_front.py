@@ -98,7 +98,7 @@ def test_the_citation_refers_to_the_paper_of_each_operator():
         number = identifier["value"].removeprefix("arXiv:")
         assert reference["url"] == f"https://arxiv.org/abs/{number}"
         cited.add(number)
-    assert len(cited) == 5
+    assert len(cited) >= 5
     assert cited == expected
 
 
