@@ -125,7 +125,7 @@ def test_the_defaults_are_the_papers(name):
         (
             "clear",
             {"raduis": 3},
-            "option of clear 'raduis': did you mean 'radius'.*pool, proportional",
+            "option of clear 'raduis': did you mean 'radius'.*pool, weight, proportional",
         ),
         ("CLEAR", {}, "did you mean 'clear'"),
         ("Clear", {}, "did you mean 'clear'"),
@@ -154,6 +154,9 @@ def test_the_defaults_are_the_papers(name):
         ("mediator", {"bias": "factorized"}, "did you mean 'factorised'"),
         ("mediator", {"conv": 4}, "conv is 0 .* odd number, not 4"),
         ("mediator", {"source": None}, "source is one of query, learned"),
+        ("clear", {"weight": 16}, "weight is one of one, tokens"),
+        ("lit", {"gate": True}, "gate is a whole number from 0 on"),
+        ("linfusion", {"normalise": False}, "'normalise': here it is called 'normaliser'"),
         ("lit", {"heads": 3}, "heads=3 does not divide the layer's 16 channels"),
         ("lit", {"heads": 0}, "heads"),
         ("lit", {"kernel": -3}, "kernel"),

@@ -143,7 +143,7 @@ def test_the_card_says_what_the_folder_says_and_invents_nothing(folder, endpoint
     base = json.loads((folder / CARD).read_text())["base"]
     assert base["weights"]["float32"] in text
     assert base["config_digest"] in text
-    assert "`clear(radius=3, pool=2, proportional=False, trained=None)`" in text
+    assert "`clear(radius=3, pool=2, weight='one', proportional=False, trained=None)`" in text
     assert "https://arxiv.org/abs/2412.16112" in text
     assert "transformer_blocks.0.attn1, transformer_blocks.1.attn1" in text
     assert 'from_pretrained("somebody/dit-tiny")\nlinattn.load(pipe, "ada/dit-clear")\n' in text
