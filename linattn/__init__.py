@@ -8,6 +8,7 @@ compare honestly.
     linattn.push("my-student", "me/my-student")  # to the hub, with a model card
     linattn.restore(pipe)                       # the original, bit for bit
     linattn.reattach(pipe)                      # after diffusers took processors away
+    linattn.plan(teacher, samples, budget=0.5, candidates=...)  # which layer gets which operator
     linattn.upscale(pipe, pictures, 2, 0.4, prompts=captions)  # drawn again at twice the side
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from linattn.attention import OPERATORS, register
     from linattn.attention.grid import Grid
     from linattn.families import reattach
+    from linattn.planning import plan
     from linattn.redraw import upscale
     from linattn.surgery import attention_map, describe, linearize, load, push, restore, save
 
@@ -30,6 +32,7 @@ _HOMES = {
     "register": "linattn.attention",
     "reattach": "linattn.families",
     "Grid": "linattn.attention.grid",
+    "plan": "linattn.planning",
     "upscale": "linattn.redraw",
     **dict.fromkeys(
         ("attention_map", "describe", "linearize", "load", "push", "restore", "save"),
@@ -53,6 +56,7 @@ __all__ = [
     "describe",
     "linearize",
     "load",
+    "plan",
     "push",
     "reattach",
     "register",

@@ -15,6 +15,7 @@ from linattn.attention.grid import Grid
 from linattn.evaluation.memory import peak_memory
 from linattn.names import known, short
 from linattn.planning.candidates import SOFTMAX
+from linattn.planning.front import UNITS
 
 Table = dict[str, list[float]]  # by label: a cost for each layer
 
@@ -36,6 +37,17 @@ def table(
         costs = {label: _counted(student, grids, measure) for label, student in students.items()}
     whole = sum(costs[SOFTMAX])
     return {label: [cost / whole for cost in of_layers] for label, of_layers in costs.items()}
+
+
+def require(table: Table, budget: float) -> None:
+    """Raise ValueError where even the cheapest candidate of every layer costs more."""
+    # rounded as the front rounds, layer by layer
+    least = sum(round(UNITS * min(costs)) for costs in zip(*table.values(), strict=True)) / UNITS
+    if least > budget:
+        raise ValueError(
+            f"the cheapest plan costs {least:.3f} of softmax, and the budget is {budget:.3f}: "
+            "raise it, or add a cheaper candidate"
+        )
 
 
 def _counted(student: nn.Module, grids: Sequence[Grid], measure: Any) -> list[float]:

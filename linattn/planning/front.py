@@ -60,10 +60,4 @@ def best(points: Sequence[Point], budget: float) -> Point:
         points: a front.
         budget: the most that the point may cost.
     """
-    affordable = [point for point in points if point.cost <= budget]
-    if not affordable:
-        raise ValueError(
-            f"the cheapest plan costs {points[0].cost / UNITS:.3f} of softmax, and the budget is "
-            f"{budget / UNITS:.3f}: raise it, or add a cheaper candidate"
-        )
-    return affordable[-1]
+    return max((point for point in points if point.cost <= budget), key=lambda point: point.cost)

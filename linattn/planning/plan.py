@@ -10,7 +10,7 @@ from linattn.evaluation.distance import LEVELS
 from linattn.planning import ranges
 from linattn.planning.candidates import SOFTMAX, Candidate, read
 from linattn.planning.front import UNITS, best
-from linattn.planning.survey import Survey, students, survey
+from linattn.planning.survey import Survey, survey
 from linattn.reader import between, checked
 
 Choice = tuple[tuple[str, ...], ...]  # a label for each range of each layer
@@ -79,9 +79,20 @@ def plan(
     if not budget > 0:
         raise ValueError(f"budget is {budget}; it is a share of softmax's cost above 0")
     entries, spans = read(candidates), ranges.split(until, noise)
-    models = students(teacher, samples, entries, seed, training)
-    options = {"count": pictures, "batch": batch, "seed": seed}
-    return of_survey(survey(teacher, samples, models, entries, spans, by, at, **options), budget)
+    measured = survey(
+        teacher,
+        samples,
+        entries,
+        spans,
+        by=by,
+        at=at,
+        budget=budget,
+        training=training,
+        seed=seed,
+        count=pictures,
+        batch=batch,
+    )
+    return of_survey(measured, budget)
 
 
 def of_survey(measured: Survey, budget: float) -> Plan:

@@ -1,6 +1,7 @@
 """Survey a teacher once: what every layer loses and costs under every candidate."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,13 @@ class Survey:
 
     candidates: dict[str, Candidate]  # by label, softmax among them
     judge: Judge  # measures any choice
-    losses: losses.Table  # by label: [layer][range]
     costs: costs.Table  # by label: [layer], as a share of softmax's in all layers
     constant: frozenset[str]  # labels that hold at every noise level of a layer
+
+    @functools.cached_property
+    def losses(self) -> losses.Table:
+        """Return the losses by label: [layer][range]."""
+        return losses.table(self.judge)
 
     def items(self, layer: int) -> list[Item]:
         """Return the choices of a layer that no other of its choices undercuts."""
@@ -85,18 +90,24 @@ def layerwise(candidate: Candidate, training: Settings, seed: int) -> Any:
 def survey(
     teacher: Any,
     samples: Any,
-    models: Mapping[str, nn.Module],
     candidates: Mapping[str, Candidate],
     spans: Sequence[ranges.Range],
-    by: str | Mapping[str, Any],
-    at: tuple[int, int] | None,
+    *,
+    by: str | Mapping[str, Any] = "macs",
+    at: tuple[int, int] | None = None,
+    budget: float = 1.0,
+    training: Settings | None = None,
+    seed: int = 0,
     **options: int,
 ) -> Survey:
-    """Measure costs first, which are quick to refuse, then losses."""
-    of_layers = costs.table(models, grids(teacher, samples, at), by)
-    judge = Judge(teacher, samples, models, spans, **options)
-    constant = frozenset(label for label, model in models.items() if _shifts(model))
-    return Survey(dict(candidates), judge, losses.table(judge), of_layers, constant)
+    """Measure costs, refuse a budget below all of them, and convert and train the candidates."""
+    untrained = students(teacher, samples, candidates, seed)
+    of_layers = costs.table(untrained, grids(teacher, samples, at), by)
+    costs.require(of_layers, budget)
+    constant = frozenset(label for label, model in untrained.items() if _shifts(model))
+    models = students(teacher, samples, candidates, seed, training) if training else untrained
+    judge = Judge(teacher, samples, models, spans, seed=seed, **options)
+    return Survey(dict(candidates), judge, of_layers, constant)
 
 
 def _shifts(model: nn.Module) -> bool:
