@@ -8,7 +8,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,17 +30,17 @@ class Cells:
     grid: Grid  # where the picture's tokens lie
     radius: float  # two tokens of near 2 x 2 cells are closer than that
 
-    @cached_property
+    @property
     def bound(self) -> int:
         """Return what squares of whole distances inside the radius are below."""
         return math.ceil(min(self.radius, WIDEST) ** 2)
 
-    @cached_property
+    @property
     def reach(self) -> int:
         """Return how many cells away the farthest near one may lie."""
         return math.ceil((min(self.radius, WIDEST) + 1) / 2) - 1
 
-    @cached_property
+    @property
     def top(self) -> int:
         """Return the first level above the tokens where all cells are near each other."""
         level = 1
