@@ -30,6 +30,8 @@ RUNS = {
         "lit": "linear_triton.state",
         "sla": "tile_triton.tile",
         "pisa": "tile_triton.tile",
+        "edit": "linear_triton.state",
+        "mhla": "linear_triton.state",
     },
     "torch": {
         "clear": "small_torch.window_attention",
@@ -38,6 +40,8 @@ RUNS = {
         "lit": "small_torch.linear_attention",
         "sla": "tile_torch.tile",
         "pisa": "tile_torch.tile",
+        "edit": "small_torch.linear_attention",
+        "mhla": "small_torch.linear_attention",
     },
 }
 TRITON = pytest.param(
