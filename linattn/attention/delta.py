@@ -98,6 +98,7 @@ class Delta(Operator):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
+        grid = grid.settled()
         of_text = attend(q[:, : grid.text], k, v, self.shape.head_dim**-0.5)
         dtype, wide = v.dtype, common(v, least=torch.float32)
         q, k = unit(q.to(wide)), unit(k.to(wide))

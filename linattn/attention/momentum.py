@@ -57,6 +57,7 @@ class Momentum(Operator):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
+        grid = grid.settled()
         text, scale = grid.text, self.shape.head_dim**-0.5
         out = self.scanned(q[:, text:], k[:, text:], v[:, text:], values)
         if not text:

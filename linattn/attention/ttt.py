@@ -99,6 +99,7 @@ class TTT(Operator):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
+        grid = grid.settled()
         text, scale = grid.text, self.shape.head_dim**-0.5
         out = self.learned(self.queries(q, grid), self.keys(k, grid), v)[:, text:]
         if values.share:
