@@ -12,7 +12,17 @@ from linattn import families, teachers
 from linattn.attention.grid import Grid
 from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import predictions
-from linattn.planning import candidates, choices, costs, front, losses, plan, ranges, survey
+from linattn.planning import (
+    candidates,
+    choices,
+    costs,
+    exchange,
+    front,
+    losses,
+    plan,
+    ranges,
+    survey,
+)
 from linattn.planning.front import Item
 from linattn.planning.plan import parts, spans_of
 from linattn.surgery.conversion import converted
@@ -300,6 +310,35 @@ def test_wrong_arguments_are_refused(teacher, wrong, says):
     given = {"budget": 0.5, "candidates": {"disc": CANDIDATES["disc"]}, "noise": (0.5,), **wrong}
     with pytest.raises(ValueError, match=says):
         plan(teacher, Drawn(), **given)
+
+
+class Table:
+    """Stands for a survey whose error is any function of the choice."""
+
+    def __init__(self, error, costs):
+        self.judge, self.total, self.costs = self, error, costs
+
+    def cost(self, choice):
+        return sum(self.costs[label][layer] for layer, (label,) in enumerate(choice))
+
+
+def of_pairs(pair):
+    return tuple(("disc",) if layer in pair else ("softmax",) for layer in range(5))
+
+
+def test_exchanges_end_at_the_best_pair():
+    order = [of_pairs(pair) for pair in itertools.combinations(range(5), 2)]
+    costs_of = {"disc": [0.1] * 5, "softmax": [0.2] * 5}
+    table = Table(order.index, costs_of)
+    assert exchange.improved(table, order[4], 1.0) == order[0]
+
+
+def test_an_exchange_keeps_the_budget():
+    costs_of = {"disc": [0.1, 0.1, 0.1, 0.1, 0.2], "softmax": [0.1, 0.3, 0.1, 0.1, 0.2]}
+    better, cheaper = of_pairs((2, 3)), of_pairs((1, 2))  # 0.8 and 0.6
+    table = Table(lambda choice: {better: 0, cheaper: 1}.get(choice, 9), costs_of)
+    assert exchange.improved(table, cheaper, 0.8) == better
+    assert exchange.improved(table, cheaper, 0.7) == cheaper
 
 
 # Choices without losses

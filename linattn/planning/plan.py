@@ -9,11 +9,10 @@ from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import LEVELS
 from linattn.planning import ranges
 from linattn.planning.candidates import SOFTMAX, Candidate, read
+from linattn.planning.exchange import Choice, improved
 from linattn.planning.front import UNITS, best
 from linattn.planning.survey import Survey, survey
 from linattn.reader import between, checked
-
-Choice = tuple[tuple[str, ...], ...]  # a label for each range of each layer
 
 
 @dataclass(frozen=True)
@@ -96,19 +95,15 @@ def plan(
 
 
 def of_survey(measured: Survey, budget: float) -> Plan:
-    """Return the plan of least loss under a budget."""
+    """Return the plan of least loss under a budget, with what exchanges make better."""
     point = best(measured.front(), budget * UNITS)
-    return of_choice(measured, point.choice, point.loss)
-
-
-def of_choice(measured: Survey, choice: Choice, loss: float) -> Plan:
-    """Return the plan with these labels."""
+    choice = improved(measured, point.choice, budget)
     untils = [span.until for span in measured.judge.ranges]
     return Plan(
         parts(measured.candidates, choice, untils),
         choice,
         measured.cost(choice),
-        loss,
+        measured.loss(choice),
         measured.judge.total(choice),
     )
 

@@ -64,6 +64,10 @@ class Survey:
         """Return what a choice costs as a share of softmax."""
         return sum(self._cost(labels, layer) for layer, labels in enumerate(choice)) / UNITS
 
+    def loss(self, choice: Sequence[Sequence[str]]) -> float:
+        """Return the losses of a choice, added up."""
+        return sum(self._loss(labels, layer) for layer, labels in enumerate(choice))
+
 
 def students(
     teacher: Any,
