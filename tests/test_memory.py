@@ -180,6 +180,18 @@ def test_a_triton_kernel_keeps_what_its_backward_reads():
     assert saved == [*4 * [q.shape], torch.Size([1, 2, 64])]
 
 
+def test_a_start_from_data_and_an_alignment_are_counted_without_running_them():
+    teacher = small.teacher_of("dit")
+    shapes = step.Shapes(teacher.model, teacher.diffusion, 16, 0)
+    more = dataclasses.replace(
+        CONFIG,
+        objective={"preset": "protocol", "repa": 0.5, "orthogonal": 0.1},
+        initialise="least_squares",
+        until="conflict",
+    )
+    assert step.growth(shapes, more, "cpu") == step.growth(shapes, CONFIG, "cpu")
+
+
 def test_an_estimate_leaves_the_kernels_as_they_were():
     teacher = small.teacher_of("dit")
     shapes = step.Shapes(teacher.model, teacher.diffusion, 16, 0)

@@ -24,6 +24,7 @@ PAGES = (
             *(
                 "operators",
                 "protocol",
+                "related-systems",
                 "results",
                 "studies",
                 "upscaling",
