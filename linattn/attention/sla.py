@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn.attention import routing
-from linattn.attention.base import LayerShape, Operator, Position, common, scores
+from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, choice, share, whole
 from linattn_kernels import linear_attention, tile_attention
@@ -99,7 +99,7 @@ class Sla(Operator):
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         """Return the map of the softmax, and of the linear read where a ratio mixes them.
 
-        What a projection changes is no map of tokens: `definition` adds it.
+        What a projection changes is no map of tokens: `defined` adds it.
         """
         score = scores(q, k, self.shape.head_dim**-0.5)
         reads = self._reads(q, k, grid, values)  # (batch, heads, picture, picture)
@@ -127,22 +127,16 @@ class Sla(Operator):
         reads = torch.zeros_like(between, dtype=torch.bool).scatter_(3, order[..., :count], True)
         return reads[:, :, number][..., number]
 
-    def definition(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        grid: Grid,
-        noise: Tensor | None = None,
-        position: Position | None = None,
+    def defined(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        """Compute what `mix` must equal: map @ v and the projection of the linear read."""
-        out = super().definition(q, k, v, grid, noise, position)
+        """Compute the map @ v and the projection of the linear read."""
+        out = super().defined(q, k, v, grid, x, values)
         if self.projection is None:
             return out
-        weights = _map(q.to(out.dtype), k.to(out.dtype), grid)
+        weights = _map(q, k, grid)
         weights = weights / weights.sum(-1, keepdim=True)
-        read = torch.einsum("bhij,bjhd->bihd", weights, v[:, grid.text :].to(out.dtype))
+        read = torch.einsum("bhij,bjhd->bihd", weights, v[:, grid.text :])
         weight, bias = (p.to(out.dtype) for p in self.projection.parameters())
         return out + _below_text(torch.einsum("bihd,ed->bihe", read, weight) + bias, grid)
 
