@@ -4,7 +4,7 @@
   and "columns" are one of the two, and rows are what Era3D (arXiv 2405.11616) reads across views;
   "alternate" is rows in even layers and columns in odd ones.
 - The scores are those of one head at a time, N (height + width). At 16,384 tokens, 8 heads of 64,
-  one core: .23 s of processor time; .50 s with all heads at once, 4.5 s dense.
+  one core: .27 s of processor time, 4.5 s dense; all heads at once take twice as long.
 """
 
 import math
