@@ -11,7 +11,7 @@
   stands for: log n is added to its score. A partial cell counts the tokens there are, and its sums
   are divided by their share of the kernel's places, so that they too start as means. The window's
   own tokens stay in their cells and count twice: taking them off would need weights by query and
-  cell, which the kernels do not have, for little (docs/LOG.md, 2026-11-29).
+  cell, which the kernels do not have, for .3 of 3.4 % on the FLUX (docs/LOG.md, 2026-11-29).
 - proportional multiplies the scale by sqrt(log(tokens) / log(training tokens)), text included, and
   with pooled keys sqrt(log(10 tokens) / ...), as released. Training tokens are option `trained`,
   else what the model's config says (`LayerShape.trained`); where neither does, it is refused: with
