@@ -99,7 +99,8 @@ def test_the_path_that_is_asked_for_is_the_one_that_runs(form, path, monkeypatch
         )
     with torch.no_grad():
         tiny.run(model, **tiny.inputs(side=4))
-    assert ran == {RUNS[path][FORMS[form][0]]}
+    assert RUNS[path][FORMS[form][0]] in ran
+    assert ran <= set(RUNS[path].values())  # sla reads tiles, and linearly
     assert linattn.describe(model)[0]["backend"] == path
 
 
