@@ -80,7 +80,8 @@ def test_the_map_of_a_token_is_weights_that_sum_to_one(name):
     # neither the pooling kernel nor the sigmoid is normalised
     if name.startswith(("clear-pool", "control-sigmoid")):
         return
-    assert weights.min() >= 0
+    if FORMS[name].build().options.get("order") != 1:  # PISA's first-order term is signed
+        assert weights.min() >= 0
     assert (weights.sum(-1) - 1).abs().max() < 1e-12
 
 

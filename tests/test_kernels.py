@@ -1,9 +1,10 @@
-"""Hold the three kernels, on every path of this machine, to their definitions in float64.
+"""Hold the four kernels, on every path of this machine, to their definitions in float64.
 
 Triton runs in its interpreter where there is no GPU, with tiles of 16. What only hardware can show
 (speed, bf16 products, registers) is in tests/test_kernel_builds.py and `make gpu-check`.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from linattn_kernels import (
     mediator_attention,
     reference,
     small_torch,
+    tile_attention,
+    tile_torch,
     use_backend,
     window_attention,
 )
@@ -36,9 +39,10 @@ NEEDS_TRITON = pytest.mark.skipif(not RUNS, reason="Triton cannot run here")
 # "small" is the PyTorch path for small tensors, "torch" the one for large tensors.
 PATHS = ["small", "torch", pytest.param("triton", marks=NEEDS_TRITON)]
 BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2 if INTERPRETED else 8e-3}
-LINEAR, WINDOW, MEDIATOR = (
+LINEAR, WINDOW, TILE, MEDIATOR = (
     reference.linear_attention,
     reference.window_attention,
+    reference.tile_attention,
     reference.mediator_attention,
 )
 
@@ -510,18 +514,102 @@ def test_mediators_pooled_from_queries_get_both_gradients(path):
     judge(pooled(mediator_attention), pooled(MEDIATOR), qkv(1, 32, 40, 2, 16, 16), path)
 
 
-# All three
+# Tiles
+# ---------------------------------------------------------------------------------------------
+
+
+def kept_tiles(batch, heads, tiles, count, seed=3):
+    """Draw `count` distinct tiles of keys for each tile of queries."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(batch, heads, tiles, tiles, generator=generator)
+    return drawn.topk(min(count, tiles)).indices.to(DEVICE)
+
+
+LARGE = ["torch", pytest.param("triton", marks=NEEDS_TRITON)]  # tiles have no path for small calls
+TILES = [(1, 1, 4, 1), (5, 7, 2, 3), (4, 4, 4, 1), (9, 5, 3, 2), (6, 5, 5, 1)]
+READINGS = {
+    "kept": {"return_lse": True},
+    "means": {"means": True, "return_lse": True, "return_share": True},
+    "threshold": {"means": True, "threshold": 0.3, "return_share": True},
+}
+
+
+@pytest.mark.parametrize("path", LARGE)
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS)
+@pytest.mark.parametrize("text", [0, 3])
+@pytest.mark.parametrize("picture", TILES, ids=lambda picture: "x".join(map(str, picture)))
+def test_tile_sizes(picture, text, reading, path):
+    height, width, tile, count = picture
+    tokens, tiles = text + height * width, -(-height // tile) * -(-width // tile)
+    options = {"height": height, "width": width, "tile": tile, "text": text, **reading}
+    kept = kept_tiles(1, 1, tiles, count)
+    judge(
+        lambda *t: tile_attention(*t, kept, **options),
+        lambda *t: TILE(*t, kept, **options),
+        qkv(1, tokens, tokens, 1, 16, 16),
+        path,
+    )
+
+
+@pytest.mark.parametrize("path", LARGE)
+def test_tiles_of_several_heads_and_wider_values(path):
+    options = {"height": 4, "width": 6, "tile": 2, "text": 2, "scale": -0.3, "means": True}
+    kept = kept_tiles(2, 3, 6, 2)
+    judge(
+        lambda *t: tile_attention(*t, kept, **options),
+        lambda *t: TILE(*t, kept, **options),
+        qkv(2, 26, 26, 3, 8, 24),
+        path,
+    )
+
+
+@pytest.mark.parametrize("gathered", [1, 600, 1 << 17], ids=["tile", "tiles", "heads"])
+def test_pieces_of_tiles_of_any_size_are_the_same(gathered, monkeypatch):
+    monkeypatch.setattr(tile_torch, "GATHERED", gathered)
+    options = {"height": 5, "width": 6, "tile": 2, "text": 1, "means": True}
+    kept = kept_tiles(2, 3, 9, 4)
+    judge(
+        lambda *t: tile_attention(*t, kept, **options),
+        lambda *t: TILE(*t, kept, **options),
+        qkv(2, 31, 31, 3, 8, 8),
+        "torch",
+    )
+
+
+@pytest.mark.parametrize("path", [*LARGE, "reference"])
+def test_all_tiles_kept_are_dense(path):
+    q, k, v = qkv(1, 2 + 20, 22, 2, 16, 16)
+    kept = torch.arange(6, device=DEVICE).expand(1, 2, 6, 6)
+    with taking(path):
+        out, share = tile_attention(
+            q, k, v, kept, height=5, width=4, tile=2, text=2, means=True, return_share=True
+        )
+    dense = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in (q, k, v)))
+    torch.testing.assert_close(out, dense.transpose(1, 2), rtol=1e-5, atol=1e-6)
+    assert not share.any()
+
+
+# All four
 # ---------------------------------------------------------------------------------------------
 
 PICTURE = {"height": 5, "width": 4, "radius": 2, "text": 2}
+
+
+def in_tiles(q):
+    kept = torch.tensor([4, 1], device=q.device).expand(q.shape[0], q.shape[2], 6, 2)
+    return {"kept": kept, "height": 5, "width": 4, "tile": 2, "text": 2, "means": True}
+
+
 CALLS = {
     "linear": lambda q, k, v: linear_attention(q, k, v, eps=0.1),
     "window": lambda q, k, v: window_attention(q, k, v, **PICTURE),
+    "tile": lambda q, k, v: tile_attention(q, k, v, **in_tiles(q)),
     "mediator": lambda q, k, v: mediator_attention(q, k, v, q[:, :4]),
 }
 DEFINITIONS = {
     "linear": lambda q, k, v: LINEAR(q, k, v, eps=0.1),
     "window": lambda q, k, v: WINDOW(q, k, v, **PICTURE),
+    "tile": lambda q, k, v: TILE(q, k, v, **in_tiles(q)),
     "mediator": lambda q, k, v: MEDIATOR(q, k, v, q[:, :4]),
 }
 for_every_kernel = pytest.mark.parametrize("kernel", CALLS)
@@ -823,10 +911,11 @@ def test_autocast(kernel):
 
 @pytest.mark.parametrize("path", PATHS[1:])
 def test_operations_pass_opcheck(path):
-    from linattn_kernels import linear, mediator, window
+    from linattn_kernels import linear, mediator, tile, window
 
     q, k, v = (tensor.requires_grad_() for tensor in qkv(1, 22, 22, 1, 16, 16))
     values, keys = tensors((1, 1, 16, 16), (1, 1, 16))
+    kept = kept_tiles(1, 1, 6, 2)
     calls = [
         (linear._state, (k, v, None, None, "elu1", 0.0, path)),
         (
@@ -836,6 +925,8 @@ def test_operations_pass_opcheck(path):
         (linear._read, (q, None, values, keys.abs(), "elu1", 0.0, 0.1, True, path)),
         (window._window, (q, k, v, None, None, 5, 4, 2.0, 2, "disc", 0.25, True, path)),
         (window._window, (q, k, v, k[:, :3], v[:, :3], 11, 2, 2.0, 0, "square", 0.25, False, path)),
+        (tile._tile, (q, k, v, k[:, :6], v[:, :6], kept, 5, 4, 2, 2, 0.25, -1.0, True, path)),
+        (tile._tile, (q, k, v, None, None, kept, 5, 4, 2, 2, 0.25, -math.inf, False, path)),
     ]
     if path == "triton":
         calls.append((mediator._gather, (q[:, :4], k, v, None, 0.25)))
@@ -976,7 +1067,7 @@ def test_heads_wider_than_the_kernels_run_in_pytorch(monkeypatch):
     chosen = linattn_kernels.backend(on_a_gpu, "window")
     assert chosen.path == "torch"
     assert "heads of 192 are wider than the kernels' 160" in chosen.reason
-    with pytest.raises(ValueError, match=r"'windows'.*linear, window, mediator"):
+    with pytest.raises(ValueError, match=r"'windows'.*linear, window, tile, mediator"):
         linattn_kernels.backend(on_a_gpu, "windows")
 
 
@@ -1003,6 +1094,13 @@ def state_of(value_dim=16, count=None, dtype=torch.float32, device="cpu"):
     count = torch.ones(1, dtype=dtype, device=device) if count is None else count
     like = {"dtype": dtype, "device": device}
     return State(torch.zeros(1, 2, 16, value_dim, **like), torch.zeros(1, 2, 16, **like), count)
+
+
+def in_one_tile(q, kept, **changes):
+    """Read a picture of one tile, with one thing wrong."""
+    kept = torch.tensor(kept).expand(1, 2, -1, -1)
+    options = {"height": 2, "width": 3, "tile": 4, **changes}
+    return tile_attention(q, q, q, kept, **options)
 
 
 @pytest.mark.parametrize(
@@ -1079,6 +1177,14 @@ def state_of(value_dim=16, count=None, dtype=torch.float32, device="cpu"):
             lambda q: window_attention(q, q, q, height=2, width=3, radius=2, shape="disk"),
             "did you mean 'disc'",
         ),
+        (lambda q: in_one_tile(q, [[0]], tile=0), "tile is 0; .* 1 token"),
+        (lambda q: in_one_tile(q, [[0]], height=2.0), "height is 2.0"),
+        (lambda q: in_one_tile(q, [[0.0]]), "kept is torch.float32; .*torch.int64"),
+        (lambda q: in_one_tile(q, [[0], [0]]), r"kept is \(1, 2, 2, 1\); .*\(1, 2, 1, count\)"),
+        (lambda q: in_one_tile(q, [[0, 0]]), "kept has 2 tiles .*; from 1 to 1"),
+        (lambda q: in_one_tile(q, [[-1]]), "numbers from -1 to -1; tiles are 0 to 0"),
+        (lambda q: in_one_tile(q, [[0]], threshold=0), "threshold is 0; .*above 0, up to 1"),
+        (lambda q: in_one_tile(q, [[0]], return_share=True), "return_share .* pass means=True"),
         (lambda q: mediator_attention(q, q, q, q[:, :0]), "0 mediators read 6 keys"),
         (
             lambda q: mediator_attention(q, q, q, q[:, :3], bias_in=torch.zeros(4, 6)),
@@ -1120,6 +1226,9 @@ def test_no_scores_are_written_where_values_and_heads_differ_in_width(kernel):
     calls = {
         "linear": linear_attention,
         "window": lambda q, k, v: window_attention(q, k, v, height=16, width=16, radius=9),
+        "tile": lambda q, k, v: tile_attention(
+            q, k, v, kept_tiles(16, 4, 16, 4), height=16, width=16, tile=4, means=True
+        ),
         "mediator": lambda q, k, v: mediator_attention(q, k, v, q[:, :200]),
     }
 
