@@ -230,7 +230,7 @@ def test_the_minutes_that_the_readme_promises_are_those_of_params():
 
 def test_as_many_ideas_as_the_readme_says():
     published = [operator for operator in OPERATORS.values() if "arXiv" in operator.paper]
-    words = {5: "five"}
+    words = {14: "fourteen"}
     assert f"{words[len(published)]} published ideas" in prose("README.md")
 
 
