@@ -357,7 +357,8 @@ def accept() -> int:
 
     The recorded outs stay. dvc commit needs all outs of a stage in the workspace; this needs
     nothing but the clone. A stage that never ran has nothing to keep and stays new. A stage with
-    other parameters, data or another command stays stale, since those do alter results.
+    other parameters, data or another command stays stale, since those do alter results. What it
+    had no dependency on until now is recorded, data too: its results were made without.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo, lock_repo
@@ -388,8 +389,9 @@ def _has_run(stage: Any) -> bool:
 
 
 def _renew(stage: Any) -> bool:
-    """Record a stage's code, and say whether dvc.lock held other code."""
-    code = [dep for dep in stage.deps if str(dep).startswith(CODE) and not hasattr(dep, "params")]
+    """Record a stage's code and its new dependencies, and say whether dvc.lock held others."""
+    files = [dep for dep in stage.deps if not hasattr(dep, "params")]
+    code = [dep for dep in files if str(dep).startswith(CODE) or not dep.hash_info]
     before = [dep.hash_info for dep in code]
     for dep in code:
         dep.save()
