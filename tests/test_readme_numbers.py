@@ -20,7 +20,15 @@ PAGES = (
     *(
         f"docs/{name}.md"
         for name in (
-            *("families", "kernels", "layout", "library", "limits", "my-student-does-not-learn"),
+            *(
+                "families",
+                "kernels",
+                "layout",
+                "library",
+                "limits",
+                "plan",
+                "my-student-does-not-learn",
+            ),
             *(
                 "operators",
                 "protocol",
