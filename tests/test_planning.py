@@ -14,7 +14,6 @@ from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import predictions
 from linattn.planning import (
     candidates,
-    choices,
     costs,
     exchange,
     front,
@@ -339,20 +338,3 @@ def test_an_exchange_keeps_the_budget():
     table = Table(lambda choice: {better: 0, cheaper: 1}.get(choice, 9), costs_of)
     assert exchange.improved(table, cheaper, 0.8) == better
     assert exchange.improved(table, cheaper, 0.7) == cheaper
-
-
-# Choices without losses
-
-
-def test_choices_are_as_many_layers_as_are_wanted():
-    assert {name: choose(2, 6) for name, choose in choices.CHOICES.items()} == {
-        "interleaved": [0, 5],
-        "first": [0, 1],
-        "last": [4, 5],
-    }
-
-
-def test_diagnostics_choose_by_what_the_operator_bets_on():
-    measures = {"share": [0.2, 0.9, 0.5], "rank": [3.0, 1.0, 2.0]}
-    assert choices.by_diagnostics("clear", measures, 2) == [1, 2]
-    assert choices.by_diagnostics("lit", measures, 1) == [1]
