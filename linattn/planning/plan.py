@@ -24,9 +24,10 @@ class Plan:
     cost: float  # of softmax's in all layers
     loss: float  # the layers' losses, added up
     error: float  # of the prediction, measured with these layers
+    # as an entry of params.yaml has them, so that `converted` takes a plan for a student
     operator: str = Mixed.name
-    layers: str = "all"
-    initialise: str = "all"
+    layers: str = "all"  # which are converted: `mixed` keeps softmax in some
+    initialise: str = "all"  # every projection stays the teacher's
 
     @property
     def options(self) -> dict[str, Any]:
