@@ -33,6 +33,7 @@ from linattn_kernels import (
     backend,
     linear_attention,
     mediator_attention,
+    tile_attention,
     reference,
     use_backend,
     window_attention,
@@ -144,6 +145,35 @@ def window_cases(dtype: torch.dtype) -> Iterator[Case]:
     )
 
 
+def kept_tiles(q: Tensor, tiles: int, count: int) -> Tensor:
+    """Draw the tiles that each tile of queries keeps, the same for every precision."""
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.rand(q.shape[0], q.shape[2], tiles, tiles, generator=generator)
+    return drawn.topk(count).indices.to(q.device)
+
+
+def tile_cases(dtype: torch.dtype) -> Iterator[Case]:
+    def case(name: str, dim: int, tile: int, text: int, count: int, **options: Any) -> Case:
+        tiles = -(-17 // tile) * -(-33 // tile)
+        options |= {"height": 17, "width": 33, "tile": tile, "text": text}
+        return (
+            f"tile {name}",
+            lambda q, k, v: tile_attention(q, k, v, kept_tiles(q, tiles, count), **options),
+            lambda q, k, v: reference.tile_attention(
+                q, k, v, kept_tiles(q, tiles, count), **options
+            ),
+            qkv(1, text + 17 * 33, text + 17 * 33, 2, dim, dim, dtype),
+        )
+
+    for tile, text, count in ((1, 0, 7), (4, 0, 1), (4, 20, 45), (8, 77, 3), (16, 1, 2)):
+        yield case(f"side={tile} text={text} kept={count}", 64, tile, text, count, means=True)
+    for dim in HEAD_DIMS:
+        returned = {"return_lse": True, "return_share": True}
+        yield case(f"d={dim}", dim, 8, 20, 3, means=True, **returned)
+    yield case("alone", 64, 4, 20, 9, return_lse=True)
+    yield case("threshold", 64, 4, 20, 9, means=True, threshold=0.05)
+
+
 def mediator_cases(dtype: torch.dtype) -> Iterator[Case]:
     for dim in HEAD_DIMS:
         inputs = qkv(2, 300, 1000, 2, dim, dim, dtype)
@@ -228,6 +258,11 @@ def layout_cases(dtype: torch.dtype) -> Iterator[Case]:
                 q, k, v, height=19, width=20, radius=4, text=20, scale=-0.1
             )
         ),
+        "tile": lambda module: (
+            lambda q, k, v: module.tile_attention(
+                q, k, v, kept_tiles(q, 9, 2), height=19, width=20, tile=8, text=20, means=True
+            )
+        ),
         "mediator": lambda module: (
             lambda q, k, v: module.mediator_attention(q, k, v, q[:, ::40] + k[:, ::40], scale=-0.1)
         ),
@@ -244,6 +279,7 @@ def layout_cases(dtype: torch.dtype) -> Iterator[Case]:
 CASES = {
     "linear": linear_cases,
     "window": window_cases,
+    "tile": tile_cases,
     "mediator": mediator_cases,
     "layout": layout_cases,
 }
@@ -340,6 +376,12 @@ def calls() -> dict[str, tuple[Callable, list[Tensor]]]:
         "linear": (linear_attention, inputs),
         "window": (
             lambda q, k, v: window_attention(q, k, v, height=64, width=64, radius=8),
+            inputs,
+        ),
+        "tile": (
+            lambda q, k, v: tile_attention(
+                q, k, v, kept_tiles(q, 64, 8), height=64, width=64, tile=8, means=True
+            ),
             inputs,
         ),
         "mediator": (lambda q, k, v: mediator_attention(q, k, v, q[:, ::64]), inputs),
