@@ -33,8 +33,8 @@ from linattn_kernels import (
     backend,
     linear_attention,
     mediator_attention,
-    tile_attention,
     reference,
+    tile_attention,
     use_backend,
     window_attention,
 )
