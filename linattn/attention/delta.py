@@ -162,8 +162,9 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, step: Tensor, chunk: int) -> Tensor
     tokens = q.shape[1]
     q, k, v, step = (_cut(tensor, chunk) for tensor in (q, k, v, step))
     eye = torch.eye(chunk, dtype=k.dtype, device=k.device)
-    triangle = eye + (step * k @ k.mT).tril(-1)  # (batch, heads, chunks, chunk, chunk)
-    inverse = torch.linalg.solve_triangular(triangle, eye, upper=False, unitriangular=True)
+    # (batch, heads, chunks, chunk, chunk); only what is below the diagonal is read
+    overlap = step * k @ k.mT
+    inverse = torch.linalg.solve_triangular(overlap, eye, upper=False, unitriangular=True)
     states, written = _handed_on(k, inverse @ (step * v), inverse @ (step * k))
     out = q @ states + (q @ k.mT).tril() @ written  # (batch, heads, chunks, chunk, head_dim)
     return out.flatten(2, 3)[:, :, :tokens].transpose(1, 2)
