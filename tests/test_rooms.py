@@ -41,7 +41,7 @@ FLOORS = (
     ("prompts", "memory", "parts"),
     ("source", "roles"),
     ("students", "evaluation", "notebooks", "scorers"),
-    ("report", "hours", "planning"),
+    ("report", "hours", "planning", "drafts"),
     ("advise",),
     ("linattn", "explore", "passages", "pipeline", "testing"),
     ("studies", "publish", "row", "rehearse"),

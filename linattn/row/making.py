@@ -8,9 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from linattn import project, sealed, students
-from linattn.evaluation import evaluation
-from linattn.evaluation.bench import Bench
+from linattn import drafts, project, sealed
 from linattn.files import whole_folder
 from linattn.report import contributed, sheet
 from linattn.row.request import Request
@@ -27,10 +25,7 @@ def make(request: Request) -> dict[str, Any]:
     name, settings = request.name, request.settings
     key = f"row-{request.role}-{name}"
     draft = project.scratch(key, identity=request.identity, code=project.code())
-    with project.writing_to(draft):
-        if not project.run_result(f"{name}.distill", write=True).exists():
-            students.make_of(settings, name, operator_file=request.source.digest)
-        result = evaluation.evaluate_student(Bench(settings, request.role), name)
+    result = drafts.make(settings, name, draft, operator_file=request.source.digest)
     result = {**result, "identity": request.identity, "file": described(request)}
     write(request, draft, result)
     shutil.rmtree(draft)

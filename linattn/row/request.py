@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from linattn import digests, params, project
+from linattn import drafts, params, project
 from linattn.attention import OPERATORS
 from linattn.names import known
 from linattn.params.schema import STUDENT_KEYS
@@ -41,17 +41,7 @@ class Request:
     @property
     def identity(self) -> str:
         """Digest what the row depends on, this repository's code aside."""
-        settings = self.settings
-        return digests.of_settings(
-            {
-                "operator": self.source.digest,
-                "student": dataclasses.asdict(self.student),
-                "teacher": settings.teacher(self.role).source,
-                "sample": dataclasses.asdict(settings.sample),
-                "distill": dataclasses.asdict(settings.distill),
-                "evaluate": dataclasses.asdict(settings.evaluate),
-            }
-        )
+        return drafts.identity(self.settings, self.name, operator=self.source.digest)
 
 
 def requested(
