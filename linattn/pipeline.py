@@ -210,7 +210,11 @@ def study(name: str) -> int:
     """Run a study of studies/<name>; its result lies in reports/local, beside the published one."""
     names = sorted(path.parent.name for path in (project.ROOT / "studies").glob("*/dvc.yaml"))
     folder = f"studies/{known(name, names, 'study')}"
-    with running(f"make study STUDY={name}"), naming_what_changed(f"{folder}/dvc.lock"):
+    with (
+        running(f"make study STUDY={name}"),
+        naming_what_changed("dvc.lock"),  # of samples and references that the study reads
+        naming_what_changed(f"{folder}/dvc.lock"),
+    ):
         return dvc("repro", f"{folder}/dvc.yaml")
 
 

@@ -16,6 +16,7 @@ MADE_AGAIN = (
     "reports/local/results/clear.json",
     "reports/local/students/clear/linattn.safetensors",
     "data/samples/class/shard-00000.safetensors",
+    "data/operators/pisa/row.json",
     "linattn/__pycache__/x.pyc",
     ".scratch/notebooks/draft.ipynb",
     ".scratch/rehearse/flux/model.safetensors",

@@ -17,7 +17,11 @@ from pathlib import Path
 from linattn import project
 from linattn.report.markup import harmless, slug
 
-STUDIES = {"plugins": "linattn.studies.plugins.report", "resolution": "linattn.studies.resolution"}
+STUDIES = {
+    "operators": "linattn.studies.operators.report",
+    "plugins": "linattn.studies.plugins.report",
+    "resolution": "linattn.studies.resolution",
+}
 
 
 @dataclass(frozen=True)
