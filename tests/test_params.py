@@ -12,6 +12,7 @@ from linattn.distillation.objectives import PRESETS
 from linattn.distillation.optimizers import OPTIMIZERS
 from linattn.distillation.schedules import SCHEDULES
 from linattn.distillation.settings import DTYPES, Settings
+from linattn.studies.operators.settings import load as load_study
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,15 @@ def test_every_profile_of_the_repository_is_valid(profile):
 
 def test_the_protocol_has_both_controls_and_the_four_methods():
     students = params.load().students
-    assert {student.operator for student in students.values()} == set(attention.OPERATORS)
+    methods = {"softmax", "clear", "linfusion", "mediator", "lit"}
+    assert {student.operator for student in students.values()} == methods
     assert students["softmax"].options == {}
     assert students["softmax-conv"].options["conv"] == students["mediator"].options["conv"]
+
+
+def test_every_operator_is_a_student_of_the_protocol_or_of_the_study_of_operators():
+    students = load_study().params.students
+    assert {student.operator for student in students.values()} == set(attention.OPERATORS)
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])

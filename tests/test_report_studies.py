@@ -86,7 +86,7 @@ def test_the_results_in_git_are_shown(monkeypatch):
     sections = studies.read()
     assert [section.body for section in sections if 'class="failure"' in section.body] == []
     anchors = [section.anchor for section in sections]
-    for name in studies.STUDIES:
+    for name in (name for name in studies.STUDIES if project.study(f"{name}.json").exists()):
         assert any(anchor.startswith(f"study-{name}-") for anchor in anchors), name
 
 

@@ -9,8 +9,11 @@ from pathlib import PurePosixPath
 import nbformat
 import pytest
 from ruamel.yaml import YAML
+from test_repository import CARRIERS as CARRYING_VALUES, paths, used
 
 from linattn import notebooks, project
+from linattn.attention import OPERATORS
+from linattn.studies.operators import settings
 from linattn.studies.plugins.settings import PLUGINS
 
 ROOT = project.ROOT
@@ -137,6 +140,41 @@ def test_the_study_of_sizes_lists_the_modules_it_uses_and_no_others():
     assert listed - operators - wanted == set(), "deps that the stage does not use"
 
 
+def test_a_student_of_the_operators_lists_the_modules_it_uses_and_no_others():
+    """It is a stage that distils and evaluates, and is held to what those of the pipeline are."""
+    deps = stages("operators")["student"]["deps"]
+    listed = {dep for dep in deps if dep.startswith("linattn/")}
+    operators = {path for path in listed if "/attention/" in path}
+    needed = paths(used(deps[0], CARRYING_VALUES | {"studies.operators.settings"}))
+    assert needed <= listed, "missing deps"
+    assert listed - operators <= needed, "deps that the stage does not use"
+
+
+def test_a_student_of_the_operators_depends_on_its_operator_and_on_what_operators_share():
+    deps = stages("operators")["student"]["deps"]
+    assert "linattn/attention/${item.operator}.py" in deps
+    names = {*OPERATORS, "__init__", "registry"}
+    shared = [path for path in ROOT.glob("linattn/attention/*.py") if path.stem not in names]
+    assert shared
+    assert {path.relative_to(ROOT).as_posix() for path in shared} <= set(deps)
+    mixed = [student for student in study_students() if student.operator == "mixed"]
+    parts = {part["operator"] for student in mixed for part in student.options["parts"]}
+    assert {f"linattn/attention/{operator}.py" for operator in parts} <= set(deps)
+
+
+def study_students():
+    study = settings.load()
+    return [study.params.students[name] for name in study.names]
+
+
+def test_the_operators_study_has_every_teacher_and_its_strongest_five_on_all():
+    by_operator = {}
+    for student in settings.load().params.students.values():
+        by_operator.setdefault(student.operator, set()).add(student.teacher)
+    everywhere = [name for name, roles in by_operator.items() if len(roles) == 3]
+    assert len(everywhere) >= 5
+
+
 def test_each_plugin_is_trained_from_its_own_file():
     stage = yaml("studies/plugins/dvc.yaml")["stages"]["train"]
     files = {name: plugin.__module__.rpartition(".")[2] for name, plugin in PLUGINS.items()}
@@ -170,13 +208,16 @@ def outs_of(study):
 
 def test_no_stage_of_the_pipeline_depends_on_a_study():
     """DVC would run a study whose outs lie inside another pipeline's deps."""
-    outs = [PurePosixPath(path) for path in (*outs_of("plugins"), *outs_of("resolution"))]
+    outs = [
+        PurePosixPath(path)
+        for path in (*outs_of("plugins"), *outs_of("resolution"), *outs_of("operators"))
+    ]
     for name, stage in yaml("dvc.yaml")["stages"].items():
         for dep in stage.get("do", stage).get("deps", []):
             assert not any(out.is_relative_to(dep) for out in outs), (name, dep)
 
 
-@pytest.mark.parametrize("study", ["plugins", "resolution"])
+@pytest.mark.parametrize("study", ["operators", "plugins", "resolution"])
 def test_a_study_names_no_profile_but_the_chosen_one(study):
     assert not re.findall(
         r"profiles\.(?!\$\{profile\})", (ROOT / f"studies/{study}/dvc.yaml").read_text()
@@ -185,7 +226,14 @@ def test_a_study_names_no_profile_but_the_chosen_one(study):
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
-    ("study", "name"), [("plugins", "train"), ("plugins", "measure"), ("resolution", "measure")]
+    ("study", "name"),
+    [
+        ("operators", "student"),
+        ("operators", "collect"),
+        ("plugins", "train"),
+        ("plugins", "measure"),
+        ("resolution", "measure"),
+    ],
 )
 @pytest.mark.parametrize(
     "error", [None, notebooks.Failed("see reports/failed"), ValueError("no notebook")]
@@ -199,18 +247,25 @@ def test_a_command_runs_its_notebook_or_says_why_not(study, name, error, monkeyp
             raise error
 
     monkeypatch.setattr(notebooks, "run", run)
-    _, _, module, *words = stage["cmd"].replace("${key}", "control").split()
+    key = {"operators": "pisa", "plugins": "control"}.get(study, "")
+    _, _, module, *words = stage["cmd"].replace("${key}", key).split()
     monkeypatch.setattr(sys, "argv", [module, *words])
     with pytest.raises(SystemExit) as left:
         runpy.run_module(module, run_name="__main__")
     assert ran[0] == stage["deps"][0]
-    assert ran[1] in [out.replace("${key}", "control") for out in stage["outs"]]
+    assert ran[1] in [out.replace("${key}", key) for out in stage["outs"]]
     message = capsys.readouterr().err
     assert (left.value.code, message.count("\n")) == ((1, 1) if error else (0, 0))
     assert not error or (f"linattn: study {study}, " in message and str(error) in message)
 
 
-@pytest.mark.parametrize("name", ["plugins/plugins", "plugins/train", "resolution/resolution"])
+NOTEBOOKS = (
+    *("operators/operators", "operators/student", "plugins/plugins", "plugins/train"),
+    "resolution/resolution",
+)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_are_stripped_and_take_names_alone(name, committed):
     path = committed / "studies" / f"{name}.ipynb"
     assert "numbers" in notebooks.declared(path)

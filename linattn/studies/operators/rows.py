@@ -10,8 +10,7 @@ from typing import Any
 
 from linattn import project
 from linattn.report import budget, studyparts
-from linattn.studies.operators.settings import RESULT, Settings, folder, load
-from linattn.studies.operators.student import ROW, RUN
+from linattn.studies.operators.settings import RESULT, ROW, RUN, Settings, folder, load
 
 Row = dict[str, Any]
 KEPT = ("student", "operator", "options", "control", "seeds", "failure", "by_noise")
@@ -28,7 +27,8 @@ def collect(settings: Settings | None = None) -> dict[str, Any]:
         if rows := own(settings, role):
             rows |= published(settings, role)
             teachers[role] = compared(role, rows)
-            runs |= {name: run_of(settings, name) for name in rows}
+            shown = [row["student"] for row in teachers[role]["rows"]]
+            runs |= {name: run_of(settings, name) for name in shown}
     result = {"profile": settings.params.profile, "teachers": teachers}
     run = {"facts": project.facts(), "rows": runs}
     project.write_json(studyparts.run_file("operators", write=True), run)

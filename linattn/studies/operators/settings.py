@@ -10,6 +10,7 @@ from linattn.names import known
 
 PARAMS = "studies/operators/params.yaml"
 RESULT = "operators.json"
+ROW, RUN, WEIGHTS, PICTURES = "row.json", "run.json", "student", "pictures.safetensors"
 
 
 @dataclass(frozen=True)

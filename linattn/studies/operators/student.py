@@ -18,10 +18,17 @@ from linattn.evaluation import evaluation, rows
 from linattn.evaluation.bench import Bench
 from linattn.files import whole_folder
 from linattn.names import known
-from linattn.studies.operators.settings import Settings, folder, load
+from linattn.studies.operators.settings import (
+    PICTURES,
+    ROW,
+    RUN,
+    WEIGHTS,
+    Settings,
+    folder,
+    load,
+)
 from linattn.surgery.conversion import converted
 
-ROW, RUN, WEIGHTS, PICTURES = "row.json", "run.json", "student", "pictures.safetensors"
 # Of a student's numbers; any other error is one of the code, and ends the study.
 FAILURES = (ArithmeticError, torch.linalg.LinAlgError)
 
@@ -53,8 +60,7 @@ def untrained(bench: Bench, name: str) -> dict[str, Any]:
     model = before(bench, name)
     if model is None or surgery.new_parameters(model):
         return {}
-    trained_like = evaluation.measure_trained(bench, model, f"{name}, untrained")
-    measures = trained_like.measures
+    measures = evaluation.measure_trained(bench, model, f"{name}, untrained").measures
     return {"untrained": {key: rows.plain(measure) for key, measure in measures.items()}}
 
 
