@@ -25,15 +25,17 @@ def quality_cost(
     markers: Mapping[str, str] | None = None,
     line: Sequence[Mapping[str, Any]] = (),
     line_name: str = "",
+    height: float = 3.9,
 ) -> Picture:
     """Draw points {name, x, y, low?, high?, look?}; those without a look are grey references.
 
-    `markers` maps the names of a legend to markers, where these mean something. `line` has points
-    of one thing, which a line joins. A logarithmic axis shows no point at 0 or below; the alt text
-    names those that are left out.
+    `height` is in inches: many points need room for their names. `markers` maps the names of a
+    legend to markers, where these mean something. `line` has points of one thing, which a line
+    joins. A logarithmic axis shows no point at 0 or below; the alt text names those that are left
+    out.
     """
     points, line, missing = _on_axes(points, line, ["x"] * log + ["y"] * log_y)
-    figure, axis = new_figure(height=3.9)
+    figure, axis = new_figure(height=height)
     if line:
         ends = [point["x"] for point in line], [point["y"] for point in line]
         axis.plot(*ends, color=SOFT, lw=1.2, ls="--", label=line_name, zorder=2)

@@ -2,6 +2,7 @@
 student is nearest to the teacher at which noise.
 """
 
+import dataclasses
 import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ HEADS = (
 )
 NEAREST = 3  # students of each noise level that the last figure shows
 UNTRAINED = "untrained"
+ERROR = "error, % of the teacher's square"
+INCHES = 0.1  # of the first figure's height for each name in it
 
 
 def sections(file: Callable[[str], Path] | None = None) -> list[tuple[str, str]]:
@@ -167,18 +170,20 @@ def _share(teacher: Row, row: Row) -> float | None:
 def cost_figure(teacher: Row) -> Picture:
     """Draw the error of every student against what its attention multiplies.
 
-    Students before training are grey.
+    A student before training has the colour of its operator, and a star.
     """
     rows = trained(teacher)
-    styles = looks({row["student"]: row["operator"] for row in rows})
+    styles = looks({row["student"]: row["operator"] for row in teacher["rows"]})
     points = []
     for row in rows:
         name, cost = row["student"], {"x": _share(teacher, row)}
         points.append({"name": name, **cost, **_point(row["quality"]), "look": styles[name]})
         if UNTRAINED in row:
-            points.append({"name": f"{name}, {UNTRAINED}", **cost, **_point(row[UNTRAINED])})
-    x = "multiply-accumulates of attention, % of softmax's"
-    return figures.quality_cost(points, x=x, y="error, % of the teacher's square", log_y=True)
+            star = {"look": dataclasses.replace(styles[name], marker="*", hollow=True)}
+            point = {"name": f"{name}, {UNTRAINED}", **cost, **_point(row[UNTRAINED])}
+            points.append(point | star)
+    axes = {"x": "multiply-accumulates of attention, % of softmax's", "y": ERROR, "log_y": True}
+    return figures.quality_cost(points, **axes, height=3 + INCHES * len(points))
 
 
 def _point(quality: Row) -> dict[str, Any]:
@@ -208,7 +213,7 @@ def noise_figure(teacher: Row) -> Picture:
             [dict(errors)[name]["value"] / errors[0][1]["value"] for errors in ranked.values()]
         )
     levels = [f"{level:g}" for level in ranked]
-    title = "error over the least error at that noise: 1 is nearest"
+    title = "error over the least at that noise"
     return figures.heatmap(times, rows=names, columns=levels, title=title, x="noise", y="student")
 
 

@@ -25,8 +25,7 @@ def collect(settings: Settings | None = None) -> dict[str, Any]:
     teachers, runs = {}, {}
     for role in settings.params.teachers:
         if rows := own(settings, role):
-            rows |= published(settings, role)
-            teachers[role] = compared(role, rows)
+            teachers[role] = compared(role, rows, published(settings, role))
             shown = [row["student"] for row in teachers[role]["rows"]]
             runs |= {name: run_of(settings, name) for name in shown}
     result = {"profile": settings.params.profile, "teachers": teachers}
@@ -56,15 +55,16 @@ def run_of(settings: Settings, name: str) -> Row:
     return {key: run.get(key) for key in ("facts", "seconds")}
 
 
-def compared(role: str, rows: Mapping[str, Row]) -> Row:
+def compared(role: str, own: Mapping[str, Row], published: Mapping[str, Row]) -> Row:
     """Return what the report shows of a teacher: rows of one protocol, and what softmax costs.
 
     Args:
         role: the teacher's.
-        rows: by name, the study's own first.
+        own: the study's rows by name, of which the first that did not fail names the protocol.
+        published: those of params.yaml's students.
     """
-    protocol = next((row for row in rows.values() if "failure" not in row), {})
-    alike = {name: row for name, row in rows.items() if is_alike(row, protocol)}
+    protocol = next((row for row in own.values() if "failure" not in row), {})
+    alike = [name for name, row in published.items() if is_alike(row, protocol)]
     teacher = project.read_json(project.published(f"results/{project.teacher_row(role)}.json"))
     return {
         "folder": teacher["folder"],
@@ -72,17 +72,15 @@ def compared(role: str, rows: Mapping[str, Row]) -> Row:
         "training": {key: protocol.get("training", {}).get(key) for key in budget.TRAINED},
         "seeds": protocol.get("seeds"),
         "softmax_macs": teacher["cost"]["core_macs"],
-        "rows": [kept(row) for row in alike.values()],
-        "left_out": [name for name in rows if name not in alike],
+        "rows": [*(kept(published[name]) for name in alike), *map(kept, own.values())],
+        "left_out": [name for name in published if name not in alike],
     }
 
 
 def is_alike(row: Row, protocol: Row) -> bool:
-    """Say whether a row was trained and evaluated as another; one that failed has no budget."""
-    if "failure" in row:
-        return True
+    """Say whether a row was trained and evaluated as another."""
     same_budget = budget.training_of(row) == budget.training_of(protocol)
-    return same_budget and row["pictures"] == protocol["pictures"]
+    return same_budget and row["pictures"] == protocol.get("pictures")
 
 
 def kept(row: Row) -> Row:
