@@ -30,7 +30,7 @@ def test_each_picture_of_a_batch_gets_the_part_that_holds_at_its_noise(grid):
     operator, noise = shaken(mixed(NOISE)), torch.tensor(LEVELS)
     q, k, v = tensors(grid, batch=len(LEVELS))
     out = operator.mix(q, k, v, grid, noise=noise)
-    assert (out - operator.definition(q, k, v, grid, noise)).abs().max() < 1e-9
+    assert (out - operator.definition(q, k, v, grid, noise=noise)).abs().max() < 1e-9
     by_name = {part.name: part for part in operator.parts}
     for picture, name in enumerate(HOLD):
         alone = (tensor[picture : picture + 1] for tensor in (q, k, v))
