@@ -38,6 +38,26 @@ def test_each_picture_of_a_batch_gets_the_part_that_holds_at_its_noise(grid):
         assert (out[picture : picture + 1] - judge).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("name", ["delta", "sla", "ttt"])
+def test_a_part_that_reads_hidden_states_or_has_no_map_is_its_own_definition(name):
+    operator, grid = shaken(mixed([{"operator": name}])), Grid(5, 3, 3)
+    q, k, v = tensors(grid)
+    x = torch.linspace(-1, 1, grid.tokens * SHAPE.width, dtype=v.dtype).view(grid.tokens, -1)
+    x = x.expand(len(v), -1, -1)
+    judge = operator.parts[0].definition(q, k, v, grid, x)
+    assert (operator.definition(q, k, v, grid, x) - judge).abs().max() < 1e-9
+    assert (operator.mix(q, k, v, grid, x) - judge).abs().max() < 1e-9
+
+
+def test_the_map_of_a_part_that_reads_hidden_states_is_that_of_the_part():
+    operator, grid = shaken(mixed([{"operator": "delta"}])), Grid(2, 3, 1)
+    q, k, v = tensors(grid)
+    x = torch.linspace(-1, 1, len(v) * grid.tokens * SHAPE.width, dtype=v.dtype)
+    x = x.view(len(v), grid.tokens, -1)
+    judge = operator.parts[0].attention_map(q, k, grid, x)
+    assert torch.equal(operator.attention_map(q, k, grid, x), judge)
+
+
 @pytest.mark.parametrize(("level", "name"), [*zip(LEVELS, HOLD, strict=True)])
 def test_the_cost_is_that_of_the_part_that_holds(level, name):
     operator, grid = mixed(NOISE), Grid(5, 7, 2)

@@ -168,10 +168,17 @@ class Mixed(Operator):
 
     def dense(self, q: Tensor, k: Tensor, grid: Grid, values: Values) -> Tensor:
         part = self.chosen(values)
-        weights = part.attention_map(q, k, grid, position=values.position)
+        weights = part.attention_map(q, k, grid, values.x, position=values.position)
         # Maps of one batch have the teacher's heads, of which one of LiT's stands for several.
         heads = part.head_dim // self.shape.head_dim if len(self.parts) > 1 else 1
         return weights.repeat_interleave(heads, 1)  # (batch, heads, tokens, tokens)
+
+    def defined(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
+    ) -> Tensor:
+        part = self.chosen(values)
+        options = part.values.replace({"position": values.position, "x": x})
+        return part.defined(q, k, v, grid, x, options)
 
     def local(self, v: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
         def of_part(values: Values, v: Tensor) -> Tensor:
