@@ -10,6 +10,7 @@ import linattn
 from linattn import families
 from linattn.attention import create
 from linattn.attention.grid import Grid
+from linattn.attention.mixed import shifts
 from linattn.testing import models
 
 LIT = {"operator": "lit", "options": {"heads": 2, "eps": 0.1}}
@@ -56,6 +57,33 @@ def test_the_map_of_a_part_that_reads_hidden_states_is_that_of_the_part():
     x = x.view(len(v), grid.tokens, -1)
     judge = operator.parts[0].attention_map(q, k, grid, x)
     assert torch.equal(operator.attention_map(q, k, grid, x), judge)
+
+
+@grids
+@pytest.mark.parametrize("name", ["delta", "ttt"])  # reads the hidden states; has no map
+def test_a_part_is_defined_as_its_operator_is(name, grid):
+    operator = shaken(mixed([{"operator": name, "until": 0.5}, DISC]))
+    q, k, v = tensors(grid, batch=2)
+    x, noise = torch.randn(2, grid.tokens, SHAPE.width).to(q), torch.tensor([0.9, 0.1])
+    judge = operator.parts[0].definition(q[:1], k[:1], v[:1], grid, x[:1])
+    out = operator.definition(q, k, v, grid, x, noise)
+    assert torch.equal(out[:1], judge)
+    assert (operator.mix(q, k, v, grid, x, noise) - out).abs().max() < 1e-9
+
+
+def test_parts_of_which_one_has_no_map_have_none():
+    operator, (q, k, _) = mixed([{"operator": "ttt", "until": 0.5}, DISC]), tensors(Grid(2, 3))
+    with pytest.raises(ValueError, match="ttt has no attention map"):
+        operator.require_map()
+    with pytest.raises(ValueError, match="ttt has no attention map"):
+        operator.attention_map(q, k, Grid(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("options", "answer"), [({"hidden": 8}, True), ({"hidden": 0}, False)])
+def test_what_shifts_the_inputs_is_known_in_any_precision(dtype, options, answer):
+    operator = shaken(create("linfusion", SHAPE, **options)).to(dtype)
+    assert shifts(operator) is answer
 
 
 @pytest.mark.parametrize(("level", "name"), [*zip(LEVELS, HOLD, strict=True)])

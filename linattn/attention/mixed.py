@@ -177,8 +177,12 @@ class Mixed(Operator):
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
         part = self.chosen(values)
-        options = part.values.replace({"position": values.position, "x": x})
-        return part.defined(q, k, v, grid, x, options)
+        call = {"position": values.position, "x": values.x}
+        return part.defined(q, k, v, grid, x, part.values.replace(call))
+
+    def require_map(self) -> None:
+        for part in self.operators:
+            part.require_map()
 
     def local(self, v: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
         def of_part(values: Values, v: Tensor) -> Tensor:
@@ -213,7 +217,8 @@ def _build(shape: LayerShape, part: Part) -> Operator:
 @torch.no_grad()
 def shifts(operator: Operator) -> bool:
     """Say whether an operator's queries and keys come of other inputs than the layer's."""
-    x = torch.zeros(1, 1, operator.shape.width)
+    weight = next(operator.parameters(), torch.empty(0))
+    x = weight.new_zeros(1, 1, operator.shape.width)
     return any(tensor is not x for tensor in operator.inputs(x, Grid(1, 1)))
 
 
