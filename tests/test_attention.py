@@ -92,6 +92,16 @@ def test_a_pickled_operator_is_the_same(name):
     assert torch.equal(twin.mix(*inputs, grid), operator.mix(*inputs, grid))
 
 
+@forms
+@pytest.mark.parametrize("grid", [Grid(1, 1), Grid(3, 5, 2)], ids=str)
+def test_an_empty_batch_stays_empty(name, grid):
+    inputs = tensors(grid, batch=0, grad=True)
+    out = form(name).mix(*inputs, grid)
+    assert out.shape == inputs[2].shape
+    out.sum().backward()
+    assert inputs[2].grad.shape == out.shape
+
+
 @pytest.mark.parametrize("name", [*OPERATORS, "mediator-full"])
 def test_compiles_whole_with_sizes_left_open(name):
     operator = form(name)

@@ -217,6 +217,8 @@ class Operator(nn.Module):
             position: rotary positions (cos, sin), each (tokens, head_dim).
         """
         self._fits(grid, q, k, v)
+        if v.shape[0] == 0:
+            return v.clone()  # without a picture nothing can be cut into tiles
         dtype = common(q, k, v, least=torch.float32 if self.core_in_float32 else None)
 
         def mixed(values: Values, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None) -> Tensor:
