@@ -23,7 +23,7 @@ from linattn.planning import (
     survey,
 )
 from linattn.planning.front import Item
-from linattn.planning.plan import parts, spans_of
+from linattn.planning.plan import of_survey, parts, spans_of
 from linattn.surgery.conversion import converted
 
 CANDIDATES = {
@@ -105,6 +105,17 @@ def test_a_point_of_the_front_is_what_its_labels_cost_and_lose():
 
 def test_no_layers_cost_nothing():
     assert front.front([]) == [front.Point(0, 0.0)]
+
+
+@pytest.mark.parametrize("layers", [3, 6, 7, 28, 57])
+@pytest.mark.parametrize("share", [1, 0.57, 0.5])
+def test_layers_that_cost_the_whole_budget_keep_it(layers, share):
+    of_layers = [share / layers] * layers
+    costs.require({"mean": of_layers}, share)
+    items = [Item(("mean",), front.units(cost), 0.0) for cost in of_layers]
+    point = front.best(front.front([[item] for item in items]), front.limit(share))
+    assert point.choice == (("mean",),) * layers
+    assert point.cost / front.UNITS == pytest.approx(share)
 
 
 # Ranges and candidates
@@ -225,6 +236,11 @@ def test_a_budget_below_every_plan_is_refused_before_anything_is_measured(teache
         plan(teacher, Drawn(), budget=0.01, candidates=CANDIDATES)
 
 
+def test_a_survey_has_no_plan_below_its_cheapest(measured):
+    with pytest.raises(ValueError, match=r"the cheapest plan costs 0.\d+ .* the budget is 0.010"):
+        of_survey(measured, 0.01)
+
+
 def test_what_makes_a_model_better_loses_nothing(measured, monkeypatch):
     monkeypatch.setattr(losses, "returned", lambda *_: -1.0)
     assert losses.loss(measured.judge, "lit", 1, 0) == 0.0
@@ -317,8 +333,8 @@ class Table:
     def __init__(self, error, costs):
         self.judge, self.total, self.costs = self, error, costs
 
-    def cost(self, choice):
-        return sum(self.costs[label][layer] for layer, (label,) in enumerate(choice))
+    def units(self, choice):
+        return sum(front.units(self.costs[label][layer]) for layer, (label,) in enumerate(choice))
 
 
 def of_pairs(pair):

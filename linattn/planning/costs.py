@@ -15,7 +15,7 @@ from linattn.attention.grid import Grid
 from linattn.evaluation.memory import peak_memory
 from linattn.names import known, short
 from linattn.planning.candidates import SOFTMAX
-from linattn.planning.front import UNITS
+from linattn.planning.front import UNITS, limit, units
 
 Table = dict[str, list[float]]  # by label: a cost for each layer
 
@@ -42,11 +42,11 @@ def table(
 def require(table: Table, budget: float) -> None:
     """Raise ValueError where even the cheapest candidate of every layer costs more."""
     # rounded as the front rounds, layer by layer
-    least = sum(round(UNITS * min(costs)) for costs in zip(*table.values(), strict=True)) / UNITS
-    if least > budget:
+    least = sum(units(min(costs)) for costs in zip(*table.values(), strict=True))
+    if least > limit(budget):
         raise ValueError(
-            f"the cheapest plan costs {least:.3f} of softmax, and the budget is {budget:.3f}: "
-            "raise it, or add a cheaper candidate"
+            f"the cheapest plan costs {least / UNITS:.3f} of softmax, and the budget is "
+            f"{budget:.3f}: raise it, or add a cheaper candidate"
         )
 
 

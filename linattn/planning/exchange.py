@@ -7,7 +7,7 @@ second best of 15 for a disc (docs/LOG.md, 2026-11-29), and one exchange away fr
 import itertools
 from collections.abc import Sequence
 
-from linattn.planning.front import UNITS
+from linattn.planning.front import limit
 from linattn.planning.survey import Survey
 
 Choice = tuple[tuple[str, ...], ...]  # a label for each range of each layer
@@ -27,7 +27,7 @@ def neighbours(measured: Survey, choice: Choice, budget: float) -> list[Choice]:
     """Return the choices with two layers exchanged that keep the budget."""
     pairs = itertools.combinations(range(len(choice)), 2)
     exchanged = [swapped(choice, i, j) for i, j in pairs if choice[i] != choice[j]]
-    return [other for other in exchanged if round(UNITS * measured.cost(other)) <= UNITS * budget]
+    return [other for other in exchanged if measured.units(other) <= limit(budget)]
 
 
 def swapped(choice: Sequence[tuple[str, ...]], i: int, j: int) -> Choice:

@@ -7,10 +7,10 @@ from typing import Any
 from linattn.attention.mixed import Mixed
 from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import LEVELS
-from linattn.planning import ranges
+from linattn.planning import costs, ranges
 from linattn.planning.candidates import SOFTMAX, Candidate, read
 from linattn.planning.exchange import Choice, improved
-from linattn.planning.front import UNITS, best
+from linattn.planning.front import best, limit
 from linattn.planning.survey import Survey, survey
 from linattn.reader import between, checked
 
@@ -97,7 +97,8 @@ def plan(
 
 def of_survey(measured: Survey, budget: float) -> Plan:
     """Return the plan of least loss under a budget, with what exchanges make better."""
-    point = best(measured.front(), budget * UNITS)
+    costs.require(measured.costs, budget)
+    point = best(measured.front(), limit(budget))
     choice = improved(measured, point.choice, budget)
     untils = [span.until for span in measured.judge.ranges]
     return Plan(

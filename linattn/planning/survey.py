@@ -17,7 +17,7 @@ from linattn.distillation.distill import distill
 from linattn.distillation.settings import Settings
 from linattn.planning import costs, front, losses, ranges
 from linattn.planning.candidates import SOFTMAX, Candidate
-from linattn.planning.front import UNITS, Item, Point
+from linattn.planning.front import UNITS, Item, Point, units
 from linattn.planning.judge import Judge
 from linattn.surgery.conversion import converted
 
@@ -51,7 +51,7 @@ class Survey:
     def _cost(self, labels: Sequence[str], layer: int) -> int:
         """Return what a choice costs in units, averaged over the noise."""
         pairs = zip(labels, self.judge.ranges, strict=True)
-        return round(UNITS * sum(span.share * self.costs[label][layer] for label, span in pairs))
+        return units(sum(span.share * self.costs[label][layer] for label, span in pairs))
 
     def _loss(self, labels: Sequence[str], layer: int) -> float:
         return sum(self.losses[label][layer][number] for number, label in enumerate(labels))
@@ -62,7 +62,11 @@ class Survey:
 
     def cost(self, choice: Sequence[Sequence[str]]) -> float:
         """Return what a choice costs as a share of softmax."""
-        return sum(self._cost(labels, layer) for layer, labels in enumerate(choice)) / UNITS
+        return self.units(choice) / UNITS
+
+    def units(self, choice: Sequence[Sequence[str]]) -> int:
+        """Return what a choice costs in units."""
+        return sum(self._cost(labels, layer) for layer, labels in enumerate(choice))
 
     def loss(self, choice: Sequence[Sequence[str]]) -> float:
         """Return the losses of a choice, added up."""
