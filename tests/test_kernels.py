@@ -563,7 +563,7 @@ def test_tiles_of_several_heads_and_wider_values(path):
     )
 
 
-@pytest.mark.parametrize("gathered", [1, 600, 1 << 17], ids=["tile", "tiles", "heads"])
+@pytest.mark.parametrize("gathered", [1, 600, 1 << 18], ids=["tile", "tiles", "heads"])
 def test_pieces_of_tiles_of_any_size_are_the_same(gathered, monkeypatch):
     monkeypatch.setattr(tile_torch, "GATHERED", gathered)
     options = {"height": 5, "width": 6, "tile": 2, "text": 1, "means": True}

@@ -28,13 +28,18 @@ from linattn.attention.grid import Grid
 from linattn.attention.options import Option, Values, share, whole
 from linattn_kernels import tile_attention
 from linattn_kernels.check import MOST_SOFTMAX
-from linattn_kernels.tile import tile_means
+from linattn_kernels.tile import tile_means, tile_sizes
 
 
 def _order(value: object) -> int:
     if isinstance(value, bool) or value not in (0, 1):
         raise ValueError("0 (means alone) or 1 (and the first-order term)")
     return int(cast(int, value))
+
+
+def _outer(k: Tensor, v: Tensor) -> Tensor:
+    """Return the sum of key^T value over tokens, (batch, heads, head_dim, value_dim)."""
+    return k.permute(0, 2, 3, 1) @ v.transpose(1, 2)
 
 
 class Pisa(Operator):
@@ -87,7 +92,7 @@ class Pisa(Operator):
         if values.order == 0:
             return out
         slope = self.slope(k, v, grid, values.tile) * (scale / grid.picture)
-        term = torch.einsum("bihd,bhde->bihe", q.to(slope.dtype), slope)
+        term = (q.to(slope.dtype).transpose(1, 2) @ slope).transpose(1, 2)
         # A text token reads no mean, and its share is 0.
         of_means = of_means.transpose(1, 2).unsqueeze(3)
         return torch.addcmul(out.to(term.dtype), term, of_means).to(out.dtype)
@@ -96,9 +101,10 @@ class Pisa(Operator):
         """Return H, (batch, heads, head_dim, value_dim), in float32 at least."""
         dtype = common(k, v, least=torch.float32)
         k, v = (x[:, grid.text :].to(dtype) for x in (k, v))
-        means = tile_means(k, grid.height, grid.width, tile)
-        centred = k - means[:, self.tiles(grid, tile, k.device)]
-        return torch.einsum("bjhd,bjhe->bhde", centred, v)
+        mean_k, mean_v = (tile_means(x, grid.height, grid.width, tile) for x in (k, v))
+        sizes = tile_sizes(grid.height, grid.width, tile).to(mean_k)[:, None, None]
+        # Of centred keys: the same less what their means give, which saves a copy of all keys.
+        return _outer(k, v) - _outer(mean_k * sizes, mean_v)
 
     def tiles(self, grid: Grid, tile: int, device: torch.device) -> Tensor:
         """Return the number of each picture token's tile, (picture,), counted row by row."""
@@ -142,7 +148,10 @@ class Pisa(Operator):
         return torch.zeros_like(between, dtype=torch.bool).scatter_(3, order[..., :count], True)
 
     def cost(self, grid: Grid, values: Values) -> int:
-        slope = (grid.picture + grid.tokens) * self.shape.head_dim if values.order else 0
+        slope = 0
+        if values.order:
+            keys = grid.picture + routing.tiles(grid, values.tile)
+            slope = (keys + grid.tokens) * self.shape.head_dim
         routed = routing.tiles(grid, values.tile) ** 2
         return (2 * self.pairs(grid, values) + slope + routed) * self.shape.channels
 
