@@ -37,9 +37,8 @@ def make(name: str, settings: Settings | None = None) -> dict[str, Any]:
     """Distil and evaluate a student of the study, write its folder, and return its row."""
     settings = settings or load()
     known(name, settings.names, "student of the study")
-    key = f"operators-{name}"
     identity = drafts.identity(settings.params, name)
-    draft = project.scratch(key, identity=identity, code=project.code())
+    draft = project.scratch(f"operators-{name}", identity=identity, code=project.code())
     row = measured(settings.params, name, draft)
     write(name, draft, row)
     shutil.rmtree(draft)
