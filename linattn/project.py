@@ -180,6 +180,11 @@ def benchmark_row(role: str) -> str:
     return f"benchmark-{role}"
 
 
+def plan_row(role: str) -> str:
+    """Return the name of what a teacher's layers lose, and of the plans that follow."""
+    return f"plan-{role}"
+
+
 def result(name: str, write: bool = False) -> Path:
     """Return the file of quality measured here; its bytes repeat when it is made again."""
     return local(f"results/{name}.json", write)

@@ -78,7 +78,7 @@ def of_teacher(teacher: Teacher, samples: Samples, settings: params.Anatomy) -> 
         "units": {measure: UNITS[measure] for measure in UNITS if measure in tables.measures},
         "teacher": tables.means(),
         "by_head": tables.by_head(),
-        **_layer_names(_grids(teacher, latents, prompts), numbers),
+        **layer_names(_grids(teacher, latents, prompts), numbers),
         **_text_sentence(teacher.model, layers),
     }
 
@@ -114,7 +114,7 @@ class Tables:
         return tables
 
 
-def _layer_names(grids: Sequence[Grid], numbers: Sequence[int]) -> dict[str, list[str]]:
+def layer_names(grids: Sequence[Grid], numbers: Sequence[int]) -> dict[str, list[str]]:
     """Name the numbered layers by their grids, or return nothing where all grids are the same."""
     chosen = [grids[number] for number in numbers]
     if all(grid == chosen[0] for grid in chosen):

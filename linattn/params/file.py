@@ -26,11 +26,12 @@ from linattn.reader import check_keys, mapping, read
 
 TOP = ("profile", "pretrained", "teachers", "teachers_of", "students", "profiles", "operators")
 OPERATOR_LISTS = ("anatomy", "benchmark")
+TEACHER_LISTS = (*OPERATOR_LISTS, "plan")
 HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 REVISION = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
 LONGEST = 255  # bytes of a file's name
-# How the names of the report's other rows begin.
-OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)"
+# How the names of the report's other rows begin. A student may be plan-50: no role is called so.
+OTHER_ROWS = r"(teacher|chance|anatomy|benchmark|index)(-|$)|plan$"
 LONGEST = 80  # characters of a name: file systems take 255 bytes, and files add words to a name
 
 
@@ -73,6 +74,8 @@ def parse(content: Any, profile: str | None = None, file: str = "params.yaml") -
     students = {}
     for name, student in _students(listed, path).items():
         known(student.teacher, {**teachers, **numbers.teachers}, f"{path}.{name}.teacher")
+        if name in map(project.plan_row, {**teachers, **numbers.teachers}):
+            raise _other_row(name, f"{path}.{name}")
         students[name] = _resolved(student, numbers.published, chosen)
     lists = mapping(top["operators"], "operators")
     check_keys(lists, OPERATOR_LISTS, OPERATOR_LISTS, "operators")
@@ -116,11 +119,11 @@ def _check_source(teacher: Teacher, path: str) -> None:
 
 
 def _teachers_of(content: Any, teachers: Mapping[str, Teacher]) -> dict[str, tuple[str, ...]]:
-    """Read the roles for which anatomy and benchmark are run; a list may be empty."""
+    """Read the roles for which a stage of some teachers is run; a list may be empty."""
     entries = mapping(content, "teachers_of")
-    check_keys(entries, OPERATOR_LISTS, OPERATOR_LISTS, "teachers_of")
+    check_keys(entries, TEACHER_LISTS, TEACHER_LISTS, "teachers_of")
     roles = {}
-    for use in OPERATOR_LISTS:
+    for use in TEACHER_LISTS:
         path = f"teachers_of.{use}"
         if not isinstance(entries[use], (list, tuple)):
             raise ValueError(f"{path} is {entries[use]!r}; it must be a list of roles of teachers")
@@ -176,6 +179,8 @@ def _profile(content: Any, common: Mapping[str, Teacher], path: str) -> Profile:
     sections = {}
     for name, section in SECTIONS.items():
         sections[name] = cast(Any, read(section, entry[name], f"{path}.{name}"))
+    labelled = _candidates(sections["plan"].candidates, f"{path}.plan.candidates")
+    sections["plan"] = dataclasses.replace(sections["plan"], candidates=labelled)
     own = _teachers(entry["teachers"], f"{path}.teachers")
     # a profile with students of its own runs none of the others, and needs no other teachers
     teachers = own if "students" in entry else {**common, **own}
@@ -188,6 +193,18 @@ def _profile(content: Any, common: Mapping[str, Teacher], path: str) -> Profile:
         recipe_path = f"{path}.published.{name}"
         published[name] = _published(recipe, sections["distill"], teachers, recipe_path)
     return Profile(teachers=teachers, published=published, **sections)
+
+
+def _candidates(content: Any, path: str) -> dict[str, Student]:
+    """Read the operators that a plan may give to a layer."""
+    entries = _students(content, path)
+    for label, entry in content.items():
+        if kept := [key for key in STUDENT_KEYS if key in entry and key != "operator"]:
+            raise ValueError(
+                f"{path}.{label} has {kept[0]} {short(entry[kept[0]])}; leave it out: a candidate "
+                "has its operator and options alone"
+            )
+    return entries
 
 
 def _published(
@@ -234,10 +251,12 @@ def read_student(name: str, content: Any, path: str) -> Student:
     """
     _check_name(name, path)
     if re.match(OTHER_ROWS, name):
-        raise ValueError(
-            f"{path}: {name!r} is the name of another row of the report; choose another"
-        )
+        raise _other_row(name, path)
     return _student(name, mapping(content, path), path)
+
+
+def _other_row(name: str, path: str) -> ValueError:
+    return ValueError(f"{path}: {name!r} is the name of another row of the report; choose another")
 
 
 def _student(name: str, entry: Mapping[str, Any], path: str) -> Student:

@@ -39,6 +39,11 @@ def check_students(params: Params) -> None:
         for operator in operators.values():
             for shape in shapes[use]:
                 check_operator(operator, *shape, path=f"operators.{use}.{operator.name}")
+    planned = [_known_shape(params.teacher(role)) for role in params.teachers_of["plan"]]
+    for candidate in params.plan.candidates.values():
+        for shape in filter(None, planned):
+            path = f"profiles.{params.profile}.plan.candidates.{candidate.name}"
+            check_operator(candidate, *shape, path=path)
 
 
 def _known_shape(teacher: Teacher) -> tuple[int, int, bool] | None:

@@ -145,6 +145,21 @@ class Benchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Planning:
+    """Say what the layers of a teacher are measured under, and for which budgets it is planned."""
+
+    pictures: int = between(1)  # on which predictions are compared
+    noise: tuple[float, ...] = between(0, 1)  # noise levels at which they are compared
+    # falling noise levels at which a layer may change its operator; none: it keeps one
+    until: tuple[float, ...] = between(0, 1, empty=True, default=())
+    candidates: Plain  # {operator, and its options} by a label; softmax is always among them
+    layerwise_steps: int = between(1)  # that each candidate has before it is measured again
+    budgets: tuple[float, ...] = between(0, 1, different=True)  # shares of softmax's cost
+    batch: int = between(1)  # pictures of one forward
+    seed: int = between(0)  # of new weights, batches and noise
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Say how much the report shows."""
 
@@ -183,6 +198,7 @@ SECTIONS = {
     "distill": Distill,
     "evaluate": Evaluate,
     "benchmark": Benchmark,
+    "plan": Planning,
     "report": Report,
 }
 
@@ -198,6 +214,7 @@ class Profile:
     published: dict[str, Published]  # by operator
     evaluate: Evaluate  # how students are measured
     benchmark: Benchmark  # how attention is timed
+    plan: Planning  # what decides which layer gets which operator
     report: Report  # what the report shows
 
 
@@ -208,7 +225,7 @@ class Params(Profile):
     profile: str  # the profile's name
     students: dict[str, Student]  # by name
     operators: dict[str, dict[str, Student]]  # lists of their own for anatomy and benchmark
-    teachers_of: dict[str, tuple[str, ...]]  # roles for which anatomy and benchmark are run
+    teachers_of: dict[str, tuple[str, ...]]  # roles by the stage that is run for them
 
     def student(self, name: str) -> Student:
         return self.students[known(name, self.students, "student")]
