@@ -42,6 +42,7 @@ STAGES = {
     "distill": Stage("04_distill", "student"),
     "evaluate": Stage("05_evaluate", "student"),
     "benchmark": Stage("06_benchmark", "teacher"),
+    "plan": Stage("08_plan", "teacher"),
     "report": Stage("07_report"),
 }
 # diffusers warns of an annotation that its files do not follow, and transformers of an image

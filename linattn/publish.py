@@ -39,7 +39,7 @@ def publish() -> int:
         }
         for name in COPIED:
             copy(files, drafts[name], name)
-        sheets(files, drafts["pictures"], settings.report.pictures)
+        sheets(drawn(settings), drafts["pictures"], settings.report.pictures)
         notebooks(settings, drafts["executed"])
     if (studies := project.local("studies")).is_dir():
         shutil.copytree(studies, project.published("studies"), dirs_exist_ok=True)
@@ -58,13 +58,13 @@ def publish() -> int:
 
 def expected(settings: params.Params) -> list[str]:
     """List the files and folders of a whole run, below reports/local and below reports alike."""
-    roles = [role for role, teacher in settings.teachers.items() if teacher.folder]
+    roles = _roles(settings)
     students = [name for role in roles for name in settings.of_teacher(role)]
-    rows = [*students, *map(project.teacher_row, roles)]
-    anatomies = [role for role in settings.teachers_of["anatomy"] if role in roles]
     benchmarks = [role for role in settings.teachers_of["benchmark"] if role in roles]
-    results = [*rows, *map(project.chance_row, roles), *map(project.anatomy_row, anatomies)]
-    runs = [*rows, *(f"{name}.distill" for name in students)]
+    plans = [project.plan_row(role) for role in settings.teachers_of["plan"] if role in roles]
+    results = [*drawn(settings), *map(project.chance_row, roles), *plans]
+    runs = [*students, *map(project.teacher_row, roles), *plans]
+    runs += [f"{name}.distill" for name in students]
     runs += map(project.benchmark_row, benchmarks)
     return [
         *(f"results/{name}.json" for name in results),
@@ -73,13 +73,17 @@ def expected(settings: params.Params) -> list[str]:
     ]
 
 
+def _roles(settings: params.Params) -> list[str]:
+    return [role for role, teacher in settings.teachers.items() if teacher.folder]
+
+
 def refuse(settings: params.Params, files: list[str]) -> None:
     """Raise a ValueError that names what keeps this run from being published."""
     if behind := pipeline.stale():
         raise ValueError(
             f"these stages are behind the code: {', '.join(behind)}; run make repro first"
         )
-    if missing := _missing(files):
+    if missing := _missing(settings, files):
         raise ValueError(
             f"this machine's run is not whole: {', '.join(missing)} missing; run make repro first"
         )
@@ -96,18 +100,20 @@ def refuse(settings: params.Params, files: list[str]) -> None:
         )
 
 
-def _missing(files: list[str]) -> list[str]:
+def _missing(settings: params.Params, files: list[str]) -> list[str]:
     """Name the files that this machine's run lacks, and the rows that lack their pictures."""
     missing = [path for path in files if not project.local(path).exists()]
     return missing + [
-        f"pictures of {name}" for name in _drawn(files) if not project.pictures(name).exists()
+        f"pictures of {name}" for name in drawn(settings) if not project.pictures(name).exists()
     ]
 
 
-def _drawn(files: list[str]) -> list[str]:
-    """Name the rows of results that have pictures: all but guessing."""
-    results = [path for path in files if path.startswith("results/")]
-    return [Path(path).stem for path in results if "chance-" not in path]
+def drawn(settings: params.Params) -> list[str]:
+    """Name the results that have pictures: students, teachers and their anatomies."""
+    roles = _roles(settings)
+    students = [name for role in roles for name in settings.of_teacher(role)]
+    anatomies = [role for role in settings.teachers_of["anatomy"] if role in roles]
+    return [*students, *map(project.teacher_row, roles), *map(project.anatomy_row, anatomies)]
 
 
 def _commit(run: Mapping[str, Any]) -> str:
@@ -121,13 +127,13 @@ def copy(files: list[str], folder: Path, name: str) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / path.name)
 
 
-def sheets(files: list[str], folder: Path, count: int) -> None:
+def sheets(names: list[str], folder: Path, count: int) -> None:
     """Write each row's first pictures as a sheet, and copy the maps of the anatomies."""
-    for name in _drawn(files):
+    for name in names:
         source = project.pictures(name)
-        drawn = sealed.load(source, "make repro makes it again once it is removed", "np")
-        if "pictures" in drawn:
-            sheet.write(drawn, folder / f"{name}.png", count)
+        arrays = sealed.load(source, "make repro makes it again once it is removed", "np")
+        if "pictures" in arrays:
+            sheet.write(arrays, folder / f"{name}.png", count)
         else:  # the maps of an anatomy
             shutil.copy2(source, folder / source.name)
 

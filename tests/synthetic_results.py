@@ -214,6 +214,7 @@ def write_all(students: dict = STUDENTS, failed: str | None = None) -> None:
         _pictures(role, of_role, failed)
     _benchmark()
     _anatomy(students)
+    _plan()
 
 
 def _facts(role: str) -> None:
@@ -331,6 +332,31 @@ def _anatomy(students: dict) -> None:
         maps[f"map.{name}"] = weights / weights.sum()
     arrays = {"picture": _frames("class")[0], **maps}
     save_arrays(arrays, project.pictures("anatomy-class", write=True))
+
+
+def _plan() -> None:
+    """Invent what the DiT's layers lose, and plans that lose half of what two rules do."""
+    stages = {"untrained": _planned(1.0), "layerwise": _planned(0.4)}
+    content = {"n": 16, "seed": 3, "noise": NOISE, "until": [], "layerwise_steps": 50}
+    content |= {"layers": list(range(6)), "stages": stages, "teacher": "class", "profile": "nano"}
+    project.write_json(project.result("plan-class", write=True), content)
+    run = {"facts": FACTS, "seconds": {"measure": 60.0}}
+    project.write_json(project.run_result("plan-class", write=True), run)
+
+
+def _planned(scale: float) -> dict:
+    losses = {"disc": [0.3, 0.03, 0.02, 0.03, 0.05, 0.2], "disc-pool": [0.1] * 6}
+    losses = {name: [[scale * loss] for loss in of_name] for name, of_name in losses.items()}
+    plans, choices = [], []
+    for budget, error in ((0.25, 0.2), (0.5, 0.08)):
+        point = {"budget": budget, "cost": budget - 0.01}
+        choice = [["softmax"], *[["disc"]] * 5]
+        plans.append({**point, "error": scale * error, "choice": choice})
+        for rule in ("interleaved", "first"):
+            for label, worse in (("disc", 3), ("disc-pool", 2)):
+                row = {"rule": rule, "candidate": label, "error": scale * error * worse}
+                choices.append({**point, **row})
+    return {"losses": losses, "plans": plans, "choices": choices}
 
 
 def _by_layer(size: float | None) -> list[list[float | None]]:

@@ -112,6 +112,19 @@ WRONG = {
         "protocoll",
         r"objective is 'protocoll'.*'protocol'",
     ),
+    "layers of a candidate": (
+        "profiles.nano.plan.candidates.disc.layers",
+        [0],
+        r"plan.candidates.disc has layers \[0\]; leave it out",
+    ),
+    "no candidates": ("profiles.tiny.plan.candidates", DELETE, r"tiny.plan lacks candidates"),
+    "budgets twice": ("profiles.nano.plan.budgets", [0.5, 0.5], r"budgets is .*different"),
+    "plan of nobody": ("teachers_of.plan", ["clas"], r"teacher in teachers_of.plan: 'clas'"),
+    "student called as a plan": (
+        "students",
+        {"plan-class": {"operator": "softmax", "teacher": "class"}},
+        r"students.plan-class: 'plan-class' is the name of another row",
+    ),
     "no teacher": (
         "students.clear.teacher",
         DELETE,
@@ -195,6 +208,17 @@ def test_an_error_names_the_path_and_the_nearest_name(content, name):
     path, value, message = WRONG[name]
     with pytest.raises(ValueError, match=f"(?s){message}"):
         params.parse(changed(content, path, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("operator", "cleer", "operator 'cleer'.*'clear'"), ("raduis", 3, "raduis is 3: .*'radius'")],
+)
+def test_a_candidate_is_built_for_every_teacher_that_is_planned(content, key, value, says):
+    wrong = changed(content, f"profiles.nano.plan.candidates.disc.{key}", value)
+    wrong["teachers_of"]["plan"] = ["class"]
+    with pytest.raises(ValueError, match=rf"profiles.nano.plan.candidates.disc.{says}"):
+        params.parse(wrong)
 
 
 def test_a_mistake_in_another_profile_is_found_too(content):

@@ -157,7 +157,7 @@ def test_a_copy_lists_a_profiles_own_teachers_and_students(tmp_path):
     assert list(content["teachers"]) == list(settings.teachers)
     assert list(content["students"]) == list(settings.students)
     assert content["pretrained"] == {}
-    assert content["teachers_of"] == {"anatomy": [], "benchmark": []}
+    assert content["teachers_of"] == {"anatomy": [], "benchmark": [], "plan": []}
 
 
 def test_a_copy_finds_what_lies_outside_of_git_where_it_lay(tmp_path, monkeypatch):

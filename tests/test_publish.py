@@ -30,7 +30,7 @@ def clone(tmp_path, monkeypatch):
     teacher = types.SimpleNamespace(folder=tmp_path)
     settings = types.SimpleNamespace(
         teachers={"class": teacher},
-        teachers_of={"anatomy": ["class"], "benchmark": ["class"]},
+        teachers_of={"anatomy": ["class"], "benchmark": ["class"], "plan": ["class"]},
         students={name: types.SimpleNamespace(**entry) for name, entry in FEW.items()},
         report=types.SimpleNamespace(pictures=4),
         of_teacher=lambda role: list(FEW),

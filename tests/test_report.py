@@ -16,7 +16,7 @@ from linattn.report import sentences, steps, tables, words
 FEW = {name: synthetic_results.STUDENTS[name] for name in ("softmax", "clear", "linfusion", "lit")}
 ANCHORS = (
     *("findings", "table", "pictures", "distance", "cost", "time", "training", "anatomy", "maps"),
-    *("machine", "limits"),
+    *("plan", "machine", "limits"),
 )
 
 

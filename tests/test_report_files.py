@@ -11,7 +11,7 @@ import synthetic_results
 from pages import check
 
 from linattn import outs, params, project, report
-from linattn.report import contributed, figures, pages, schema, sheet, stored
+from linattn.report import contributed, figures, pages, plans, schema, sheet, stored
 from linattn.report.figures import canvas, curves, overview, pictures, tables
 from linattn.report.picture import Picture
 
@@ -22,6 +22,7 @@ FILES = {
     "results/teacher-class.json": schema.TEACHER,
     "results/chance-class.json": schema.CHANCE,
     "results/anatomy-class.json": schema.ANATOMY,
+    "results/plan-class.json": schema.PLAN,
     "runs/clear.run.json": schema.RUN,
     "runs/benchmark-class.run.json": schema.BENCHMARK,
 }
@@ -138,6 +139,7 @@ def test_a_student_that_no_judge_saw_has_no_confusion_and_is_whole(root):
         ("results/clear.json", "cost", "clear"),
         ("results/teacher-class.json", "pictures", "teacher"),
         ("results/anatomy-class.json", "noise", None),
+        ("results/plan-class.json", "stages", None),
         ("runs/benchmark-class.run.json", "rows", None),
     ],
 )
@@ -162,6 +164,24 @@ def test_a_table_of_layers_that_is_ragged_is_left_out(root):
     path.write_text(json.dumps(content))
     said = sentences(read())[None]
     assert "teacher.share has not 6 layers of 5 noise levels" in said
+
+
+def test_losses_of_too_few_layers_are_left_out_and_so_is_their_section(root):
+    path = project.result("plan-class")
+    content = json.loads(path.read_text())
+    content["stages"]["layerwise"]["losses"]["disc"].pop()
+    path.write_text(json.dumps(content))
+    teacher = read().only
+    assert "stages.layerwise.losses.disc has not 6 layers" in " ".join(teacher.problems)
+    assert not teacher.plan
+
+
+def test_a_damaged_run_file_costs_a_plan_its_commit_alone(root):
+    project.run_result("plan-class").write_text("[]")
+    teacher = read().only
+    assert teacher.plan
+    assert "plan-class.run.json is damaged" in " ".join(teacher.problems)
+    assert "commit" not in plans.sentence(teacher.plan, teacher.plan_run)
 
 
 def test_no_replaced_value_ends_the_report(root):

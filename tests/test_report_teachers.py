@@ -11,7 +11,7 @@ from pages import Page, check
 
 from linattn import project, report
 from linattn.params import Student, Teacher
-from linattn.report import figures, limits, overview, ranking, sentences, tables
+from linattn.report import figures, limits, overview, plans, ranking, sentences, tables
 from linattn.report.figures import curves, overview as overview_figure
 from linattn.report.numbers import short
 from linattn.report.picture import LETTER, WIDTH
@@ -267,7 +267,7 @@ def test_a_teachers_page_has_all_sections(written, data, role):
     teacher = data.parts[role]
     sections = {"findings", "table", "pictures", "distance", "cost", "training", "students"}
     sections |= {"machine", "limits"}
-    sections |= {"time", "anatomy", "maps"} if role == "class" else set()
+    sections |= {"time", "anatomy", "maps", "plan"} if role == "class" else set()
     assert {link[1:] for link in seen.links if link[0] == "#"} - {"content"} == sections
     assert teacher.name in seen.title
     assert all(f"../pages/{name}.html" in seen.links for name in teacher.students)
@@ -509,3 +509,28 @@ def test_a_legend_of_many_teachers_has_more_lines_than_one():
     assert curves._columns(["dit-nano", "sd-nano", "flux-nano"]) == 3
     assert curves._columns([f"nobody-knows-{number}" for number in range(7)]) == 3
     assert len(set(overview.MARKERS)) >= 7
+
+
+# Plans
+
+
+def test_a_page_shows_the_plans_of_its_teacher_with_what_they_were_measured_on(written):
+    text = page(written, "teacher-class")
+    assert (
+        "16 pictures, noise levels 0.1, 0.3, 0.5, 0.7 and 0.9, seed 3, 50 steps of the layerwise "
+        f"stage, commit {synthetic_results.FACTS['commit']}."
+    ) in text
+    assert "softmax in 0; disc in 1, 2, 3, 4 and 5" in text
+    # each rule stands with its better candidate
+    assert any("first 16 at 0.49" in alt and "plan 0.5 8 at 0.49" in alt for alt in Page(text).alts)
+
+
+def test_a_plan_that_changes_with_the_noise_has_an_arrow():
+    choice = [["softmax", "disc"], ["disc", "disc"], ["softmax", "disc"]]
+    assert plans.in_words(choice) == "softmax → disc in 0 and 2; disc in 1"
+
+
+def test_a_plan_without_an_error_is_no_point_of_a_logarithmic_axis():
+    row = {"budget": 1.0, "cost": 1.0, "error": 0.0, "choice": [["softmax"]]}
+    stage = {"losses": {}, "plans": [row], "choices": []}
+    assert plans.pictures({"layers": [0], "stages": {"untrained": stage}}) == []

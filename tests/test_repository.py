@@ -281,6 +281,7 @@ SHOWING = {
     "report.markdown",
     "report.numbers",
     "report.picture",
+    "report.plans",
 }
 NAMES = {"names", "attention", "attention.registry"}
 VALUES = {"params", "project", "reader"}
@@ -290,7 +291,10 @@ MEMORY = {f"memory.{path.stem}" for path in (ROOT / "linattn/memory").glob("*.py
 SAYING = {*KEEPING, "memory", *MEMORY}
 CARRIERS = {"linattn", "notebooks", "pipeline", *VALUES, *NAMES, *SHOWING, *SAYING}
 # Rooms of which a stage depends on all files; of the others it lists the files that it uses.
-ROOMS = {"distillation", "eye", "families", "pretraining", "samples", "sampling", "surgery"}
+ROOMS = {
+    *("distillation", "eye", "families", "planning", "pretraining"),
+    *("samples", "sampling", "surgery"),
+}
 # Imports that a stage does not follow: this one is for training the judge.
 UNFOLLOWED = {("world.judge", "checkpoint")}
 
@@ -367,7 +371,8 @@ def used(notebook, carriers=CARRIERS):
 
 
 @pytest.mark.parametrize(
-    "name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate", "benchmark"]
+    "name",
+    ["teacher", "sample", "anatomy", "distill", "reference", "evaluate", "benchmark", "plan"],
 )
 def test_a_stage_lists_the_modules_it_uses_and_no_others(name):
     deps = body(name)["deps"]
@@ -393,7 +398,7 @@ def test_the_report_lists_the_modules_that_write_it():
 
 
 @pytest.mark.parametrize(
-    "name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate"]
+    "name", ["teacher", "sample", "anatomy", "distill", "reference", "evaluate", "plan"]
 )
 def test_no_stage_before_the_report_depends_on_the_report(name):
     assert not [dep for dep in body(name)["deps"] if dep.startswith("linattn/report")]
@@ -406,6 +411,11 @@ def test_a_stage_that_runs_operators_lists_their_files():
         assert {f"linattn/attention/{operator}.py" for operator in used} <= set(body(name)["deps"])
     for name in ("distill", "evaluate"):
         assert "linattn/attention/${item.operator}.py" in body(name)["deps"]
+    for profile in YAML(typ="safe").load(ROOT / "params.yaml")["profiles"].values():
+        used = {entry["operator"] for entry in profile["plan"]["candidates"].values()}
+        assert {f"linattn/attention/{operator}.py" for operator in used} <= set(
+            body("plan")["deps"]
+        )
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -414,7 +424,7 @@ def test_what_an_operator_imports_is_a_dep_of_its_students(operator):
         module for module in closure({f"attention.{operator}"}) if module.startswith("attention.")
     )
     helpers -= {f"linattn/attention/{operator}.py"}
-    for name in ("distill", "evaluate", "anatomy", "benchmark"):
+    for name in ("distill", "evaluate", "anatomy", "benchmark", "plan"):
         assert helpers <= set(body(name)["deps"])
 
 
@@ -514,8 +524,9 @@ def test_every_student_and_teacher_is_published_and_nothing_else(committed):
     distilled = {f"{name}.distill" for name in students}
     anatomies = {f"anatomy-{role}" for role in settings.teachers_of["anatomy"]}
     benchmarks = {f"benchmark-{role}" for role in settings.teachers_of["benchmark"]}
-    results = students | teachers | chances | anatomies
+    plans = {f"plan-{role}" for role in settings.teachers_of["plan"]}
+    results = students | teachers | chances | anatomies | plans
     assert published(committed, "results", ".json") == results
     assert published(committed, "students") == students
-    runs = students | teachers | distilled | benchmarks
+    runs = students | teachers | distilled | benchmarks | plans
     assert published(committed, "runs", ".run.json") == runs

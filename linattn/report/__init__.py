@@ -49,6 +49,12 @@ or are absent. Keys that do not apply are absent or null.
 `anatomy-<role>.json`:
     noise, layers, teacher {measure: [layer][noise]}, units {measure: words}; order and query of the
     maps; layer_names where the layers' grids differ; text, a sentence on how captions are read
+`plan-<role>.json`:
+    n, seed, noise, until, layerwise_steps; layers and layer_names as an anatomy has them;
+    candidates {label: {operator, options}}; costs {label: [layer]}, shares of softmax's in all
+    layers; stages {untrained, layerwise: {losses {label: [layer][range of the noise]}, plans
+    [{budget, cost, error, loss, choice [layer][range], parts}], choices [{rule, candidate, budget,
+    cost, error, layers}]}}. `plan-<role>.run.json` has facts and seconds
 
 Pictures (project.pictures; of the committed run the first few of each row, as the PNG sheets of
 sheet.py in reports/pictures): safetensors with `pictures` (N, 3, side, side) uint8 or in [0, 1],

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from linattn.report import fewer, figures
+from linattn.report import fewer, figures, plans
 from linattn.report.columns import measure
 from linattn.report.data import Data
 from linattn.report.looks import looks
@@ -28,6 +28,7 @@ def plots(data: Data) -> dict[str, Any]:
         "training": _training(data, data.done),
         "anatomy": _anatomy(data),
         "maps": _maps(data),
+        "plan": plans.pictures(data.plan) if data.plan else [],
     }
 
 

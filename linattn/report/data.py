@@ -45,6 +45,8 @@ class Data:
     chance: Result = field(default_factory=dict)  # the result of guessing
     benchmark: Result = field(default_factory=dict)  # times of attention
     anatomy: Result = field(default_factory=dict)  # measures of the teacher's attention
+    plan: Result = field(default_factory=dict)  # what its layers lose, and the plans that follow
+    plan_run: Result = field(default_factory=dict)  # the run file beside it
     # arrays by row and name
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     rehearsed: bool = False  # whether the teacher's weights are random

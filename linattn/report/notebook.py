@@ -35,6 +35,7 @@ def _of_teacher(data: Data, prefix: str) -> dict[str, str]:
         "What students learn from": f"02_sample/{data.role}",
         "What the teacher's attention looks like": f"03_anatomy/{data.role}",
         "Time against tokens": f"06_benchmark/{data.role}",
+        "Which layers to replace": f"08_plan/{data.role}",
         "The teacher's row": f"05_evaluate/{project.teacher_row(data.role)}",
     }
     return {prefix + title: name for title, name in titles.items()}

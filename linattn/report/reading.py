@@ -154,6 +154,7 @@ def _fill(data: Data, files: Files) -> Data:
     anatomy = f"results/{project.anatomy_row(data.role)}.json"
     data.benchmark = _beside(data, "benchmark", benchmark, schema.BENCHMARK, files)
     data.anatomy = _beside(data, "anatomy", anatomy, schema.ANATOMY, files)
+    _read_plan(data, files)
     _read_pictures(data, "teacher", project.teacher_row(data.role), files)
     for name in data.students:
         _read_pictures(data, name, name, files)
@@ -250,6 +251,15 @@ def _beside(data: Data, name: str, file: str, expected: schema.Schema, files: Fi
     if committed:
         data.published.add(name)
     return committed
+
+
+def _read_plan(data: Data, files: Files) -> None:
+    """Read a teacher's plans, and the run file that was written with them."""
+    row = project.plan_row(data.role)
+    data.plan = _beside(data, "plan", f"results/{row}.json", schema.PLAN, files)
+    file = project.published if "plan" in data.published else files.local
+    if data.plan:
+        data.plan_run = _noted(data, files.json(file(f"runs/{row}.run.json"), schema.RUN))
 
 
 def _noted(data: Data, file: Stored) -> Result:

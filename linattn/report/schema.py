@@ -1,8 +1,9 @@
 """Say what each sort of result file holds, as far as the pages need it, in JSON Schema.
 
 A key that no page shows may hold anything, so that a file may grow. Beside JSON Schema's words
-there are three: `alike` names lists of one length, `square` a table of the judge's shapes, and
-`tables` lists that have a line for each layer and a value for each noise level.
+there are four: `alike` names lists of one length, `square` a table of the judge's shapes, `tables`
+lists that have a line for each layer and a value for each noise level, and `layered` losses that
+have a line for each layer.
 """
 
 import functools
@@ -203,6 +204,39 @@ ANATOMY = _entry(
     order=_or_null(_list(TEXT, "names")),
     text=_or_null(TEXT),
 ) | {"alike": ["layers", "layer_names"], "tables": "teacher"}
+CHOSEN = {"budget": POSITIVE, "cost": POSITIVE, "error": NOT_NEGATIVE}
+PLANNED = _entry(
+    "a plan, {budget, cost, error, choice}",
+    (*CHOSEN, "choice"),
+    **CHOSEN,
+    choice=_list(_list(TEXT, "labels", minItems=1), "labels of each layer"),
+)
+UNMEASURED = _entry(
+    "a choice without losses, {rule, budget, cost, error}",
+    ("rule", *CHOSEN),
+    **CHOSEN,
+    rule=TEXT,
+)
+OF_LAYERS = _list(_list(NOT_NEGATIVE, "losses"), "losses of each layer", minItems=1)
+PLANNED_STAGE = _entry(
+    "what was measured, {losses, plans, choices}",
+    ("losses", "plans", "choices"),
+    losses=_names(OF_LAYERS, "losses of each layer"),
+    plans=_list(PLANNED, "plans"),
+    choices=_list(UNMEASURED, "choices without losses"),
+)
+PLAN = _entry(
+    "the plans of a teacher",
+    ("n", "seed", "noise", "layers", "layerwise_steps", "stages"),
+    n=WHOLE,
+    seed=WHOLE,
+    noise=_list(LEVEL, "noise levels", minItems=1),
+    until=_or_null(_list(LEVEL, "noise levels")),
+    layers=_list(WHOLE, "layers", minItems=1),
+    layer_names=_or_null(_list(TEXT, "names of layers")),
+    layerwise_steps=WHOLE,
+    stages=_names(PLANNED_STAGE, "what was measured"),
+) | {"alike": ["layers", "layer_names"], "layered": "stages"}
 OPERATOR_FILE = _entry(
     "the operator's file, {name, digest, paper}",
     ("name", "digest", "paper"),
@@ -272,6 +306,21 @@ def _tables(validator: Any, key: str, content: Any, schema: Schema) -> Iterator[
             yield _error(f"{key}.{name} has not {shape[0]} layers of {shape[1]} noise levels")
 
 
+def _layered(validator: Any, key: str, content: Any, schema: Schema) -> Iterator[Any]:
+    """Yield an error for each candidate whose losses are not those of every layer."""
+    count = len(content["layers"]) if _is_list(content, "layers") else 0
+    for stage, measured in _mapping(content, key).items():
+        for label, losses in _mapping(measured, "losses").items():
+            if count and (not isinstance(losses, list) or len(losses) != count):
+                yield _error(f"{key}.{stage}.losses.{label} has not {count} layers")
+
+
+def _mapping(content: Any, name: str) -> Mapping[str, Any]:
+    """Return a mapping within another; nothing where one of them is none."""
+    inner = content.get(name) if isinstance(content, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
 def _square(validator: Any, _: bool, content: Any, schema: Schema) -> Iterator[Any]:
     """Yield an error where counts are no table of the judge's shapes; unjudged there are none."""
     from linattn import world
@@ -296,7 +345,7 @@ def _error(message: str) -> Any:
     return ValidationError(message)
 
 
-WORDS = {"alike": _alike, "square": _square, "tables": _tables}
+WORDS = {"alike": _alike, "layered": _layered, "square": _square, "tables": _tables}
 
 
 @functools.cache
