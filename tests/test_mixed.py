@@ -176,3 +176,17 @@ def test_a_folder_brings_the_parts_of_every_layer_back(tmp_path):
     linattn.load(model, tmp_path)
     assert linattn.describe(model) == rows
     assert [len(row["options"]["parts"]) for row in rows] == [1, 1]
+
+
+def test_a_backend_is_that_of_every_part_with_kernels():
+    parts = [{**LIT, "layers": [1], "until": 0.7}, {**DISC, "layers": [1], "until": 0.3}]
+    model = linattn.linearize(models.model("dit"), "mixed", parts=parts, backend="reference")
+    first, second = (layer.operator for layer in families.layers(model))
+    assert [part.backend for part in first.parts] == [None]  # softmax has no kernels
+    assert [part.backend for part in second.parts] == ["reference", "reference", None]
+    assert [row["backend"] for row in linattn.describe(model)] == ["torch", "reference"]
+
+
+def test_a_backend_of_softmax_alone_is_refused():
+    with pytest.raises(ValueError, match="mixed has no kernels to choose among"):
+        linattn.linearize(models.model("dit"), "mixed", backend="torch")

@@ -130,8 +130,8 @@ def test_a_model_of_one_layer_has_every_rule_but_diagnostics():
 
 def test_a_rule_that_cannot_keep_a_budget_has_no_row():
     class Dear:
-        def cost(self, choice):
-            return 1.0
+        def units(self, choice):
+            return UNITS
 
     measured = Dear()
     measured.judge = measured.composite = measured

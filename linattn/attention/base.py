@@ -246,6 +246,19 @@ class Operator(nn.Module):
             return Backend("none", str(error))
 
     @property
+    def has_kernels(self) -> bool:
+        """Say whether there are paths of the kernels to choose among."""
+        return self.max_head_dim is not None
+
+    def take_path(self, backend: str | None) -> None:
+        """Keep the path that was asked for, where there is one to choose.
+
+        Args:
+            backend: triton, torch or reference; None leaves the choice to the device.
+        """
+        self.backend = backend if self.has_kernels else None
+
+    @property
     def reads_grid(self) -> bool:
         """Say whether it matters where a token lies; if not, any sequence of tokens is served."""
         return True

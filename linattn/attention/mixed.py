@@ -206,6 +206,14 @@ class Mixed(Operator):
         return min(paths, key=lambda backend: SLOWEST_FIRST.index(backend.path))
 
     @property
+    def has_kernels(self) -> bool:
+        return any(part.has_kernels for part in self.operators)
+
+    def take_path(self, backend: str | None) -> None:
+        for part in self.operators:
+            part.take_path(backend)
+
+    @property
     def reads_grid(self) -> bool:
         return any(part.reads_grid for part in self.operators)
 

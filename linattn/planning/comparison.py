@@ -7,6 +7,7 @@ from linattn.planning.bets import Rankings
 from linattn.planning.candidates import SOFTMAX
 from linattn.planning.choices import Rule, rules
 from linattn.planning.exchange import Choice
+from linattn.planning.front import limit
 from linattn.planning.plan import of_survey
 from linattn.planning.survey import Survey
 
@@ -54,7 +55,7 @@ def unmeasured(measured: Survey, budget: float, ranked: Rankings) -> Iterator[di
 def fewest(measured: Survey, label: str, rule: Rule, budget: float) -> list[int]:
     """Return the fewest layers of a rule that keep the budget; none where all cost more."""
     for count in range(1, len(measured.judge.composite.layers) + 1):
-        if measured.cost(replacing(measured, label, rule(count))) <= budget:
+        if measured.units(replacing(measured, label, rule(count))) <= limit(budget):
             return rule(count)
     return []
 

@@ -96,7 +96,7 @@ def _convert(
     ]
     _refuse_idle_options(model, replacements, options)
     _refuse_idle_layers(replacements)
-    if backend is not None and replacements[0].operator.max_head_dim is None:
+    if backend is not None and not any(each.operator.has_kernels for each in replacements):
         raise ValueError(
             f"{name} has no kernels to choose among: PyTorch's own operations serve it; leave out "
             "backend"

@@ -56,7 +56,7 @@ def build_operator(
     # keeps its operators on meta, because those of FLUX would take 8 GB.
     with torch.device("meta" if weight.is_meta else "cpu"):
         operator = attention.create(name, layer.shape, **options)
-    operator.backend = None if operator.max_head_dim is None else backend
+    operator.take_path(backend)
     return operator.to(weight.device, _dtype(layer.attn, weight)).train(layer.attn.training)
 
 
