@@ -47,6 +47,15 @@ def paths(grid, scans):
             yield text + [grid.text + y * grid.width + x for y, x in path]
 
 
+def test_a_chunk_has_no_more_tokens_than_there_are():
+    grid, longest = Grid(3, 5, 2), create("delta", SHAPE, chunk=2**31 - 1)
+    inputs = tensors(grid)
+    assert torch.equal(
+        longest.mix(*inputs, grid), create("delta", SHAPE, chunk=17).mix(*inputs, grid)
+    )
+    assert longest.macs(grid) == create("delta", SHAPE, chunk=17).macs(grid)
+
+
 @sizes
 @pytest.mark.parametrize("scans", [2, 4])
 def test_delta_is_the_papers_recurrence(grid, scans):

@@ -109,7 +109,7 @@ class Delta(Operator):
         if self.runs(v.device, dtype).path == "fla":
             out = fused(*(tensor.to(dtype) for tensor in (q, k, v, step)))
         else:
-            out = chunked(q, k, v, step, values.chunk)
+            out = chunked(q, k, v, step, self.chunk(grid, values))
         of_picture = back(out.unflatten(0, (-1, values.scans)), order)[:, grid.text :]
         return torch.cat([of_text, of_picture.to(dtype)], 1)
 
@@ -127,11 +127,15 @@ class Delta(Operator):
 
         The inverse of a chunk's triangle, chunk^2 / 6 a token, is a solution and no product.
         """
-        chunk, head_dim = values.chunk, self.shape.head_dim
+        chunk, head_dim = self.chunk(grid, values), self.shape.head_dim
         of_chunk = 5 * chunk**2 * head_dim + 3 * chunk * head_dim**2
         chunks = math.ceil(grid.tokens / chunk) * values.scans * self.shape.heads
         steps = grid.tokens * self.shape.width * self.shape.heads
         return chunks * of_chunk + steps + 2 * self.pairs(grid, values) * self.shape.channels
+
+    def chunk(self, grid: Grid, values: Values) -> int:
+        """Return how many tokens a chunk has: no more than there are."""
+        return min(values.chunk, grid.tokens)
 
     def pairs(self, grid: Grid, values: Values) -> int:
         return grid.text * grid.tokens
