@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from linattn.attention.base import LayerShape, common, scores
+from linattn.attention.base import LayerShape, after_text, attend, common, scores
 from linattn.attention.gate import Gate
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, also, choice, whole
@@ -112,8 +112,8 @@ def beside_text(linear: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> 
     `linear` is what the picture's tokens read of the picture, (batch, picture, heads, head_dim).
     """
     text, share = grid.text, grid.picture / grid.tokens
-    picture = share * linear + (1 - share) * _softmax(q[:, text:], k[:, :text], v[:, :text])
-    return torch.cat([_softmax(q[:, :text], k, v), picture], 1)
+    words = attend(q[:, text:], k[:, :text], v[:, :text], q.shape[3] ** -0.5)
+    return after_text(q, k, v, grid, share * linear + (1 - share) * words)
 
 
 def _linear(
@@ -171,11 +171,6 @@ def _gated(tensor: Tensor, factors: Tensor) -> Tensor:
 
 def _regrouped(tensor: Tensor, heads: int) -> Tensor:
     return tensor.flatten(2).unflatten(2, (heads, -1))  # (batch, tokens, heads, channels / heads)
-
-
-def _softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (batch, heads, tokens, head_dim)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 # The definition

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linattn.attention.base import LayerShape, Operator, attend, scores
+from linattn.attention.base import LayerShape, Operator, after_text, scores
 from linattn.attention.clear import near_pairs
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, also, choice, number
@@ -64,15 +64,12 @@ class Lolcats(Operator):
     def core(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
-        text, layout = grid.text, Windows(grid, values.radius)
+        layout = Windows(grid, values.radius)
         masks = layout.masks(q.shape[0], q)
         heads = []
         for head, qkv in enumerate(zip(q.unbind(2), k.unbind(2), v.unbind(2), strict=True)):
             heads.append(self._picture(head, *qkv, layout, masks, values.feature_map))
-        picture = layout.join(heads)
-        if not text:
-            return picture
-        return torch.cat([attend(q[:, :text], k, v, self.scale), picture], 1)
+        return after_text(q, k, v, grid, layout.join(heads))
 
     def _picture(
         self,

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from linattn.attention.base import Operator, attend, scores
+from linattn.attention import features
+from linattn.attention.base import Operator, scores
 from linattn.attention.features import SHIFTS, phi
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, choice, number
@@ -58,14 +59,9 @@ class Momentum(Operator):
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
         grid = grid.settled()
-        text, scale = grid.text, self.shape.head_dim**-0.5
+        text = grid.text
         out = self.scanned(q[:, text:], k[:, text:], v[:, text:], values)
-        if not text:
-            return out
-        share = grid.picture / grid.tokens
-        words = attend(q[:, text:], k[:, :text], v[:, :text], scale)
-        picture = share * out + (1 - share) * words
-        return torch.cat([attend(q[:, :text], k, v, scale), picture], 1)
+        return features.beside_text(out, q, k, v, grid) if text else out
 
     def scanned(self, q: Tensor, k: Tensor, v: Tensor, values: Values) -> Tensor:
         """Compute the normalised sum of both scans over (batch, tokens, heads, head_dim)."""
@@ -95,12 +91,7 @@ class Momentum(Operator):
         queries, keys = (phi(tensor[:, text:], values.feature_map) for tensor in (q, k))
         weight = values.step * momentum * scores(queries, keys, 1) / grid.picture
         on_picture = weight / (weight.sum(-1, keepdim=True) + values.eps)
-        if not text:
-            return on_picture
-        share, full = grid.picture / grid.tokens, scores(q, k, self.shape.head_dim**-0.5)
-        on_text = (1 - share) * full[:, :, text:, :text].softmax(-1)
-        of_picture = torch.cat([on_text, share * on_picture], 3)
-        return torch.cat([full[:, :, :text].softmax(-1), of_picture], 2)
+        return features.map_beside_text(on_picture, q, k, grid) if text else on_picture
 
     def cost(self, grid: Grid, values: Values) -> int:
         """Count the products of whole chunks, and of what is handed on from either side."""
@@ -114,7 +105,7 @@ class Momentum(Operator):
         return _chunks(grid) * CHUNK * self.shape.heads * (CHUNK + 8 * self.shape.head_dim)
 
     def pairs(self, grid: Grid, values: Values) -> int:
-        return grid.text * (grid.tokens + grid.picture)
+        return features.text_pairs(grid)
 
 
 def weights(beta: float, step: float, like: Tensor) -> Tensor:

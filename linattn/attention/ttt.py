@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn.attention import neighbourhood
-from linattn.attention.base import LayerShape, Operator, attend, scores
+from linattn.attention.base import LayerShape, Operator, after_text, scores
 from linattn.attention.convolution import DepthwiseConvolution
 from linattn.attention.grid import Grid
 from linattn.attention.options import Option, Values, number, whole
@@ -100,12 +100,12 @@ class TTT(Operator):
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
         grid = grid.settled()
-        text, scale = grid.text, self.shape.head_dim**-0.5
-        out = self.learned(self.queries(q, grid), self.keys(k, grid), v)[:, text:]
+        out = self.learned(self.queries(q, grid), self.keys(k, grid), v)[:, grid.text :]
         if values.share:
+            scale = self.shape.head_dim**-0.5
             near = neighbourhood.near(q, k, v, grid, values.window, scale)
             out = (1 - values.share) * out + values.share * near
-        return torch.cat([attend(q[:, :text], k, v, scale), out], 1)
+        return after_text(q, k, v, grid, out)
 
     def learned(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Train the inner model by one step on k and v, and read it by q."""
