@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from linattn.attention.base import Operator, after_text, attend, scores
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, choice, whole
+from linattn_kernels.tile import tile_means
 
 KINDS = ("shifted", "strided", "random", "pooled", "sigmoid")
 POOL = 2  # the side of a pooled cell
@@ -66,8 +67,9 @@ class Control(Operator):
         return after_text(q, k, v, grid, picture)
 
     def _pooled(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-        k, v = (torch.cat([t[:, : grid.text], _means(t, grid)], 1) for t in (k, v))
-        return attend(q[:, grid.text :], k, v, self.shape.head_dim**-0.5)
+        text, sides = grid.text, (grid.height, grid.width, POOL)
+        k, v = (torch.cat([t[:, :text], tile_means(t[:, text:], *sides)], 1) for t in (k, v))
+        return attend(q[:, text:], k, v, self.shape.head_dim**-0.5)
 
     def _grouped(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, queries: Tensor, keys: Tensor
@@ -191,13 +193,6 @@ class Control(Operator):
 
     def uncounted(self, grid: Grid, values: Values) -> Literal["pairs", 0]:
         return 0 if values.kind in ("sigmoid", "pooled") else "pairs"
-
-
-def _means(tokens: Tensor, grid: Grid) -> Tensor:
-    """Return the means of the picture's 2 x 2 cells, (batch, cells, heads, head_dim)."""
-    picture = grid.rows(tokens.flatten(2)).permute(0, 3, 1, 2)  # (batch, channels, height, width)
-    means = F.avg_pool2d(picture, POOL, ceil_mode=True, count_include_pad=False)
-    return means.flatten(2).transpose(1, 2).unflatten(2, tokens.shape[2:])
 
 
 def _sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
