@@ -9,6 +9,7 @@ import torch
 
 import linattn
 from linattn import families, teachers
+from linattn.attention.clear import Clear
 from linattn.attention.grid import Grid
 from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import predictions
@@ -154,7 +155,9 @@ def test_wrong_ranges_are_refused(until, says):
         (["clear"], "pass a mapping like"),
         ({"disc": "clear"}, "candidate 'disc' is 'clear'; pass"),
         ({"disc": ("cleer", {})}, "operator of candidate 'disc' 'cleer': did you mean 'clear'"),
-        ({"all": ("mixed", {})}, "'mixed'"),
+        ({"disc": (["clear"], {})}, r"unknown operator of candidate 'disc' \['clear'\]"),
+        ({"all": ("mixed", {})}, "candidate 'all' is 'mixed', which is what a plan is"),
+        ({1: ("clear", {})}, "label is 1; it must be a text"),
         ({"disc": ("clear", {"raduis": 2})}, "'raduis': did you mean 'radius'"),
         ({"softmax": ("clear", {})}, "is always a candidate"),
     ],
@@ -204,6 +207,15 @@ def test_bytes_are_those_of_the_allocator(teacher):
     assert all(cost > 0 for cost in table["disc"])
 
 
+def test_bytes_are_of_the_precision_that_the_layer_has(teacher, monkeypatch):
+    softmax = candidates.read({"lit": CANDIDATES["lit"]})["softmax"]
+    layer = families.layers(converted(teacher.model, softmax, 0).bfloat16())[0]
+    monkeypatch.setattr(costs, "peak_memory", lambda call, _: call().dtype)
+    state = torch.random.get_rng_state()
+    assert costs.COUNTS["bytes"](layer, Grid(8, 8)) == torch.bfloat16
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(
     ("at", "grid"), [(None, Grid(8, 8)), ((12, 12), Grid(3, 3)), ((4, 4), Grid(1, 1))], ids=str
 )
@@ -211,10 +223,38 @@ def test_costs_are_counted_at_a_size_in_pixels(teacher, at, grid):
     assert survey.grids(teacher, Drawn(), at) == [grid] * 3
 
 
+def test_a_plan_leaves_its_teacher_and_the_random_state_alone(teacher, monkeypatch):
+    teacher.model.train()
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    state, hooks = torch.random.get_rng_state(), hooks_of(teacher.model)
+    monkeypatch.setattr(Clear, "core", lambda *_: 1 / 0)
+    entries = {"disc": CANDIDATES["disc"], "linear": CANDIDATES["linear"]}
+    with pytest.raises(ZeroDivisionError):
+        plan(teacher, Drawn(), budget=1, candidates=entries, noise=(0.5,), pictures=2)
+    assert all(module.training for module in teacher.model.modules())
+    teacher.model.eval()
+    after = teacher.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert hooks_of(teacher.model) == hooks
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def hooks_of(model):
+    return [[*m._forward_hooks, *m._forward_pre_hooks] for m in model.modules()]
+
+
 @pytest.mark.parametrize("at", [(0, 8), (8, 3), (30, 32)])
 def test_a_size_that_the_latents_cannot_have_is_refused(teacher, at):
     with pytest.raises(ValueError, match="px; both are multiples of 4 here"):
         survey.grids(teacher, Drawn(), at)
+
+
+def test_samples_of_another_teacher_are_refused(teacher):
+    drawn = Drawn()
+    drawn.latents = drawn.latents[:, :3]
+    with pytest.raises(ValueError, match="latents are .*DiTTransformer2DModel takes .* 4, height"):
+        survey.grids(teacher, drawn, None)
 
 
 # Losses
@@ -233,7 +273,7 @@ def test_a_loss_is_the_mean_of_what_a_layer_takes_alone_and_gives_back(measured)
 def test_a_budget_below_every_plan_is_refused_before_anything_is_measured(teacher, monkeypatch):
     monkeypatch.setattr(survey, "Judge", None)
     with pytest.raises(ValueError, match=r"the cheapest plan costs 0.\d+ .* the budget is 0.010"):
-        plan(teacher, Drawn(), budget=0.01, candidates=CANDIDATES)
+        plan(teacher, Drawn(), budget=0.01, candidates=CANDIDATES, pictures=2)
 
 
 def test_a_survey_has_no_plan_below_its_cheapest(measured):
@@ -298,6 +338,7 @@ def test_a_plan_keeps_its_budget_and_is_taken_whole(teacher, tmp_path):
         budget=0.8,
         candidates={"disc": CANDIDATES["disc"]},
         noise=(0.5,),
+        until=(),
         pictures=2,
         training=training,
     )
@@ -318,13 +359,41 @@ def test_a_plan_keeps_its_budget_and_is_taken_whole(teacher, tmp_path):
         ({"budget": 0}, "budget is 0.0; it is a share"),
         ({"budget": 1.5}, "budget is 1.5"),
         ({"noise": (2.0,)}, r"noise.* is 2.0"),
+        ({"budget": float("nan")}, "budget is nan"),
+        ({"budget": "half"}, "budget is 'half'"),
         ({"pictures": 0}, "pictures is 0"),
+        ({"pictures": 5}, "pictures is 5 and there are 4 samples: lower it"),
+        ({"until": 0.5}, "until is 0.5"),
+        ({"until": (1.5,)}, r"until\[0\] is 1.5"),
+        ({"until": (0.7,)}, "no noise level"),
+        ({"at": 8}, "at is 8; it must be a list"),
+        ({"at": (8,)}, "at is .8.*; it holds height and width in pixels"),
+        ({"at": (8, 8, 8)}, "it holds height and width in pixels"),
+        ({"at": (8.0, 8)}, r"at\[0\] is 8.0 .float.; it must be a whole number"),
+        ({"at": (0, 3)}, r"at\[0\] is 0; it must be at least 1"),
+        ({"by": "mac"}, "measure of cost 'mac': did you mean 'macs'"),
+        ({"by": {"softmax": 1.0}}, "lacks 'disc'"),
+        ({"training": Settings(layerwise_steps=0)}, "training has 0 layerwise steps"),
+        ({"training": {"layerwise_steps": 2}}, "it must be Settings"),
+        ({"samples": 3}, "samples are 3; pass linattn.samples.Samples"),
+        ({"teacher": 3}, "teacher is 3; it must be a Teacher"),
     ],
 )
-def test_wrong_arguments_are_refused(teacher, wrong, says):
-    given = {"budget": 0.5, "candidates": {"disc": CANDIDATES["disc"]}, "noise": (0.5,), **wrong}
+def test_wrong_arguments_are_refused_before_anything_is_converted(
+    teacher, monkeypatch, wrong, says
+):
+    monkeypatch.setattr(survey, "converted", None)
+    given = {"teacher": teacher, "samples": Drawn(), "pictures": 2, "noise": (0.5,)}
+    given |= {"budget": 0.5, "candidates": {"disc": CANDIDATES["disc"]}}
     with pytest.raises(ValueError, match=says):
-        plan(teacher, Drawn(), **given)
+        plan(**{**given, **wrong})
+
+
+def test_a_linearised_teacher_is_refused():
+    linearised = teachers.Teacher(tiny.pipeline(layers=3), {}, "tiny")
+    linattn.linearize(linearised, "lit", layers=[1])
+    with pytest.raises(ValueError, match=r"layer 1 of the teacher has lit.*linattn.restore"):
+        plan(linearised, Drawn(), budget=0.5, candidates=CANDIDATES, pictures=2)
 
 
 class Table:

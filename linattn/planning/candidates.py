@@ -30,20 +30,24 @@ def read(candidates: Mapping[str, Any]) -> dict[str, Candidate]:
             f"candidates are {short(candidates)}; pass a mapping like "
             "{'disc': ('clear', {'radius': 4})}"
         )
-    found = {SOFTMAX: Candidate(SOFTMAX, SOFTMAX)}
+    named = {SOFTMAX: Candidate(SOFTMAX, SOFTMAX)}
     for label, entry in candidates.items():
         if label == SOFTMAX:
             raise ValueError(f"{SOFTMAX!r} is always a candidate; leave it out")
-        found[label] = _read_entry(label, entry)
-    return found
+        named[label] = _read_entry(label, entry)
+    return named
 
 
 def _read_entry(label: str, entry: Any) -> Candidate:
+    if not isinstance(label, str):
+        raise ValueError(f"a candidate's label is {short(label)}; it must be a text")
     is_pair = isinstance(entry, Sequence) and len(entry) == 2 and not isinstance(entry, str)
     if not is_pair or not isinstance(entry[1], Mapping):
         raise ValueError(f"candidate {label!r} is {short(entry)}; pass (operator's name, options)")
     name, options = entry
-    if name not in OPERATORS or name == Mixed.name:
+    if name == Mixed.name:
+        raise ValueError(f"candidate {label!r} is {name!r}, which is what a plan is: name others")
+    if not isinstance(name, str) or name not in OPERATORS:
         raise unknown(name, f"operator of candidate {label!r}")
     resolve(f"candidate {label!r}: {name}", OPERATORS[name].table, options)
     return Candidate(label, name, dict(options))

@@ -5,12 +5,13 @@ them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from linattn import families
+from linattn.attention.base import Operator
 from linattn.attention.grid import Grid
 from linattn.evaluation.memory import peak_memory
 from linattn.names import known, short
@@ -30,13 +31,21 @@ def table(
         grids: how the tokens of each layer lie.
         by: "macs", "bytes", or milliseconds by label, for all layers alike or a list of them.
     """
+    check(by, list(students), len(grids))
     if isinstance(by, Mapping):
         costs = _from_times(by, list(students), len(grids))
     else:
-        measure = COUNTS[known(by, COUNTS, "measure of cost")]
-        costs = {label: _counted(student, grids, measure) for label, student in students.items()}
+        costs = {label: _counted(student, grids, COUNTS[by]) for label, student in students.items()}
     whole = sum(costs[SOFTMAX])
     return {label: [cost / whole for cost in of_layers] for label, of_layers in costs.items()}
+
+
+def check(by: str | Mapping[str, Any], labels: Sequence[str], layers: int) -> None:
+    """Raise ValueError where costs are to be counted by no known measure or by too few times."""
+    if isinstance(by, Mapping):
+        _from_times(by, labels, layers)
+    else:
+        known(by, COUNTS, "measure of cost")
 
 
 def require(table: Table, budget: float) -> None:
@@ -52,22 +61,23 @@ def require(table: Table, budget: float) -> None:
 
 def _counted(student: nn.Module, grids: Sequence[Grid], measure: Any) -> list[float]:
     pairs = zip(families.layers(student), grids, strict=True)
-    return [measure(layer.operator, grid) for layer, grid in pairs]
+    return [measure(layer, grid) for layer, grid in pairs]
 
 
-def _macs(operator: Any, grid: Grid) -> int:
-    return operator.macs(grid)
+def _macs(layer: families.Layer, grid: Grid) -> int:
+    return cast(Operator, layer.operator).macs(grid)
 
 
 @torch.no_grad()
-def _bytes(operator: Any, grid: Grid) -> int:
+def _bytes(layer: families.Layer, grid: Grid) -> int:
     """Measure what one picture's attention takes of the allocator at its peak."""
-    shape = operator.shape
-    weight = next(operator.parameters(), torch.empty(0))
-    drawn = torch.randn(3, 1, grid.tokens, shape.heads, shape.head_dim)
+    # the layer's weights, since an operator may have none to say device and precision
+    shape, weight = layer.shape, next(layer.attn.parameters())
+    seeded = torch.Generator().manual_seed(0)
+    drawn = torch.randn(3, 1, grid.tokens, shape.heads, shape.head_dim, generator=seeded)
     q, k, v = drawn.to(weight.device, weight.dtype)
     x = torch.zeros(1, grid.picture, shape.width).to(q)
-    return peak_memory(lambda: operator(q, k, v, grid, x), q.device)
+    return peak_memory(lambda: cast(Operator, layer.operator)(q, k, v, grid, x), q.device)
 
 
 COUNTS = {"macs": _macs, "bytes": _bytes}

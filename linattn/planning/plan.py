@@ -7,7 +7,7 @@ from typing import Any
 from linattn.attention.mixed import Mixed
 from linattn.distillation.settings import Settings
 from linattn.evaluation.distance import LEVELS
-from linattn.planning import costs, ranges
+from linattn.planning import arguments, costs, ranges
 from linattn.planning.candidates import SOFTMAX, Candidate, read
 from linattn.planning.exchange import Choice, improved
 from linattn.planning.front import best, limit
@@ -37,7 +37,8 @@ class Plan:
 
 @checked(
     budget=between(0, 1),
-    until=between(0, 1),
+    at=between(1),
+    until=between(0, 1, empty=True),
     noise=between(0, 1),
     pictures=between(1),
     batch=between(1),
@@ -72,12 +73,11 @@ def plan(
         noise: noise levels at which predictions are compared.
         training: settings whose layerwise stage each candidate has before it is measured; None
             measures untrained conversions.
-        pictures: samples that predictions are compared on.
+        pictures: how many of the samples predictions are compared on.
         batch: pictures of one forward.
         seed: of new weights, batches and noise.
     """
-    if not budget > 0:
-        raise ValueError(f"budget is {budget}; it is a share of softmax's cost above 0")
+    arguments.check(teacher, samples, budget, pictures, training)
     entries, spans = read(candidates), ranges.split(until, noise)
     measured = survey(
         teacher,

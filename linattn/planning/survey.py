@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from linattn import families, sampling
@@ -15,6 +16,8 @@ from linattn.attention.mixed import shifts
 from linattn.distillation.config import of_params
 from linattn.distillation.distill import distill
 from linattn.distillation.settings import Settings
+from linattn.evaluation.distance import check_latents
+from linattn.names import short
 from linattn.planning import costs, front, losses, ranges
 from linattn.planning.candidates import SOFTMAX, Candidate
 from linattn.planning.front import UNITS, Item, Point, units
@@ -83,7 +86,7 @@ def students(
     """Convert all layers to each candidate, and run the layerwise stage where it is given."""
     models = {}
     for label, candidate in candidates.items():
-        if training is None or not training.layerwise_steps or label == SOFTMAX:
+        if training is None or label == SOFTMAX:
             models[label] = converted(teacher.model, candidate, seed)
         else:
             models[label] = distill(layerwise(candidate, training, seed), teacher, samples).model
@@ -109,8 +112,10 @@ def survey(
     **options: int,
 ) -> Survey:
     """Measure costs, refuse a budget below all of them, and convert and train the candidates."""
+    costs.check(by, list(candidates), len(families.layers(teacher.model)))
+    of_grids = grids(teacher, samples, at)
     untrained = students(teacher, samples, candidates, seed)
-    of_layers = costs.table(untrained, grids(teacher, samples, at), by)
+    of_layers = costs.table(untrained, of_grids, by)
     costs.require(of_layers, budget)
     constant = frozenset(label for label, model in untrained.items() if _shifts(model))
     models = students(teacher, samples, candidates, seed, training) if training else untrained
@@ -124,16 +129,22 @@ def _shifts(model: nn.Module) -> bool:
     return any(operator is not None and shifts(operator) for operator in operators)
 
 
+@torch.no_grad()
 def grids(teacher: Any, samples: Any, at: tuple[int, int] | None) -> list[Grid]:
     """Return every layer's grid at a size in pixels; None: that of the samples."""
     source = sampling.Source.of(teacher)
     latents, prompts = samples.first(1)
+    check_latents(latents, source)
     height, width = latents.shape[-2:] if at is None else sides(at, source.factor)
-    return families.grids(source.model, **source.conditions.example(height, width, prompts))
+    inputs = source.conditions.example(height, width, source.conditions.check(prompts))
+    with sampling.evaluating(source.model):
+        return families.grids(source.model, **inputs)
 
 
 def sides(at: tuple[int, int], factor: int) -> tuple[int, int]:
     """Return the sides of the latents, or raise where pixels are no multiple of their factor."""
+    if len(at) != 2:
+        raise ValueError(f"at is {short(at)}; it holds height and width in pixels")
     height, width = at
     if height < factor or width < factor or height % factor or width % factor:
         raise ValueError(f"at is {height} x {width} px; both are multiples of {factor} here")
