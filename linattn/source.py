@@ -4,6 +4,8 @@
   the notes in data/sources/<role>/: model.json has the revision, the digest of every file and how
   the model is loaded; sample.json, distill.json and evaluate.json hold the teacher's own numbers,
   so that an edit of one runs the stages of that one.
+- A template of DVC's cannot go through the parts of a mixed student: parts/<student>.json has the
+  digests of their operators' files, so that an edit of one runs that student again.
 - The stage runs every time and writes the same bytes while nothing has changed.
 - What cannot become a teacher is refused here in one sentence, before anything is drawn: a hub id
   without a revision or out of reach, a class without a family, a part that is not whole or would
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from linattn import digests, params, parts, project, prompts, teachers
+from linattn.attention.mixed import Mixed
 from linattn.names import hint
 
 NOTES = ("model", "sample", "distill", "evaluate")
@@ -46,7 +49,19 @@ def note(role: str, settings: params.Params) -> Path:
     }
     for name in NOTES:
         project.write_json(project.source(role, write=True) / f"{name}.json", contents[name])
+    # of all students: a published recipe may move one to its paper's teacher
+    for name, student in settings.students.items():
+        path = project.source(role, write=True) / "parts" / f"{name}.json"
+        project.write_json(path, files_of_parts(student))
     return project.source(role)
+
+
+def files_of_parts(student: params.Student) -> dict[str, str]:
+    """Return the digests of the files of a mixed student's operators; any other has no parts."""
+    held = student.options.get("parts", []) if student.operator == Mixed.name else []
+    names = sorted({f"linattn/attention/{part['operator']}.py" for part in held})
+    paths = {name: project.ROOT / name for name in names}
+    return {name: digests.of_file(path) for name, path in paths.items() if path.is_file()}
 
 
 def _revision(teacher: params.Teacher, folder: Path) -> dict[str, Any]:

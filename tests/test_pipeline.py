@@ -306,6 +306,7 @@ def shortened(text):
     """
     for pattern, kept in (
         (r"(?ms)^students:\n.*?\n(?=\nprofiles:)", STUDENTS),
+        (r"(?m)^(pretrained: {.*) text: &sd \S+,", r"\1"),
         (r"(?m)^  text: {source: .*\n", ""),
         (r"(?m)^  anatomy: \[class, text, text-joint\]$", "  anatomy: [class, text-joint]"),
         (r"(?ms)^  # Real checkpoints, .*?\n(?=# Operators that are shown)", ""),

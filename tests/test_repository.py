@@ -411,6 +411,7 @@ def test_a_stage_that_runs_operators_lists_their_files():
         assert {f"linattn/attention/{operator}.py" for operator in used} <= set(body(name)["deps"])
     for name in ("distill", "evaluate"):
         assert "linattn/attention/${item.operator}.py" in body(name)["deps"]
+        assert "data/sources/${item.teacher}/parts/${key}.json" in body(name)["deps"]
     for profile in YAML(typ="safe").load(ROOT / "params.yaml")["profiles"].values():
         used = {entry["operator"] for entry in profile["plan"]["candidates"].values()}
         assert {f"linattn/attention/{operator}.py" for operator in used} <= set(
@@ -482,6 +483,25 @@ def test_the_notes_on_a_teacher_are_taken_every_time_and_depend_on_no_path():
     assert body("source")["cmd"] == "python -m linattn.source ${key}"
     for name, key in (("sample", "${key}"), ("distill", "${item.teacher}")):
         assert f"data/sources/{key}/model.json" in body(name)["deps"]
+
+
+def test_a_role_in_the_list_of_plans_has_a_stage_and_a_student_of_parts_its_note(tmp_path):
+    """The list may be empty in params.yaml, so DVC reads another here."""
+    from dvc.repo import Repo
+
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+    content["teachers_of"]["plan"] = ["text"]
+    content["students"]["plan-50"] = {"operator": "mixed", "teacher": "class", "parts": []}
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(content, file)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        deps = {stage.addressing: set(map(str, stage.deps)) for stage in repo.index.stages}
+    assert {"data/samples/text", "linattn/planning"} <= deps["plan@text"]
+    assert "plan@class" not in deps
+    for stage in ("distill@plan-50", "evaluate@plan-50"):
+        notes = {"data/sources/class/parts/plan-50.json", "linattn/attention/mixed.py"}
+        assert notes <= deps[stage]
 
 
 def test_stages_run_the_notebooks_they_name():

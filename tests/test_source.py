@@ -94,6 +94,28 @@ def test_the_note_on_a_model_changes_with_its_card(usual, root, reader):
     assert {name for name in first if first[name] != second[name]} == {"model"}
 
 
+def test_the_note_on_a_mixed_student_has_the_files_of_its_operators(root):
+    for name in ("clear", "lit", "mixed"):
+        path = root / "linattn" / "attention" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    parts = [{"operator": "clear", "layers": [1]}, {"operator": "lit"}, {"operator": "clear"}]
+    student = params.Student(operator="mixed", options={"parts": parts})
+    first = source.files_of_parts(student)
+    assert list(first) == ["linattn/attention/clear.py", "linattn/attention/lit.py"]
+    (root / "linattn" / "attention" / "lit.py").write_text("edited")
+    second = source.files_of_parts(student)
+    assert [name for name in first if first[name] != second[name]] == ["linattn/attention/lit.py"]
+    assert source.files_of_parts(params.Student(operator="clear")) == {}
+
+
+def test_every_student_has_a_note_whichever_teacher_its_recipe_moves_it_to(usual, root, folders):
+    settings = settings_of(params.Teacher(source=str(folders / "classes")))
+    with project.pipeline():
+        folder = source.note("mine", settings)
+    assert {path.stem for path in (folder / "parts").iterdir()} == set(settings.students)
+
+
 def test_a_teacher_of_classes_has_no_prompts_in_its_notes(usual, root, folders):
     taken = notes(root, params.Teacher(source=str(folders / "classes")))
     assert taken["sample"] == taken["evaluate"] == {}

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from linattn.attention.base import LayerShape, Operator, common, scores
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, also, choice, flag, number, whole
+from linattn.attention.windows import near_pairs
 from linattn_kernels import window_attention
 from linattn_kernels.check import MOST_SOFTMAX
 
@@ -222,25 +223,6 @@ class Clear(Operator):
 
     def uncounted(self, grid: Grid, values: Values) -> Literal["pairs"] | None:
         return "pairs" if values.pool == 1 else None  # PyTorch's path multiplies whole tiles
-
-
-def near_pairs(grid: Grid, radius: float) -> int:
-    """Count the pairs of picture tokens at distances strictly below the radius."""
-    far = min(math.ceil(radius) - 1, grid.height - 1)
-    near = 0
-    for dy in range(-far, far + 1):
-        width = _half_chord(dy, radius, grid.width)
-        # Pairs dx apart in a row of w tokens: w - |dx|; summed over |dx| <= width.
-        near += (grid.height - abs(dy)) * (grid.width * (2 * width + 1) - width * (width + 1))
-    return near
-
-
-def _half_chord(dy: int, radius: float, width: int) -> int:
-    """Return the largest dx with dy^2 + dx^2 < radius^2, at most width - 1."""
-    dx = 0
-    while dx + 1 < width and dy * dy + (dx + 1) ** 2 < radius * radius:
-        dx += 1
-    return dx
 
 
 def counts(grid: Grid, factor: int, like: Tensor) -> Tensor:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linattn.attention.base import LayerShape, Operator, after_text, scores
-from linattn.attention.clear import near_pairs
 from linattn.attention.grid import Grid
 from linattn.attention.options import Values, also, choice, number
-from linattn.attention.windows import Windows
+from linattn.attention.windows import Windows, near_pairs
 from linattn_kernels.reference import window_mask
 
 FACTOR = math.log(0.1 / 0.9)  # the logit of the window's factor at the start

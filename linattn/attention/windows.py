@@ -120,3 +120,22 @@ class Windows:
         query = torch.arange(len(self.reach) * COLUMNS, device=device).view(-1, COLUMNS)
         key = [torch.arange(near.start, near.stop, device=device) for near in self.reach]
         return query, torch.stack(key)
+
+
+def near_pairs(grid: Grid, radius: float) -> int:
+    """Count the pairs of picture tokens at distances strictly below the radius."""
+    far = min(math.ceil(radius) - 1, grid.height - 1)
+    near = 0
+    for dy in range(-far, far + 1):
+        width = _half_chord(dy, radius, grid.width)
+        # Pairs dx apart in a row of w tokens: w - |dx|; summed over |dx| <= width.
+        near += (grid.height - abs(dy)) * (grid.width * (2 * width + 1) - width * (width + 1))
+    return near
+
+
+def _half_chord(dy: int, radius: float, width: int) -> int:
+    """Return the largest dx with dy^2 + dx^2 < radius^2, at most width - 1."""
+    dx = 0
+    while dx + 1 < width and dy * dy + (dx + 1) ** 2 < radius * radius:
+        dx += 1
+    return dx
