@@ -196,7 +196,7 @@ def tile_backward(
     height, width, tile, text, scale, least,
 ):  # fmt: skip
     # out, lse and share are None here: the Triton path alone saves them
-    batch, dtype, grad_dtype = q.shape[0], launch.acc_dtype(q.dtype), grad_out.dtype
+    dtype, grad_dtype = launch.acc_dtype(q.dtype), grad_out.dtype
     dq, dk, dv = (contiguous_zeros(tensor, dtype) for tensor in (q, k, v))
     if text:
         text_d_lse = None if d_lse is None else d_lse[:, :, :text]
@@ -221,7 +221,7 @@ def tile_backward(
     dv[:, text:] += tiling.join(d_keys.v, torch.empty_like(dv[:, text:]))
     d_means = []
     for total, d_shared in ((dk, d_keys.shared_k), (dv, d_keys.shared_v)):
-        d_shared = d_shared.unflatten(0, (batch, -1)).transpose(1, 2)
+        d_shared = d_shared.unflatten(0, (-1, q.shape[2])).transpose(1, 2)
         total[:, :text] += d_shared[:, :text]
         d_means.append(d_shared[:, text:].contiguous() if mean_k is not None else q.new_empty(0))
     return dq.to(grad_dtype), dk.to(grad_dtype), dv.to(grad_dtype), *d_means

@@ -92,9 +92,9 @@ class _Tiling:
         column = column.unflatten(1, (self.tiles, TILE))
         return column.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
 
-    def join(self, tiles: Tensor, batch: int) -> Tensor:
+    def join(self, tiles: Tensor, heads: int) -> Tensor:
         """Return what `split` made of a column as that column."""
-        tiles = tiles.unflatten(1, (batch, -1)).unflatten(3, (TILE, -1))
+        tiles = tiles.unflatten(1, (-1, heads)).unflatten(3, (TILE, -1))
         return tiles.permute(1, 0, 3, 4, 2, 5).flatten(1, 2)[:, : self.height]
 
     def padded(self, column: Tensor) -> Tensor:
@@ -222,9 +222,9 @@ def window(q, k, v, extra_k, extra_v, height, width, radius, text, shape, scale,
         values = tiling.windows(v[:, :, around], shared_v)
         queries = tiling.split(q[:, :, near])
         result, result_lse = attend(queries, keys, values, mask, scale, return_lse)
-        picture[:, :, near] = tiling.join(result, batch)
+        picture[:, :, near] = tiling.join(result, heads)
         if return_lse:
-            column_lse = tiling.join(result_lse, batch).squeeze(4)
+            column_lse = tiling.join(result_lse, heads).squeeze(4)
             picture_lse[..., near] = column_lse.permute(0, 3, 1, 2)
     return out, lse
 
@@ -269,7 +269,7 @@ def window_backward(
         column_dq, column_dk, column_dv = _column_gradients(
             column_grad, column_d_lse, queries, keys, values, mask, scale
         )
-        picture_dq[:, :, near] = tiling.join(column_dq, dq.shape[0])
+        picture_dq[:, :, near] = tiling.join(column_dq, dq.shape[2])
         for total, d_shared, grad in (
             (picture_dk, d_shared_k, column_dk),
             (picture_dv, d_shared_v, column_dv),
@@ -318,7 +318,7 @@ def _column_gradients(
     scale: float,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of a column's tiles, a few tiles at a time."""
-    size = max(1, SCORES // (k.shape[1] * mask[0].numel()))
+    size = max(1, SCORES // max(1, k.shape[1] * mask[0].numel()))
     pieces = []
     for start in range(0, q.shape[0], size):
         tiles = slice(start, start + size)
@@ -338,7 +338,7 @@ def _split_shared(
     total: Tensor, d_shared: Tensor, extra: Tensor | None, text: int, dtype: torch.dtype
 ) -> Tensor:
     """Add the text's part of a shared gradient to the total, and return that of the extra keys."""
-    d_shared = d_shared.unflatten(0, (total.shape[0], -1)).transpose(1, 2)
+    d_shared = d_shared.unflatten(0, (-1, total.shape[2])).transpose(1, 2)
     total[:, :text] += d_shared[:, :text]  # (batch, text + extra, heads, dim)
     if extra is None:
         return total.new_empty(0, dtype=dtype)
