@@ -589,6 +589,14 @@ def test_all_tiles_kept_are_dense(path):
     assert not share.any()
 
 
+def test_a_tile_beyond_the_picture_is_the_picture():
+    q, k, v = qkv(1, 2 + 15, 17, 2, 8, 8)
+    kept = torch.zeros(1, 2, 1, 1, dtype=torch.int64, device=DEVICE)
+    options = {"height": 3, "width": 5, "text": 2, "means": True, "backend": "torch"}
+    largest = tile_attention(q, k, v, kept, tile=2**31 - 1, **options)
+    assert torch.equal(largest, tile_attention(q, k, v, kept, tile=5, **options))
+
+
 # All four
 # ---------------------------------------------------------------------------------------------
 
@@ -632,6 +640,14 @@ def layouts():
     padded = [F.pad(tensor, (1, 0)) for tensor in (q, k, v)]
     yield "unaligned", [tensor[..., 1:] for tensor in padded]
     yield "one example expanded", [tensor[:1].expand(2, -1, -1, -1) for tensor in (q, k, v)]
+
+
+@for_every_kernel
+def test_an_empty_batch_has_gradients(kernel):
+    inputs = [tensor[:0].requires_grad_() for tensor in qkv(1, 22, 22, 3, 16, 16)]
+    with taking("torch"):
+        CALLS[kernel](*inputs).sum().backward()
+    assert all(tensor.grad.shape == tensor.shape for tensor in inputs)
 
 
 @for_every_kernel

@@ -40,6 +40,16 @@ def test_a_ratio_mixes_softmax_with_the_rest(grid, tile):
     assert (operator.mix(q, k, v, grid)[0, grid.text :] - judge).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("name", ["pisa", "sla"])
+@torch.no_grad()
+def test_a_tile_beyond_the_picture_is_the_picture(name):
+    grid = Grid(3, 5, 2)
+    largest, whole = (create(name, SHAPE, tile=tile) for tile in (2**31 - 1, 5))
+    inputs = tensors(grid)
+    assert torch.equal(largest.mix(*inputs, grid), whole.mix(*inputs, grid))
+    assert largest.macs(grid) == whole.macs(grid)
+
+
 @pytest.mark.parametrize("mix", ["projection", "ratio"])
 def test_text_reads_everything_by_softmax(mix):
     grid = Grid(5, 6, 3)

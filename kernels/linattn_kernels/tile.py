@@ -72,6 +72,7 @@ def tile_attention(
     head_dim = max(q.shape[3], v.shape[3])
     path = launch.choose(q.device, q.dtype, head_dim, backend, check.MOST_SOFTMAX).path
     scale = q.shape[3] ** -0.5 if scale is None else scale
+    tile = min(tile, max(height, width))  # beyond the picture a tile is nothing but padding
     q, k, v = launch.cast(q, k, v)
     if path == "reference":
         return reference.tile_attention(
@@ -112,6 +113,7 @@ def tile_means(
         dtype: precision of the sums; float32, or float64 for float64, by default.
     """
     dtype = launch.acc_dtype(tokens.dtype) if dtype is None else dtype
+    tile = min(tile, max(height, width))
     picture = tokens.unflatten(1, (height, width))
     if height % tile or width % tile:
         picture = F.pad(picture, (0, 0, 0, 0, 0, -width % tile, 0, -height % tile))

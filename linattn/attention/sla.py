@@ -67,7 +67,7 @@ class Sla(Operator):
         self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, x: Tensor | None, values: Values
     ) -> Tensor:
         kept = self.kept(q, k, grid, values)
-        tile, text = values.tile, grid.text
+        tile, text = min(values.tile, max(grid.height, grid.width)), grid.text
         sides = {"height": grid.height, "width": grid.width, "tile": tile, "text": text}
         # without the log-sum-exp
         out = cast(Tensor, tile_attention(q, k, v, kept, **sides, backend=self.backend))
