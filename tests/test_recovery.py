@@ -32,3 +32,9 @@ def test_a_replaced_layer_is_nearer_on_pictures_that_the_fit_has_not_seen():
 def test_one_picture_cannot_be_fitted_and_measured():
     with pytest.raises(ValueError, match="1 latents and 1 prompts; .* at least 2"):
         recovery.recoverable(tiny.pipeline(), *samples_of(1), "lit")
+
+
+def test_a_wrong_operator_is_refused_before_the_teacher_runs(monkeypatch):
+    monkeypatch.setattr(recovery, "_running", None)
+    with pytest.raises(ValueError, match="unknown operator 'lti': did you mean 'lit'"):
+        recovery.recoverable(tiny.pipeline(), *samples_of(2), "lti")

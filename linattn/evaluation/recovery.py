@@ -58,25 +58,17 @@ def recoverable(
             f"{len(latents)} latents and {len(prompts)} prompts; pass as many of each, at least 2: "
             "one half is fitted, the other measured"
         )
+    # before any forward, so that a wrong operator is refused first
+    untrained = converted(source.model, Candidate(operator, options, BEFORE, layers), seed)
     half = len(latents) // 2
     t = level_time(level, diffusion_of(teacher).steps)
     noisy = noised(teacher, latents, t, seed)
     fitting = _running(source, noisy[:half], t, prompts[:half])
     with sampling.evaluating(source.model), families.capture(source.model, detach=True) as calls:
         _running(source, noisy[half:], t, prompts[half:])(source.model)
-    errors = {}
-    for policy in (BEFORE, AFTER):
-        candidate = Candidate(operator, options, policy, layers)
-        student = converted(source.model, candidate, seed, fitting)
-        errors[policy] = {
-            layer.index: _error(layer, calls[layer.index])
-            for layer in families.layers(student)
-            if layer.operator is not None
-        }
-    return [
-        {"layer": index, "before": before, "after": errors[AFTER][index]}
-        for index, before in errors[BEFORE].items()
-    ]
+    fitted = converted(source.model, Candidate(operator, options, AFTER, layers), seed, fitting)
+    before, after = (_errors(student, calls) for student in (untrained, fitted))
+    return [{"layer": index, "before": before[index], "after": after[index]} for index in before]
 
 
 def _running(
@@ -92,6 +84,12 @@ def _running(
         return source.conditions.call(model, inputs, times, encoded)
 
     return run
+
+
+def _errors(student: nn.Module, calls: list[dict[str, Any]]) -> dict[int, float]:
+    """Return the error of every replaced layer by its number."""
+    layers = [layer for layer in families.layers(student) if layer.operator is not None]
+    return {layer.index: _error(layer, calls[layer.index]) for layer in layers}
 
 
 def _error(layer: families.Layer, call: dict[str, Any]) -> float:
