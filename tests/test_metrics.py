@@ -170,6 +170,15 @@ def test_prediction_error_of_a_scaled_teacher_is_known():
     assert prediction_error(pipe, pipe.transformer, latents_and_labels())["mean"]["value"] == 0
 
 
+def test_the_error_is_that_of_the_squares_of_its_pictures():
+    result = prediction_error(tiny.pipeline(), other(), latents_and_labels(), (0.2, 0.8))
+    error, size = (torch.tensor(result["squares"][name]) for name in ("error", "teacher"))
+    assert error.shape == size.shape == (2, 5)  # levels x pictures
+    by_level = error.sum(1) / size.sum(1)
+    assert by_level.tolist() == pytest.approx([row["value"] for row in result["levels"]])
+    assert by_level.mean().item() == pytest.approx(result["mean"]["value"])
+
+
 def other() -> nn.Module:
     return tiny.pipeline(seed=5).transformer
 

@@ -31,7 +31,7 @@ FLOORS = (
         "shapes",
         "configs",
     ),
-    ("attention",),
+    ("attention", "contrasts"),
     ("families", "world", "eye"),
     ("conditions",),
     ("surgery", "sampling"),

@@ -111,6 +111,7 @@ def prediction_error(
     - Predictions are without guidance, so that the models are compared and not the sampler.
     - The result has one entry for each level and the mean of the levels, whose interval resamples
       pictures with all their levels.
+    - `squares` holds both squares of each picture, levels x pictures, for comparisons in pairs.
     - `theirs` holds the teacher's `predictions`: they are the same for every student, so a caller
       may keep them.
     """
@@ -129,7 +130,9 @@ def prediction_error(
     for index, level in enumerate(levels):
         error = _relative_error(sums[:, index : index + 1], seed)
         by_level.append({"noise": level, "time": level_time(level, steps), **error})
-    return {"levels": by_level, "mean": _relative_error(sums, seed)}
+    error, size = sums.permute(2, 1, 0).tolist()  # each (levels, pictures)
+    squares = {"error": error, "teacher": size}
+    return {"levels": by_level, "mean": _relative_error(sums, seed), "squares": squares}
 
 
 def _squared_sums(ours: Tensor, theirs: Tensor) -> Tensor:

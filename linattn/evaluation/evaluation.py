@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from linattn import params, project, sealed, surgery
 from linattn.attention import POLICIES
-from linattn.evaluation import costs, scores
+from linattn.evaluation import costs, scores, tally
 from linattn.evaluation.bench import Bench, on_device, say
 from linattn.evaluation.fewer import fewer
 from linattn.evaluation.likeness import unrelated
@@ -32,14 +32,16 @@ from linattn.evaluation.rows import (
     draw_reference,
     errors,
     levels_of,
+    marks,
     plain,
     shown_of,
     sizes,
     truth,
 )
+from linattn.intervals import shares
 from linattn.surgery.conversion import converted, loaded
-from linattn.world import marks, pairs
-from linattn.world.marks import judge_kid
+from linattn.world import pairs
+from linattn.world.marks import chance as judge_chance, judge_kid
 
 # The teacher, and chance
 # ---------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def chance(bench: Bench, pictures: Tensor) -> dict[str, Any]:
     Pictures of two things are marked against the captions of other pictures. To the eye the row is
     as far from the teacher's pictures as these are from one another.
     """
-    values = marks.chance() if bench.judged else {}
+    values = judge_chance() if bench.judged else {}
     if bench.judged and bench.captioned:
         two_things, scenes = on_device(pictures[1::2]), bench.scenes(len(pictures))[1::2]
         values |= pairs.chance(bench.judge, two_things, scenes)
@@ -165,6 +167,8 @@ class Trained:
     pictures: Tensor
     cross: Tensor  # at a multiple of the trained side
     draw_seconds: float
+    squares: tally.Squares  # of the error and of the teacher's prediction
+    marks: Mapping[str, Tensor]  # which pictures are right, by mark
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
     for seed in other_seeds:
         model = distilled(bench, project.student(name, seed))
         trained.append(measure_trained(bench, model, f"{name} (seed {seed})"))
+    by_seed = zip(recipe.seeds, trained, strict=True)
     before = None
     if not starts_from_data(student):
         model = converted(bench.teacher.model, student, first_seed)
@@ -204,6 +209,7 @@ def evaluate_student(bench: Bench, name: str) -> dict[str, Any]:
         "seeds": list(recipe.seeds),
         "pictures": sizes(bench),
         "quality": _over_seeds([one.measures for one in trained]),
+        "tally": tally.tally({seed: (one.squares, one.marks) for seed, one in by_seed}),
         **({"undistilled": _plain(before.measures)} if before else {}),
         "by_noise": _by_noise(bench, [one.error_levels for one in trained], before),
         "cost": cost(bench, first_model) | {"trained": training["trained"]},
@@ -237,12 +243,13 @@ def measure_trained(bench: Bench, model: nn.Module, title: str) -> Trained:
     draw_seconds = time.monotonic() - start
     cross = draw(bench, model, settings.cross_pictures, settings.quick_steps, settings.cross)
     error = errors(bench, model)
-    marked, enlarged = truth(bench, pictures), truth(bench, cross, "cross_")
+    right, enlarged = marks(bench, pictures), truth(bench, cross, "cross_")
     to_teacher = distance(bench, pictures, "pictures")
-    measures = {"error": error["mean"], **marked, **enlarged, **to_teacher}
+    measures = {"error": error["mean"], **shares(right), **enlarged, **to_teacher}
     measures |= cross_distance(bench, cross)
     measures |= scores.of_student(bench, pictures)
-    return Trained(measures, error["levels"], pictures, cross, draw_seconds)
+    levels, squares = error["levels"], error["squares"]
+    return Trained(measures, levels, pictures, cross, draw_seconds, squares, right)
 
 
 def measure_undistilled(bench: Bench, model: nn.Module, name: str) -> Undistilled:

@@ -24,22 +24,10 @@ from linattn.evaluation.density import density
 from linattn.evaluation.distance import distance as picture_distance, prediction_error, predictions
 from linattn.evaluation.draws import forwards
 from linattn.evaluation.likeness import eye_distance, likeness
+from linattn.intervals import seeds_half_width, shares
 from linattn.world import pairs
-from linattn.world.marks import judge_accuracy, judge_fid, judge_kid
+from linattn.world.marks import judge_fid, judge_kid, label_marks
 
-# 97.5 % of Student's t by degrees of freedom, since a handful of training seeds says little about
-# their spread.
-STUDENT_T = {
-    1: 12.706,
-    2: 4.303,
-    3: 3.182,
-    4: 2.776,
-    5: 2.571,
-    6: 2.447,
-    7: 2.365,
-    8: 2.306,
-    9: 2.262,
-}
 OF_ONE = ("shape", "colour", "both")
 SHARES = (*OF_ONE, *pairs.NAMES, *(f"cross_{name}" for name in (*OF_ONE, *pairs.NAMES)))
 # Intervals are cut at these bounds, which no value can pass.
@@ -142,19 +130,25 @@ def cross_distance(bench: Bench, pictures: Tensor) -> Measures:
     return {"cross_eye_distance": eye_distance(features, bench.eyed["cross"], seed)}
 
 
-def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
-    """Measure how often the judge finds the label or caption in the pictures.
+def marks(bench: Bench, pictures: Tensor) -> dict[str, Tensor]:
+    """Say which pictures are right, by mark: those of one thing, then those of two.
 
-    Nothing is measured of a teacher that does not draw the small world.
+    Nothing is marked of a teacher that does not draw the small world.
     """
     if not bench.judged:
         return {}
     count = len(pictures)
     single = bench.singles(count)
-    marks = judge_accuracy(bench.judge, as_floats(pictures[single]), bench.labels(count)[single])
+    right = label_marks(bench.judge, as_floats(pictures[single]), bench.labels(count)[single])
     if bench.captioned:
-        marks |= pairs.shares(bench.judge, on_device(pictures[1::2]), bench.scenes(count)[1::2])
-    return {f"{prefix}{name}": value for name, value in marks.items()}
+        two, scenes = on_device(pictures[1::2]), bench.scenes(count)[1::2]
+        right |= pairs.named_marks(bench.judge, two, scenes)
+    return right
+
+
+def truth(bench: Bench, pictures: Tensor, prefix: str = "") -> Measures:
+    """Measure how often the judge finds the label or caption in the pictures."""
+    return {f"{prefix}{name}": share for name, share in shares(marks(bench, pictures)).items()}
 
 
 def errors(bench: Bench, model: nn.Module) -> dict[str, Any]:
@@ -251,15 +245,14 @@ def combine(
     values = [measure["value"] for measure in measures]
     if any(value is None for value in values):
         return plain(measures[0])
-    mean, spread = statistics.mean(values), statistics.stdev(values)
-    seeds_half_width = STUDENT_T.get(len(values) - 1, 2.2) * spread / math.sqrt(len(values))
+    mean, of_seeds = statistics.mean(values), seeds_half_width(values)
     least, most = within or (-math.inf, math.inf)
     bounds: dict[str, float | None] = {"low": None, "high": None}
     for end, sign in (("low", -1), ("high", 1)):
         if any(measure[end] is None for measure in measures):
             continue
         pictures_half_widths = [abs(measure[end] - measure["value"]) for measure in measures]
-        half_width = math.hypot(statistics.mean(pictures_half_widths), seeds_half_width)
+        half_width = math.hypot(statistics.mean(pictures_half_widths), of_seeds)
         bounds[end] = min(max(mean + sign * half_width, least), most)
     return {"value": mean, **bounds, "n": measures[0]["n"], "seeds": values}
 

@@ -13,7 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_kernel
 
 from linattn.finite import finite
-from linattn.intervals import NORMAL, RESAMPLES, Result, wilson
+from linattn.intervals import NORMAL, RESAMPLES, Result, shares
 from linattn.reader import between, checked, typed
 from linattn.world.drawing import COLOURS, LABELS, SHAPES
 
@@ -80,9 +80,16 @@ def judge_accuracy(
     judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256
 ) -> dict[str, Result]:
     """Count how often shape, colour and both are those of the label, with Wilson's intervals."""
+    return shares(label_marks(judge, pictures, labels, batch))
+
+
+@checked(labels=typed(), **JUDGING)
+def label_marks(
+    judge: nn.Module, pictures: Tensor, labels: Tensor, batch: int = 256
+) -> dict[str, Tensor]:
+    """Say of each picture whether shape, colour and both are those of the label, by mark."""
     shape, colour = judge_marks(judge, pictures, labels, batch)
-    marks = {"shape": shape, "colour": colour, "both": shape & colour}
-    return {name: wilson(int(right.sum()), len(right)) for name, right in marks.items()}
+    return {"shape": shape, "colour": colour, "both": shape & colour}
 
 
 def chance() -> dict[str, float]:

@@ -145,11 +145,15 @@ def shares(
     judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]
 ) -> dict[str, dict[str, Any]]:
     """Count the pictures that are right in each mark, with Wilson's interval."""
+    return intervals.shares(named_marks(judge, pictures, scenes))
+
+
+def named_marks(
+    judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]
+) -> dict[str, Tensor]:
+    """Say which pictures are right, by mark of NAMES."""
     columns = marks(judge, pictures, scenes).T  # (3, pictures)
-    return {
-        name: intervals.wilson(int(right.sum()), len(right))
-        for name, right in zip(NAMES, columns, strict=True)
-    }
+    return dict(zip(NAMES, columns, strict=True))
 
 
 def chance(judge: nn.Module, pictures: Tensor, scenes: Sequence[drawing.Scene]) -> dict[str, float]:
