@@ -98,7 +98,7 @@ def drawn(monkeypatch):
 
     def measure_trained(bench, model, title):
         titles.append(title)
-        return evaluation.Trained(one, [], torch.empty(0), torch.empty(0), 0.0)
+        return evaluation.Trained(one, [], torch.empty(0), torch.empty(0), 0.0, {}, {})
 
     monkeypatch.setattr(evaluation, "measure_trained", measure_trained)
     return titles

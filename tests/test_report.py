@@ -162,7 +162,8 @@ def with_error_of_lit(teacher, **error):
     """Give lit an error of .1 % before distillation, and this error after it."""
     lit = teacher.results["lit"]
     quality = {**lit["quality"], "error": {"n": 8, **error}}
-    lit = {**lit, "quality": quality, "undistilled": {"error": {"value": 0.001}}}
+    before = {"error": {"value": 0.001}}
+    lit = {**lit, "quality": quality, "undistilled": before, "tally": None}
     return changed(teacher, results={**teacher.results, "lit": lit})
 
 

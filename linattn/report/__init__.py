@@ -30,6 +30,10 @@ or are absent. Keys that do not apply are absent or null.
                    thing. What the judge marks is absent for a teacher of other pictures
     undistilled   the same names, for the student converted and not trained (absent for the teacher)
     by_noise      {noise [..], error [measure ..], undistilled [measure ..]}
+    tally         of a student: {teacher [level][picture], seeds {seed: {error [level][picture],
+                   marks {mark: "0110.."}}}}: both squares of each picture, of which error is the
+                   quotient, in nine digits (a float32's), and which pictures are right. Absent in
+                   older runs; nothing of it is shown, rows are compared by it
     confusion     counts: a row for each prompted shape, a column for each shape the judge saw
     cost          {macs, macs_counted, core_macs, density, added, trained}: one forward of one
                    picture; draw_macs of a whole draw, guidance included

@@ -3,7 +3,7 @@ cost.
 
 - Ranked are methods: students of params.yaml, and rows that an operator's file gave.
   The teacher and the controls, which keep softmax, stand below the ranks as what they are.
-- A row whose interval reaches the best value is marked ≈, as in the report's tables.
+- A row that is not apart from the best is marked ≈, as in the report's tables.
 - Rows of another profile are left out, and rows of another budget are refused: neither is
   comparable.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from linattn.attention import OPERATORS
-from linattn.report import budget, circumstances, markdown, pictures, tables
+from linattn.report import budget, circumstances, markdown, pairs, pictures, tables
 from linattn.report.columns import COLUMNS, Column
 from linattn.report.contributed import Contributed
 from linattn.report.data import Data, Report
@@ -30,6 +30,7 @@ SHOWN = (*(c for c in COLUMNS if c.key in ("error", "core_macs", "added")), MEMO
 UNITS = ("%", "M MACs", "k weights", "MB")
 HEADS = tuple(f"{column.title}, {unit}" for column, unit in zip(SHOWN, UNITS, strict=True))
 APART = "≈ is not the best, but its interval reaches the best value: the order is open"
+PAIRED = "≈ is not the best, but the same pictures do not tell it from the best: the order is open"
 EMPTY = "No row is committed yet: `make repro` makes the rows of this repository."
 
 
@@ -111,10 +112,17 @@ def _lines(data: Data, entries: Sequence[Entry]) -> list[Line]:
     measured = [entry for entry in entries if SHOWN[0].read(entry.result)]
     methods = [entry for entry in measured if not entry.result.get("control")]
     methods.sort(key=lambda entry: entry.result["quality"]["error"]["value"])
-    best = methods[0].result["quality"]["error"]["value"] if methods else None
-    lines = [_line(entry, best, str(rank)) for rank, entry in enumerate(methods, 1)]
+    results = {entry.name: dict(entry.result) for entry in measured}
+    lines = [_ranked(entry, rank, methods[0], results) for rank, entry in enumerate(methods, 1)]
     lines += [_line(entry) for entry in controls]
     return [*lines, _line(_teacher(data))] if data.teacher else lines
+
+
+def _ranked(entry: Entry, rank: int, best: Entry, results: Mapping[str, dict[str, Any]]) -> Line:
+    """Write a method's line; those that are not apart from the best are marked."""
+    pair = pairs.pair(results, pairs.ERROR, entry.name, best.name)
+    least = best.result["quality"]["error"]["value"]
+    return _line(entry, least, str(rank), None if pair is None else not pair.apart)
 
 
 def _is_protocol(result: Mapping[str, Any]) -> bool:
@@ -135,10 +143,12 @@ def in_words(board: Board, name: str) -> str:
     return f"{name}: {rank} for {board.data.name}; {', '.join(cells)}"
 
 
-def _line(entry: Entry, best: float | None = None, rank: str = "") -> Line:
-    """Write a line; the best error is marked, and those whose interval reaches it."""
+def _line(
+    entry: Entry, best: float | None = None, rank: str = "", close: bool | None = None
+) -> Line:
+    """Write a line; the best error is marked, and those that are close to it."""
     error, *costs = (column.read(entry.result) for column in SHOWN)
-    cells = [tables.cell(SHOWN[0], error, best)]
+    cells = [tables.cell(SHOWN[0], error, best, close)]
     cells += [tables.cell(column, cost) for column, cost in zip(SHOWN[1:], costs, strict=True)]
     return Line(
         entry.name, entry.operator, tuple(cells), entry.source, rank, entry.page, entry.drawn
@@ -246,6 +256,7 @@ def leaderboard_html(report: Report) -> str:
         heads=HEADS,
         expected={board.data.role: _sentences([_minutes(board.data)]) for board in shown},
         budget=shared_budget(report),
+        pairing=pairs.note(board.data for board in shown),
         machine=circumstances.machine(report),
         root="",
         here=FILE,
@@ -272,7 +283,8 @@ def markdown_table(report: Report) -> str:
     if not shown:
         return EMPTY
     notes = "; ".join(f"{column.title}: {column.note}" for column in SHOWN)
-    notes = f"{notes}. Brackets hold 95 % intervals; {APART}."
+    paired = pairs.are_there(board.data for board in shown)
+    notes = f"{notes}. Brackets hold 95 % intervals; {PAIRED if paired else APART}."
     return "\n\n".join([shared_budget(report), *map(_in_markdown, shown), notes])
 
 

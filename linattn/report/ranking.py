@@ -1,5 +1,9 @@
-"""Rank the rows of a teacher by a measure, and say which intervals tell two of them apart."""
+"""Rank the rows of a teacher by a measure, and say which two of them are apart.
 
+Two rows are compared in pairs (pairs.py) where both keep their sums, and else by their intervals.
+"""
+
+from linattn.report import pairs
 from linattn.report.columns import Measure, measure
 from linattn.report.data import Data
 
@@ -32,6 +36,20 @@ def apart(first: Measure, second: Measure) -> bool:
     if low.get("high") is None or high.get("low") is None:
         return low["value"] < high["value"]
     return low["high"] < high["low"]
+
+
+def differ(data: Data, key: str, first: str, second: str) -> bool:
+    """Say whether two students of a teacher are apart."""
+    if pair := pairs.of_teacher(data, key, first, second):
+        return pair.apart
+    return apart(*(data.results[name]["quality"][key] for name in (first, second)))
+
+
+def order(data: Data, first: str, second: str) -> str:
+    """Say in words whether the errors of two students are apart."""
+    if pair := pairs.of_teacher(data, pairs.ERROR, first, second):
+        return pairs.in_words(pair)
+    return touch(*(data.results[name]["quality"][pairs.ERROR] for name in (first, second)))
 
 
 def touch(first: Measure, second: Measure) -> str:

@@ -1,9 +1,10 @@
 """Say what each sort of result file holds, as far as the pages need it, in JSON Schema.
 
 A key that no page shows may hold anything, so that a file may grow. Beside JSON Schema's words
-there are four: `alike` names lists of one length, `square` a table of the judge's shapes, `tables`
-lists that have a line for each layer and a value for each noise level, and `layered` losses that
-have a line for each layer.
+there are five: `alike` names lists of one length, `square` a table of the judge's shapes, `tables`
+lists that have a line for each layer and a value for each noise level, `layered` losses that have
+a line for each layer, and `tallied` says that all seeds have the levels and pictures of the
+teacher.
 """
 
 import functools
@@ -89,6 +90,21 @@ BY_NOISE = _entry(
     error=_list(MEASURED, "measures"),
     undistilled=_or_null(_list(MEASURED, "measures")),
 ) | {"alike": ["noise", "error", "undistilled"]}
+SQUARES = _list(_list(NOT_NEGATIVE, "squares"), "squares for each noise level", minItems=1)
+RIGHT = _described({"type": "string", "pattern": "^[01]+$"}, "a 1 or 0 for each picture")
+OF_SEED = _entry(
+    "what each picture adds to a row of one training seed, {error, marks}",
+    ("error", "marks"),
+    error=SQUARES,
+    marks=_names(RIGHT, "a 1 or 0 for each picture"),
+)
+SEED = _described({"type": "string", "pattern": "^[0-9]{1,18}$"}, "a training seed")
+TALLY = _entry(
+    "what each picture adds, {teacher, seeds}",
+    ("teacher", "seeds"),
+    teacher=SQUARES,
+    seeds=_names(OF_SEED, "what each picture adds", propertyNames=SEED, minProperties=1),
+) | {"tallied": True}
 CURVE = _entry(
     "a training curve, {step, loss, stage}",
     ("step", "loss"),
@@ -114,6 +130,7 @@ RESULT = {
     "quality": MEASURES,
     "undistilled": _or_null(MEASURES),
     "by_noise": _or_null(BY_NOISE),
+    "tally": _or_null(TALLY),
     "confusion": _or_null(
         _list(_list(NOT_NEGATIVE, "counts"), "counts for each shape", square=True)
     ),
@@ -330,6 +347,36 @@ def _square(validator: Any, _: bool, content: Any, schema: Schema) -> Iterator[A
         yield _error(f"it has not {count} rows of {count} counts")
 
 
+def _tallied(validator: Any, _: bool, content: Any, schema: Schema) -> Iterator[Any]:
+    """Yield an error for each seed whose squares or marks are not of as many pictures."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("seeds"), Mapping):
+        return
+    lengths = _lengths(content.get("teacher"))
+    first: dict[str, int] | None = None
+    if len(set(lengths)) > 1:
+        yield _error(f"teacher has levels of {lengths} pictures")
+    for seed, entry in content["seeds"].items():
+        of_seed = entry if isinstance(entry, Mapping) else {}
+        if _lengths(of_seed.get("error")) != lengths:
+            yield _error(f"seeds.{seed}.error has not the levels and pictures of teacher")
+        counted = _marks(of_seed.get("marks"))
+        first = counted if first is None else first
+        if counted != first:
+            yield _error(f"seeds.{seed}.marks has not the marks and pictures of the first seed")
+
+
+def _lengths(levels: Any) -> list[int]:
+    """Count the pictures of each level."""
+    lists = levels if isinstance(levels, list) else []
+    return [len(pictures) if isinstance(pictures, list) else 0 for pictures in lists]
+
+
+def _marks(marks: Any) -> dict[str, int]:
+    """Count the pictures of each mark."""
+    texts = marks if isinstance(marks, Mapping) else {}
+    return {name: len(text) for name, text in texts.items() if isinstance(text, str)}
+
+
 def _has_shape(table: Any, down: int, across: int) -> bool:
     lines = table if isinstance(table, list) else []
     return len(lines) == down and all(isinstance(x, list) and len(x) == across for x in lines)
@@ -345,7 +392,13 @@ def _error(message: str) -> Any:
     return ValidationError(message)
 
 
-WORDS = {"alike": _alike, "layered": _layered, "square": _square, "tables": _tables}
+WORDS = {
+    "alike": _alike,
+    "layered": _layered,
+    "square": _square,
+    "tables": _tables,
+    "tallied": _tallied,
+}
 
 
 @functools.cache

@@ -11,7 +11,16 @@ from typing import Any
 from linattn.report import fewer
 from linattn.report.columns import Measure, measure
 from linattn.report.data import Data, Report
-from linattn.report.ranking import apart, closest, ideas, ranking, reaches, touch
+from linattn.report.ranking import (
+    apart,
+    closest,
+    differ,
+    ideas,
+    order,
+    ranking,
+    reaches,
+    touch,
+)
 from linattn.report.timing import baseline, timed
 from linattn.report.words import listed, percent, with_interval
 
@@ -45,7 +54,7 @@ def in_short(data: Data) -> list[str]:
 def headline(report: Report) -> str:
     """Return the finding in one sentence: who comes closest to each teacher.
 
-    Students whose intervals touch the closest one's share its place. A rehearsal finds nothing.
+    Students that are not apart from the closest one share its place. A rehearsal finds nothing.
     """
     if any(data.rehearsed for data in report.parts.values()):
         return "A rehearsal: the weights are random, so no row says anything of an operator."
@@ -69,8 +78,9 @@ def headline(report: Report) -> str:
 def _firsts(data: Data) -> tuple[list[str], str]:
     """Name the closest student and those that cannot be told from it, and write its error."""
     ranked = ranking(data, "error", "lower")
-    error = ranked[0][1]
-    return [name for name, value in ranked if not apart(error, value)], percent(error["value"])
+    first, error = ranked[0]
+    near = [name for name, _ in ranked[1:] if not differ(data, "error", first, name)]
+    return [first, *near], percent(error["value"])
 
 
 def _operators(data: Data, firsts: Mapping[str, tuple[list[str], str]]) -> set[str]:
@@ -131,7 +141,7 @@ def _closest(data: Data) -> Iterable[str]:
     sentence = f"Closest to the teacher's prediction is {name}: {error}"
     if len(ranked) > 1:
         second, value = ranked[1]
-        sentence += f", before {second} with {with_interval(value)}; {touch(first, value)}"
+        sentence += f", before {second} with {with_interval(value)}; {order(data, name, second)}"
     yield f"{sentence}."
 
 
@@ -224,36 +234,42 @@ def _against_control(data: Data) -> Iterable[str]:
                 f"{with_interval(error, 2)} away from the teacher it began as. So much of any "
                 "error here is the training's, not the attention's."
             )
-            yield from _near_control(data, error, measure(data.results[name], "shape"))
+            yield from _near_control(data, name, error["value"])
             return
 
 
-def _near_control(data: Data, error: Measure, shape: Measure | None) -> Iterable[str]:
-    """Name the methods that the control's error and shapes tell apart from it, and the others."""
+def _near_control(data: Data, control: str, error: float) -> Iterable[str]:
+    """Name the methods that error and shapes tell apart from a control, and the others."""
     ranked = ranking(data, "error", "lower")
-    near = [name for name, value in ranked if not apart(value, error)]
-    lower = [name for name, value in ranked if value["value"] < error["value"]]
+    near = [name for name, _ in ranked if not differ(data, "error", name, control)]
+    lower = [name for name, value in ranked if value["value"] < error]
     nearer = [name for name in lower if name not in near]
     if near:
         yield f"By error {listed(near)} cannot be told from that control."
     if nearer:
         yield f"Nearer to the teacher than that control: {listed(nearer)}."
+    shape = measure(data.results[control], "shape")
     if shape and shape.get("low") is not None:
         ranked = ranking(data, "shape", "higher")
-        below = [name for name, value in ranked if value.get("high", 1) < shape["low"]]
+        less = [name for name, value in ranked if value["value"] < shape["value"]]
+        below = [name for name in less if differ(data, "shape", name, control)]
         yield f"Clearly below that control by shape: {listed(below)}."
 
 
 def _convolution(data: Data) -> Iterable[str]:
     """Compare the control that has a convolution beside softmax with the one that has none."""
-    errors: dict[bool, Measure | None] = {}
+    by_conv: dict[bool, str] = {}
     for name in data.controls:
-        conv = bool(data.students[name].get("conv"))
-        errors.setdefault(conv, measure(data.results[name], "error"))
-    without, with_it = errors.get(False), errors.get(True)
-    if without and with_it:
-        moves = f"{percent(with_it['value'], 2)} away, {percent(without['value'], 2)} without"
-        yield f"With a convolution added softmax moves {moves}; {touch(without, with_it)}."
+        if measure(data.results[name], "error"):
+            by_conv.setdefault(bool(data.students[name].get("conv")), name)
+    if len(by_conv) < 2:
+        return
+    without, with_it = by_conv[False], by_conv[True]
+    moves = [
+        percent(data.results[name]["quality"]["error"]["value"], 2) for name in (with_it, without)
+    ]
+    verdict = order(data, with_it, without)
+    yield f"With a convolution added softmax moves {moves[0]} away, {moves[1]} without; {verdict}."
 
 
 def _cost(data: Data) -> Iterable[str]:

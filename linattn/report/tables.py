@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from linattn.report import fewer
+from linattn.report import fewer, pairs
 from linattn.report.columns import COLUMNS, OVERVIEW, Column, Measure
 from linattn.report.data import Data, Report
 from linattn.report.ranking import ranking, reaches
@@ -22,7 +22,7 @@ class Cell:
     text: str  # the value as it is written
     interval: str = ""  # its 95 % interval
     best: bool = False  # whether the column has no better value
-    close: bool = False  # not the best, but its interval reaches the best value
+    close: bool = False  # not the best, and not apart from it
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,10 @@ def students(data: Data, columns: Sequence[Column], note: str = "") -> list[Row]
         if name in data.failures:
             rows.append(Row(name, kind, failure=data.failures[name], page=page, note=row_note))
         else:
-            cells = _cells(columns, data.results[name], best if kind == "student" else {})
+            bests = best if kind == "student" else {}
+            cells = tuple(
+                _compared(data, column, name, bests.get(column.key)) for column in columns
+            )
             rows.append(Row(name, kind, cells, page=page, note=row_note))
     return rows
 
@@ -165,14 +168,24 @@ def page_of(name: str) -> str:
     return f"pages/{name}.html"
 
 
-def _cells(
-    columns: Sequence[Column],
-    result: Mapping[str, Any],
-    best: Mapping[str, float | None] | None = None,
-) -> tuple[Cell, ...]:
-    """Write a result's cells; `best` holds the best value of each column."""
-    bests = best or {}
-    return tuple(cell(column, column.read(result), bests.get(column.key)) for column in columns)
+def _cells(columns: Sequence[Column], result: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """Write a result's cells, none of them compared."""
+    return tuple(cell(column, column.read(result)) for column in columns)
+
+
+def _compared(data: Data, column: Column, name: str, best: float | None) -> Cell:
+    """Write a student's cell, compared with the method that has the best value of the column."""
+    return cell(column, column.read(data.results[name]), best, _open(data, column, name, best))
+
+
+def _open(data: Data, column: Column, name: str, best: float | None) -> bool | None:
+    """Say whether a pair leaves the order open; None where there is no pair."""
+    for other in data.methods if best is not None else []:
+        value = column.read(data.results[other])
+        if value and _level(column, value["value"]) == best:
+            pair = pairs.of_teacher(data, column.key, name, other)
+            return None if pair is None else not pair.apart
+    return None
 
 
 def _best(column: Column, results: Sequence[Mapping[str, Any]]) -> float | None:
@@ -184,8 +197,20 @@ def _best(column: Column, results: Sequence[Mapping[str, Any]]) -> float | None:
     return max(values) if column.better == "higher" else min(values)
 
 
-def cell(column: Column, measure: Measure | None, best: float | None = None) -> Cell:
-    """Write a measure as a cell, marked where it is the best or its interval reaches the best."""
+def cell(
+    column: Column,
+    measure: Measure | None,
+    best: float | None = None,
+    close: bool | None = None,
+) -> Cell:
+    """Write a measure as a cell, marked where it is the best or not apart from it.
+
+    Args:
+        column: the measure's column.
+        measure: what is written.
+        best: the best value of the column; None marks nothing.
+        close: whether a pair leaves the order open; without a pair the interval says.
+    """
     if measure is None:
         return Cell("–")
     value, low, high = measure["value"], measure.get("low"), measure.get("high")
@@ -195,7 +220,8 @@ def cell(column: Column, measure: Measure | None, best: float | None = None) -> 
         return Cell(column.text(value), interval)
     # Values that print alike are equal: two students on 93.8 % are both best.
     is_best = column.text(_level(column, value)) == column.text(best)
-    return Cell(column.text(value), interval, is_best, reaches(measure, best) and not is_best)
+    reached = reaches(measure, best) if close is None else close
+    return Cell(column.text(value), interval, is_best, reached and not is_best)
 
 
 def _level(column: Column, value: float) -> float:
