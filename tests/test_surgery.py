@@ -11,7 +11,7 @@ import kinds
 import pytest
 import tiny
 import torch
-from layers import richest
+from layers import FORMS, richest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,7 +23,8 @@ from linattn.surgery.select import select
 
 EVERY = list(OPERATORS)
 MAPPED = [name for name, operator in OPERATORS.items() if operator.has_map]
-OPTIONS = {name: richest(name) for name in EVERY}
+# the richest form of mixed names layers, which some tests do not choose
+OPTIONS = {name: richest(name) for name in EVERY} | {"mixed": FORMS["mixed-noise"].options}
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -495,7 +496,7 @@ def test_the_map_times_the_values_is_the_layer(name, side):
         read = torch.einsum(
             "bhij,bjhd->bihd", weights, v.flatten(2).unflatten(2, (heads, -1))
         ).reshape(v.shape)
-        read = read if name is None else read + layer.operator.local(v, grid)
+        read = read if name is None else read + layer.operator.local(v, grid, seen[1]["noise"])
         out = layer.attn.to_out[0](read.flatten(2))
     torch.testing.assert_close(out, seen[1]["output"], atol=1e-9, rtol=1e-9)
 

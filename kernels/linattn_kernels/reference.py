@@ -82,8 +82,9 @@ def linear_attention(
     count = counts.sum(1)  # (batch,)
     if state is not None:
         earlier = state.count.to(k.dtype).view(-1, 1, 1)
-        num = num + earlier.unsqueeze(3) * torch.einsum("bihd,bhde->bhie", phi(q), state.values)
-        den = den + earlier * torch.einsum("bihd,bhd->bhi", phi(norm_q), state.keys)
+        old_v, old_k = state.values.to(v.dtype), state.keys.to(k.dtype)
+        num = num + earlier.unsqueeze(3) * torch.einsum("bihd,bhde->bhie", phi(q), old_v)
+        den = den + earlier * torch.einsum("bihd,bhd->bhi", phi(norm_q), old_k)
         count = count + state.count
     count = count.clamp_min(1).view(-1, 1, 1)
     out = num / count.unsqueeze(3)  # (batch, heads, queries, value_dim)

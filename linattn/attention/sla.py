@@ -44,6 +44,7 @@ class Sla(Operator):
     text = "picture tokens read all text by softmax, text tokens read everything by softmax"
     hue = "#e0508a"
     max_head_dim, core_in_float32 = MOST_SOFTMAX, False
+    has_map = False  # its projection mixes the channels of a head
     table = {
         "density": share(0.05),
         "tile": whole(4, least=1),

@@ -35,9 +35,16 @@ def fronts(result: Mapping[str, Any]) -> list[Picture]:
         points = [_point(row, row["rule"]) for row in _seen(nearest(measured["choices"]))]
         line = [_point(row, f"plan {row['budget']:g}") for row in _seen(measured["plans"])]
         if points or line:
-            axes = {"x": "share of softmax's cost", "y": f"squared error, %, {STAGES[stage]}"}
-            named = {"line": line, "line_name": "plans"} if points else {}
-            drawn.append(figures.quality_cost(points or line, **axes, log_y=True, **named))
+            drawn.append(
+                figures.quality_cost(
+                    points or line,
+                    x="share of softmax's cost",
+                    y=f"squared error, %, {STAGES[stage]}",
+                    log_y=True,
+                    line=line if points else (),
+                    line_name="plans",
+                )
+            )
     return drawn
 
 
@@ -68,7 +75,7 @@ def nearest(choices: Rows) -> list[Mapping[str, Any]]:
 
 def lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return a line of cells for each plan."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for stage, measured in _stages(result):
         for plan in measured["plans"]:
             cost, error = short(plan["cost"]), hundredths(plan["error"])
