@@ -35,16 +35,9 @@ def fronts(result: Mapping[str, Any]) -> list[Picture]:
         points = [_point(row, row["rule"]) for row in _seen(nearest(measured["choices"]))]
         line = [_point(row, f"plan {row['budget']:g}") for row in _seen(measured["plans"])]
         if points or line:
-            drawn.append(
-                figures.quality_cost(
-                    points or line,
-                    x="share of softmax's cost",
-                    y=f"squared error, %, {STAGES[stage]}",
-                    log_y=True,
-                    line=line if points else (),
-                    line_name="plans",
-                )
-            )
+            axes = {"x": "share of softmax's cost", "y": f"squared error, %, {STAGES[stage]}"}
+            joined: dict[str, Any] = {"line": line, "line_name": "plans"} if points else {}
+            drawn.append(figures.quality_cost(points or line, **axes, log_y=True, **joined))
     return drawn
 
 
