@@ -496,7 +496,7 @@ def test_a_role_in_the_list_of_plans_has_a_stage_and_a_student_of_parts_its_note
         YAML(typ="safe").dump(content, file)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     with Repo.init(str(tmp_path), no_scm=True) as repo:
-        deps = {stage.addressing: set(map(str, stage.deps)) for stage in repo.index.stages}
+        deps = {stage.name: set(map(str, stage.deps)) for stage in repo.index.stages}
     assert {"data/samples/text", "linattn/planning"} <= deps["plan@text"]
     assert "plan@class" not in deps
     for stage in ("distill@plan-50", "evaluate@plan-50"):
