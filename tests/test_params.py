@@ -216,7 +216,7 @@ def test_an_error_names_the_path_and_the_nearest_name(content, name):
 )
 def test_a_candidate_is_built_for_every_teacher_that_is_planned(content, key, value, says):
     wrong = changed(content, f"profiles.nano.plan.candidates.disc.{key}", value)
-    wrong["teachers_of"]["plan"] = ["class"]
+    wrong["teachers_of"]["plan"], wrong["profile"] = ["class"], "nano"
     with pytest.raises(ValueError, match=rf"profiles.nano.plan.candidates.disc.{says}"):
         params.parse(wrong)
 
