@@ -351,7 +351,7 @@ class Drawn(TinyData):
 CONTROLS = ("softmax", "mixed")  # which lose nothing untrained: softmax is what mixed starts from
 # What 16 steps bring less near: SLA's projection starts at zero, and the 2 % that PISA begins with
 # are less than so few steps at the protocol's rate disturb.
-SLOW = {"delta": 0.9, "sla": 0.97, "pisa": 1.5}
+SLOW = {"delta": 0.9, "momentum": 0.9, "sla": 0.97, "pisa": 1.5}
 
 
 @pytest.mark.parametrize("operator", [name for name in OPERATORS if name not in CONTROLS])

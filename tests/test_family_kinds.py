@@ -45,7 +45,7 @@ OPERATORS = {
     "softmax-conv": {"conv": 3},
     "delta": {"scans": 4, "chunk": 7},
     "axial-alternate": {"along": "alternate"},
-    "pyramid": {"radius": 1.5},
+    "pyramid": {"radius": 0.5},
     "control": {"side": 2},
     "momentum": {"beta": 0.8},
     "ttt": {"window": 3},
