@@ -125,7 +125,10 @@ def measured_step(teacher, config, shapes, stage):
         with torch.enable_grad():
             getattr(lesson, stage)(batch, 1.0)
 
-    with recomputing(config.checkpointing, lesson.student), torch.backends.mkldnn.flags(not products):
+    with (
+        recomputing(config.checkpointing, lesson.student),
+        torch.backends.mkldnn.flags(not products),
+    ):
         return peak_memory(learn)
 
 

@@ -52,9 +52,10 @@ def _publish(count):
     """Publish the synthetic files; they lack what the report does not read, such as weights."""
     for name in ("results", "runs"):
         shutil.copytree(project.local(name), project.published(name))
-    files = [f"results/{path.name}" for path in project.local("results").iterdir()]
+    names = [path.stem for path in project.local("results").iterdir()]
+    names = [name for name in names if project.pictures(name).exists()]
     with whole_folder(project.published("pictures")) as folder:
-        publish.sheets(files, folder, count)
+        publish.sheets(names, folder, count)
     target = project.published("executed/04_distill/clear.ipynb")
     target.parent.mkdir(parents=True)
     shutil.copy2(project.executed("04_distill/clear"), target)
