@@ -550,7 +550,7 @@ def test_an_added_student_runs_alone_and_a_failing_one_is_named(finished):
         "  misfit: {operator: softmax, teacher: class, layers: [99]}\n"
     )
     finished.edit(last + "\nprofiles:", last + more + "\nprofiles:")
-    # a dry run names no dependents of what cannot be looked up: source@class notes their parts first
+    # a dry run names none that depend on these: source@class has not yet noted their parts
     new = {f"distill@{name}" for name in ("softmax-conv", "misfit")}
     assert finished.would_run() - {"report"} == new
     done = finished.python("linattn.pipeline", check=False)
