@@ -349,13 +349,12 @@ class Drawn(TinyData):
 
 # softmax is the teacher itself: it has nothing to learn
 CONTROLS = ("softmax", "mixed")  # which lose nothing untrained: softmax is what mixed starts from
-# What 16 steps bring less near: SLA's projection starts at zero, and the 2 % that PISA begins with
-# are less than so few steps at the protocol's rate disturb.
-SLOW = {"delta": 0.9, "momentum": 0.9, "sla": 0.97, "pisa": 1.5}
+# What 16 steps bring less near; SLA's projection starts at zero.
+SLOW = {"delta": 0.9, "momentum": 0.9, "sla": 0.97}
 
 
-@pytest.mark.parametrize("operator", [name for name in OPERATORS if name not in CONTROLS])
-def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operator):
+def distilled(nano, operator):
+    """Return the result of 16 steps by the protocol, with the error before and after."""
     options = {"clear": {"radius": 3}, "mediator": {"count": 16}}.get(operator, {})
     config = DistillConfig(operator, options, layerwise_steps=8, steps=8, batch=4, warmup=2)
 
@@ -365,8 +364,22 @@ def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operato
         )
         return errors["mean"]["value"]
 
-    result = distill(config, *nano, evaluate=error)
+    return distill(config, *nano, evaluate=error)
+
+
+@pytest.mark.parametrize(
+    "operator", [name for name in OPERATORS if name not in (*CONTROLS, "pisa")]
+)
+def test_the_protocol_brings_every_method_closer_to_a_real_teacher(nano, operator):
+    result = distilled(nano, operator)
     assert result.after < SLOW.get(operator, 0.75) * result.before
+
+
+def test_so_few_steps_do_not_ruin_what_begins_near(nano):
+    """PISA begins with 2 %, which 16 steps at the protocol's rate disturb more than they mend."""
+    result = distilled(nano, "pisa")
+    assert result.before < 0.03
+    assert result.after < 1.5 * result.before
 
 
 def test_only_replaced_layers_are_regressed(teacher):
